@@ -1,0 +1,69 @@
+"""Cubes per second and core of each perturbation and of the mix.
+
+Run `python benchmarks/perturb.py`, on a GPU with `--device cuda`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from trainer.perturb import (
+    Draws,
+    bend_intensity,
+    deform,
+    paint_inside,
+    paint_outside,
+    perturb,
+    shuffle_pixels,
+)
+
+PERTURBATIONS: dict[str, Callable[[Tensor, Draws], Tensor]] = {
+    "elastic deformation": deform,
+    "local shuffling": shuffle_pixels,
+    "non-linear intensity": bend_intensity,
+    "in-painting": paint_inside,
+    "out-painting": paint_outside,
+    "mix": perturb,
+}
+OFFICIAL_CUBES_PER_S = 30.0
+
+
+def measure(change: Callable[[Tensor, Draws], Tensor], cubes: Tensor, repeats: int) -> float:
+    """The median of seconds a batch."""
+    on_cpu = cubes.device.type == "cpu"
+    clock = time.process_time if on_cpu else time.perf_counter  # others' load does not count
+    taken = []
+    for repeat in range(repeats + 1):
+        draws = Draws.keyed(0, "benchmark", repeat, device=cubes.device)
+        began = clock()
+        change(cubes, draws)
+        if not on_cpu:
+            torch.cuda.synchronize()
+        taken.append(clock() - began)
+    return sorted(taken[1:])[repeats // 2]  # the first one pays for tables and memory
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    cubes = torch.rand(arguments.batch_size, 1, 32, 64, 64, device=arguments.device)
+    print(f"batches of {arguments.batch_size} cubes of 32 x 64 x 64, one core, {arguments.device}")
+    print(f"{'perturbation':<22}{'cubes/s':>10}{'ms/cube':>10}{'x official':>12}")
+    for name, change in PERTURBATIONS.items():
+        seconds = measure(change, cubes, arguments.repeats) / arguments.batch_size
+        versus = f"{1 / seconds / OFFICIAL_CUBES_PER_S:.1f}" if name == "mix" else ""
+        print(f"{name:<22}{1 / seconds:>10.0f}{seconds * 1e3:>10.2f}{versus:>12}")
+
+
+if __name__ == "__main__":
+    main()

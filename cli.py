@@ -1,0 +1,563 @@
+"""The command line: parse, call one function, turn errors into one line and an exit status.
+
+Heavy imports stand inside the commands, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from pipeline.job import Summary
+    from store import PatchStore
+    from trainer import Event, TrainSummary
+
+_PLAIN_SECONDS = 10.0
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+class _Group(click.Group):
+    """Commands in the order of use; expected errors become one line and exit status 1."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError) as error:
+            # ValueError: StoreError, ConfigError, PrepareError, TrainError and their like
+            if isinstance(error, OSError) and error.strerror:
+                text = f"{error.filename or ''}: {error.strerror}".lstrip(": ")
+            else:
+                text = " ".join(str(error).split())
+            raise click.ClickException(text) from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="semgen", prog_name="semgen")
+def main() -> None:
+    r"""Turn an archive of unlabeled CT scans into a labeled patch store and pretrained 3-D models.
+
+    \b
+    semgen demo                     see it work, in about two minutes
+    semgen prepare ARCHIVE STORE    discover classes, cut crops; run again to resume
+    semgen inspect STORE            what was found
+    semgen pretrain STORE RUN       train; run again to resume
+    semgen export RUN FILE          weights for your own task
+    """
+
+
+@main.command()
+@click.argument("directory", type=_FOLDER, default=Path("semgen-demo"))
+def demo(directory: Path) -> None:
+    """Make phantom patients as files, prepare them, pretrain briefly. About two minutes.
+
+    DIRECTORY (default semgen-demo) gets archive/, store/ and run/. Run again, it goes on.
+    """
+    from pipeline.config import AutoencoderConfig, PrepareConfig
+    from pipeline.phantom import write_archive
+    from trainer import TrainConfig, pretrain
+
+    archive, store, run = directory / "archive", directory / "store", directory / "run"
+    reporter = _Reporter()
+    if not (archive / "landmarks.json").exists():
+        with reporter.stage("phantoms", 12, "patients") as advance:
+            write_archive(
+                archive,
+                patients=12,
+                format="mixed",
+                seed=1,
+                matrix=128,
+                progress=lambda *_: advance(1),
+            )
+        # one broken series, as every real archive has
+        (archive / "broken.nii.gz").write_bytes(b"this is not an image" * 100)
+    config = PrepareConfig(
+        classes=8,
+        neighbours=6,
+        validation_neighbours=2,
+        validation_fraction=0.2,
+        shape=(16, 32, 32),
+        spacing_mm=(3.0, 2.0, 2.0),
+        side_steps=(25, 40),
+        shift_steps=(-5, 5),
+        autoencoder=AutoencoderConfig(width=8, max_steps=150),
+    )
+    summary = _run_prepare((archive,), store, config, reporter=reporter)
+    _print_summary(summary, store)
+    click.echo()
+    training = TrainConfig(width=4, batch_size=12, epochs=12, warmup_epochs=4, log_every=5)
+    with _training_events() as on_event:
+        done = pretrain(store, run, training, on_event=on_event)
+    _print_training(done)
+    click.echo(
+        f"\nMade: {archive}/ ({summary.accepted + sum(summary.rejected.values())} series, one"
+        f" broken on purpose), {store}/ ({summary.classes} classes), {run}/ (weights)."
+        f"\nLook at: {run / 'samples.png'} (perturbed, restored, original)"
+        f"\n         semgen inspect {store}"
+        f"\n         tensorboard --logdir {run / 'tensorboard'}"
+        "\nThen with your own scans: semgen prepare ARCHIVE STORE"
+    )
+
+
+@main.command()
+@click.argument("directory", type=_FOLDER)
+@click.option("--patients", type=click.IntRange(1), default=12, show_default=True)
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["nifti", "dicom", "mixed"]),
+    default="nifti",
+    show_default=True,
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--matrix",
+    type=click.IntRange(64),
+    default=256,
+    show_default=True,
+    help="Voxels along the rows and columns of a slice.",
+)
+def phantom(directory: Path, patients: int, file_format: Any, seed: int, matrix: int) -> None:
+    """Write a synthetic archive with known anatomy (landmarks.json has the truth)."""
+    from pipeline.phantom import write_archive
+
+    with _Reporter().stage("phantoms", patients, "patients") as advance:
+        write_archive(
+            directory,
+            patients=patients,
+            format=file_format,
+            seed=seed,
+            matrix=matrix,
+            progress=lambda *_: advance(1),
+        )
+    click.echo(f"{patients} patients in {directory}\nNext: semgen prepare {directory} STORE")
+
+
+def _parse_spacing(_: click.Context, __: click.Parameter, value: str | None) -> Any:
+    if value is None or value == "native":
+        return value
+    try:
+        z, y, x = (float(v) for v in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter('give z,y,x in mm such as 1.25,0.75,0.75, or "native"') from error
+    return (z, y, x)
+
+
+@main.command()
+@click.argument(
+    "paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ARCHIVE... STORE"
+)
+@click.option(
+    "--preset",
+    type=click.Choice(["default", "paper"]),
+    default="default",
+    show_default=True,
+    help="paper: the published settings.",
+)
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="TOML file with any settings (docs/configuration.md).",
+)
+@click.option("--classes", type=int, help="Classes wanted.  [200]")
+@click.option("--neighbours", type=int, help="Training scans per class.  [200]")
+@click.option("--validation-neighbours", type=int, help="Validation scans per class.  [30]")
+@click.option("--validation-fraction", type=float, help="Share of persons for validation.  [0.1]")
+@click.option(
+    "--frame",
+    type=click.Choice(["body", "scan", "voxel"]),
+    help="What coordinates are measured in.  [body]",
+)
+@click.option(
+    "--spacing",
+    callback=_parse_spacing,
+    metavar="Z,Y,X|native",
+    help="Crop grid in mm.  [1.25,0.75,0.75]",
+)
+@click.option("--seed", type=int, help="Key of every random draw.  [0]")
+@click.option(
+    "--autoencoder",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Embed with these weights instead of training.",
+)
+@click.option("--workers", type=click.IntRange(1), help="Worker processes.  [one a core]")
+@click.option("--scheduler", metavar="ADDRESS", help="Use a running Dask cluster.")
+@click.option("--dry-run", is_flag=True, help="List what would be read, make nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Summary as JSON on standard output.")
+def prepare(
+    paths: tuple[Path, ...],
+    preset: str,
+    config_file: Path | None,
+    autoencoder: Path | None,
+    workers: int | None,
+    scheduler: str | None,
+    dry_run: bool,
+    as_json: bool,
+    spacing: Any,
+    **settings: Any,
+) -> None:
+    """Discover classes in ARCHIVE (folders or files of CT scans) and cut their crops into STORE.
+
+    Run the same command again to resume after any interruption. Which file became which scan is
+    in STORE.catalogue, readable by you only.
+    """
+    from pipeline.config import load_config
+
+    if len(paths) < 2:
+        raise click.UsageError("give at least one ARCHIVE, then STORE")
+    *archive, store = paths
+    config = load_config(config_file, preset=preset, overrides={**settings, "spacing_mm": spacing})
+    if dry_run:
+        _print_dry_run(tuple(archive), config, as_json=as_json)
+        return
+    summary = _run_prepare(
+        tuple(archive),
+        store,
+        config,
+        autoencoder=autoencoder,
+        workers=workers,
+        scheduler=scheduler,
+        reporter=_Reporter(),
+    )
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(summary)))
+    else:
+        _print_summary(summary, store)
+
+
+def _run_prepare(archive: tuple[Path, ...], store: Path, config: Any, **options: Any) -> Summary:
+    from pipeline.cluster import default_workers
+    from pipeline.job import prepare
+
+    return prepare(
+        archive,
+        store,
+        config,
+        workers=options.get("workers") or default_workers(),
+        scheduler=options.get("scheduler"),
+        autoencoder=options.get("autoencoder"),
+        reporter=options["reporter"],
+    )
+
+
+def _print_dry_run(archive: tuple[Path, ...], config: Any, *, as_json: bool) -> None:
+    from collections import Counter
+
+    from pipeline.archive import find_folders, read_folder
+
+    found = [s for folder in find_folders(archive) for s in read_folder(folder, config)]
+    if as_json:
+        rows = [{"file": s.files[0], "files": len(s.files), "reason": s.reason} for s in found]
+        click.echo(json.dumps(rows))
+        return
+    for series in found:
+        state = f"rejected: {series.reason} {series.detail}".strip() if series.reason else "to read"
+        click.echo(f"{series.files[0]} ({len(series.files)} files): {state}")
+    counts = Counter(series.reason or "to read" for series in found)
+    click.echo(f"{len(found)} series: " + ", ".join(f"{n} {r}" for r, n in counts.most_common()))
+
+
+def _print_summary(summary: Summary, store: Path) -> None:
+    rejected = sum(summary.rejected.values())
+    reasons = ", ".join(f"{n} {reason}" for reason, n in summary.rejected.items())
+    if summary.already_complete:
+        click.echo(f"{store} is complete; nothing to do.")
+    because = f" ({reasons})" if reasons else ""
+    click.echo(f"scans    {summary.accepted} accepted, {rejected} rejected{because}")
+    short = ""
+    if summary.classes < summary.classes_wanted:
+        short = f" of {summary.classes_wanted} wanted: no more fit without overlap"
+    click.echo(f"classes  {summary.classes}{short}; {summary.members} memberships")
+    click.echo(
+        f"crops    {summary.crops['train']} train, {summary.crops['validation']} validation;"
+        f" {_size(summary.bytes)}"
+    )
+    if summary.seconds:
+        times = ", ".join(f"{name} {_duration(s)}" for name, s in summary.seconds.items())
+        click.echo(f"time     {times}")
+    click.echo(f"store    {store}, fingerprint {summary.fingerprint[:16]}")
+    click.echo(f"Next: semgen inspect {store}\n      semgen pretrain {store} RUN")
+
+
+@main.command()
+@click.argument("store", type=_FOLDER)
+@click.option("--class", "label", type=click.IntRange(0), help="One class and its members.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def inspect(store: Path, label: int | None, as_json: bool) -> None:
+    """Show what is in STORE: scans, rejected series with reasons, classes, crops."""
+    from store import PatchStore
+    from store.inspect import describe_class, describe_store
+
+    opened = PatchStore(store, allow_building=True)
+    facts = describe_store(opened) if label is None else describe_class(opened, label)
+    if as_json:
+        click.echo(json.dumps(facts))
+    elif label is None:
+        _print_store(opened, facts)
+    else:
+        _print_class(facts)
+
+
+def _print_store(store: PatchStore, facts: dict[str, Any]) -> None:
+    fingerprint = (facts["fingerprint"] or "-")[:16]
+    click.echo(
+        f"{store.path}: {facts['state']}, format {facts['format']}, fingerprint {fingerprint}"
+    )
+    rejected = ", ".join(f"{n} {reason}" for reason, n in facts["rejected"].items()) or "none"
+    click.echo(f"scans: {facts['scans']} of {facts['patients']} patients; rejected: {rejected}")
+    for path, reason, detail in _private_rejections(store.path):
+        click.echo(f"  {path}: {reason}" + (f" ({detail})" if detail else ""))
+    crops = facts["crops"]
+    click.echo(
+        f"crops: {crops['train']} train, {crops['validation']} validation, {facts['shape']} voxels"
+        f" of {facts['spacing_mm']} mm, frame {facts['frame']}"
+    )
+    if facts["classes"]:
+        click.echo("class  reference         centre (z, y, x)       members  validation  distance")
+    for row in facts["classes"]:
+        centre = ", ".join(f"{c:.3g}" for c in row["centre"])
+        click.echo(
+            f"{row['class']:5d}  {row['reference']}  {centre:21s}  {row['members']:7d}"
+            f"  {row['validation_members']:10d}  {row['median_distance']:8.3g}"
+        )
+
+
+def _private_rejections(store: Path) -> list[tuple[str, str, str]]:
+    """Rejected files from the private catalogue, where it is there and readable."""
+    from pipeline.catalogue import read_rejections
+
+    return read_rejections(store)
+
+
+def _print_class(facts: dict[str, Any]) -> None:
+    centre = ", ".join(f"{c:.4g}" for c in facts["centre"])
+    click.echo(f"class {facts['class']}: centre ({centre}) in frame units, z y x")
+    click.echo("split       scan              distance  centre in mm (z, y, x)")
+    for row in facts["members"]:
+        place = ", ".join(f"{p:.1f}" for p in row["centre_mm"])
+        click.echo(f"{row['split']:10s}  {row['scan']}  {row['distance']:8.4g}  {place}")
+
+
+@main.command()
+@click.argument("store", type=_FOLDER)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def verify(store: Path, as_json: bool) -> None:
+    """Read everything in STORE and check it; exit 1 naming the broken rows if it is not whole."""
+    from store.verify import count_rows, verify
+
+    with _Reporter().stage("verify", count_rows(store), "rows") as advance:
+        problems = list(verify(store, progress=advance))
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(p) for p in problems]))
+    else:
+        for problem in problems:
+            click.echo(str(problem))
+        if not problems:
+            click.echo(f"{store}: whole")
+    if problems:
+        raise click.exceptions.Exit(1)
+
+
+@main.command()
+@click.argument("store", type=_FOLDER)
+@click.argument("run", type=_FOLDER)
+@click.option(
+    "--pretext", type=click.Choice(["restoration", "none"]), help="What is restored.  [restoration]"
+)
+@click.option("--classify/--no-classify", default=None, help="Learn the classes too.  [classify]")
+@click.option(
+    "--width", type=int, help="Channels of the first convolution; 32 is the paper's.  [32]"
+)
+@click.option("--batch-size", type=int, help="[64]")
+@click.option("--epochs", type=int, help="[200]")
+@click.option("--steps", type=int, help="Most optimiser steps.")
+@click.option("--warmup-epochs", type=int, help="Encoder and head alone first.")
+@click.option("--learning-rate", type=float, help="[0.001]")
+@click.option("--patience", type=int, help="Epochs without a better validation loss.  [50]")
+@click.option("--device", help='Such as "cuda" or "cpu".  [auto]')
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="[fp32]")
+@click.option("--threads", type=int, help="Threads that read crops.  [2]")
+@click.option("--seed", type=int, help="[0]")
+@click.option(
+    "--skip-corrupt", is_flag=True, default=None, help="Leave broken crops out, and count them."
+)
+@click.option("--init", type=click.Path(exists=True, dir_okay=False), help="Weights to start from.")
+@click.option("--json", "as_json", is_flag=True, help="Summary as JSON on standard output.")
+def pretrain(store: Path, run: Path, as_json: bool, **settings: Any) -> None:
+    """Pretrain a 3-D U-Net on STORE; weights and metrics go to RUN. Run again to resume."""
+    from trainer import TrainConfig, pretrain
+
+    config = TrainConfig(**{k: v for k, v in settings.items() if v is not None})
+    with _training_events() as on_event:
+        summary = pretrain(store, run, config, on_event=on_event)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(summary), default=str))
+    else:
+        _print_training(summary)
+        click.echo(f"Next: semgen export {run} weights.safetensors")
+        click.echo(f"      tensorboard --logdir {run / 'tensorboard'}")
+
+
+def _print_training(summary: TrainSummary) -> None:
+    best = ", ".join(f"{name} {value:.4g}" for name, value in summary.best.items())
+    state = "already complete" if summary.already_complete else f"ended by {summary.reason}"
+    click.echo(
+        f"{summary.run}: {state}, {summary.steps} steps, {summary.epochs} epochs,"
+        f" {_duration(summary.seconds)}"
+    )
+    click.echo(f"best at step {summary.best_step}: {best}")
+    if summary.num_skipped:
+        click.echo(f"{summary.num_skipped} corrupt crops left out; run semgen verify")
+
+
+@main.command()
+@click.argument("run", type=_FOLDER)
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["safetensors", "torch"]),
+    default="safetensors",
+    show_default=True,
+)
+@click.option("--part", type=click.Choice(["all", "encoder"]), default="all", show_default=True)
+def export(run: Path, file: Path, file_format: Any, part: Any) -> None:
+    """Write the best weights of RUN to FILE."""
+    from trainer import export_weights
+
+    export_weights(run, file, format=file_format, part=part)
+    click.echo(f"{file}: {part} of {run}, {_size(file.stat().st_size)}")
+
+
+# Progress --------------------------------------------------------------------------------------
+
+
+class _Reporter:
+    """Progress of named stages: a bar on a terminal, now and then a line elsewhere."""
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+        """A stage of `total` units; advance the value by so many."""
+        with _bar(name, total, unit) if sys.stderr.isatty() else _lines(name, total, unit) as step:
+            yield step
+
+
+@contextlib.contextmanager
+def _bar(name: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description:10s}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}, {task.fields[rate]}/s"),
+        TimeRemainingColumn(),
+    )
+    begun = time.perf_counter()
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(name, total=total, unit=unit, rate="-")
+
+        def advance(count: int) -> None:
+            progress.advance(task, count)
+            done = progress.tasks[0].completed
+            progress.update(task, rate=f"{done / (time.perf_counter() - begun):.3g}")
+
+        yield advance
+
+
+@contextlib.contextmanager
+def _lines(name: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    begun = told = time.perf_counter()
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done, told
+        done += count
+        now = time.perf_counter()
+        if now - told >= _PLAIN_SECONDS:
+            told = now
+            rate = done / (now - begun)
+            left = f", {_duration((total - done) / rate)} left" if total else ""
+            of = f" of {total}" if total else ""
+            click.echo(f"{name}: {done}{of} {unit}, {rate:.3g}/s{left}", err=True)
+
+    yield advance
+    click.echo(f"{name}: {done} {unit} in {_duration(time.perf_counter() - begun)}", err=True)
+
+
+@contextlib.contextmanager
+def _training_events() -> Iterator[Callable[[Event], None]]:
+    """Render a training run's events as lines on standard error."""
+    from trainer import Noticed, Started, Stepped, Validated
+
+    told = 0.0
+
+    def show(values: dict[str, float]) -> str:
+        return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+    def on_event(event: Event) -> None:
+        nonlocal told
+        text = ""
+        if isinstance(event, Started):
+            text = (
+                f"pretrain: {event.num_train} train and {event.num_validation} validation crops of"
+                f" {event.num_classes} classes; {event.num_parameters / 1e6:.3g} M parameters on"
+                f" {event.device}; up to {event.total_steps} steps"
+            )
+            if event.resumed_at:
+                text += f", resumed at {event.resumed_at}"
+        elif isinstance(event, Validated):
+            text = f"epoch {event.epoch}: {show(event.metrics)}" + (" (best)" if event.best else "")
+        elif isinstance(event, Noticed):
+            text = event.text
+        elif isinstance(event, Stepped) and time.perf_counter() - told >= _PLAIN_SECONDS:
+            told = time.perf_counter()
+            text = (
+                f"step {event.step} of {event.total_steps}: {show(event.metrics)};"
+                f" {event.cubes_per_s:.3g} cubes/s, {event.wait_share:.0%} waiting for data,"
+                f" {_duration(event.remaining_s)} left"
+            )
+        if text:
+            click.echo(text, err=True)
+
+    yield on_event
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.3g} TiB"
+
+
+if __name__ == "__main__":
+    main()

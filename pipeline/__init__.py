@@ -1,0 +1,1 @@
+"""Archive -> store: Dask, SimpleITK, FAISS and a small autoencoder."""

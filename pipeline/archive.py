@@ -1,0 +1,268 @@
+"""Find series in an archive and read their headers; no voxel is read here.
+
+DICOM headers are read with pydicom, one folder at a time; the slice positions are checked
+against an even grid, because reading libraries silently return a wrong spacing otherwise.
+Volumetric files (NIfTI, MetaImage, NRRD) are listed by name; their headers are read by the
+worker that reads the voxels, since a malformed one can crash the reading library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.errors import InvalidDicomError
+
+from pipeline.config import PrepareConfig
+
+VOLUME_SUFFIXES: Final = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr")
+_DICOM_SUFFIXES: Final = (".dcm", ".dicom", ".ima")
+_TAGS: Final = [
+    "Columns",
+    "ImageOrientationPatient",
+    "ImagePositionPatient",
+    "ImageType",
+    "Modality",
+    "NumberOfFrames",
+    "PatientID",
+    "Rows",
+    "SamplesPerPixel",
+    "SeriesInstanceUID",
+    "SOPClassUID",
+]
+_DUPLICATE_MM: Final = 1e-3
+_TILT_MM: Final = 1.0
+_ORIENTATION_TOLERANCE: Final = 1e-3
+
+
+class Rejected(Exception):
+    """A series that cannot be used.
+
+    `reason` is a fixed word of the rule, safe to show anywhere; `detail` says what was found
+    and stays in the private catalogue.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Series:
+    """One series as found: its files in slice order, and what its headers say.
+
+    `reason` and `detail` are set when the headers alone reject it. `patient` is an opaque word
+    that scans of one person share.
+    """
+
+    key: str
+    kind: str
+    files: tuple[str, ...]
+    patient: str
+    slice_gap_mm: float | None = None
+    reason: str | None = None
+    detail: str = ""
+
+    def __repr__(self) -> str:
+        return f"<Series {self.key}: {self.kind}, {len(self.files)} files>"
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """Files of one folder that may hold scans; `origin` is its place in the archive."""
+
+    origin: str
+    path: str
+    files: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"<Folder: {len(self.files)} files>"
+
+
+def find_folders(archive: Sequence[Path]) -> Iterator[Folder]:
+    """Folders below the given folders and files, in a stable order; links are not followed.
+
+    Raises FileNotFoundError when one of them does not exist.
+    """
+    for number, root in enumerate(archive):
+        if root.is_file():
+            yield Folder(str(number), str(root.parent), (root.name,))
+        elif root.is_dir():
+            for path, folders, files in os.walk(root):
+                folders.sort()
+                if files:
+                    origin = f"{number}/{Path(path).relative_to(root).as_posix()}"
+                    yield Folder(origin, path, tuple(sorted(files)))
+        else:
+            raise FileNotFoundError(f"{root}: no such file or folder")
+
+
+def read_folder(folder: Folder, config: PrepareConfig) -> list[Series]:
+    """Every series of one folder. Files that claim to be no image are passed over."""
+    found: list[Series] = []
+    slices: dict[str, list[pydicom.Dataset]] = {}
+    for name in folder.files:
+        path = os.path.join(folder.path, name)
+        if name.lower().endswith(VOLUME_SUFFIXES):
+            found.append(_file_series(folder, name, path))
+        elif _looks_like_dicom(path):
+            try:
+                header = _read_header(path)
+            except Rejected as rejected:
+                found.append(_file_series(folder, name, path, kind="dicom", rejected=rejected))
+            else:
+                slices.setdefault(str(header.get("SeriesInstanceUID", name)), []).append(header)
+    for uid, headers in sorted(slices.items()):
+        found.append(_dicom_series(folder, uid, headers, config))
+    return found
+
+
+def _file_series(
+    folder: Folder, name: str, path: str, kind: str = "file", rejected: Rejected | None = None
+) -> Series:
+    key = _key(folder.origin, name)
+    if rejected is None:
+        return Series(key=key, kind=kind, files=(path,), patient=key)
+    return Series(
+        key=key,
+        kind=kind,
+        files=(path,),
+        patient=key,
+        reason=rejected.reason,
+        detail=rejected.detail,
+    )
+
+
+def _key(*words: str) -> str:
+    return hashlib.sha256("\0".join(words).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _looks_like_dicom(path: str) -> bool:
+    if path.lower().endswith(_DICOM_SUFFIXES):
+        return True
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _read_header(path: str) -> pydicom.Dataset:
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS, force=True)
+        header.filename = path
+        if "SOPClassUID" not in header and "Modality" not in header:
+            raise Rejected("unreadable", "no DICOM header")
+        if "Rows" not in header or "Columns" not in header:
+            raise Rejected("not an image", f"modality {header.get('Modality')}")
+        return header
+    # pydicom raises whatever a malformed element makes it stumble over
+    except (
+        InvalidDicomError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        NotImplementedError,
+    ) as error:
+        raise Rejected("unreadable", type(error).__name__) from error
+
+
+def _dicom_series(
+    folder: Folder, uid: str, headers: list[pydicom.Dataset], config: PrepareConfig
+) -> Series:
+    key = _key(folder.origin, uid)
+    patient = str(headers[0].get("PatientID", "")).strip()
+    person = _key("patient", patient) if patient else key
+    files = tuple(str(header.filename) for header in headers)
+    try:
+        order, gap_mm = _check_slices(headers, config)
+    except Rejected as rejected:
+        return Series(
+            key=key,
+            kind="dicom",
+            files=files,
+            patient=person,
+            reason=rejected.reason,
+            detail=rejected.detail,
+        )
+    return Series(
+        key=key,
+        kind="dicom",
+        files=tuple(files[i] for i in order),
+        patient=person,
+        slice_gap_mm=gap_mm,
+    )
+
+
+def _check_slices(headers: list[pydicom.Dataset], config: PrepareConfig) -> tuple[list[int], float]:
+    """Slice order along the normal and the gap in mm; Rejected by the first rule that fails."""
+    first = headers[0]
+    if first.get("Modality") != "CT":
+        raise Rejected("not CT", f"modality {first.get('Modality')}")
+    if "LOCALIZER" in (first.get("ImageType") or []):
+        raise Rejected("scout")
+    if int(first.get("SamplesPerPixel") or 1) != 1:
+        raise Rejected("RGB or vector")
+    if any(int(header.get("NumberOfFrames") or 1) > 1 for header in headers):
+        raise Rejected("multi-frame")
+    if len({(header.Rows, header.Columns) for header in headers}) > 1:
+        raise Rejected("mixed slice sizes")
+    if min(len(headers), first.Rows, first.Columns) < config.min_slices:
+        raise Rejected("too few slices", f"{len(headers)} x {first.Rows} x {first.Columns}")
+    if len(headers) * first.Rows * first.Columns > config.max_voxels:
+        raise Rejected("too large", f"{len(headers)} x {first.Rows} x {first.Columns}")
+    try:
+        position = np.array([header.ImagePositionPatient for header in headers], dtype=np.float64)
+        axes = np.array([header.ImageOrientationPatient for header in headers], dtype=np.float64)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise Rejected("no slice positions") from error
+    if position.shape[1:] != (3,) or axes.shape[1:] != (6,):
+        raise Rejected("no slice positions")
+    if np.abs(axes - axes[0]).max() > _ORIENTATION_TOLERANCE:
+        raise Rejected("mixed orientations")
+    return check_positions(position, axes[0], config.spacing_tolerance)
+
+
+def check_positions(
+    position_mm: NDArray[np.float64], axes: NDArray[np.float64], tolerance: float
+) -> tuple[list[int], float]:
+    """Order slices along their normal and verify that they stand on an even, straight grid.
+
+    position_mm
+        (n, 3) ImagePositionPatient, DICOM's x, y, z.
+    axes
+        (6,) ImageOrientationPatient: row and column direction.
+    tolerance
+        Largest distance of a slice from its place on the even grid, as a share of the gap.
+
+    Returns the order and the mean gap in mm. Raises Rejected.
+    """
+    normal = np.cross(axes[:3], axes[3:])
+    along = position_mm @ normal
+    order = np.argsort(along, kind="stable")
+    along = along[order]
+    gaps = np.diff(along)
+    if gaps.min() < _DUPLICATE_MM:
+        raise Rejected("slices at one position")
+    gap = float(along[-1] - along[0]) / (len(along) - 1)
+    off_grid = np.abs(along - (along[0] + gap * np.arange(len(along)))).max() / gap
+    if off_grid > tolerance:
+        usual = float(np.median(gaps))
+        multiples = gaps / usual
+        if np.abs(multiples - np.rint(multiples)).max() <= tolerance:
+            raise Rejected("missing slices", f"gaps up to {gaps.max():.3f} mm, usual {usual:.3f}")
+        raise Rejected("uneven slice spacing", f"gaps {gaps.min():.3f} to {gaps.max():.3f} mm")
+    drift = position_mm[order[-1]] - position_mm[order[0]]
+    shear = float(np.linalg.norm(drift - normal * (along[-1] - along[0])))
+    if shear > _TILT_MM:
+        raise Rejected("gantry tilt", f"slices shift by {shear:.1f} mm over the scan")
+    return [int(i) for i in order], gap

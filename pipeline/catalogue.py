@@ -1,0 +1,247 @@
+"""The private catalogue beside a store: which files are which scan, and what became of them.
+
+The only place with paths; its folder is readable by its owner alone. SQLite, so that a million
+series need no memory and a killed job loses nothing that was committed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.archive import Series
+from store.format import StoreError
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS series (
+    key TEXT PRIMARY KEY, kind TEXT, files TEXT, patient TEXT, slice_gap_mm REAL,
+    reason TEXT, detail TEXT,
+    scan_id TEXT, spacing_mm TEXT, size TEXT, frame_mm TEXT, scan_row INTEGER
+);
+CREATE INDEX IF NOT EXISTS series_by_row ON series (scan_row);
+CREATE TABLE IF NOT EXISTS timing (stage TEXT PRIMARY KEY, seconds REAL);
+"""
+_COMMIT_SECONDS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Surveyed:
+    """What reading one series found: geometry, or the reason why it is rejected."""
+
+    key: str
+    reason: str | None = None
+    detail: str = ""
+    scan_id: int = 0
+    spacing_mm: tuple[float, ...] = ()
+    size: tuple[int, ...] = ()
+    frame_mm: tuple[tuple[float, ...], ...] = ()
+
+
+class Catalogue:
+    """The catalogue of one store, held by one process at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        """Make or open it; StoreError when another process holds it."""
+        self.folder = folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        self._lock = (folder / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreError(
+                f"{folder}: another prepare is at work on this store; wait for it to end"
+            ) from error
+        self._db = sqlite3.connect(folder / "catalogue.sqlite")
+        self._db.executescript(_SCHEMA)
+        self._committed = time.monotonic()
+
+    def close(self) -> None:
+        self._db.commit()
+        self._db.close()
+        self._lock.close()
+
+    @property
+    def survey_folder(self) -> Path:
+        """Where workers leave thumbnails, one file a scan."""
+        return self.folder / "survey"
+
+    def thumbnail_path(self, key: str) -> Path:
+        return thumbnail_path(self.survey_folder, key)
+
+    def add(self, series: Iterable[Series]) -> None:
+        """Enter series that a folder held; entering one again changes nothing."""
+        self._db.executemany(
+            "INSERT OR IGNORE INTO series (key, kind, files, patient, slice_gap_mm, reason, detail)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                (s.key, s.kind, _paths(s.files), s.patient, s.slice_gap_mm, s.reason, s.detail)
+                for s in series
+            ),
+        )
+        self._commit_now_and_then()
+
+    def record(self, surveyed: Surveyed) -> None:
+        """Note what the survey of one series found."""
+        self._db.execute(
+            "UPDATE series SET reason = ?, detail = ?, scan_id = ?, spacing_mm = ?, size = ?,"
+            " frame_mm = ? WHERE key = ?",
+            (
+                surveyed.reason,
+                surveyed.detail,
+                None if surveyed.reason else f"{surveyed.scan_id:016x}",
+                json.dumps(surveyed.spacing_mm),
+                json.dumps(surveyed.size),
+                json.dumps(surveyed.frame_mm),
+                surveyed.key,
+            ),
+        )
+        self._commit_now_and_then()
+
+    def _commit_now_and_then(self) -> None:
+        if time.monotonic() - self._committed > _COMMIT_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        self._db.commit()
+        self._committed = time.monotonic()
+
+    def count(self, where: str = "1") -> int:
+        """Series for which an SQL condition holds."""
+        return int(self._db.execute(f"SELECT count(*) FROM series WHERE {where}").fetchone()[0])
+
+    def pending(self) -> Iterator[Series]:
+        """Series still to be surveyed, in a stable order."""
+        keys = [
+            row[0]
+            for row in self._db.execute(
+                "SELECT key FROM series WHERE reason IS NULL AND scan_id IS NULL ORDER BY key"
+            )
+        ]
+        return (self._series("key = ?", key) for key in keys)
+
+    def scan_series(self, scan_row: int) -> Series:
+        """The series that became a row of `scans`."""
+        return self._series("scan_row = ?", scan_row)
+
+    def _series(self, where: str, value: str | int) -> Series:
+        row = self._db.execute(
+            f"SELECT key, kind, files, patient, slice_gap_mm FROM series WHERE {where}", (value,)
+        ).fetchone()
+        key, kind, files, patient, gap_mm = row
+        return Series(
+            key=key,
+            kind=kind,
+            files=tuple(os.fsdecode(bytes.fromhex(f)) for f in json.loads(files)),
+            patient=patient,
+            slice_gap_mm=gap_mm,
+        )
+
+    def reject_duplicates(self) -> None:
+        """Of several series with the same content, keep the first by key."""
+        self._db.execute(
+            "UPDATE series SET reason = 'duplicate', detail = 'content of ' || scan_id"
+            " WHERE scan_id IS NOT NULL AND reason IS NULL AND key NOT IN"
+            " (SELECT min(key) FROM series WHERE scan_id IS NOT NULL GROUP BY scan_id)"
+        )
+        self.commit()
+
+    def number_scans(self) -> int:
+        """Give accepted scans their rows, in order of their pseudonyms; returns how many."""
+        self._db.execute("UPDATE series SET scan_row = NULL")
+        self._db.execute(
+            "UPDATE series SET scan_row = numbered.n FROM (SELECT key AS k, row_number() OVER"
+            " (ORDER BY scan_id) - 1 AS n FROM series WHERE reason IS NULL) AS numbered"
+            " WHERE series.key = numbered.k"
+        )
+        self.commit()
+        return self.count("scan_row IS NOT NULL")
+
+    def scan_tables(self) -> dict[str, NDArray[Any]]:
+        """Tables of the accepted scans in row order: `id`, `spacing_mm`, `size`, `frame_mm`.
+
+        And `person`, an opaque word that scans of one person share.
+        """
+        rows = self._db.execute(
+            "SELECT scan_id, spacing_mm, size, frame_mm, patient FROM series"
+            " WHERE scan_row IS NOT NULL ORDER BY scan_row"
+        ).fetchall()
+        ids, spacing, size, frame, person = zip(*rows, strict=True)
+        return {
+            "id": np.array([int(i, 16) for i in ids], np.uint64),
+            "spacing_mm": np.array([json.loads(s) for s in spacing], np.float64),
+            "size": np.array([json.loads(s) for s in size], np.int32),
+            "frame_mm": np.array([json.loads(f) for f in frame], np.float64),
+            "person": np.array(person),
+        }
+
+    def scan_keys(self) -> list[str]:
+        """Series keys by scan row."""
+        return [
+            row[0]
+            for row in self._db.execute(
+                "SELECT key FROM series WHERE scan_row IS NOT NULL ORDER BY scan_row"
+            )
+        ]
+
+    def reasons(self) -> dict[str, int]:
+        """How many series each reason rejected."""
+        return dict(sorted(Counter(reason for _, reason, _ in _rejections(self._db)).items()))
+
+    def add_seconds(self, stage: str, seconds: float) -> None:
+        """Add to the time that a stage took, over all runs."""
+        self._db.execute(
+            "INSERT INTO timing VALUES (?, ?) ON CONFLICT (stage)"
+            " DO UPDATE SET seconds = seconds + excluded.seconds",
+            (stage, seconds),
+        )
+        self.commit()
+
+    def seconds(self) -> dict[str, float]:
+        return dict(self._db.execute("SELECT stage, seconds FROM timing").fetchall())
+
+
+def catalogue_folder(store: Path) -> Path:
+    """STORE.catalogue, beside the store."""
+    return store.with_name(store.name + ".catalogue")
+
+
+def thumbnail_path(survey_folder: Path, key: str) -> Path:
+    """Where the thumbnail of a series lies between survey and seal."""
+    return survey_folder / key[:2] / f"{key}.npy"
+
+
+def _paths(files: Iterable[str]) -> str:
+    """File names as JSON, hex-coded: names may be bytes that no text encoding has."""
+    return json.dumps([os.fsencode(f).hex() for f in files])
+
+
+def read_rejections(store: Path) -> list[tuple[str, str, str]]:
+    """(first file, reason, detail) of a store's rejected series; empty without its catalogue.
+
+    Read-only, so it works beside a running job.
+    """
+    file = catalogue_folder(store) / "catalogue.sqlite"
+    if not os.access(file, os.R_OK):
+        return []
+    with contextlib.closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as db:
+        return _rejections(db)
+
+
+def _rejections(db: sqlite3.Connection) -> list[tuple[str, str, str]]:
+    rows = db.execute(
+        "SELECT files, reason, detail FROM series WHERE reason IS NOT NULL ORDER BY reason, key"
+    )
+    return [(os.fsdecode(bytes.fromhex(json.loads(f)[0])), r, d) for f, r, d in rows]

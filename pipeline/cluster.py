@@ -1,0 +1,82 @@
+"""Dask: a cluster to work on, and tasks with few in flight."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import dask
+from distributed import Client, KilledWorker, LocalCluster, as_completed
+
+
+def run_bounded(
+    client: Client, function: Callable[..., Any], items: Iterable[Any], *arguments: Any
+) -> Iterator[tuple[Any, Any]]:
+    """(item, function(item, *arguments)) as they finish, few in flight, so memory stays flat.
+
+    A task whose worker died time and again yields the KilledWorker instead of a result.
+    """
+    limit = 2 * num_threads(client) + 2
+    items = iter(items)
+    waiting: dict[Any, Any] = {}  # item by future
+    finished = as_completed(loop=client.loop)
+
+    def submit_next() -> None:
+        for item in items:
+            future = client.submit(function, item, *arguments, pure=False)
+            waiting[future] = item
+            finished.add(future)
+            return
+
+    for _ in range(limit):
+        submit_next()
+    while waiting:
+        future = next(finished)
+        item = waiting.pop(future)
+        try:
+            result = future.result()
+        except KilledWorker as error:
+            result = error
+        future.release()
+        submit_next()
+        yield item, result
+
+
+def num_threads(client: Client) -> int:
+    """Tasks that the cluster runs at once."""
+    return max(1, sum(int(n) for n in client.nthreads().values()))
+
+
+@contextlib.contextmanager
+def connect(workers: int, scheduler: str | None) -> Iterator[Client]:
+    """A client of a running scheduler, or of a local cluster of one-thread processes."""
+    if scheduler is not None:
+        with Client(scheduler, timeout=30, set_as_default=False) as client:
+            client.wait_for_workers(1, timeout=60)
+            yield client
+        return
+    quiet = {
+        "distributed.worker.memory.terminate": False,
+        "distributed.admin.log-format": "%(name)s - %(levelname)s",
+        "distributed.comm.timeouts.connect": "60s",
+    }
+    with (
+        dask.config.set(quiet),
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            memory_limit=0,
+            silence_logs=50,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def default_workers() -> int:
+    """One worker for each core that this process may use."""
+    return len(os.sched_getaffinity(0))

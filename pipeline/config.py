@@ -1,0 +1,248 @@
+"""Every setting of `prepare`: defaults, presets, one TOML file, checks.
+
+The resolved settings are written into the store, so whatever is here shapes its content;
+workers, scheduler and paths do not and live elsewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+FRAMES: Final = ("body", "scan", "voxel")
+Triple: TypeAlias = tuple[float, float, float]
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A setting is unknown or out of its range."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AutoencoderConfig:
+    """How scans are embedded; see pipeline/autoencoder.py."""
+
+    latent: int = 512
+    """Numbers in an embedding."""
+    width: int = 16
+    """Channels of the first convolution; they double with each halving of the grid."""
+    learning_rate: float = 1e-3
+    """Adam's; halved after `lr_patience` epochs without a better held-out loss."""
+    batch_size: int = 8
+    """Thumbnails per step."""
+    max_epochs: int = 400
+    """Passes over the training thumbnails at most."""
+    max_steps: int = 1500
+    """Optimiser steps at most, whatever the number of scans."""
+    lr_patience: int = 20
+    """Epochs without a better held-out loss before the learning rate halves."""
+    patience: int = 50
+    """Epochs without a better held-out loss before training stops."""
+    threads: int = 2
+    """CPU threads; fixed, because the sums' order and so the last bits depend on it."""
+
+    def __post_init__(self) -> None:
+        for name in ("latent", "width", "batch_size", "max_epochs", "max_steps", "threads"):
+            _check(self, name, low=1)
+        _check(self, "learning_rate", low=0, exclusive=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrepareConfig:
+    """Settings of one store. Axes are z, y, x everywhere."""
+
+    seed: int = 0
+    """Every random draw is keyed by it."""
+    classes: int = 200
+    """Classes wanted; fewer are found when the archive has no room for more."""
+    neighbours: int = 200
+    """Members of a class among training scans, its reference included."""
+    validation_neighbours: int = 30
+    """Members of a class among validation scans."""
+    validation_fraction: float = 0.1
+    """Share of persons whose scans are kept for validation."""
+    min_member_share: float = 0.5
+    """A class with fewer members than this share of the possible ones is redrawn."""
+
+    frame: str = "body"
+    """What a class's coordinate is measured in: "body", "scan" or "voxel"."""
+    shape: tuple[int, int, int] = (32, 64, 64)
+    """Voxels of a crop."""
+    spacing_mm: Triple | str = (1.25, 0.75, 0.75)
+    """Grid of the base crop in mm, or "native": each scan's own voxels."""
+    window_hu: tuple[int, int] = (-1000, 1000)
+    """Crops and thumbnails are clipped to it."""
+    scales: int = 3
+    """Resolutions of a training crop: 1 is the base crop alone, 3 adds two drawn ones."""
+    side_steps: tuple[int, int] = (50, 80)
+    """In-plane side of a drawn resolution in base steps, [low, high)."""
+    shift_steps: tuple[int, int] = (-10, 10)
+    """In-plane shift of a drawn resolution in base steps, [low, high)."""
+
+    border: Triple = (0.0, 0.0, 0.0)
+    """Distance of a reference's base crop from the scan's edge, in its voxels."""
+    separation_steps: float = 0.0
+    """Least distance between two classes' centres along the farthest axis, in base steps."""
+    max_overlap: float = 0.25
+    """Largest share of a base crop that another class's may cover in any scan."""
+    tries: int = 200
+    """Coordinates tried for one reference before the next reference is drawn."""
+    tissue_hu: int = -150
+    """A voxel at or above this is tissue."""
+    tissue_depth: int = 1
+    """Slices (towards the head) looked at for tissue, this voxel's included."""
+    min_tissue: float = 0.0
+    """Least share of tissue in a reference's base crop."""
+    max_tissue: float = 1.0
+    """Largest share of tissue in a reference's base crop."""
+    air_hu: int = -950
+    """A voxel below this is nothing."""
+    min_content: float = 0.75
+    """Least share of a reference's base crop that is not nothing."""
+
+    index: str = "Flat"
+    """FAISS index_factory string; "Flat" is exact."""
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    """How scans are embedded."""
+
+    min_slices: int = 16
+    """Scans with fewer slices (or rows, or columns) are rejected."""
+    max_voxels: int = 1_000_000_000
+    """Scans whose header claims more voxels are rejected before they are read."""
+    spacing_tolerance: float = 0.1
+    """Largest distance of a DICOM slice from its place on an even grid, as a share of the gap."""
+    max_oblique_deg: float = 15.0
+    """Largest angle between a scan's axes and the patient's."""
+    rows_per_shard: int = 64
+    """Crops in one shard file."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError naming the setting, what is allowed and what came."""
+        for name in ("classes", "neighbours", "tries", "tissue_depth", "min_slices", "max_voxels"):
+            _check(self, name, low=1)
+        for name in ("seed", "validation_neighbours", "separation_steps"):
+            _check(self, name, low=0)
+        for name in ("min_member_share", "max_overlap", "min_tissue", "max_tissue", "min_content"):
+            _check(self, name, low=0, high=1)
+        _check(self, "validation_fraction", low=0, high=0.9)
+        _check(self, "scales", low=1, high=3)
+        _check(self, "rows_per_shard", low=1)
+        if self.frame not in FRAMES:
+            raise ConfigError(f"frame must be one of {', '.join(FRAMES)}, got {self.frame!r}")
+        if len(self.shape) != 3 or min(self.shape) < 8 or any(n % 8 for n in self.shape):
+            raise ConfigError(f"shape must be three multiples of 8, got {self.shape}")
+        if isinstance(self.spacing_mm, str):
+            if self.spacing_mm != "native":
+                raise ConfigError(
+                    f'spacing_mm must be z, y, x or "native", got {self.spacing_mm!r}'
+                )
+        elif len(self.spacing_mm) != 3 or not all(0 < s < 100 for s in self.spacing_mm):
+            raise ConfigError(f"spacing_mm must be three lengths in mm, got {self.spacing_mm}")
+        if self.window_hu[0] >= self.window_hu[1]:
+            raise ConfigError(f"window_hu must be low, high, got {self.window_hu}")
+
+    def step_mm(self, spacing_mm: NDArray[Any]) -> NDArray[Any]:
+        """The base crop's step (..., 3) in scans of the given spacing (..., 3)."""
+        if isinstance(self.spacing_mm, str):
+            return spacing_mm
+        return np.broadcast_to(np.asarray(self.spacing_mm), spacing_mm.shape)
+
+    def to_json(self) -> dict[str, Any]:
+        """The resolved settings as plain JSON values."""
+        return {
+            f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "autoencoder"
+        } | {"autoencoder": {k: _plain(v) for k, v in dataclasses.asdict(self.autoencoder).items()}}
+
+
+PRESETS: Final[dict[str, dict[str, Any]]] = {
+    "default": {},
+    "paper": {
+        "classes": 44,
+        "frame": "voxel",
+        "spacing_mm": "native",
+        "border": (30.0, 100.0, 100.0),
+        "separation_steps": 5.0,
+        "max_overlap": 1.0,
+        "tissue_depth": 3,
+        "max_tissue": 0.15,
+        "min_content": 0.0,
+    },
+}
+"""Named sets of settings; "paper" is METHOD as published (docs/method.md says what differs)."""
+
+
+def load_config(
+    file: Path | None = None, *, preset: str = "default", overrides: Mapping[str, Any] | None = None
+) -> PrepareConfig:
+    """Preset, then the TOML file, then the overrides (command line); None overrides nothing.
+
+    Raises ConfigError on an unknown key, naming the nearest known one.
+    """
+    if preset not in PRESETS:
+        raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    values: dict[str, Any] = dict(PRESETS[preset])
+    if file is not None:
+        try:
+            values.update(tomllib.loads(file.read_text("utf-8")))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file}: not readable as TOML: {error}") from error
+    values.update({k: v for k, v in (overrides or {}).items() if v is not None})
+    nested = values.pop("autoencoder", {})
+    if not isinstance(nested, Mapping):
+        raise ConfigError(f"autoencoder must be a table [autoencoder], got {nested!r}")
+    return _build(
+        PrepareConfig, {**values, "autoencoder": _build(AutoencoderConfig, nested, "autoencoder.")}
+    )
+
+
+def config_from_json(values: Mapping[str, Any]) -> PrepareConfig:
+    """The settings that `to_json` wrote."""
+    return load_config(overrides=values)
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Settings that differ between two resolved configurations, as `name: theirs -> ours`."""
+    return [
+        f"{name}: {theirs.get(name)} -> {ours.get(name)}"
+        for name in sorted({*ours, *theirs})
+        if ours.get(name) != theirs.get(name)
+    ]
+
+
+def _build(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
+    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+            raise ConfigError(f"unknown setting {prefix}{name}{hint}")
+    try:
+        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    except TypeError as error:
+        raise ConfigError(f"a setting has the wrong type: {error}") from error
+
+
+def _check(
+    config: object, name: str, *, low: float, high: float = math.inf, exclusive: bool = False
+) -> None:
+    value = getattr(config, name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{name} must be a number, got {value!r}")
+    if not low <= value <= high or (exclusive and value == low):
+        allowed = f">{'' if exclusive else '='} {low}" + (
+            f" and <= {high}" if high < math.inf else ""
+        )
+        raise ConfigError(f"{name} must be {allowed}, got {value}")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,425 @@
+"""The job: an archive becomes a sealed store, stage by stage, resumable at any moment.
+
+Workers do the reading, cutting and writing; this process plans, and holds nothing that grows
+with the archive but small tables. What is finished is known from what lies there: series in the
+catalogue, stages in the store's attribute, shards by their checksums.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from distributed import Client
+
+from pipeline.archive import find_folders, read_folder
+from pipeline.catalogue import Catalogue, Surveyed, catalogue_folder
+from pipeline.cluster import connect, num_threads, run_bounded
+from pipeline.config import PrepareConfig, differences
+from pipeline.tasks import (
+    ScanCut,
+    check_shards,
+    collect_thumbnails,
+    cut_scan,
+    finish_shard,
+    survey_series,
+)
+from store.format import AUTOENCODER_FILE, SPLITS, THUMBNAIL_SHAPE, StoreError
+from store.reader import PatchStore, ShardedReader
+from store.writer import StoreWriter, sweep
+
+_SOFTWARE = ("semgen", "numpy", "SimpleITK", "torch", "faiss-cpu", "zarr", "numcodecs")
+_SHARDS_PER_CHECK = 16
+
+
+class PrepareError(ValueError):
+    """The job cannot go on; the message says why and what to do."""
+
+
+class Reporter(Protocol):
+    """How the job tells of its progress."""
+
+    def stage(
+        self, name: str, total: int | None, unit: str
+    ) -> AbstractContextManager[Callable[[int], None]]:
+        """Enter a stage of `total` units; the value advances it by so many."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """What a finished job made. `seconds` are those of all runs, by stage."""
+
+    already_complete: bool
+    accepted: int
+    rejected: dict[str, int]
+    classes: int
+    classes_wanted: int
+    members: int
+    crops: dict[str, int]
+    bytes: int
+    seconds: dict[str, float]
+    fingerprint: str
+
+
+def prepare(
+    archive: Sequence[Path],
+    store: Path,
+    config: PrepareConfig,
+    *,
+    workers: int,
+    scheduler: str | None,
+    autoencoder: Path | None,
+    reporter: Reporter,
+) -> Summary:
+    """Make the store, or finish one that was begun.
+
+    workers, scheduler
+        Processes of a local cluster, or the address of a running one whose workers see the same
+        file system.
+    autoencoder
+        Weights to embed with, instead of training.
+
+    Raises StoreError (the store is something else, other settings, in use), PrepareError (no
+    usable series) or FileNotFoundError (archive). Nothing is left behind when no series is
+    usable.
+    """
+    for path in archive:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder")
+    if store.exists() and (not store.is_dir() or any(store.iterdir())):
+        existing = PatchStore(store, allow_building=True)
+        changed = differences(config.to_json(), existing.config)
+        if changed:
+            raise StoreError(
+                f"{store}: begun with other settings ({'; '.join(changed)});"
+                " use those, or give another folder"
+            )
+        if existing.state == "complete":
+            return _summarise(store, {}, already_complete=True)
+    catalogue = Catalogue(catalogue_folder(store))
+    try:
+        sweep(store)
+        if not (store / "zarr.json").exists():
+            software = {name: importlib.metadata.version(name) for name in _SOFTWARE}
+            StoreWriter.create(store, config=config.to_json(), software=software)
+        job = _Job(archive, StoreWriter(store), catalogue, config, autoencoder, reporter)
+        with connect(workers, scheduler) as client:
+            usable = job.survey(client)
+            if usable:
+                job.embed()
+                job.discover()
+                job.seal(job.cut(client))
+        if not usable:
+            reasons = ", ".join(f"{n} {reason}" for reason, n in catalogue.reasons().items())
+            shutil.rmtree(store)
+            shutil.rmtree(catalogue.folder)
+            raise PrepareError(
+                f"no usable CT series in the archive ({reasons or 'no images found'})"
+            )
+        return _summarise(store, catalogue.seconds(), already_complete=False)
+    finally:
+        catalogue.close()
+
+
+class _Job:
+    """One run of `prepare`: the stages in order, each skipped when it is done."""
+
+    def __init__(
+        self,
+        archive: Sequence[Path],
+        writer: StoreWriter,
+        catalogue: Catalogue,
+        config: PrepareConfig,
+        autoencoder: Path | None,
+        reporter: Reporter,
+    ) -> None:
+        self.archive = archive
+        self.writer = writer
+        self.path = writer.path
+        self.catalogue = catalogue
+        self.config = config
+        self.autoencoder = autoencoder
+        self.reporter = reporter
+
+    @contextlib.contextmanager
+    def _stage(self, name: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+        begun = time.perf_counter()
+        try:
+            with self.reporter.stage(name, total, unit) as advance:
+                yield advance
+        finally:
+            self.catalogue.add_seconds(name, time.perf_counter() - begun)
+
+    # catalogue and survey -----------------------------------------------------------------
+
+    def survey(self, client: Client) -> int:
+        """List the series, read each once, lay the scans out; returns how many are accepted."""
+        if "survey" in self.writer.stages:
+            return int(self.writer.stages["survey"]["accepted"])
+        folders = list(find_folders(self.archive))
+        with self._stage("catalogue", len(folders), "folders") as advance:
+            for _, found in run_bounded(client, read_folder, folders, self.config):
+                assert not isinstance(found, BaseException)
+                self.catalogue.add(found)
+                advance(1)
+            self.catalogue.commit()
+        pending = self.catalogue.pending()
+        with self._stage(
+            "survey", self.catalogue.count("reason IS NULL AND scan_id IS NULL"), "scans"
+        ) as advance:
+            folder = str(self.catalogue.survey_folder)
+            for series, found in run_bounded(client, survey_series, pending, self.config, folder):
+                crashed = isinstance(found, BaseException)
+                self.catalogue.record(
+                    Surveyed(key=series.key, reason="reader crashed") if crashed else found
+                )
+                advance(1)
+            self.catalogue.reject_duplicates()
+            accepted = self.catalogue.number_scans()
+        if accepted:
+            self._lay_out_scans(client, accepted)
+            self.writer.finish_stage(
+                "survey", {"accepted": accepted, "rejected": self.catalogue.reasons()}
+            )
+        return accepted
+
+    def _lay_out_scans(self, client: Client, num_scans: int) -> None:
+        from pipeline.discovery import split_persons
+
+        tables = self.catalogue.scan_tables()
+        tables["patient"], tables["split"] = split_persons(tables.pop("person"), self.config)
+        for name, values in tables.items():
+            self.writer.write_table(f"scans/{name}", values)
+        name = "scans/thumbnail"
+        grid = self.writer.create_sharded(
+            name,
+            shape=(num_scans, *THUMBNAIL_SHAPE),
+            dtype="uint8",
+            rows_per_shard=self.config.rows_per_shard,
+        )
+        keys = self.catalogue.scan_keys()
+        shards = [
+            (shard, tuple(keys[row] for row in grid.rows_of(shard)))
+            for shard in range(grid.num_shards)
+        ]
+        folder = str(self.catalogue.survey_folder)
+        with self._stage("collect", grid.num_shards, "shards") as advance:
+            for _, done in run_bounded(client, collect_thumbnails, shards, str(self.path), folder):
+                _raise_if_failed(done)
+                advance(1)
+
+    # embed and discover ---------------------------------------------------------------------
+
+    def embed(self) -> None:
+        """Train or load the autoencoder, write embeddings."""
+        if "embed" in self.writer.stages:
+            return
+        import torch
+
+        from pipeline import embed
+
+        settings = self.config.autoencoder
+        torch.set_num_threads(settings.threads)
+        read = ShardedReader(self.path, "scans/thumbnail").read
+        split = PatchStore(self.path, allow_building=True).scans.split
+        facts: dict[str, Any] = {}
+        weights = self.path / AUTOENCODER_FILE
+        with self._stage("embed", None, "steps") as advance:
+            if self.autoencoder is not None:
+                model = embed.load_autoencoder(self.autoencoder)
+                embed.save_autoencoder(model, weights)
+            else:
+                model, training = embed.train_autoencoder(
+                    read,
+                    train=np.flatnonzero(split == 0),
+                    held_out=np.flatnonzero(split == 1),
+                    config=settings,
+                    seed=self.config.seed,
+                    checkpoint=self.catalogue.folder / "autoencoder.pt",
+                    progress=lambda steps, _: advance(steps),
+                )
+                embed.save_autoencoder(model, weights)
+                facts = {
+                    "epochs": training.epochs,
+                    "loss": training.loss,
+                    "held_out_loss": training.held_out_loss,
+                }
+            self.writer.write_table("scans/embedding", embed.embed(model, read, len(split)))
+        self.writer.finish_stage("embed", facts)
+
+    def discover(self) -> None:
+        """Plan classes and rows; write all of it before any crop is cut."""
+        if "discover" in self.writer.stages:
+            return
+        from pipeline import discovery
+
+        store = PatchStore(self.path, allow_building=True)
+        thumbnails = store.thumbnails
+        scans = discovery.Scans(
+            split=store.scans.split,
+            spacing_mm=store.scans.spacing_mm,
+            size=store.scans.size,
+            frame_mm=store.scans.frame_mm,
+            embedding=store.scans.embedding,
+            thumbnail=lambda row: np.asarray(thumbnails.read([row])[0]),
+        )
+        with self._stage("discover", self.config.classes, "classes") as advance:
+            classes = discovery.discover(scans, self.config, progress=advance)
+            if not classes:
+                raise PrepareError(
+                    f"no class found in {len(scans)} scans: no scan holds a crop of"
+                    f" {self.config.shape} at {self.config.spacing_mm} mm that enough others hold"
+                    " too; try smaller crops, other tissue limits, or --frame scan"
+                )
+            for name, values in discovery.class_tables(classes, self.config).items():
+                self.writer.write_table(f"classes/{name}", values)
+            for number, split in enumerate(SPLITS):
+                rows = discovery.row_tables(classes, scans, self.config, number)
+                for name, values in rows.items():
+                    self.writer.write_table(f"{split}/{name}", values)
+                self.writer.create_sharded(
+                    f"{split}/patch",
+                    shape=(len(rows["label"]), *self.config.shape),
+                    dtype="int16",
+                    rows_per_shard=self.config.rows_per_shard,
+                )
+        self.writer.finish_stage("discover", {"classes": len(classes)})
+
+    # cut and seal ---------------------------------------------------------------------------
+
+    def cut(self, client: Client) -> dict[str, list[str]]:
+        """Cut every crop that is not there yet; returns the shards' digests by array."""
+        store = PatchStore(self.path, allow_building=True)
+        grids = {"scans/thumbnail": store.thumbnails.grid}
+        grids |= {f"{split}/patch": store.split(split).patch.grid for split in SPLITS}
+        digests: dict[str, list[str | None]] = {n: [None] * g.num_shards for n, g in grids.items()}
+        batches = [
+            (name, tuple(range(grid.num_shards)[start : start + _SHARDS_PER_CHECK]))
+            for name, grid in grids.items()
+            for start in range(0, grid.num_shards, _SHARDS_PER_CHECK)
+        ]
+        with self._stage("check", len(batches), "batches") as advance:
+            for (name, shards), found in run_bounded(client, check_shards, batches, str(self.path)):
+                _raise_if_failed(found)
+                digests[name][shards[0] : shards[-1] + 1] = found
+                advance(1)
+        total = sum(
+            len(grids[f"{split}/patch"].rows_of(shard))
+            for split in SPLITS
+            for shard, digest in enumerate(digests[f"{split}/patch"])
+            if digest is None
+        )
+        with self._stage("cut", total, "crops") as advance:
+            for split in SPLITS:
+                self._cut_split(client, store, split, digests[f"{split}/patch"], advance)
+        return {name: [d for d in found if d is not None] for name, found in digests.items()}
+
+    def _cut_split(
+        self,
+        client: Client,
+        store: PatchStore,
+        split: str,
+        digests: list[str | None],
+        advance: Callable[[int], None],
+    ) -> None:
+        """Cut the missing shards of one split, in row order.
+
+        A scan is read by one task for all its crops; that task writes the shards that are its
+        own alone, and hands its share of the others on to the task that writes them.
+        """
+        rows = store.split(split)
+        grid = rows.patch.grid
+        missing = [shard for shard in range(grid.num_shards) if digests[shard] is None]
+        limit = 2 * num_threads(client)
+        cuts: dict[int, Any] = {}  # futures, by scan
+        in_flight: deque[tuple[int, Any]] = deque()  # shard and future
+
+        def collect() -> None:
+            shard, future = in_flight.popleft()
+            result = future.result()
+            assert isinstance(result, str)
+            digests[shard] = result
+            advance(len(grid.rows_of(shard)))
+
+        for shard in missing:
+            of_shard = grid.rows_of(shard)
+            scans = np.unique(rows.scan[of_shard.start : of_shard.stop]).tolist()
+            cuts = {scan: future for scan, future in cuts.items() if scan in scans}
+            for scan in scans:
+                if scan not in cuts:
+                    first, stop = np.searchsorted(rows.scan, [scan, scan + 1]).tolist()
+                    job = ScanCut(
+                        series=self.catalogue.scan_series(scan),
+                        scan_id=int(store.scans.id[scan]),
+                        split=split,
+                        first_row=first,
+                        origin_mm=rows.origin_mm[first:stop],
+                        extent_mm=rows.extent_mm[first:stop],
+                        shards=tuple(
+                            s for s in grid.shards_of(range(first, stop)) if digests[s] is None
+                        ),
+                    )
+                    cuts[scan] = client.submit(
+                        cut_scan,
+                        str(self.path),
+                        job,
+                        self.config,
+                        key=f"cut-{split}-{scan}",
+                        pure=False,
+                    )
+            done = client.submit(
+                finish_shard,
+                str(self.path),
+                split,
+                shard,
+                [cuts[scan] for scan in scans],
+                key=f"finish-{split}-{shard}",
+                pure=False,
+            )
+            in_flight.append((shard, done))
+            if len(in_flight) >= limit:
+                collect()
+        while in_flight:
+            collect()
+
+    def seal(self, digests: dict[str, list[str]]) -> None:
+        """Fix the fingerprint; the store is complete."""
+        with self._stage("seal", None, "stores"):
+            sweep(self.path)
+            self.writer.seal(digests)
+
+
+def _raise_if_failed(result: Any) -> None:
+    if isinstance(result, BaseException):
+        raise PrepareError(
+            "a worker died several times over one task, most likely for lack of memory;"
+            " run again with fewer --workers"
+        ) from result
+
+
+def _summarise(store: Path, seconds: dict[str, float], *, already_complete: bool) -> Summary:
+    done = PatchStore(store)
+    stages = done.stages
+    return Summary(
+        already_complete=already_complete,
+        accepted=stages["survey"]["accepted"],
+        rejected=stages["survey"]["rejected"],
+        classes=done.num_classes,
+        classes_wanted=done.config["classes"],
+        members=int(
+            (done.classes.neighbour >= 0).sum() + (done.classes.validation_neighbour >= 0).sum()
+        ),
+        crops={split: len(done.split(split)) for split in SPLITS},
+        bytes=sum(file.stat().st_size for file in store.rglob("*") if file.is_file()),
+        seconds=seconds,
+        fingerprint=done.fingerprint or "",
+    )

@@ -1,0 +1,59 @@
+"""Nearest scans by embedding, with FAISS."""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import ConfigError
+
+
+class Neighbours:
+    """An index over some scans' embeddings."""
+
+    def __init__(self, embedding: NDArray[np.float32], rows: NDArray[np.intp], index: str) -> None:
+        """Index `embedding[rows]`; `embedding` is (N, D), `index` an index_factory string.
+
+        Raises ConfigError when FAISS does not know the string or has too few scans to train it.
+        """
+        self.rows = rows
+        self._embedding = embedding
+        vectors = np.ascontiguousarray(embedding[rows], np.float32)
+        try:
+            self._index = faiss.index_factory(embedding.shape[1], index, faiss.METRIC_L2)
+            if len(rows):
+                self._index.train(vectors)
+                self._index.add(vectors)
+        except RuntimeError as error:
+            reason = str(error).split(": ")[-1].strip()
+            raise ConfigError(
+                f"index {index!r} cannot be built on {len(rows)} scans: {reason}"
+            ) from error
+
+    def nearest(
+        self, scan: int, num: int, eligible: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+        """The nearest eligible scans to one scan, itself included where it is indexed.
+
+        eligible
+            (N,) over all scans.
+
+        Returns up to `num` scan rows and their L2 distances, nearest first, ties by row. The
+        index proposes candidates; distances are computed again in float64.
+        """
+        if num == 0 or not eligible[self.rows].any():
+            return np.empty(0, np.intp), np.empty(0, np.float32)
+        query = self._embedding[scan]
+        wanted = min(2 * num, len(self.rows))
+        while True:
+            found = self._index.search(query[None], wanted)[1][0]
+            candidates = self.rows[found[found >= 0]]
+            candidates = candidates[eligible[candidates]]
+            if len(candidates) >= num or wanted == len(self.rows):
+                break
+            wanted = min(4 * wanted, len(self.rows))
+        offset = self._embedding[candidates].astype(np.float64) - query
+        distance = np.sqrt((offset * offset).sum(axis=1))
+        order = np.lexsort((candidates, distance))[:num]
+        return candidates[order], distance[order].astype(np.float32)

@@ -1,0 +1,151 @@
+"""A validated, oriented scan in HU. The one module that turns SimpleITK's x-y-z into z-y-x."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813 (as its own documentation does)
+from numpy.typing import NDArray
+
+from pipeline.archive import Rejected, Series
+from pipeline.config import PrepareConfig
+
+PADDING_HU = -2000
+"""Values at or below are padding outside the field of view."""
+AIR_HU = -1000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Volume:
+    """One scan turned to LPS.
+
+    hu
+        (Z, Y, X) int16 Hounsfield units; z runs to the head, y to the back, x to the left.
+    spacing_mm
+        (z, y, x); a position is measured in mm from the centre of voxel (0, 0, 0).
+    """
+
+    hu: NDArray[np.int16]
+    spacing_mm: tuple[float, float, float]
+
+    def __repr__(self) -> str:
+        spacing = " x ".join(f"{s:.3g}" for s in self.spacing_mm)
+        return f"<Volume {self.hu.shape}, {spacing} mm, {self.hu.nbytes / 2**20:.0f} MiB>"
+
+    @property
+    def edges_mm(self) -> NDArray[np.float64]:
+        """(2, 3) low and high corner of the scan, at voxel edges."""
+        spacing = np.asarray(self.spacing_mm)
+        return np.stack([-0.5 * spacing, (np.asarray(self.hu.shape) - 0.5) * spacing])
+
+    def scan_id(self) -> int:
+        """64-bit pseudonym from voxels and geometry alone, never from a header or a path."""
+        geometry = f"{self.hu.shape} {[round(s, 4) for s in self.spacing_mm]}"
+        digest = hashlib.sha256(geometry.encode())
+        digest.update(np.ascontiguousarray(self.hu).data)
+        return int.from_bytes(digest.digest()[:8], "big")
+
+
+def read_volume(series: Series, config: PrepareConfig) -> Volume:
+    """Read one series, check it, turn it to LPS.
+
+    Raises Rejected with the rule's name and what was found. Rules that need no voxels are
+    applied before any are read. Padding at or below -2000 becomes air.
+    """
+    image = _read_dicom(series, config) if series.kind == "dicom" else _read_file(series, config)
+    if _oblique_deg(image) > config.max_oblique_deg:
+        raise Rejected("oblique", f"axes {_oblique_deg(image):.0f} degrees off the patient's")
+    if image.GetPixelID() in (sitk.sitkUInt8, sitk.sitkInt8):
+        raise Rejected("not in HU", "8-bit values")
+    oriented = sitk.DICOMOrient(image, "LPS")
+    del image
+    hu = _as_hu(oriented)
+    x, y, z = oriented.GetSpacing()
+    return Volume(hu=hu, spacing_mm=(z, y, x))
+
+
+def _as_hu(image: sitk.Image) -> NDArray[np.int16]:
+    values = sitk.GetArrayViewFromImage(image)
+    if np.issubdtype(values.dtype, np.floating):
+        if not np.isfinite(values).all():
+            raise Rejected("not in HU", "values that are not finite")
+        values = np.rint(values)
+    low, high = int(values.min()), int(values.max())
+    if low >= -200:
+        raise Rejected("not in HU", f"no value below -200 (lowest {low})")
+    if low < -32768 or high > 32767:
+        values = np.clip(values, -32768, 32767)
+    hu = values.astype(np.int16)
+    if low <= PADDING_HU:
+        hu[hu <= PADDING_HU] = AIR_HU
+    if hu.min() >= -200:
+        raise Rejected("not in HU", "nothing but padding below -200")
+    if np.count_nonzero(hu > -200) == 0:
+        raise Rejected("empty", "nothing but air")
+    return hu
+
+
+def _read_file(series: Series, config: PrepareConfig) -> Any:
+    path = Path(series.files[0])
+    with path.open("rb") as file:
+        if file.read(24).startswith(b"version https://git-lfs"):
+            raise Rejected("Git LFS pointer", "the file's content was not fetched")
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise Rejected("unreadable", _first_line(error)) from error
+    _check_header(reader.GetSize(), reader.GetNumberOfComponents(), config)
+    try:
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise Rejected("unreadable", _first_line(error)) from error
+    while image.GetDimension() > 3:  # trailing axes of length one
+        image = image[..., 0]
+    return image
+
+
+def _read_dicom(series: Series, config: PrepareConfig) -> Any:
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(series.files)
+    try:
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise Rejected("unreadable", _first_line(error)) from error
+    _check_header(image.GetSize(), image.GetNumberOfComponentsPerPixel(), config)
+    gap_mm = series.slice_gap_mm
+    assert gap_mm is not None  # the catalogue measured it
+    x, y, _ = image.GetSpacing()
+    image.SetSpacing((x, y, gap_mm))  # SimpleITK takes the first gap; ours is the series' own
+    return image
+
+
+def _check_header(size_xyz: tuple[int, ...], num_components: int, config: PrepareConfig) -> None:
+    while len(size_xyz) > 3 and size_xyz[-1] == 1:
+        size_xyz = size_xyz[:-1]
+    if len(size_xyz) != 3:
+        raise Rejected(f"{len(size_xyz)}-D", f"size {size_xyz}; a scan has three axes")
+    if num_components != 1:
+        raise Rejected("RGB or vector", f"{num_components} values a voxel")
+    voxels = int(np.prod([int(n) for n in size_xyz], dtype=object))
+    if voxels > config.max_voxels:
+        raise Rejected("too large", f"{voxels} voxels claimed, max_voxels is {config.max_voxels}")
+    if min(size_xyz) < config.min_slices:
+        raise Rejected("too few slices", f"size {size_xyz}, min_slices is {config.min_slices}")
+
+
+def _oblique_deg(image: sitk.Image) -> float:
+    """Largest angle between an image axis and the nearest patient axis, in degrees."""
+    direction = np.abs(np.asarray(image.GetDirection()).reshape(3, 3))
+    return float(np.degrees(np.arccos(np.clip(direction.max(axis=0), -1, 1))).max())
+
+
+def _first_line(error: RuntimeError) -> str:
+    """The gist of an ITK error, without file names."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].split(":")[-1].strip()[:80] if lines else "no reason given"

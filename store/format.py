@@ -1,0 +1,111 @@
+"""Store format 1: names, dtypes, chunking and codecs, and what the group attribute holds.
+
+Everything that another Zarr reader must know is decided here; see docs/store-format.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+FORMAT: Final = 1
+ATTRIBUTE: Final = "semgen"
+"""Name of the group attribute with format, state, fingerprint, config, software and stages."""
+DIGESTS: Final = "shard_sha256"
+"""Name of the attribute of a sharded array with the SHA-256 of each shard's decoded values."""
+AUTOENCODER_FILE: Final = "autoencoder.safetensors"
+"""File beside the arrays with the weights that made `scans/embedding`."""
+SPLITS: Final = ("train", "validation")
+THUMBNAIL_SHAPE: Final = (64, 128, 128)
+
+
+class StoreError(ValueError):
+    """The store cannot be used as asked; the message says where and how to mend it."""
+
+
+class CorruptStore(StoreError):
+    """Stored crops fail their checksum or are missing.
+
+    Attributes: `split` ("train" or "validation") and `rows`, the broken rows in order.
+    """
+
+    def __init__(self, split: str, rows: list[int], reason: str) -> None:
+        super().__init__(
+            f"{split} rows {format_rows(rows)}: {reason}; run `semgen verify`, then prepare again"
+        )
+        self.split = split
+        self.rows = rows
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[CorruptStore], tuple[str, list[int], str]]:
+        return CorruptStore, (self.split, self.rows, self.reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A small array that is read whole: its dtype and trailing shape.
+
+    `num_dims` beyond the first may be None where the store decides it (D, K).
+    """
+
+    dtype: str
+    columns: tuple[int | None, ...] = ()
+
+
+SCAN_TABLES: Final = {
+    "id": Table("uint64"),
+    "patient": Table("int32"),
+    "split": Table("uint8"),
+    "spacing_mm": Table("float64", (3,)),
+    "size": Table("int32", (3,)),
+    "frame_mm": Table("float64", (2, 3)),
+    "embedding": Table("float32", (None,)),
+}
+CLASS_TABLES: Final = {
+    "reference": Table("int32"),
+    "centre": Table("float64", (3,)),
+    "neighbour": Table("int32", (None,)),
+    "distance": Table("float32", (None,)),
+    "validation_neighbour": Table("int32", (None,)),
+    "validation_distance": Table("float32", (None,)),
+}
+ROW_TABLES: Final = {
+    "label": Table("int32"),
+    "scan": Table("int32"),
+    "scale": Table("uint8"),
+    "origin_mm": Table("float64", (3,)),
+    "extent_mm": Table("float64", (3,)),
+}
+TABLES: Final[dict[str, Table]] = {
+    **{f"scans/{name}": table for name, table in SCAN_TABLES.items()},
+    **{f"classes/{name}": table for name, table in CLASS_TABLES.items()},
+    **{f"{split}/{name}": table for split in SPLITS for name, table in ROW_TABLES.items()},
+}
+"""Every table of a complete store by its path."""
+SHARDED: Final = ("scans/thumbnail", "train/patch", "validation/patch")
+"""The arrays written shard by shard."""
+
+
+def format_rows(rows: list[int], limit: int = 8) -> str:
+    """Rows as text, neighbours joined to ranges: `3, 7-12, ... (40 in all)`.
+
+    >>> format_rows([3, 7, 8, 9])
+    '3, 7-9'
+    """
+    ranges: list[tuple[int, int]] = []
+    for row in sorted(rows):
+        if ranges and row == ranges[-1][1] + 1:
+            ranges[-1] = (ranges[-1][0], row)
+        else:
+            ranges.append((row, row))
+    shown = [str(low) if low == high else f"{low}-{high}" for low, high in ranges[:limit]]
+    more = f", ... ({len(rows)} in all)" if len(ranges) > limit else ""
+    return ", ".join(shown) + more
+
+
+def codecs(itemsize: int) -> list[Any]:
+    """The chunk codecs of a sharded array: Zstandard on shuffled bits, then a CRC-32C."""
+    compressor = BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=itemsize)
+    return [compressor, Crc32cCodec()]

@@ -1,0 +1,221 @@
+"""Read a store: tables as numpy arrays, crops by row.
+
+`PatchStore` reads chunks straight from the shard files: zarr-python opens any store too, but
+fetching rows at random through it costs ten times as much (see benchmarks/RESULTS.md).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numcodecs import blosc
+from numpy.typing import NDArray
+
+from store.format import CLASS_TABLES, SCAN_TABLES, SPLITS, CorruptStore, StoreError
+from store.writer import open_group, open_sharded, read_attribute
+
+_MISSING = 2**64 - 1
+_CACHED_INDEXES = 4096
+
+
+class ShardedReader:
+    """Random access to the rows of one sharded array. Safe to use from several threads."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        """`path` is the store, `name` such as "train/patch"."""
+        array, self.grid = open_sharded(path, name)
+        self.name = name
+        self.shape: tuple[int, ...] = array.shape
+        self.dtype: np.dtype[Any] = array.dtype
+        self._folder = path / name
+        self._tail = "/0" * (len(self.shape) - 1)
+        self._index = lru_cache(maxsize=_CACHED_INDEXES)(self._read_index)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: {len(self)} x {self.shape[1:]} {self.dtype}>"
+
+    def read(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[Any]:
+        """The given rows, in the given order: (len(rows), ...).
+
+        Raises CorruptStore naming every one of these rows that fails its checksum or is missing.
+        """
+        out = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        bad = self.read_into(rows, out)
+        if bad:
+            raise CorruptStore(self.name.split("/")[0], bad, "checksum failed or data missing")
+        return out
+
+    def read_into(
+        self, rows: Sequence[int] | NDArray[np.integer[Any]], out: NDArray[Any]
+    ) -> list[int]:
+        """Read rows into `out`; returns those that could not be read, whose place is undefined."""
+        bad: list[int] = []
+        wanted = np.asarray(rows, dtype=np.int64)
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self)):
+            raise IndexError(f"rows of {self.name} must be in [0, {len(self)})")
+        shards = wanted // self.grid.rows_per_shard
+        for shard in np.unique(shards):
+            places = np.flatnonzero(shards == shard)
+            bad += self._read_from_shard(int(shard), wanted[places], places, out)
+        return sorted(bad)
+
+    def _read_from_shard(
+        self, shard: int, rows: NDArray[np.int64], places: NDArray[np.intp], out: NDArray[Any]
+    ) -> list[int]:
+        bad: list[int] = []
+        try:
+            index = self._index(shard)
+            with self._file(shard).open("rb", buffering=0) as file:
+                for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+                    offset, length = index[row - shard * self.grid.rows_per_shard].tolist()
+                    if offset == _MISSING:
+                        bad.append(row)
+                        continue
+                    file.seek(offset)
+                    if not _decode_into(file.read(length), out[place]):
+                        bad.append(row)
+        except (OSError, ValueError):
+            return [int(row) for row in rows]
+        return bad
+
+    def _file(self, shard: int) -> Path:
+        return self._folder / f"c/{shard}{self._tail}"
+
+    def _read_index(self, shard: int) -> NDArray[np.uint64]:
+        """(rows_per_shard, 2) offset and length of each chunk; ValueError when it is broken."""
+        size = 16 * self.grid.rows_per_shard
+        with self._file(shard).open("rb") as file:
+            file.seek(-(size + 4), 2)
+            raw = file.read(size + 4)
+        if google_crc32c.value(raw[:-4]) != struct.unpack("<I", raw[-4:])[0]:
+            raise ValueError(f"{self.name} shard {shard}: index fails its checksum")
+        return np.frombuffer(raw[:-4], "<u8").reshape(-1, 2)
+
+
+def _decode_into(chunk: bytes, out: NDArray[Any]) -> bool:
+    """Decode one chunk (Blosc, then CRC-32C); False when it is not what was written."""
+    if len(chunk) < 4 or google_crc32c.value(chunk[:-4]) != struct.unpack("<I", chunk[-4:])[0]:
+        return False
+    try:
+        blosc.decompress(chunk[:-4], out)
+    except (RuntimeError, ValueError):
+        return False
+    return True
+
+
+class Tables:
+    """The tables of one group as numpy arrays, read on first use: `scans.spacing_mm`."""
+
+    def __init__(self, group: Any, names: Sequence[str]) -> None:
+        self._group = group
+        self._names = names
+
+    def __getattr__(self, name: str) -> NDArray[Any]:
+        if name.startswith("_") or name not in self._names:
+            raise AttributeError(name)
+        values: NDArray[Any] = np.asarray(self._group[name][...])
+        values.setflags(write=False)
+        setattr(self, name, values)
+        return values
+
+
+class Split:
+    """The rows of "train" or "validation".
+
+    Attributes `label` (n,) int32, `scan` (n,) int32, `scale` (n,) uint8, `origin_mm` and
+    `extent_mm` (n, 3) float64, and `patch`, a ShardedReader of (n, Z, Y, X) int16 HU.
+    """
+
+    def __init__(self, path: Path, group: Any, name: str) -> None:
+        self.name = name
+        self.patch = ShardedReader(path, f"{name}/patch")
+        tables = group[name]
+        self.label: NDArray[np.int32] = tables["label"][...]
+        self.scan: NDArray[np.int32] = tables["scan"][...]
+        self.scale: NDArray[np.uint8] = tables["scale"][...]
+        self.origin_mm: NDArray[np.float64] = tables["origin_mm"][...]
+        self.extent_mm: NDArray[np.float64] = tables["extent_mm"][...]
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def read(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.int16]:
+        """Crops of the given rows in that order, (len(rows), Z, Y, X) HU; see ShardedReader."""
+        return self.patch.read(rows)
+
+
+class PatchStore:
+    """A complete patch store, open for reading.
+
+    >>> store = PatchStore("chest.store")                        # doctest: +SKIP
+    >>> store.train.read(store.rows_of_class("train", 3)).shape  # doctest: +SKIP
+    (600, 32, 64, 64)
+    """
+
+    def __init__(self, path: str | Path, *, allow_building: bool = False) -> None:
+        """Open; StoreError when it is no store, or not complete unless `allow_building`."""
+        self.path = Path(path)
+        self.group = open_group(self.path)
+        attribute = read_attribute(self.group)
+        self.state: str = attribute["state"]
+        self.fingerprint: str | None = attribute["fingerprint"]
+        self.config: dict[str, Any] = attribute["config"]
+        self.software: dict[str, str] = attribute["software"]
+        self.stages: dict[str, Any] = attribute["stages"]
+        if self.state != "complete" and not allow_building:
+            raise StoreError(f"{path}: still building; run the same `semgen prepare` to finish it")
+
+    @cached_property
+    def scans(self) -> Tables:
+        """Tables of `store.format.SCAN_TABLES`."""
+        return Tables(self.group["scans"], tuple(SCAN_TABLES))
+
+    @cached_property
+    def classes(self) -> Tables:
+        """Tables of `store.format.CLASS_TABLES`."""
+        return Tables(self.group["classes"], tuple(CLASS_TABLES))
+
+    @cached_property
+    def thumbnails(self) -> ShardedReader:
+        """(N, 64, 128, 128) uint8 by scan row: the frame box, window mapped to 0..255."""
+        return ShardedReader(self.path, "scans/thumbnail")
+
+    @cached_property
+    def train(self) -> Split:
+        return Split(self.path, self.group, "train")
+
+    @cached_property
+    def validation(self) -> Split:
+        return Split(self.path, self.group, "validation")
+
+    def split(self, name: str) -> Split:
+        """`train` or `validation` by name."""
+        if name not in SPLITS:
+            raise KeyError(f"split must be one of {SPLITS}, got {name!r}")
+        return self.train if name == "train" else self.validation
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes.reference)
+
+    def rows_of_class(self, split: str, label: int) -> NDArray[np.intp]:
+        """The rows of one class, in store order."""
+        return np.flatnonzero(self.split(split).label == label)
+
+    def __repr__(self) -> str:
+        if self.state != "complete":
+            return f"<PatchStore {self.path.name}: {self.state}>"
+        return (
+            f"<PatchStore {self.path.name}: {len(self.scans.id)} scans, {self.num_classes} classes,"
+            f" {len(self.train)} train and {len(self.validation)} validation crops of"
+            f" {self.train.patch.shape[1:]}, {(self.fingerprint or '')[:12]}>"
+        )

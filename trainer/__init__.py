@@ -1,0 +1,29 @@
+"""Store -> weights: pretraining of a 3-D U-Net. PyTorch; neither Dask nor FAISS."""
+
+from trainer.config import TrainConfig
+from trainer.errors import TrainError
+from trainer.events import Ended, Event, Noticed, Saved, Started, Stepped, TrainSummary, Validated
+from trainer.loop import pretrain
+from trainer.models import Output, UNet3D
+from trainer.weights import KeyReport, Weights, export_weights, load_weights, read_weights
+
+__all__ = [
+    "Ended",
+    "Event",
+    "KeyReport",
+    "Noticed",
+    "Output",
+    "Saved",
+    "Started",
+    "Stepped",
+    "TrainConfig",
+    "TrainError",
+    "TrainSummary",
+    "UNet3D",
+    "Validated",
+    "Weights",
+    "export_weights",
+    "load_weights",
+    "pretrain",
+    "read_weights",
+]

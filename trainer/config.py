@@ -1,0 +1,142 @@
+"""Settings of a training run, checked when made."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.errors import TrainError
+from trainer.losses import CLASSIFICATION_WEIGHT, RESTORATION_WEIGHT
+from trainer.perturb import NUM_BLOCKS
+from trainer.pretexts import PRETEXTS
+
+PRECISIONS = ("fp32", "bf16")
+PARTS = ("all", "encoder")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How to pretrain. The defaults are the paper's where it gives a number."""
+
+    pretext: str = "restoration"
+    """What is learned besides the classes: "restoration" (Models Genesis) or "none"."""
+    classify: bool = True
+    """Whether to learn the pseudo-labels, too."""
+    width: int = 32
+    """Channels of the first convolution; every other count scales with it. 32 is the paper's."""
+    batch_size: int = 64
+    """Crops of one optimiser step."""
+    epochs: int = 200
+    """Most epochs, warm-up included."""
+    steps: int | None = None
+    """Most optimiser steps, warm-up included; None leaves it to `epochs`."""
+    warmup_epochs: int | None = None
+    """Epochs of encoder and head alone on classification before both losses together, with a
+    fresh optimiser each. None: a tenth of the run. Ignored where only one loss is learned."""
+    learning_rate: float = 1e-3
+    """Of Adam, at the start of each phase."""
+    lr_step_epochs: int = 40
+    """Epochs between two cuts of the learning rate."""
+    lr_gamma: float = 0.5
+    """Factor of each cut."""
+    patience: int = 50
+    """Epochs without a better validation loss after which the run stops."""
+    restoration_weight: float = RESTORATION_WEIGHT
+    """Weight of the pretext task's loss in the sum."""
+    classification_weight: float = CLASSIFICATION_WEIGHT
+    """Weight of the cross-entropy in the sum."""
+    shuffle_blocks: int = NUM_BLOCKS
+    """Blocks of one local shuffling; 10,000 in Models Genesis, 5 in the published code."""
+    seed: int = 0
+    """Of initial weights, row order and perturbations."""
+    device: str = "auto"
+    """Any torch device; "auto" takes a GPU where there is one."""
+    precision: str = "fp32"
+    """"fp32", or "bf16" for automatic mixed precision."""
+    threads: int = 2
+    """Threads that read and decode crops."""
+    scales: tuple[int, ...] | None = None
+    """Scales of train crops to use (0 is the base crop); None takes all."""
+    excluded_classes: tuple[int, ...] = ()
+    """Classes whose crops are left out of training and validation."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints, besides one after each validation."""
+    validate_every: int = 1
+    """Epochs between validations, besides one at the end."""
+    log_every: int = 10
+    """Steps between lines of metrics; each is the mean since the last."""
+    validation_batches: int | None = None
+    """Most batches of a validation, spread evenly over its rows; None takes all rows."""
+    skip_corrupt: bool = False
+    """Leave out crops that cannot be read and count them, instead of stopping."""
+    init: str | None = None
+    """File of weights to start from: a checkpoint or an export of ours."""
+    init_part: str = "all"
+    """Take "all" of `init` or its "encoder" only."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "batch_size", "epochs", "lr_step_epochs", "patience", "threads",
+                     "checkpoint_every", "validate_every", "log_every"):  # fmt: skip
+            _require(self, name, getattr(self, name) >= 1, ">= 1")
+        for name, least in (("steps", 1), ("validation_batches", 1), ("warmup_epochs", 0)):
+            value = getattr(self, name)
+            _require(self, name, value is None or value >= least, f">= {least}")
+        _require(self, "shuffle_blocks", self.shuffle_blocks >= 0, ">= 0")
+        _require(self, "seed", self.seed >= 0, ">= 0")
+        _require(self, "learning_rate", self.learning_rate > 0, "> 0")
+        _require(self, "lr_gamma", 0 < self.lr_gamma <= 1, "in (0, 1]")
+        for name, allowed in (("pretext", tuple(PRETEXTS)), ("precision", PRECISIONS),
+                              ("init_part", PARTS)):  # fmt: skip
+            _require(self, name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
+        if self.pretext == "none" and not self.classify:
+            raise TrainError('nothing to learn: pretext "none" needs classify')
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it: tuples are lists."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
+
+
+FREE_TO_CHANGE = frozenset(
+    {"epochs", "steps", "patience", "device", "threads", "checkpoint_every", "validate_every",
+     "log_every", "init", "init_part"}
+)  # fmt: skip
+"""Settings that a resumed run may have otherwise; another one would be another run."""
+
+
+def find_differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """The settings that forbid going on, as "name saved -> wanted"."""
+    return [
+        f"{name} {saved.get(name)!r} -> {value!r}"
+        for name, value in wanted.items()
+        if name not in FREE_TO_CHANGE and saved.get(name) != value
+    ]
+
+
+def resolve_warmup(
+    config: TrainConfig, steps_per_epoch: int, *, saved: int | None = None
+) -> TrainConfig:
+    """The config with its warm-up as a number; `saved` is that of a run to go on with.
+
+    Raises TrainError when the warm-up would take the whole run.
+    """
+    epochs = min(config.epochs, -(-(config.steps or 2**62) // steps_per_epoch))
+    if not (config.classify and PRETEXTS[config.pretext].metric):
+        warmup = 0
+    elif config.warmup_epochs is None:
+        warmup = epochs // 10 if saved is None else saved
+    else:
+        warmup = config.warmup_epochs
+    if warmup and warmup >= epochs:
+        raise TrainError(
+            f"warmup_epochs must leave epochs for both losses: got {warmup} of {epochs}"
+            f" ({steps_per_epoch} steps each); lower it or train longer"
+        )
+    return dataclasses.replace(config, warmup_epochs=warmup)
+
+
+def _require(config: TrainConfig, name: str, holds: bool, what: str) -> None:
+    if not holds:
+        raise TrainError(f"{name} must be {what}, got {getattr(config, name)!r}")

@@ -1,0 +1,52 @@
+"""A run's folder: made once, told from other folders, written by one process at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from trainer.config import TrainConfig
+from trainer.errors import TrainError
+
+CONFIG = "config.json"
+_LOCK = ".lock"
+
+
+def make_folder(run: Path) -> None:
+    """Make the run's folder; TrainError when something else is there."""
+    if run.exists() and not run.is_dir():
+        raise TrainError(f"{run}: expected a folder for the run, got a file; give another RUN")
+    run.mkdir(parents=True, exist_ok=True)
+    others = [path for path in run.iterdir() if not path.name.startswith(".")]
+    if others and not (run / CONFIG).exists():
+        raise TrainError(f"{run}: not a run, and not empty ({others[0].name}); give another RUN")
+
+
+def write_config(run: Path, config: TrainConfig, fingerprint: str) -> None:
+    """The resolved settings, the store and the software, for people and for export."""
+    content = {
+        "config": config.to_dict(),
+        "store_fingerprint": fingerprint,
+        "software": {"torch": torch.__version__, "threads": torch.get_num_threads()},
+    }
+    partial = run / (CONFIG + ".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(run / CONFIG)
+
+
+@contextmanager
+def hold_run(run: Path) -> Iterator[None]:
+    """Keep every other writer out of a run's folder; TrainError when there is one."""
+    with (run / _LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TrainError(
+                f"{run}: another process is training here; wait for it or give another RUN"
+            ) from error
+        yield

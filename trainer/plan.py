@@ -1,0 +1,101 @@
+"""Which rows a training run reads, in which order: pure arithmetic, no input or output.
+
+Everything follows from (seed, epoch), so a run resumed at any batch sees what it would have
+seen, and coverage and disjointness can be proved without touching a store.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def derive_seed(seed: int, role: str, *index: int) -> int:
+    """A 64-bit seed for one role and place, independent of every other.
+
+    >>> derive_seed(0, "order", 1) != derive_seed(0, "order", 2) != derive_seed(0, "noise", 2)
+    True
+    """
+    sequence = np.random.SeedSequence([seed, zlib.crc32(role.encode()), *index])
+    return int(sequence.generate_state(1, np.uint64)[0])
+
+
+def select_rows(
+    label: NDArray[np.integer[Any]],
+    scale: NDArray[np.integer[Any]],
+    *,
+    scales: Collection[int] | None = None,
+    excluded: Collection[int] = (),
+) -> NDArray[np.int64]:
+    """Rows of the wanted scales and of classes that are not excluded, in store order.
+
+    label, scale
+        (n,) class and scale of each row of a split.
+    scales
+        None takes every scale.
+    """
+    wanted = ~np.isin(label, list(excluded))
+    if scales is not None:
+        wanted &= np.isin(scale, list(scales))
+    return np.flatnonzero(wanted).astype(np.int64)
+
+
+def thin(rows: NDArray[np.int64], limit: int | None) -> NDArray[np.int64]:
+    """At most `limit` of the rows, evenly spread: rows lie class by class, so no class is lost.
+
+    >>> thin(np.arange(10), 4).tolist()
+    [0, 2, 5, 7]
+    """
+    if limit is None or len(rows) <= limit:
+        return rows
+    return rows[np.arange(limit, dtype=np.int64) * len(rows) // limit]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochPlan:
+    """The batches of every epoch.
+
+    Batches of one epoch differ by at most one row in length: a last batch of two or three
+    crops would upset batch normalisation. With several ranks each takes its part of every
+    batch, so `batch_size` is what one optimiser step sees.
+    """
+
+    rows: NDArray[np.int64]
+    """The rows of one epoch, each once."""
+    batch_size: int
+    """Rows of one optimiser step, over all ranks; the most that a batch holds."""
+    seed: int = 0
+    shuffle: bool = True
+    """False keeps the order of `rows`, as validation does."""
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be >= 1, got {self.batch_size}")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank must be in [0, {self.world_size}), got {self.rank}")
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """The rows in the order of this epoch, all ranks together."""
+        if not self.shuffle:
+            return self.rows
+        generator = np.random.default_rng(derive_seed(self.seed, "order", epoch))
+        return generator.permutation(self.rows)
+
+    def batches(self, epoch: int) -> list[NDArray[np.int64]]:
+        """The rows of each batch of this epoch that belong to this rank."""
+        if not len(self.rows):
+            return []
+        whole = np.array_split(self.order(epoch), len(self))
+        return [np.array_split(batch, self.world_size)[self.rank] for batch in whole]
