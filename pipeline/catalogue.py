@@ -229,19 +229,37 @@ def _paths(files: Iterable[str]) -> str:
 
 
 def read_rejections(store: Path) -> list[tuple[str, str, str]]:
-    """(first file, reason, detail) of a store's rejected series; empty without its catalogue.
+    """(first file, reason, detail) of a store's rejected series; empty without its catalogue."""
+    with _read_only(store) as db:
+        return _rejections(db) if db else []
 
-    Read-only, so it works beside a running job.
-    """
+
+def read_sources(store: Path) -> dict[int, str]:
+    """First file of each scan, by scan row; empty without the catalogue."""
+    with _read_only(store) as db:
+        if db is None:
+            return {}
+        rows = db.execute("SELECT scan_row, files FROM series WHERE scan_row IS NOT NULL")
+        return {row: _first_path(files) for row, files in rows}
+
+
+@contextlib.contextmanager
+def _read_only(store: Path) -> Iterator[sqlite3.Connection | None]:
+    """A connection that works beside a running job; None where there is nothing to read."""
     file = catalogue_folder(store) / "catalogue.sqlite"
     if not os.access(file, os.R_OK):
-        return []
+        yield None
+        return
     with contextlib.closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as db:
-        return _rejections(db)
+        yield db
 
 
 def _rejections(db: sqlite3.Connection) -> list[tuple[str, str, str]]:
     rows = db.execute(
         "SELECT files, reason, detail FROM series WHERE reason IS NOT NULL ORDER BY reason, key"
     )
-    return [(os.fsdecode(bytes.fromhex(json.loads(f)[0])), r, d) for f, r, d in rows]
+    return [(_first_path(files), reason, detail) for files, reason, detail in rows]
+
+
+def _first_path(files: str) -> str:
+    return os.fsdecode(bytes.fromhex(json.loads(files)[0]))

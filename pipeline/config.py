@@ -33,7 +33,7 @@ class AutoencoderConfig:
 
     latent: int = 512
     """Numbers in an embedding."""
-    width: int = 16
+    width: int = 8
     """Channels of the first convolution; they double with each halving of the grid."""
     learning_rate: float = 1e-3
     """Adam's; halved after `lr_patience` epochs without a better held-out loss."""

@@ -69,6 +69,7 @@ class Geometry:
         else:
             self.low_mm = scans.frame_mm[:, 0]
             self.unit_mm = scans.frame_mm[:, 1] - scans.frame_mm[:, 0]
+        self._least_unit = (self.unit_mm / self.extent_mm).min(axis=0)  # in crop sides
         # half of what the samples span, of the base crop and of the largest drawn one
         sides = np.asarray(config.shape, np.float64)
         self.base_reach = 0.5 * (sides - 1)
@@ -112,6 +113,10 @@ class Geometry:
 
     def clash(self, one: ClassPlan, other: ClassPlan) -> bool:
         """Whether some scan would hold base crops of both classes too close to each other."""
+        # most pairs are too far apart in any scan, which is quick to see
+        least = np.abs(one.centre - other.centre) * self._least_unit
+        if (least >= max(1.0, self.config.separation_steps / min(self.config.shape))).any():
+            return False
         shared = np.intersect1d(one.members, other.members)
         apart = np.abs((one.centre - other.centre) * self.unit_mm[shared])
         overlap = np.clip(1 - apart / self.extent_mm[shared], 0, 1).prod(axis=1)
@@ -121,21 +126,30 @@ class Geometry:
         )
 
 
-def has_content(reference: int, centre: Floats, scans: Scans, geometry: Geometry) -> bool:
-    """Whether the reference's base crop holds enough, and the wanted share of tissue.
+def has_content(
+    thumbnail: NDArray[np.uint8],
+    box: Floats,
+    place: Floats,
+    step_mm: Floats,
+    config: PrepareConfig,
+) -> bool:
+    """Whether a base crop holds enough, and the wanted share of tissue.
+
+    thumbnail, box
+        The scan's, (Z, Y, X) and the (2, 3) corners in mm that it spans.
+    place, step_mm
+        Centre and step of the crop in mm.
 
     Judged on the thumbnail, sampled at the crop's own grid (nearest), with `tissue_depth - 1`
     more slices towards the head.
     """
-    config = geometry.config
     depth = config.tissue_depth
-    place = geometry.centre_mm(centre)[reference]
-    box = scans.frame_mm[reference]
-    thumbnail = scans.thumbnail(reference)
     index = []
     for axis, num in enumerate(config.shape):
-        offset = np.arange(num + (depth - 1 if axis == 0 else 0)) - 0.5 * (num - 1)
-        mm = place[axis] + offset * geometry.step_mm[reference, axis]
+        # in-plane every other sample: the thumbnail is coarser than that
+        offset = np.arange(0, num + (depth - 1 if axis == 0 else 0), 1 if axis == 0 else 2)
+        offset = offset - 0.5 * (num - 1)
+        mm = place[axis] + offset * step_mm[axis]
         share = (mm - box[0, axis]) / (box[1, axis] - box[0, axis])
         n = thumbnail.shape[axis]
         index.append(np.clip(np.floor(share * n).astype(int), 0, n - 1))
@@ -170,11 +184,18 @@ def discover(
         order = np.random.default_rng([config.seed, _REFERENCES, turn]).permutation(train)
         for reference in order:
             rng = np.random.default_rng([config.seed, _COORDINATE, turn, int(reference)])
+            thumbnail = scans.thumbnail(int(reference))
             for _ in range(config.tries):
                 centre = geometry.draw_centre(int(reference), rng)
                 if centre is None:
                     break
-                if not has_content(int(reference), centre, scans, geometry):
+                if not has_content(
+                    thumbnail,
+                    scans.frame_mm[reference],
+                    geometry.centre_mm(centre)[reference],
+                    geometry.step_mm[reference],
+                    config,
+                ):
                     continue
                 eligible = geometry.eligible(centre, scans.split)
                 neighbour, distance = index.nearest(int(reference), config.neighbours, eligible)

@@ -29,6 +29,7 @@ from store.format import AUTOENCODER_FILE
 _ORDER, _AUGMENT, _INIT = 11, 12, 13
 _MOST_SHIFT, _MOST_SCALE, _MOST_GAIN, _NOISE = 0.1, 0.15, 0.1, 0.03
 _LEAST_HELD_OUT = 2
+_CHECKPOINT_STEPS = 100
 
 Thumbnails = Callable[[NDArray[Any]], NDArray[np.uint8]]
 """Read rows (n,) -> (n, 64, 128, 128) uint8."""
@@ -56,7 +57,7 @@ def train_autoencoder(
     """Fit to the training scans, keep the weights with the least held-out loss.
 
     checkpoint
-        Written after every epoch; a killed training resumes from it and ends the same.
+        Written now and then, between epochs; a killed training resumes from it and ends the same.
     held_out
         Scans to judge by; where there are none, the training scans, unaugmented.
     """
@@ -102,15 +103,16 @@ def train_autoencoder(
             state["since_best"] = 0
             state["training"] = asdict(now)
             state["best"] = {k: v.clone() for k, v in model.state_dict().items()}
-        _save_checkpoint(
-            checkpoint,
-            {
-                "model": model.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "plateau": plateau.state_dict(),
-                "state": state,
-            },
-        )
+        if state["step"] // _CHECKPOINT_STEPS > (state["step"] - len(losses)) // _CHECKPOINT_STEPS:
+            _save_checkpoint(
+                checkpoint,
+                {
+                    "model": model.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "plateau": plateau.state_dict(),
+                    "state": state,
+                },
+            )
         progress(min(steps_per_epoch, config.max_steps), now)
     model.load_state_dict(state["best"])
     return model.eval(), Training(**state["training"])

@@ -112,7 +112,7 @@ def test_a_finer_matrix_shows_the_same_patient() -> None:
 
 @pytest.mark.parametrize("protocol", COVERAGE_MM)
 def test_every_scan_is_large_enough_for_crops(protocol: str) -> None:
-    for index in range(60):
+    for index in range(20):
         phantom = small(index, protocol)
         z_mm, y_mm, x_mm = np.array(phantom.size) * phantom.spacing_mm
         assert z_mm >= 180
@@ -143,7 +143,7 @@ def test_axes_grow_to_the_head_the_back_and_the_patients_left() -> None:
     ],
 )
 def test_a_landmark_lies_in_its_tissue(landmark: str, low_hu: float, high_hu: float) -> None:
-    for index in range(4):
+    for index in range(2):
         assert low_hu <= tissue(small(index), landmark) <= high_hu
 
 
@@ -175,7 +175,7 @@ def test_a_table_lies_behind_the_patient_and_nowhere_else() -> None:
 
 
 def test_nobody_sinks_into_the_table() -> None:
-    for index in range(12):
+    for index in range(5):
         phantom = small(index)
         if phantom.table_mm is not None:
             points_mm = points_in(phantom)
@@ -211,25 +211,27 @@ def test_a_dicom_series_is_the_rendered_scan(
     np.testing.assert_allclose(image.GetOrigin()[::-1], phantom.origin_mm, atol=1e-3)
 
 
-def test_every_dicom_file_tells_its_own_identity(tmp_path: Path) -> None:
-    write_dicom(small(1, "chest"), tmp_path)
-    slices = [pydicom.dcmread(path, stop_before_pixels=True) for path in tmp_path.iterdir()]
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory: pytest.TempPathFactory) -> list[pydicom.Dataset]:
+    """One series, by file name."""
+    directory = tmp_path_factory.mktemp("series")
+    write_dicom(draw_phantom(2, 1, matrix=16), directory)
+    return [pydicom.dcmread(path) for path in sorted(directory.iterdir())]
+
+
+def test_every_dicom_file_tells_its_own_identity(slices: list[pydicom.Dataset]) -> None:
     assert len({data.SOPInstanceUID for data in slices}) == len(slices)
     assert all(d.file_meta.MediaStorageSOPInstanceUID == d.SOPInstanceUID for d in slices)
 
 
-def test_dicom_files_are_not_named_in_slice_order(tmp_path: Path) -> None:
-    write_dicom(small(1, "chest"), tmp_path)
-    heights = [
-        float(pydicom.dcmread(path, stop_before_pixels=True).ImagePositionPatient[2])
-        for path in sorted(tmp_path.iterdir())
-    ]
+def test_dicom_files_are_not_named_in_slice_order(slices: list[pydicom.Dataset]) -> None:
+    heights = [float(data.ImagePositionPatient[2]) for data in slices]
     assert heights != sorted(heights)
     assert heights != sorted(heights, reverse=True)
 
 
 def test_every_drawn_patient_fits_its_dicom_pixels() -> None:
-    assert all(p.signed or p.padding_hu is None for p in map(small, range(60)))
+    assert all(p.signed or p.padding_hu is None for p in map(small, range(20)))
 
 
 def test_a_series_is_not_mixed_into_a_directory_that_holds_files(tmp_path: Path) -> None:
@@ -238,13 +240,17 @@ def test_a_series_is_not_mixed_into_a_directory_that_holds_files(tmp_path: Path)
         write_dicom(small(1, "chest"), tmp_path)
 
 
-def test_an_archive_has_the_same_bytes_each_time(tmp_path: Path) -> None:
+def test_a_mixed_archive_alternates_formats_and_has_the_same_bytes_each_time(
+    tmp_path: Path,
+) -> None:
     trees = []
     for name in ("one", "two"):
-        write_archive(tmp_path / name, patients=2, format="mixed", seed=3, matrix=16)
+        write_archive(tmp_path / name, patients=2, format="mixed", seed=2, matrix=16)
         files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
         trees.append({p.relative_to(tmp_path / name): p.read_bytes() for p in files})
     assert trees[0] == trees[1]
+    stored = {path.parts[0] for path in trees[0]}
+    assert stored == {"phantom-0000.nii.gz", "phantom-0001", "landmarks.json"}
 
 
 def test_a_compressed_file_tells_no_time(tmp_path: Path) -> None:
@@ -252,23 +258,8 @@ def test_a_compressed_file_tells_no_time(tmp_path: Path) -> None:
     assert (tmp_path / "scan.nii.gz").read_bytes()[4:8] == bytes(4)
 
 
-@pytest.mark.parametrize(
-    ("format", "names"),
-    [
-        ("nifti", ["phantom-0000.nii.gz", "phantom-0001.nii.gz"]),
-        ("dicom", ["phantom-0000", "phantom-0001"]),
-        ("mixed", ["phantom-0000.nii.gz", "phantom-0001"]),
-    ],
-)
-def test_the_format_of_an_archive_decides_its_entries(
-    tmp_path: Path, format: str, names: list[str]
-) -> None:
-    write_archive(tmp_path, patients=2, format=format, matrix=16)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "landmarks.json"])
-
-
 def test_the_truth_of_an_archive_describes_its_files(tmp_path: Path) -> None:
-    write_archive(tmp_path, patients=2, seed=3, matrix=16)
+    write_archive(tmp_path, patients=2, seed=2, matrix=16)
     truth = json.loads((tmp_path / "landmarks.json").read_text())["patients"]
     for name, entry in truth.items():
         image = as_lps(SimpleITK.ReadImage(str(tmp_path / name)))
@@ -279,7 +270,9 @@ def test_the_truth_of_an_archive_describes_its_files(tmp_path: Path) -> None:
 
 def test_an_archive_reports_its_progress(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
-    write_archive(tmp_path, patients=2, matrix=16, progress=lambda *call: calls.append(call))
+    write_archive(
+        tmp_path, patients=2, seed=2, matrix=16, progress=lambda *call: calls.append(call)
+    )
     assert calls == [(1, 2), (2, 2)]
 
 

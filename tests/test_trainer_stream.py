@@ -1,6 +1,7 @@
 """Streaming crops from a store as tensors."""
 
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -99,8 +100,6 @@ def test_skipping_leaves_the_other_crops_as_they_are(broken: PatchStore, store: 
 
 
 def test_a_stream_left_early_leaves_no_thread_behind(store: PatchStore) -> None:
-    import threading  # noqa: PLC0415 - only here
-
     batches = make_stream(store, threads=3).epoch(0)
     next(batches)
     batches.close()  # type: ignore[attr-defined]

@@ -210,7 +210,7 @@ class Session:
             output = self.net(example.inputs, restore=self._restores, classify=config.classify)
         losses = self.judge.losses(output, example if now.joint else None, labels)
         self.optimiser.zero_grad(set_to_none=True)
-        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        losses["loss"].backward()
         self.optimiser.step()
         self._num_cubes += len(batch)
         self.window.add(losses, len(batch))

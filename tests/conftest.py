@@ -1,0 +1,106 @@
+"""What many tests share: real volumes, a small phantom archive, the store prepared from it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+import SimpleITK
+
+from pipeline.config import PrepareConfig, load_config
+from pipeline.phantom import write_archive
+from store import PatchStore
+
+ROOT = Path(__file__).parents[1]
+Semgen: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
+SETTINGS = """
+classes = 4
+neighbours = 3
+validation_neighbours = 2
+validation_fraction = 0.34
+shape = [16, 32, 32]
+spacing_mm = [3.0, 2.0, 2.0]
+side_steps = [25, 40]
+shift_steps = [-5, 5]
+rows_per_shard = 8
+
+[autoencoder]
+width = 4
+latent = 32
+max_steps = 10
+threads = 1
+"""
+
+
+@pytest.fixture(scope="session")
+def ct() -> Path:
+    """The folder of real volumes."""
+    folder = Path(os.environ.get("SEMGEN_CT") or ROOT.parent / "shared" / "ct")
+    if not folder.is_dir():
+        reason = f"no real volumes in {folder}; set SEMGEN_CT"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Settings under which preparing takes seconds."""
+    file = tmp_path_factory.mktemp("settings") / "small.toml"
+    file.write_text(SETTINGS)
+    return file
+
+
+@pytest.fixture(scope="session")
+def config(config_file: Path) -> PrepareConfig:
+    return load_config(config_file)
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six persons, NIfTI and DICOM by turns, one of them twice, and a file that is no image."""
+    archive = tmp_path_factory.mktemp("archive")
+    write_archive(archive, patients=6, format="mixed", seed=2, matrix=64)
+    first = SimpleITK.ReadImage(str(archive / "phantom-0000.nii.gz"))
+    (archive / "again").mkdir()
+    SimpleITK.WriteImage(SimpleITK.DICOMOrient(first, "SAR"), str(archive / "again/turned.nii"))
+    (archive / "again" / "broken.nii.gz").write_bytes(b"this is not an image" * 100)
+    return archive
+
+
+@pytest.fixture(scope="session")
+def semgen() -> Semgen:
+    """Run the command line to its end in a process of its own, elsewhere than in the checkout."""
+
+    def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "cli", *map(str, arguments)],
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def prepared(
+    phantoms: Path, config_file: Path, semgen: Semgen, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The store of `phantoms`, made by one worker and never interrupted. Not to be changed."""
+    store = tmp_path_factory.mktemp("stores") / "phantoms.store"
+    done = semgen("prepare", phantoms, store, "--config", config_file, "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    return store
+
+
+@pytest.fixture(scope="session")
+def patches(prepared: Path) -> PatchStore:
+    """`prepared`, open."""
+    return PatchStore(prepared)

@@ -1,0 +1,68 @@
+"""pipeline -> store <- trainer, the command line on top, and nothing heavy before it is needed."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "zarr", "dask", "distributed", "SimpleITK", "faiss", "numpy", "scipy", "pydicom")
+
+
+def imported(node: ast.AST) -> Iterator[str]:
+    """Full names of the modules that a statement imports; relative ones stay in the package."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.level == 0:
+        yield str(node.module)
+
+
+def imports_of(package: str) -> set[tuple[str, str]]:
+    """(file, first name of an imported module), wherever in the file the import stands."""
+    return {
+        (str(file.relative_to(ROOT)), name.split(".")[0])
+        for file in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        for name in imported(node)
+    }
+
+
+@pytest.mark.parametrize(
+    ("package", "forbidden"),
+    [
+        ("store", {"pipeline", "trainer", "cli", "torch", "dask", "distributed", "SimpleITK"}),
+        ("trainer", {"pipeline", "cli", "dask", "distributed", "faiss", "SimpleITK", "pydicom"}),
+        ("pipeline", {"trainer", "cli"}),
+    ],
+)
+def test_imports_point_towards_the_store(package: str, forbidden: set[str]) -> None:
+    found = imports_of(package)
+    assert {name for _, name in found} >= {"numpy"}, "the search sees imports at all"
+    assert sorted((file, name) for file, name in found if name in forbidden) == []
+
+
+def test_the_packages_do_not_import_the_tests_or_benchmarks() -> None:
+    found = set().union(*(imports_of(package) for package in ("pipeline", "store", "trainer")))
+    assert sorted(pair for pair in found if pair[1] in {"tests", "benchmarks"}) == []
+
+
+def test_the_command_line_imports_nothing_but_click_at_its_top() -> None:
+    module = ast.parse((ROOT / "cli.py").read_text("utf-8"))
+    roots = {name.split(".")[0] for node in module.body for name in imported(node)}
+    assert roots - set(sys.stdlib_module_names) == {"click"}
+
+
+def test_no_help_text_needs_a_heavy_module() -> None:
+    script = (
+        "import sys, cli\n"
+        "for arguments in ([], *([name] for name in cli.main.commands)):\n"
+        "    cli.main([*arguments, '--help'], standalone_mode=False)\n"
+        f"print('loaded:', sorted(set({HEAVY}) & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "loaded: []"
