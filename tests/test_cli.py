@@ -1,0 +1,338 @@
+"""The command line: exit statuses, errors in one line, stable JSON, nothing undocumented."""
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from safetensors import safe_open
+
+from cli import main
+from pipeline.config import AutoencoderConfig, PrepareConfig
+from store import PatchStore
+from tests.conftest import ROOT, Semgen
+from trainer import TrainConfig
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, list(map(str, arguments)))
+
+
+def assert_told_in_one_line(result: Result, *words: str) -> None:
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit), result.exception
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: ")
+    assert [word for word in words if word not in line] == []
+
+
+@pytest.fixture
+def copy(prepared: Path, tmp_path: Path) -> Path:
+    """A copy of the prepared store, to be changed."""
+    return shutil.copytree(prepared, tmp_path / "copy.store")
+
+
+# Exit statuses -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in main.commands)])
+def test_help_is_told_and_is_no_error(command: list[str]) -> None:
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("Usage:")
+
+
+def test_the_commands_are_listed_in_the_order_of_their_use() -> None:
+    listed = re.findall(r"^  (\w+)  ", run("--help").stdout.split("Commands:")[1], re.MULTILINE)
+    wanted = ["demo", "phantom", "prepare", "inspect", "verify", "pretrain", "export"]
+    assert [name for name in listed if name in wanted] == wanted
+
+
+def test_the_version_is_told_from_any_directory(semgen: Semgen, tmp_path: Path) -> None:
+    done = semgen("--version", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"semgen, version \d+\.\d+\.\d+\S*\n", done.stdout)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["prepared"],
+        ["prepare"],
+        ["prepare", "archive"],
+        ["prepare", "archive", "store", "--classes", "many"],
+        ["prepare", "archive", "store", "--workers", "0"],
+        ["prepare", "archive", "store", "--frame", "head"],
+        ["prepare", "archive", "store", "--spacing", "1,2"],
+        ["prepare", "archive", "store", "--config", "no-such-file.toml"],
+        ["phantom", "folder", "--patients", "0"],
+        ["phantom", "folder", "--format", "png"],
+        ["inspect"],
+        ["inspect", "store", "--class", "-1"],
+        ["pretrain", "store"],
+        ["pretrain", "store", "run", "--pretext", "jigsaw"],
+        ["export", "run", "file", "--format", "onnx"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_status_2_and_names_the_usage(arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Usage: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["prepare", "{here}/none", "{here}/s"], ["none", "no such file or folder"]),
+        (["prepare", "{here}", "{here}/s", "--classes", "0"], ["classes must be >= 1, got 0"]),
+        (["prepare", "{here}", "{here}/s", "--seed", "-1"], ["seed must be >= 0, got -1"]),
+        (
+            ["prepare", "{here}", "{here}/s", "--spacing", "0,1,1"],
+            ["spacing_mm", "(0.0, 1.0, 1.0)"],
+        ),
+        (["prepare", "{here}/none", "{here}/s", "--dry-run"], ["none", "no such file or folder"]),
+        (["inspect", "{here}/none"], ["none", "no such store"]),
+        (["inspect", "{here}"], ["not a semgen store"]),
+        (["verify", "{here}/none"], ["none", "no such store"]),
+        (["pretrain", "{here}/none", "{here}/run"], ["none", "no such store"]),
+        (["pretrain", "{here}", "{here}/run", "--epochs", "0"], ["epochs must be >= 1, got 0"]),
+        (["export", "{here}/none", "{here}/w"], ["none"]),
+    ],
+    ids=" ".join,
+)
+def test_a_problem_is_status_1_and_one_line(
+    tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    result = run(*(argument.format(here=tmp_path) for argument in arguments))
+    assert_told_in_one_line(result, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("clases = 7", ["unknown setting clases", "did you mean classes?"]),
+        ("[autoencoder]\nwitdh = 4", ["unknown setting autoencoder.witdh", "autoencoder.width?"]),
+        ("classes = [", ["settings.toml", "not readable as TOML"]),
+        ("autoencoder = 5", ["autoencoder must be a table"]),
+        ("[autoencoder]\nlatent = 0", ["latent must be >= 1, got 0"]),
+        ('frame = "head"', ["frame must be one of body, scan, voxel, got 'head'"]),
+        ("shape = [32, 64]", ["shape must be three multiples of 8, got (32, 64)"]),
+        ("shape = 32", ["shape"]),
+        ('classes = "many"', ["classes must be a number, got 'many'"]),
+        ("classes = 7.5", ["classes", "7.5"]),
+        ('window_hu = ["a", 3]', ["window_hu"]),
+        ("side_steps = [80, 50]", ["side_steps"]),
+        ("side_steps = [0, 80]", ["side_steps"]),
+        ("shift_steps = [10, -10]", ["shift_steps"]),
+        ("border = [1, 2]", ["border"]),
+        ("index = 5", ["index"]),
+        ("validation_fraction = 1.5", ["validation_fraction must be >= 0 and <= 0.9, got 1.5"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_wrong_setting_in_a_file_is_told_by_name(
+    tmp_path: Path, text: str, words: list[str]
+) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(text)
+    result = run("prepare", tmp_path, tmp_path / "s", "--config", file, "--dry-run")
+    assert_told_in_one_line(result, *words)
+
+
+def test_the_command_line_is_stronger_than_the_file_and_the_file_than_the_preset(
+    prepared: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("classes = 6\nneighbours = 5")
+    result = run(
+        "prepare", phantoms, prepared, "--preset", "paper", "--config", file, "--classes", 9
+    )
+    # it is another store's settings, so that all of them are told
+    assert_told_in_one_line(result, "classes: 4 -> 9", "neighbours: 3 -> 5", "frame: body -> voxel")
+
+
+# Commands ----------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_lists_the_series_and_makes_nothing(phantoms: Path, tmp_path: Path) -> None:
+    result = run("prepare", phantoms, tmp_path / "s", "--dry-run")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1] == "7 series: 7 to read"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_is_told_as_json(phantoms: Path, tmp_path: Path) -> None:
+    rows = json.loads(run("prepare", phantoms, tmp_path / "s", "--dry-run", "--json").stdout)
+    assert len(rows) == 7
+    assert {tuple(row) for row in rows} == {("file", "files", "reason")}
+
+
+def test_preparing_a_complete_store_sums_it_up_as_json(
+    prepared: Path, patches: PatchStore, phantoms: Path, config_file: Path
+) -> None:
+    result = run("prepare", phantoms, prepared, "--config", config_file, "--json")
+    summary = json.loads(result.stdout)
+    assert summary["already_complete"] is True
+    assert summary["fingerprint"] == patches.fingerprint
+    assert summary["rejected"] == {"duplicate": 1, "unreadable": 1}
+    assert summary["crops"] == {"train": len(patches.train), "validation": len(patches.validation)}
+
+
+def test_the_summary_ends_with_the_next_command(
+    prepared: Path, phantoms: Path, config_file: Path
+) -> None:
+    lines = run("prepare", phantoms, prepared, "--config", config_file).stdout.splitlines()
+    assert lines[-2:] == [
+        f"Next: semgen inspect {prepared}",
+        f"      semgen pretrain {prepared} RUN",
+    ]
+
+
+def test_inspect_tells_the_store_as_json(prepared: Path, patches: PatchStore) -> None:
+    facts = json.loads(run("inspect", prepared, "--json").stdout)
+    assert {name: facts[name] for name in ("format", "state", "scans", "patients", "frame")} == {
+        "format": 1,
+        "state": "complete",
+        "scans": 5,
+        "patients": 5,
+        "frame": "body",
+    }
+    assert facts["fingerprint"] == patches.fingerprint
+    assert [row["class"] for row in facts["classes"]] == list(range(patches.num_classes))
+
+
+def test_inspect_tells_a_class_and_its_members_as_json(prepared: Path, patches: PatchStore) -> None:
+    facts = json.loads(run("inspect", prepared, "--class", 2, "--json").stdout)
+    names = [f"{int(patches.scans.id[scan]):016x}" for scan in patches.classes.neighbour[2]]
+    assert [row["scan"] for row in facts["members"] if row["split"] == "train"] == names
+    assert facts["reference"] == names[0]
+    for row in facts["members"]:
+        assert patches.split(row["split"]).label[row["row"]] == 2
+
+
+def test_inspect_tells_what_was_rejected_and_why(prepared: Path) -> None:
+    result = run("inspect", prepared)
+    assert "rejected: 1 duplicate, 1 unreadable" in result.stdout
+    assert re.search(r"broken\.nii\.gz: unreadable", result.stdout)
+
+
+def test_inspect_does_without_the_private_catalogue(copy: Path) -> None:
+    result = run("inspect", copy)
+    assert result.exit_code == 0
+    assert "rejected: 1 duplicate, 1 unreadable" in result.stdout
+
+
+def test_a_class_that_is_not_there_is_a_problem(prepared: Path) -> None:
+    assert_told_in_one_line(run("inspect", prepared, "--class", 99), "no class 99; there are 4")
+
+
+def test_a_whole_store_verifies_with_status_0(prepared: Path) -> None:
+    result = run("verify", prepared)
+    assert (result.exit_code, result.stdout) == (0, f"{prepared}: whole\n")
+
+
+def remove_shard(store: Path) -> None:
+    (store / "train/patch/c/1/0/0/0").unlink()
+
+
+def test_a_damaged_store_verifies_with_status_1_and_names_the_rows(copy: Path) -> None:
+    remove_shard(copy)
+    result = run("verify", copy)
+    assert result.exit_code == 1
+    assert result.stdout == "train/patch rows 8-15: checksum failed or data missing\n"
+
+
+def test_damage_is_told_as_json(copy: Path) -> None:
+    remove_shard(copy)
+    (problem,) = json.loads(run("verify", copy, "--json").stdout)
+    assert (problem["where"], problem["rows"]) == ("train/patch", list(range(8, 16)))
+
+
+def test_a_whole_store_is_an_empty_list_of_problems(prepared: Path) -> None:
+    assert json.loads(run("verify", prepared, "--json").stdout) == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda store: shutil.rmtree(store / "train/label"),
+        lambda store: (store / "train/label/c/0").write_bytes(b"x" * 40),
+        lambda store: (store / "train/label/zarr.json").write_text("{"),
+        lambda store: shutil.rmtree(store / "validation"),
+        lambda store: shutil.rmtree(store / "scans/thumbnail"),
+    ],
+    ids=["table gone", "table broken", "table's metadata broken", "split gone", "thumbnails gone"],
+)
+def test_verify_survives_what_it_is_there_to_find(
+    copy: Path, damage: Callable[[Path], Any]
+) -> None:
+    damage(copy)
+    result = run("verify", copy)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert re.search(r"train/label|validation|scans/thumbnail", result.stdout)
+
+
+def test_phantoms_are_written_where_they_are_asked_for(tmp_path: Path) -> None:
+    result = run("phantom", tmp_path / "p", "--patients", 2, "--format", "mixed", "--matrix", 64)
+    assert result.exit_code == 0
+    names = sorted(path.name for path in (tmp_path / "p").iterdir())
+    assert names == ["landmarks.json", "phantom-0000.nii.gz", "phantom-0001"]
+
+
+def test_a_prepared_store_trains_and_its_weights_are_exported(
+    prepared: Path, patches: PatchStore, tmp_path: Path
+) -> None:
+    trained = run(
+        "pretrain", prepared, tmp_path / "run", "--width", 2, "--batch-size", 6, "--steps", 3,
+        "--device", "cpu", "--threads", 1, "--warmup-epochs", 0, "--json",
+    )  # fmt: skip
+    assert trained.exit_code == 0, trained.stderr
+    assert json.loads(trained.stdout)["steps"] == 3
+    exported = run("export", tmp_path / "run", tmp_path / "weights.safetensors")
+    assert exported.exit_code == 0, exported.stderr
+    with safe_open(tmp_path / "weights.safetensors", "pt") as weights:
+        assert len(weights.keys()) > 10
+
+
+# Documentation -----------------------------------------------------------------------------------
+
+
+def documentation() -> str:
+    files = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return "\n".join(file.read_text("utf-8") for file in files)
+
+
+@pytest.mark.parametrize("name", main.commands)
+def test_a_command_is_documented(name: str) -> None:
+    assert f"semgen {name}" in documentation()
+
+
+@pytest.mark.parametrize(
+    "option",
+    sorted(
+        {
+            max(parameter.opts, key=len)
+            for command in main.commands.values()
+            for parameter in command.params
+            if isinstance(parameter, click.Option)
+        }
+    ),
+)
+def test_an_option_is_documented(option: str) -> None:
+    assert re.search(rf"{option}(?![\w-])", documentation())
+
+
+@pytest.mark.parametrize("kind", [PrepareConfig, AutoencoderConfig, TrainConfig])
+def test_every_setting_is_in_the_page_on_configuration(kind: type) -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text("utf-8")
+    missing = [f.name for f in dataclasses.fields(kind) if not re.search(rf"\b{f.name}\b", page)]
+    assert missing == []
