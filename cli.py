@@ -18,7 +18,6 @@ import click
 
 if TYPE_CHECKING:
     from pipeline.job import Summary
-    from store import PatchStore
     from trainer import Event, TrainSummary
 
 _PLAIN_SECONDS = 10.0
@@ -47,7 +46,7 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="semgen", prog_name="semgen")
 def main() -> None:
-    r"""Turn an archive of unlabeled CT scans into a labeled patch store and pretrained 3-D models.
+    """Turn an archive of unlabeled CT scans into a labeled patch store and pretrained 3-D models.
 
     \b
     semgen demo                     see it work, in about two minutes
@@ -55,7 +54,7 @@ def main() -> None:
     semgen inspect STORE            what was found
     semgen pretrain STORE RUN       train; run again to resume
     semgen export RUN FILE          weights for your own task
-    """
+    """  # noqa: D301 (\b is click's mark for text not to be wrapped)
 
 
 @main.command()
@@ -295,31 +294,44 @@ def _print_summary(summary: Summary, store: Path) -> None:
 @main.command()
 @click.argument("store", type=_FOLDER)
 @click.option("--class", "label", type=click.IntRange(0), help="One class and its members.")
+@click.option("--paths", is_flag=True, help="Name files, from the private catalogue.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def inspect(store: Path, label: int | None, as_json: bool) -> None:
+def inspect(store: Path, label: int | None, paths: bool, as_json: bool) -> None:
     """Show what is in STORE: scans, rejected series with reasons, classes, crops."""
+    from pipeline.catalogue import read_rejections, read_sources
     from store import PatchStore
     from store.inspect import describe_class, describe_store
 
     opened = PatchStore(store, allow_building=True)
-    facts = describe_store(opened) if label is None else describe_class(opened, label)
+    if label is None:
+        facts = describe_store(opened)
+        if paths:
+            facts["rejected_files"] = [
+                {"file": file, "reason": reason, "detail": detail}
+                for file, reason, detail in read_rejections(store)
+            ]
+    else:
+        facts = describe_class(opened, label)
+        if paths:
+            sources = read_sources(store)
+            for member in facts["members"]:
+                member["file"] = sources[int(opened.split(member["split"]).scan[member["row"]])]
     if as_json:
         click.echo(json.dumps(facts))
     elif label is None:
-        _print_store(opened, facts)
+        _print_store(store, facts)
     else:
         _print_class(facts)
 
 
-def _print_store(store: PatchStore, facts: dict[str, Any]) -> None:
+def _print_store(path: Path, facts: dict[str, Any]) -> None:
     fingerprint = (facts["fingerprint"] or "-")[:16]
-    click.echo(
-        f"{store.path}: {facts['state']}, format {facts['format']}, fingerprint {fingerprint}"
-    )
+    click.echo(f"{path}: {facts['state']}, format {facts['format']}, fingerprint {fingerprint}")
     rejected = ", ".join(f"{n} {reason}" for reason, n in facts["rejected"].items()) or "none"
     click.echo(f"scans: {facts['scans']} of {facts['patients']} patients; rejected: {rejected}")
-    for path, reason, detail in _private_rejections(store.path):
-        click.echo(f"  {path}: {reason}" + (f" ({detail})" if detail else ""))
+    for one in facts.get("rejected_files", ()):
+        detail = f" ({one['detail']})" if one["detail"] else ""
+        click.echo(f"  {one['file']}: {one['reason']}{detail}")
     crops = facts["crops"]
     click.echo(
         f"crops: {crops['train']} train, {crops['validation']} validation, {facts['shape']} voxels"
@@ -335,20 +347,14 @@ def _print_store(store: PatchStore, facts: dict[str, Any]) -> None:
         )
 
 
-def _private_rejections(store: Path) -> list[tuple[str, str, str]]:
-    """Rejected files from the private catalogue, where it is there and readable."""
-    from pipeline.catalogue import read_rejections
-
-    return read_rejections(store)
-
-
 def _print_class(facts: dict[str, Any]) -> None:
     centre = ", ".join(f"{c:.4g}" for c in facts["centre"])
     click.echo(f"class {facts['class']}: centre ({centre}) in frame units, z y x")
     click.echo("split       scan              distance  centre in mm (z, y, x)")
     for row in facts["members"]:
         place = ", ".join(f"{p:.1f}" for p in row["centre_mm"])
-        click.echo(f"{row['split']:10s}  {row['scan']}  {row['distance']:8.4g}  {place}")
+        file = f"  {row['file']}" if "file" in row else ""
+        click.echo(f"{row['split']:10s}  {row['scan']}  {row['distance']:8.4g}  {place}{file}")
 
 
 @main.command()

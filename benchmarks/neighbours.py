@@ -1,4 +1,4 @@
-"""Do similar scans stand beside each other, and does a coordinate land on the same anatomy?
+"""Do similar scans stand beside each other, and does a coordinate land on the same anatomy.
 
     python benchmarks/neighbours.py regions STORE PATTERN=REGION ...
     python benchmarks/neighbours.py phantoms STORE PHANTOM_ARCHIVE
@@ -62,7 +62,10 @@ def regions(store: PatchStore, patterns: list[str]) -> None:
         [next(r for p, r in pairs if p in sources[i]) for i in range(len(store.scans.id))]
     )
     same = region[:, None] == region[None]
-    print(f"{len(region)} scans: " + ", ".join(f"{(region == r).sum()} {r}" for r in np.unique(region)))
+    print(
+        f"{len(region)} scans: "
+        + ", ".join(f"{(region == r).sum()} {r}" for r in np.unique(region))
+    )
     print(f"{'embedding':14s} nearest in region   pairs in right order")
     for name, embedding in embeddings(store).items():
         apart = distances(embedding)
@@ -73,7 +76,8 @@ def regions(store: PatchStore, patterns: list[str]) -> None:
             for i in range(len(region))
         ]
         wrong = " ".join(Path(sources[i]).name[:10] for i in np.flatnonzero(~hits))
-        print(f"{name:14s} {hits.sum():3d} of {len(hits)} = {hits.mean():.0%}      {np.mean(order):.3f}      {wrong}")  # noqa: E501
+        share = f"{hits.sum():3d} of {len(hits)} = {hits.mean():.0%}"
+        print(f"{name:14s} {share}      {np.mean(order):.3f}      {wrong}")
 
 
 def phantoms(store: PatchStore, archive: Path) -> None:

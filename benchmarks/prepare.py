@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import psutil
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813
 
 from pipeline.archive import Series
 from pipeline.catalogue import Catalogue, catalogue_folder
@@ -78,7 +78,10 @@ def main() -> None:
         ratio = f"  {seconds / floor:.2f} x floor" if stage in {"survey", "cut"} else ""
         print(f"{stage:10s} {seconds:7.2f} s{ratio}")
     budget = 2.5 * largest + shard_mib
-    print(f"parent peak {peak:.0f} MiB; largest scan {largest:.0f} MiB as int16, shard {shard_mib:.0f} MiB")  # noqa: E501
+    print(
+        f"parent peak {peak:.0f} MiB; largest scan {largest:.0f} MiB as int16,"
+        f" shard {shard_mib:.0f} MiB"
+    )
     for pid_samples in samples.values():
         if len(pid_samples) > 20:
             base = sorted(pid_samples)[len(pid_samples) // 50]

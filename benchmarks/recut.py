@@ -14,7 +14,7 @@ import sqlite3
 import sys
 
 import numpy as np
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813
 import zarr
 from scipy.ndimage import map_coordinates
 
@@ -52,5 +52,8 @@ for split, row in chosen:
     worst = float(np.abs(again - crop).max())
     (smoothed if (step > spacing * (1 + 1e-9)).any() else exact).append(worst)
 print(f"{len(exact)} rows without smoothing: largest difference {max(exact, default=0):.0f} HU")
-print(f"{len(smoothed)} smoothed rows: median of their largest differences {np.median(smoothed or [0]):.0f} HU")  # noqa: E501
+print(
+    f"{len(smoothed)} smoothed rows: median of their largest differences"
+    f" {np.median(smoothed or [0]):.0f} HU"
+)
 sys.exit(int(max(exact, default=0) > 2))

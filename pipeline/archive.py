@@ -9,7 +9,10 @@ worker that reads the voxels, since a malformed one can crash the reading librar
 from __future__ import annotations
 
 import hashlib
+import logging
+import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +20,15 @@ from typing import Final
 
 import numpy as np
 import pydicom
+import pydicom.config
 from numpy.typing import NDArray
-from pydicom.errors import InvalidDicomError
 
 from pipeline.config import PrepareConfig
+
+# pydicom's warnings quote header text, which must not reach a terminal or a log
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+warnings.filterwarnings("ignore", module=r"pydicom\..*")
 
 VOLUME_SUFFIXES: Final = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr")
 _DICOM_SUFFIXES: Final = (".dcm", ".dicom", ".ima")
@@ -75,6 +83,23 @@ class Series:
         return f"<Series {self.key}: {self.kind}, {len(self.files)} files>"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Slice:
+    """What one DICOM header says."""
+
+    path: str
+    series: str
+    patient: str
+    modality: str
+    scout: bool
+    samples: int
+    frames: int
+    rows: int
+    columns: int
+    position_mm: tuple[float, ...]
+    axes: tuple[float, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Folder:
     """Files of one folder that may hold scans; `origin` is its place in the archive."""
@@ -108,7 +133,7 @@ def find_folders(archive: Sequence[Path]) -> Iterator[Folder]:
 def read_folder(folder: Folder, config: PrepareConfig) -> list[Series]:
     """Every series of one folder. Files that claim to be no image are passed over."""
     found: list[Series] = []
-    slices: dict[str, list[pydicom.Dataset]] = {}
+    series: dict[str, list[_Slice]] = {}
     for name in folder.files:
         path = os.path.join(folder.path, name)
         if name.lower().endswith(VOLUME_SUFFIXES):
@@ -119,9 +144,9 @@ def read_folder(folder: Folder, config: PrepareConfig) -> list[Series]:
             except Rejected as rejected:
                 found.append(_file_series(folder, name, path, kind="dicom", rejected=rejected))
             else:
-                slices.setdefault(str(header.get("SeriesInstanceUID", name)), []).append(header)
-    for uid, headers in sorted(slices.items()):
-        found.append(_dicom_series(folder, uid, headers, config))
+                series.setdefault(header.series or name, []).append(header)
+    for uid, slices in sorted(series.items()):
+        found.append(_dicom_series(folder, uid, slices, config))
     return found
 
 
@@ -155,36 +180,39 @@ def _looks_like_dicom(path: str) -> bool:
         return False
 
 
-def _read_header(path: str) -> pydicom.Dataset:
+def _read_header(path: str) -> _Slice:
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS, force=True)
-        header.filename = path
         if "SOPClassUID" not in header and "Modality" not in header:
             raise Rejected("unreadable", "no DICOM header")
         if "Rows" not in header or "Columns" not in header:
             raise Rejected("not an image", f"modality {header.get('Modality')}")
-        return header
-    # pydicom raises whatever a malformed element makes it stumble over
-    except (
-        InvalidDicomError,
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        NotImplementedError,
-    ) as error:
+        return _Slice(
+            path=path,
+            series=str(header.get("SeriesInstanceUID") or ""),
+            patient=str(header.get("PatientID") or "").strip(),
+            modality=str(header.get("Modality") or ""),
+            scout="LOCALIZER" in (header.get("ImageType") or ()),
+            samples=int(header.get("SamplesPerPixel") or 1),
+            frames=int(header.get("NumberOfFrames") or 1),
+            rows=int(header.Rows or 0),
+            columns=int(header.Columns or 0),
+            position_mm=tuple(float(v) for v in header.get("ImagePositionPatient") or ()),
+            axes=tuple(float(v) for v in header.get("ImageOrientationPatient") or ()),
+        )
+    except Rejected:
+        raise
+    except Exception as error:  # pydicom raises whatever a malformed element makes it stumble over
         raise Rejected("unreadable", type(error).__name__) from error
 
 
-def _dicom_series(
-    folder: Folder, uid: str, headers: list[pydicom.Dataset], config: PrepareConfig
-) -> Series:
+def _dicom_series(folder: Folder, uid: str, slices: list[_Slice], config: PrepareConfig) -> Series:
     key = _key(folder.origin, uid)
-    patient = str(headers[0].get("PatientID", "")).strip()
+    patient = slices[0].patient
     person = _key("patient", patient) if patient else key
-    files = tuple(str(header.filename) for header in headers)
+    files = tuple(one.path for one in slices)
     try:
-        order, gap_mm = _check_slices(headers, config)
+        order, gap_mm = _check_slices(slices, config)
     except Rejected as rejected:
         return Series(
             key=key,
@@ -203,30 +231,30 @@ def _dicom_series(
     )
 
 
-def _check_slices(headers: list[pydicom.Dataset], config: PrepareConfig) -> tuple[list[int], float]:
+def _check_slices(slices: list[_Slice], config: PrepareConfig) -> tuple[list[int], float]:
     """Slice order along the normal and the gap in mm; Rejected by the first rule that fails."""
-    first = headers[0]
-    if first.get("Modality") != "CT":
-        raise Rejected("not CT", f"modality {first.get('Modality')}")
-    if "LOCALIZER" in (first.get("ImageType") or []):
+    first = slices[0]
+    size = (len(slices), first.rows, first.columns)
+    if first.modality != "CT":
+        raise Rejected("not CT", f"modality {first.modality}")
+    if first.scout:
         raise Rejected("scout")
-    if int(first.get("SamplesPerPixel") or 1) != 1:
+    if first.samples != 1:
         raise Rejected("RGB or vector")
-    if any(int(header.get("NumberOfFrames") or 1) > 1 for header in headers):
+    if any(one.frames > 1 for one in slices):
         raise Rejected("multi-frame")
-    if len({(header.Rows, header.Columns) for header in headers}) > 1:
+    if len({(one.rows, one.columns) for one in slices}) > 1:
         raise Rejected("mixed slice sizes")
-    if min(len(headers), first.Rows, first.Columns) < config.min_slices:
-        raise Rejected("too few slices", f"{len(headers)} x {first.Rows} x {first.Columns}")
-    if len(headers) * first.Rows * first.Columns > config.max_voxels:
-        raise Rejected("too large", f"{len(headers)} x {first.Rows} x {first.Columns}")
-    try:
-        position = np.array([header.ImagePositionPatient for header in headers], dtype=np.float64)
-        axes = np.array([header.ImageOrientationPatient for header in headers], dtype=np.float64)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise Rejected("no slice positions") from error
-    if position.shape[1:] != (3,) or axes.shape[1:] != (6,):
+    if min(size) < config.min_slices:
+        raise Rejected("too few slices", f"size {size}")
+    if math.prod(size) > config.max_voxels:
+        raise Rejected("too large", f"size {size}")
+    if any(len(one.position_mm) != 3 or len(one.axes) != 6 for one in slices):
         raise Rejected("no slice positions")
+    position = np.array([one.position_mm for one in slices])
+    axes = np.array([one.axes for one in slices])
+    if not (np.isfinite(position).all() and np.isfinite(axes).all()):
+        raise Rejected("no slice positions", "values that are not finite")
     if np.abs(axes - axes[0]).max() > _ORIENTATION_TOLERANCE:
         raise Rejected("mixed orientations")
     return check_positions(position, axes[0], config.spacing_tolerance)

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import sqlite3
 import time
 from collections import Counter
@@ -61,6 +62,7 @@ class Catalogue:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            self._lock.close()
             raise StoreError(
                 f"{folder}: another prepare is at work on this store; wait for it to end"
             ) from error
@@ -78,8 +80,22 @@ class Catalogue:
         """Where workers leave thumbnails, one file a scan."""
         return self.folder / "survey"
 
-    def thumbnail_path(self, key: str) -> Path:
-        return thumbnail_path(self.survey_folder, key)
+    @property
+    def autoencoder_checkpoint(self) -> Path:
+        """Where an unfinished training of the autoencoder goes on from."""
+        return self.folder / "autoencoder.pt"
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._db.execute("DELETE FROM series")
+        self._db.execute("DELETE FROM timing")
+        self.commit()
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Delete what only an unfinished job needs."""
+        shutil.rmtree(self.survey_folder, ignore_errors=True)
+        self.autoencoder_checkpoint.unlink(missing_ok=True)
 
     def add(self, series: Iterable[Series]) -> None:
         """Enter series that a folder held; entering one again changes nothing."""
@@ -219,7 +235,7 @@ def catalogue_folder(store: Path) -> Path:
 
 
 def thumbnail_path(survey_folder: Path, key: str) -> Path:
-    """Where the thumbnail of a series lies between survey and seal."""
+    """Where the thumbnail of a series lies until the store is sealed."""
     return survey_folder / key[:2] / f"{key}.npy"
 
 
@@ -229,27 +245,27 @@ def _paths(files: Iterable[str]) -> str:
 
 
 def read_rejections(store: Path) -> list[tuple[str, str, str]]:
-    """(first file, reason, detail) of a store's rejected series; empty without its catalogue."""
+    """(first file, reason, detail) of a store's rejected series.
+
+    Raises StoreError without the store's private catalogue.
+    """
     with _read_only(store) as db:
-        return _rejections(db) if db else []
+        return _rejections(db)
 
 
 def read_sources(store: Path) -> dict[int, str]:
-    """First file of each scan, by scan row; empty without the catalogue."""
+    """First file of each scan, by scan row; StoreError without the private catalogue."""
     with _read_only(store) as db:
-        if db is None:
-            return {}
         rows = db.execute("SELECT scan_row, files FROM series WHERE scan_row IS NOT NULL")
         return {row: _first_path(files) for row, files in rows}
 
 
 @contextlib.contextmanager
-def _read_only(store: Path) -> Iterator[sqlite3.Connection | None]:
-    """A connection that works beside a running job; None where there is nothing to read."""
+def _read_only(store: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that works beside a running job."""
     file = catalogue_folder(store) / "catalogue.sqlite"
     if not os.access(file, os.R_OK):
-        yield None
-        return
+        raise StoreError(f"{file}: not here, or not yours to read; only it knows the files")
     with contextlib.closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as db:
         yield db
 

@@ -16,9 +16,25 @@ def run_bounded(
 ) -> Iterator[tuple[Any, Any]]:
     """(item, function(item, *arguments)) as they finish, few in flight, so memory stays flat.
 
-    A task whose worker died time and again yields the KilledWorker instead of a result.
+    A task that kills its worker time and again yields a KilledWorker instead of a result. Dask
+    blames every task that a dead worker held; those that it gave up are tried again, each alone.
     """
-    limit = 2 * num_threads(client) + 2
+    blamed = []
+    for item, result in _run(client, function, items, arguments, 2 * num_threads(client) + 2):
+        if isinstance(result, KilledWorker):
+            blamed.append(item)
+        else:
+            yield item, result
+    yield from _run(client, function, blamed, arguments, 1)
+
+
+def _run(
+    client: Client,
+    function: Callable[..., Any],
+    items: Iterable[Any],
+    arguments: tuple[Any, ...],
+    limit: int,
+) -> Iterator[tuple[Any, Any]]:
     items = iter(items)
     waiting: dict[Any, Any] = {}  # item by future
     finished = as_completed(loop=client.loop)

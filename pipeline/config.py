@@ -51,9 +51,15 @@ class AutoencoderConfig:
     """CPU threads; fixed, because the sums' order and so the last bits depend on it."""
 
     def __post_init__(self) -> None:
-        for name in ("latent", "width", "batch_size", "max_epochs", "max_steps", "threads"):
+        """Raise ConfigError naming the setting, what is allowed and what came."""
+        _settle(self, "autoencoder.")
+        for name in ("latent", "batch_size", "max_epochs", "max_steps", "threads"):
             _check(self, name, low=1)
-        _check(self, "learning_rate", low=0, exclusive=True)
+        for name in ("lr_patience", "patience"):
+            _check(self, name, low=0)
+        width, rate = self.width, self.learning_rate
+        _require(width >= 4 and width % 4 == 0, "autoencoder.width", "a multiple of 4", width)
+        _require(rate > 0, "autoencoder.learning_rate", "> 0", rate)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,28 +133,41 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         """Raise ConfigError naming the setting, what is allowed and what came."""
-        for name in ("classes", "neighbours", "tries", "tissue_depth", "min_slices", "max_voxels"):
+        _settle(self)
+        for name in ("classes", "neighbours", "tries", "tissue_depth", "max_voxels"):
             _check(self, name, low=1)
-        for name in ("seed", "validation_neighbours", "separation_steps"):
+        _check(self, "min_slices", low=2)
+        for name in ("seed", "validation_neighbours", "separation_steps", "spacing_tolerance"):
             _check(self, name, low=0)
         for name in ("min_member_share", "max_overlap", "min_tissue", "max_tissue", "min_content"):
             _check(self, name, low=0, high=1)
         _check(self, "validation_fraction", low=0, high=0.9)
+        _check(self, "max_oblique_deg", low=0, high=45)
         _check(self, "scales", low=1, high=3)
         _check(self, "rows_per_shard", low=1)
-        if self.frame not in FRAMES:
-            raise ConfigError(f"frame must be one of {', '.join(FRAMES)}, got {self.frame!r}")
-        if len(self.shape) != 3 or min(self.shape) < 8 or any(n % 8 for n in self.shape):
-            raise ConfigError(f"shape must be three multiples of 8, got {self.shape}")
-        if isinstance(self.spacing_mm, str):
-            if self.spacing_mm != "native":
-                raise ConfigError(
-                    f'spacing_mm must be z, y, x or "native", got {self.spacing_mm!r}'
-                )
-        elif len(self.spacing_mm) != 3 or not all(0 < s < 100 for s in self.spacing_mm):
-            raise ConfigError(f"spacing_mm must be three lengths in mm, got {self.spacing_mm}")
-        if self.window_hu[0] >= self.window_hu[1]:
-            raise ConfigError(f"window_hu must be low, high, got {self.window_hu}")
+        _require(self.frame in FRAMES, "frame", f"one of {', '.join(FRAMES)}", self.frame)
+        shape = self.shape
+        _require(
+            min(shape) >= 8 and not any(n % 8 for n in shape), "shape", "multiples of 8", shape
+        )
+        spacing = self.spacing_mm
+        _require(
+            spacing == "native" if isinstance(spacing, str) else all(0 < s < 100 for s in spacing),
+            "spacing_mm",
+            'three lengths in mm, or "native"',
+            spacing,
+        )
+        for name in ("window_hu", "side_steps", "shift_steps"):
+            low, high = getattr(self, name)
+            _require(low < high, name, "low, high", (low, high))
+        _require(self.side_steps[0] >= 1, "side_steps", ">= 1", self.side_steps)
+        _require(min(self.border) >= 0, "border", ">= 0", self.border)
+        _require(
+            self.min_tissue <= self.max_tissue,
+            "min_tissue",
+            f"<= max_tissue ({self.max_tissue})",
+            self.min_tissue,
+        )
 
     def step_mm(self, spacing_mm: NDArray[Any]) -> NDArray[Any]:
         """The base crop's step (..., 3) in scans of the given spacing (..., 3)."""
@@ -225,23 +244,42 @@ def _build(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {prefix}{near[0]}?" if near else ""
             raise ConfigError(f"unknown setting {prefix}{name}{hint}")
-    try:
-        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-    except TypeError as error:
-        raise ConfigError(f"a setting has the wrong type: {error}") from error
+    return kind(**values)
 
 
-def _check(
-    config: object, name: str, *, low: float, high: float = math.inf, exclusive: bool = False
-) -> None:
+def _settle(config: object, prefix: str = "") -> None:
+    """Give every setting the type of its default, so that 5 and 5.0 are one; or ConfigError."""
+    for f in fields(config):  # type: ignore[arg-type]
+        if f.default is not dataclasses.MISSING:
+            value = getattr(config, f.name)
+            if f.name != "spacing_mm" or not isinstance(value, str):
+                value = _like(f.default, value, prefix + f.name)
+            object.__setattr__(config, f.name, value)
+
+
+def _like(default: Any, value: Any, name: str) -> Any:
+    if isinstance(default, tuple):
+        right = isinstance(value, list | tuple) and len(value) == len(default)
+        _require(right, name, f"a list of {len(default)} numbers", value)
+        return tuple(_like(d, v, name) for d, v in zip(default, value, strict=True))
+    if isinstance(default, str):
+        _require(isinstance(value, str), name, "text", value)
+        return value
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    _require(number and math.isfinite(value), name, "a number", value)
+    _require(isinstance(default, float) or value == int(value), name, "a whole number", value)
+    return type(default)(value)
+
+
+def _check(config: object, name: str, *, low: float, high: float = math.inf) -> None:
     value = getattr(config, name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{name} must be a number, got {value!r}")
-    if not low <= value <= high or (exclusive and value == low):
-        allowed = f">{'' if exclusive else '='} {low}" + (
-            f" and <= {high}" if high < math.inf else ""
-        )
-        raise ConfigError(f"{name} must be {allowed}, got {value}")
+    rule = f">= {low}" + (f" and <= {high}" if high < math.inf else "")
+    _require(low <= value <= high, name, rule, value)
+
+
+def _require(holds: bool, name: str, rule: str, value: Any) -> None:
+    if not holds:
+        raise ConfigError(f"{name} must be {rule}, got {value!r}")
 
 
 def _plain(value: Any) -> Any:

@@ -20,6 +20,8 @@ from pipeline.neighbours import Neighbours
 _REFERENCES, _COORDINATE, _SCALES, _PERSONS = 1, 2, 3, 4
 """Roles of random draws: a generator is keyed by (seed, role, index)."""
 
+_ROUNDING_MM = 1e-7
+
 Floats = NDArray[np.float64]
 
 
@@ -88,7 +90,7 @@ class Geometry:
         """(N,) scans that hold the base crop, and for training the drawn ones, entirely."""
         reach = np.where(split[:, None] == 0, self.full_reach, self.base_reach) * self.step_mm
         place = self.centre_mm(centre)
-        inside = (place - reach >= 0) & (place + reach <= self.last_mm)
+        inside = (place - reach >= -_ROUNDING_MM) & (place + reach <= self.last_mm + _ROUNDING_MM)
         return np.asarray(inside.all(axis=1))
 
     def draw_centre(self, reference: int, rng: np.random.Generator) -> Floats | None:
@@ -104,12 +106,17 @@ class Geometry:
             high = np.minimum(high, self.low_mm[reference] + self.unit_mm[reference])
         if (low > high).any():
             return None
-        drawn = rng.uniform(low, high)
+        least = (low - self.low_mm[reference]) / self.unit_mm[reference]
+        most = (high - self.low_mm[reference]) / self.unit_mm[reference]
         if self.config.frame == "voxel":
             # whole voxels for the first corner: at native spacing nothing is interpolated
             half = 0.5 * (np.asarray(self.config.shape) - 1)
-            return np.asarray(np.floor(drawn / self.unit_mm[reference] - half) + half)
-        return np.asarray((drawn - self.low_mm[reference]) / self.unit_mm[reference])
+            first = np.ceil(least - half).astype(int)
+            last = np.floor(most - half).astype(int)
+            if (first > last).any():
+                return None
+            return np.asarray(rng.integers(first, last + 1) + half, np.float64)
+        return np.asarray(rng.uniform(least, most))
 
     def clash(self, one: ClassPlan, other: ClassPlan) -> bool:
         """Whether some scan would hold base crops of both classes too close to each other."""
@@ -147,9 +154,8 @@ def has_content(
     index = []
     for axis, num in enumerate(config.shape):
         # in-plane every other sample: the thumbnail is coarser than that
-        offset = np.arange(0, num + (depth - 1 if axis == 0 else 0), 1 if axis == 0 else 2)
-        offset = offset - 0.5 * (num - 1)
-        mm = place[axis] + offset * step_mm[axis]
+        sample = np.arange(0, num + (depth - 1 if axis == 0 else 0), 1 if axis == 0 else 2)
+        mm = place[axis] + (sample - 0.5 * (num - 1)) * step_mm[axis]
         share = (mm - box[0, axis]) / (box[1, axis] - box[0, axis])
         n = thumbnail.shape[axis]
         index.append(np.clip(np.floor(share * n).astype(int), 0, n - 1))

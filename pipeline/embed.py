@@ -27,7 +27,10 @@ from pipeline.config import AutoencoderConfig, ConfigError
 from store.format import AUTOENCODER_FILE
 
 _ORDER, _AUGMENT, _INIT = 11, 12, 13
-_MOST_SHIFT, _MOST_SCALE, _MOST_GAIN, _NOISE = 0.1, 0.15, 0.1, 0.03
+_MOST_SHIFT = (0.02, 0.05, 0.05)
+_MOST_SCALE = (0.03, 0.08, 0.08)
+"""z, y, x, as shares of the thumbnail: least along z, where a shift is another part of a body."""
+_MOST_GAIN, _NOISE = 0.1, 0.05
 _LEAST_HELD_OUT = 2
 _CHECKPOINT_STEPS = 100
 
@@ -74,7 +77,6 @@ def train_autoencoder(
         optimiser.load_state_dict(saved["optimiser"])
         plateau.load_state_dict(saved["plateau"])
         state = saved["state"]
-    steps_per_epoch = -(-len(train) // config.batch_size)
     while (
         state["epoch"] < config.max_epochs
         and state["step"] < config.max_steps
@@ -85,6 +87,8 @@ def train_autoencoder(
         losses = []
         model.train()
         for start in range(0, len(order), config.batch_size):
+            if state["step"] == config.max_steps:
+                break
             target = _load(thumbnails, np.sort(order[start : start + config.batch_size]))
             generator = _generator(seed, _AUGMENT, state["step"])
             loss = torch.nn.functional.mse_loss(model(_disturb(target, generator)), target)
@@ -113,7 +117,7 @@ def train_autoencoder(
                     "state": state,
                 },
             )
-        progress(min(steps_per_epoch, config.max_steps), now)
+        progress(len(losses), now)
     model.load_state_dict(state["best"])
     return model.eval(), Training(**state["training"])
 
@@ -149,7 +153,7 @@ def load_autoencoder(file: Path) -> Autoencoder:
             shape = json.loads(metadata["semgen-autoencoder"])
             model = Autoencoder(latent=shape["latent"], width=shape["width"])
             model.load_state_dict({name: handle.get_tensor(name) for name in list(handle.keys())})
-    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"{file.name}: no autoencoder that semgen wrote; give a store's {AUTOENCODER_FILE}"
         ) from error
@@ -162,15 +166,16 @@ def _load(thumbnails: Thumbnails, rows: NDArray[Any]) -> Tensor:
 
 
 def _disturb(image: Tensor, generator: torch.Generator) -> Tensor:
-    """Move by up to 10 %, scale by up to 15 % per axis, change gain, add noise."""
+    """Move and scale a little, change gain, add noise."""
     n = len(image)
+    shift, scale = (torch.tensor(most[::-1]) for most in (_MOST_SHIFT, _MOST_SCALE))  # x, y, z
 
     def draw(*shape: int) -> Tensor:
         return 2 * torch.rand(*shape, generator=generator) - 1
 
     affine = torch.zeros(n, 3, 4)
-    affine[:, :, :3] = torch.diag_embed(1 + _MOST_SCALE * draw(n, 3))
-    affine[:, :, 3] = 2 * _MOST_SHIFT * draw(n, 3)
+    affine[:, :, :3] = torch.diag_embed(1 + scale * draw(n, 3))
+    affine[:, :, 3] = 2 * shift * draw(n, 3)
     grid = torch.nn.functional.affine_grid(affine, list(image.shape), align_corners=False)
     moved = torch.nn.functional.grid_sample(image, grid, padding_mode="border", align_corners=False)
     gain = 1 + _MOST_GAIN * draw(n, 1, 1, 1, 1)

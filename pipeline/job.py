@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import os
 import shutil
 import time
 from collections import deque
@@ -16,10 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from distributed import Client
+from distributed import Client, KilledWorker
 
 from pipeline.archive import find_folders, read_folder
 from pipeline.catalogue import Catalogue, Surveyed, catalogue_folder
@@ -36,6 +37,9 @@ from pipeline.tasks import (
 from store.format import AUTOENCODER_FILE, SPLITS, THUMBNAIL_SHAPE, StoreError
 from store.reader import PatchStore, ShardedReader
 from store.writer import StoreWriter, sweep
+
+if TYPE_CHECKING:
+    from pipeline.autoencoder import Autoencoder
 
 _SOFTWARE = ("semgen", "numpy", "SimpleITK", "torch", "faiss-cpu", "zarr", "numcodecs")
 _SHARDS_PER_CHECK = 16
@@ -86,16 +90,20 @@ def prepare(
         Processes of a local cluster, or the address of a running one whose workers see the same
         file system.
     autoencoder
-        Weights to embed with, instead of training.
+        Weights to embed with, instead of training: a file, or a store whose weights to take.
 
     Raises StoreError (the store is something else, other settings, in use), PrepareError (no
     usable series) or FileNotFoundError (archive). Nothing is left behind when no series is
     usable.
     """
+    archive = [Path(os.path.abspath(path)) for path in archive]  # workers may be elsewhere
     for path in archive:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
-    if store.exists() and (not store.is_dir() or any(store.iterdir())):
+    if autoencoder is not None:
+        _load_autoencoder(autoencoder)  # better now than after the survey
+    fresh = not store.exists() or (store.is_dir() and not any(_but_strays(store)))
+    if not fresh:
         existing = PatchStore(store, allow_building=True)
         changed = differences(config.to_json(), existing.config)
         if changed:
@@ -105,10 +113,12 @@ def prepare(
             )
         if existing.state == "complete":
             return _summarise(store, {}, already_complete=True)
+    made = [parent for parent in store.absolute().parents if not parent.exists()]
     catalogue = Catalogue(catalogue_folder(store))
     try:
         sweep(store)
-        if not (store / "zarr.json").exists():
+        if fresh:
+            catalogue.reset()  # what is left of a deleted store must not shape this one
             software = {name: importlib.metadata.version(name) for name in _SOFTWARE}
             StoreWriter.create(store, config=config.to_json(), software=software)
         job = _Job(archive, StoreWriter(store), catalogue, config, autoencoder, reporter)
@@ -122,12 +132,30 @@ def prepare(
             reasons = ", ".join(f"{n} {reason}" for reason, n in catalogue.reasons().items())
             shutil.rmtree(store)
             shutil.rmtree(catalogue.folder)
+            for parent in made:
+                parent.rmdir()
             raise PrepareError(
                 f"no usable CT series in the archive ({reasons or 'no images found'})"
             )
         return _summarise(store, catalogue.seconds(), already_complete=False)
     finally:
         catalogue.close()
+
+
+def _but_strays(store: Path) -> Iterator[Path]:
+    """What lies in a folder, but for what a kill during the store's creation leaves."""
+    return (
+        path
+        for path in store.iterdir()
+        if not (path.name.startswith("zarr.") and path.suffix == ".partial")
+    )
+
+
+def _load_autoencoder(file: Path) -> Autoencoder:
+    """Weights from a file, or those of a store."""
+    from pipeline.embed import load_autoencoder
+
+    return load_autoencoder(file / AUTOENCODER_FILE if file.is_dir() else file)
 
 
 class _Job:
@@ -232,11 +260,9 @@ class _Job:
         read = ShardedReader(self.path, "scans/thumbnail").read
         split = PatchStore(self.path, allow_building=True).scans.split
         facts: dict[str, Any] = {}
-        weights = self.path / AUTOENCODER_FILE
         with self._stage("embed", None, "steps") as advance:
             if self.autoencoder is not None:
-                model = embed.load_autoencoder(self.autoencoder)
-                embed.save_autoencoder(model, weights)
+                model = _load_autoencoder(self.autoencoder)
             else:
                 model, training = embed.train_autoencoder(
                     read,
@@ -244,16 +270,16 @@ class _Job:
                     held_out=np.flatnonzero(split == 1),
                     config=settings,
                     seed=self.config.seed,
-                    checkpoint=self.catalogue.folder / "autoencoder.pt",
+                    checkpoint=self.catalogue.autoencoder_checkpoint,
                     progress=lambda steps, _: advance(steps),
                 )
-                embed.save_autoencoder(model, weights)
                 facts = {
                     "epochs": training.epochs,
                     "loss": training.loss,
                     "held_out_loss": training.held_out_loss,
                 }
             self.writer.write_table("scans/embedding", embed.embed(model, read, len(split)))
+            embed.save_autoencoder(model, self.path / AUTOENCODER_FILE)
         self.writer.finish_stage("embed", facts)
 
     def discover(self) -> None:
@@ -278,7 +304,7 @@ class _Job:
                 raise PrepareError(
                     f"no class found in {len(scans)} scans: no scan holds a crop of"
                     f" {self.config.shape} at {self.config.spacing_mm} mm that enough others hold"
-                    " too; try smaller crops, other tissue limits, or --frame scan"
+                    f" too; delete {self.path} and try smaller crops or other tissue limits"
                 )
             for name, values in discovery.class_tables(classes, self.config).items():
                 self.writer.write_table(f"classes/{name}", values)
@@ -312,6 +338,11 @@ class _Job:
                 _raise_if_failed(found)
                 digests[name][shards[0] : shards[-1] + 1] = found
                 advance(1)
+        if None in digests["scans/thumbnail"]:
+            raise PrepareError(
+                f"{self.path}: thumbnails that were written are now damaged; delete the store and"
+                " prepare again"
+            )
         total = sum(
             len(grids[f"{split}/patch"].rows_of(shard))
             for split in SPLITS
@@ -345,9 +376,10 @@ class _Job:
 
         def collect() -> None:
             shard, future = in_flight.popleft()
-            result = future.result()
-            assert isinstance(result, str)
-            digests[shard] = result
+            try:
+                digests[shard] = future.result()
+            except KilledWorker as error:
+                _raise_if_failed(error)
             advance(len(grid.rows_of(shard)))
 
         for shard in missing:
@@ -396,6 +428,7 @@ class _Job:
         with self._stage("seal", None, "stores"):
             sweep(self.path)
             self.writer.seal(digests)
+            self.catalogue.tidy()
 
 
 def _raise_if_failed(result: Any) -> None:

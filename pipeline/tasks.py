@@ -24,7 +24,7 @@ Piece = str | NDArray[np.int16]
 """What cutting a scan gives for a shard: its digest when written, or this scan's rows of it."""
 
 
-class SourceChanged(RuntimeError):
+class SourceChanged(ValueError):
     """A scan's voxels are no longer those that were surveyed."""
 
 
@@ -36,7 +36,7 @@ def survey_series(series: Series, config: PrepareConfig, survey_folder: str) -> 
         thumbnail = make_thumbnail(volume, box, THUMBNAIL_SHAPE, config)
     except Rejected as rejected:
         return Surveyed(key=series.key, reason=rejected.reason, detail=rejected.detail)
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, OSError) as error:
         return Surveyed(key=series.key, reason="unreadable", detail=type(error).__name__)
     file = thumbnail_path(Path(survey_folder), series.key)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -93,10 +93,14 @@ def cut_scan(store: str, cut: ScanCut, config: PrepareConfig) -> dict[int, Piece
     """
     try:
         volume = read_volume(cut.series, config)
-    except Rejected as rejected:
-        raise SourceChanged(f"{cut.series}: now rejected as {rejected.reason}") from None
-    if volume.scan_id() != cut.scan_id:
-        raise SourceChanged(f"{cut.series}: its voxels changed since the survey")
+        found = volume.scan_id()
+    except (Rejected, OSError, RuntimeError):
+        found = None
+    if found != cut.scan_id:
+        raise SourceChanged(
+            f"scan {cut.scan_id:016x}: its voxels changed since the survey, or can no longer be"
+            " read; bring its files back (the private catalogue knows which) and run again"
+        )
     name = f"{cut.split}/patch"
     _, grid = open_sharded(Path(store), name)
     stop_row = cut.first_row + len(cut.origin_mm)

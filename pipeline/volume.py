@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import math
+import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,8 @@ from numpy.typing import NDArray
 
 from pipeline.archive import Rejected, Series
 from pipeline.config import PrepareConfig
+
+sitk.ProcessObject.SetGlobalWarningDisplay(False)  # its warnings name files
 
 PADDING_HU = -2000
 """Values at or below are padding outside the field of view."""
@@ -75,17 +81,16 @@ def _as_hu(image: sitk.Image) -> NDArray[np.int16]:
             raise Rejected("not in HU", "values that are not finite")
         values = np.rint(values)
     low, high = int(values.min()), int(values.max())
-    if low >= -200:
-        raise Rejected("not in HU", f"no value below -200 (lowest {low})")
     if low < -32768 or high > 32767:
         values = np.clip(values, -32768, 32767)
-    hu = values.astype(np.int16)
     if low <= PADDING_HU:
-        hu[hu <= PADDING_HU] = AIR_HU
-    if hu.min() >= -200:
-        raise Rejected("not in HU", "nothing but padding below -200")
-    if np.count_nonzero(hu > -200) == 0:
+        low = int(np.min(values, where=values > PADDING_HU, initial=high))
+    if low >= -200:
+        raise Rejected("not in HU", f"no value below -200 (lowest {low})")
+    if high <= -200:
         raise Rejected("empty", "nothing but air")
+    hu = values.astype(np.int16)
+    hu[hu <= PADDING_HU] = AIR_HU
     return hu
 
 
@@ -101,6 +106,9 @@ def _read_file(series: Series, config: PrepareConfig) -> Any:
     except RuntimeError as error:
         raise Rejected("unreadable", _first_line(error)) from error
     _check_header(reader.GetSize(), reader.GetNumberOfComponents(), config)
+    if reader.HasMetaDataKey("vox_offset"):  # NIfTI
+        bits = math.prod([int(reader.GetMetaData("bitpix")), *reader.GetSize()])
+        _check_length(path, int(float(reader.GetMetaData("vox_offset"))) + bits // 8)
     try:
         image = reader.Execute()
     except RuntimeError as error:
@@ -108,6 +116,26 @@ def _read_file(series: Series, config: PrepareConfig) -> Any:
     while image.GetDimension() > 3:  # trailing axes of length one
         image = image[..., 0]
     return image
+
+
+def _check_length(path: Path, num_bytes: int) -> None:
+    """Reject a NIfTI file that ends too soon: ITK would fill what is missing with zeros."""
+    with path.open("rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+        length = file.seek(0, os.SEEK_END)
+        if compressed:
+            file.seek(-4, os.SEEK_END)
+            length = int.from_bytes(file.read(4), "little")
+    if compressed and length == num_bytes % 2**32:  # a gzip member ends with its length
+        return
+    if compressed:  # cut off, or of several members: only reading tells
+        try:
+            with gzip.open(path) as content:
+                length = sum(len(block) for block in iter(lambda: content.read(2**20), b""))
+        except (EOFError, OSError, zlib.error):
+            raise Rejected("unreadable", "its gzip data is cut off or broken") from None
+    if length < num_bytes:
+        raise Rejected("unreadable", f"{length} bytes where the header asks for {num_bytes}")
 
 
 def _read_dicom(series: Series, config: PrepareConfig) -> Any:
@@ -132,7 +160,7 @@ def _check_header(size_xyz: tuple[int, ...], num_components: int, config: Prepar
         raise Rejected(f"{len(size_xyz)}-D", f"size {size_xyz}; a scan has three axes")
     if num_components != 1:
         raise Rejected("RGB or vector", f"{num_components} values a voxel")
-    voxels = int(np.prod([int(n) for n in size_xyz], dtype=object))
+    voxels = math.prod(size_xyz)
     if voxels > config.max_voxels:
         raise Rejected("too large", f"{voxels} voxels claimed, max_voxels is {config.max_voxels}")
     if min(size_xyz) < config.min_slices:

@@ -15,8 +15,8 @@ ATTRIBUTE: Final = "semgen"
 """Name of the group attribute with format, state, fingerprint, config, software and stages."""
 DIGESTS: Final = "shard_sha256"
 """Name of the attribute of a sharded array with the SHA-256 of each shard's decoded values."""
-AUTOENCODER_FILE: Final = "autoencoder.safetensors"
-"""File beside the arrays with the weights that made `scans/embedding`."""
+AUTOENCODER_FILE: Final = "scans/embedding/autoencoder.safetensors"
+"""The weights that made `scans/embedding`; in that array's folder, where Zarr lists nothing."""
 SPLITS: Final = ("train", "validation")
 THUMBNAIL_SHAPE: Final = (64, 128, 128)
 
@@ -33,7 +33,8 @@ class CorruptStore(StoreError):
 
     def __init__(self, split: str, rows: list[int], reason: str) -> None:
         super().__init__(
-            f"{split} rows {format_rows(rows)}: {reason}; run `semgen verify`, then prepare again"
+            f"{split} rows {format_rows(rows)}: {reason}; `semgen verify` lists all that is broken;"
+            " bring those files back from a copy, or delete the store and prepare it again"
         )
         self.split = split
         self.rows = rows

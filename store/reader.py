@@ -112,17 +112,27 @@ def _decode_into(chunk: bytes, out: NDArray[Any]) -> bool:
     return True
 
 
+def _read_table(group: Any, name: str) -> NDArray[Any]:
+    try:
+        return np.asarray(group[name][...])
+    except (KeyError, ValueError, RuntimeError, OSError) as error:
+        raise StoreError(
+            f"{group.store_path}: table {name} is missing or broken; run `semgen verify`"
+        ) from error
+
+
 class Tables:
     """The tables of one group as numpy arrays, read on first use: `scans.spacing_mm`."""
 
-    def __init__(self, group: Any, names: Sequence[str]) -> None:
+    def __init__(self, group: Any, prefix: str, names: Sequence[str]) -> None:
         self._group = group
+        self._prefix = prefix
         self._names = names
 
     def __getattr__(self, name: str) -> NDArray[Any]:
         if name.startswith("_") or name not in self._names:
             raise AttributeError(name)
-        values: NDArray[Any] = np.asarray(self._group[name][...])
+        values = _read_table(self._group, f"{self._prefix}/{name}")
         values.setflags(write=False)
         setattr(self, name, values)
         return values
@@ -138,12 +148,11 @@ class Split:
     def __init__(self, path: Path, group: Any, name: str) -> None:
         self.name = name
         self.patch = ShardedReader(path, f"{name}/patch")
-        tables = group[name]
-        self.label: NDArray[np.int32] = tables["label"][...]
-        self.scan: NDArray[np.int32] = tables["scan"][...]
-        self.scale: NDArray[np.uint8] = tables["scale"][...]
-        self.origin_mm: NDArray[np.float64] = tables["origin_mm"][...]
-        self.extent_mm: NDArray[np.float64] = tables["extent_mm"][...]
+        self.label: NDArray[np.int32] = _read_table(group, f"{name}/label")
+        self.scan: NDArray[np.int32] = _read_table(group, f"{name}/scan")
+        self.scale: NDArray[np.uint8] = _read_table(group, f"{name}/scale")
+        self.origin_mm: NDArray[np.float64] = _read_table(group, f"{name}/origin_mm")
+        self.extent_mm: NDArray[np.float64] = _read_table(group, f"{name}/extent_mm")
 
     def __len__(self) -> int:
         return len(self.label)
@@ -177,12 +186,12 @@ class PatchStore:
     @cached_property
     def scans(self) -> Tables:
         """Tables of `store.format.SCAN_TABLES`."""
-        return Tables(self.group["scans"], tuple(SCAN_TABLES))
+        return Tables(self.group, "scans", tuple(SCAN_TABLES))
 
     @cached_property
     def classes(self) -> Tables:
         """Tables of `store.format.CLASS_TABLES`."""
-        return Tables(self.group["classes"], tuple(CLASS_TABLES))
+        return Tables(self.group, "classes", tuple(CLASS_TABLES))
 
     @cached_property
     def thumbnails(self) -> ShardedReader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from store.format import DIGESTS, SHARDED, SPLITS, TABLES, format_rows
+from store.format import DIGESTS, SHARDED, SPLITS, TABLES, StoreError, format_rows
 from store.reader import PatchStore, ShardedReader
 from store.writer import compute_fingerprint, digest_values, open_group
 
@@ -43,22 +44,27 @@ def verify(path: Path, *, progress: Callable[[int], None] = lambda _: None) -> I
     broken = list(_check_tables(store))
     yield from broken
     for name in SHARDED:
-        yield from _check_shards(path, name, progress)
-    if not broken:
-        yield from _check_consistency(store)
-        try:
-            if compute_fingerprint(path) != store.fingerprint:
-                yield Problem("store", "fingerprint does not match the content")
-        except OSError as error:
-            yield Problem("store", f"fingerprint cannot be computed: {type(error).__name__}")
+        for problem in _check_shards(path, name, progress):
+            broken += [problem] if not problem.rows else []
+            yield problem
+    if broken:
+        return
+    yield from _check_consistency(store)
+    try:
+        if compute_fingerprint(path) != store.fingerprint:
+            yield Problem("store", "fingerprint does not match the content")
+    except OSError as error:
+        yield Problem("store", f"fingerprint cannot be computed: {type(error).__name__}")
 
 
 def count_rows(path: Path) -> int:
     """Rows that `verify` will read."""
-    store = PatchStore(path, allow_building=True)
-    if store.state != "complete":
-        return 0
-    return len(store.thumbnails) + len(store.train) + len(store.validation)
+    total = 0
+    if PatchStore(path, allow_building=True).state == "complete":
+        for name in SHARDED:
+            with contextlib.suppress(StoreError):  # verify will name it
+                total += len(ShardedReader(path, name))
+    return total
 
 
 def _check_tables(store: PatchStore) -> Iterator[Problem]:
@@ -79,8 +85,8 @@ def _check_shards(path: Path, name: str, progress: Callable[[int], None]) -> Ite
     try:
         reader = ShardedReader(path, name)
         digests: Any = open_group(path)[name].attrs[DIGESTS]
-    except (KeyError, ValueError, OSError, AssertionError) as error:
-        yield Problem(name, f"cannot be read ({type(error).__name__})")
+    except (StoreError, KeyError):
+        yield Problem(name, "missing, broken, or without its digests")
         return
     if len(digests) != reader.grid.num_shards:
         yield Problem(name, f"{reader.grid.num_shards} shards, {len(digests)} digests")

@@ -65,7 +65,8 @@ class StoreWriter:
         return stages
 
     def finish_stage(self, stage: str, facts: dict[str, Any]) -> None:
-        """Mark a stage done; what it wrote is trusted from now on."""
+        """Mark a stage done; what it wrote is trusted from now on, so it must be on the disk."""
+        _flush(self.path)
         self._update(stages={**self.stages, stage: facts})
 
     def _update(self, **changes: Any) -> None:
@@ -150,10 +151,16 @@ def read_attribute(group: zarr.Group) -> dict[str, Any]:
 
 
 def open_sharded(path: Path, name: str, mode: str = "r") -> tuple[zarr.Array[Any], ShardGrid]:
-    """A sharded array of a store and its grid."""
-    array = zarr.open_array(str(path / name), mode=mode, zarr_format=3)
-    assert array.shards is not None
-    return array, ShardGrid(num_rows=array.shape[0], rows_per_shard=array.shards[0])
+    """A sharded array of a store and its grid; StoreError when it is missing or broken."""
+    try:
+        array = zarr.open_array(str(path / name), mode=mode, zarr_format=3)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path}: array {name} is missing or its metadata broken") from error
+    if array.shards is None:
+        raise StoreError(f"{path}: array {name} is not sharded")
+    return array.with_config({"write_empty_chunks": True}), ShardGrid(
+        num_rows=array.shape[0], rows_per_shard=array.shards[0]
+    )
 
 
 def write_shard(path: Path, name: str, shard: int, values: NDArray[Any]) -> str:
@@ -172,6 +179,7 @@ def write_shard(path: Path, name: str, shard: int, values: NDArray[Any]) -> str:
             f"{name} shard {shard} takes {(len(rows), *array.shape[1:])} {array.dtype}, "
             f"got {values.shape} {values.dtype}; write whole shards only"
         )
+    _shard_file(path, name, array, shard).unlink(missing_ok=True)  # Zarr would read it first
     array[rows.start : rows.stop] = values
     return digest_values(values)
 
@@ -180,14 +188,17 @@ def check_shard(path: Path, name: str, shard: int) -> str | None:
     """The SHA-256 of a shard's values, or None unless it is present and passes its checksums."""
     array, grid = open_sharded(path, name)
     rows = grid.rows_of(shard)
-    key = array.metadata.encode_chunk_key((shard, *(0 for _ in array.shape[1:])))
-    if not (path / name / key).is_file():
+    if not _shard_file(path, name, array, shard).is_file():
         return None
     try:
         values = np.asarray(array[rows.start : rows.stop])
     except (ValueError, RuntimeError, OSError):  # a failed checksum, a broken or truncated chunk
         return None
     return digest_values(values)
+
+
+def _shard_file(path: Path, name: str, array: zarr.Array[Any], shard: int) -> Path:
+    return path / name / array.metadata.encode_chunk_key((shard, *(0 for _ in array.shape[1:])))
 
 
 def sweep(path: Path) -> None:

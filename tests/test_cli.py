@@ -124,7 +124,7 @@ def test_a_problem_is_status_1_and_one_line(
         ("autoencoder = 5", ["autoencoder must be a table"]),
         ("[autoencoder]\nlatent = 0", ["latent must be >= 1, got 0"]),
         ('frame = "head"', ["frame must be one of body, scan, voxel, got 'head'"]),
-        ("shape = [32, 64]", ["shape must be three multiples of 8, got (32, 64)"]),
+        ("shape = [32, 64]", ["shape must be a list of 3 numbers, got [32, 64]"]),
         ("shape = 32", ["shape"]),
         ('classes = "many"', ["classes must be a number, got 'many'"]),
         ("classes = 7.5", ["classes", "7.5"]),
@@ -221,13 +221,23 @@ def test_inspect_tells_a_class_and_its_members_as_json(prepared: Path, patches: 
 def test_inspect_tells_what_was_rejected_and_why(prepared: Path) -> None:
     result = run("inspect", prepared)
     assert "rejected: 1 duplicate, 1 unreadable" in result.stdout
+    assert "broken" not in result.stdout
+
+
+def test_inspect_names_files_when_asked_to(prepared: Path) -> None:
+    result = run("inspect", prepared, "--paths")
     assert re.search(r"broken\.nii\.gz: unreadable", result.stdout)
+    members = json.loads(run("inspect", prepared, "--class", 0, "--paths", "--json").stdout)
+    assert all(Path(row["file"]).exists() for row in members["members"])
 
 
 def test_inspect_does_without_the_private_catalogue(copy: Path) -> None:
     result = run("inspect", copy)
     assert result.exit_code == 0
     assert "rejected: 1 duplicate, 1 unreadable" in result.stdout
+    named = run("inspect", copy, "--paths")
+    assert named.exit_code == 1
+    assert "copy.store.catalogue" in named.stderr
 
 
 def test_a_class_that_is_not_there_is_a_problem(prepared: Path) -> None:

@@ -222,7 +222,7 @@ def test_embeddings_are_as_long_as_the_settings_say(
 def test_a_store_has_the_embeddings_that_its_weights_give(
     prepared: Path, patches: PatchStore
 ) -> None:
-    model = load_autoencoder(prepared / "autoencoder.safetensors")
+    model = load_autoencoder(prepared / "scans/embedding/autoencoder.safetensors")
     found = embed(model, patches.thumbnails.read, len(patches.scans.id))
     np.testing.assert_array_equal(found, patches.scans.embedding)
 

@@ -144,7 +144,7 @@ def test_weights_of_another_store_embed_without_training(
     prepared: Path, patches: PatchStore, phantoms: Path, config_file: Path, semgen: Semgen,
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    weights, store = prepared / "autoencoder.safetensors", tmp_path / "reused.store"
+    weights, store = prepared / "scans/embedding/autoencoder.safetensors", tmp_path / "reused.store"
     done = semgen(
         "prepare", phantoms, store, "--config", config_file, "--workers", 2,
         "--autoencoder", weights,

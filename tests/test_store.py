@@ -281,7 +281,6 @@ def test_every_row_is_read_by_verifying(prepared: Path, patches: PatchStore) -> 
     assert sum(told) == num_rows
 
 
-@pytest.mark.filterwarnings("ignore:Object at autoencoder.safetensors")
 def test_a_store_has_the_arrays_of_the_format_and_no_others(prepared: Path) -> None:
     group = zarr.open_group(str(prepared), mode="r")
     arrays = {name for name, node in group.members(max_depth=None) if isinstance(node, zarr.Array)}
@@ -381,12 +380,12 @@ def test_verify_finds_changed_settings(copy: Path, patches: PatchStore) -> None:
 
 
 def test_verify_finds_other_autoencoder_weights(copy: Path) -> None:
-    flip_bit(copy / "autoencoder.safetensors", -1)
+    flip_bit(copy / "scans/embedding/autoencoder.safetensors", -1)
     assert problems_of(copy) == [Problem("store", "fingerprint does not match the content")]
 
 
 def test_verify_finds_that_the_autoencoder_is_missing(copy: Path) -> None:
-    (copy / "autoencoder.safetensors").unlink()
+    (copy / "scans/embedding/autoencoder.safetensors").unlink()
     assert {problem.where for problem in problems_of(copy)} == {"store"}
 
 

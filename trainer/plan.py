@@ -47,7 +47,7 @@ def select_rows(
 
 
 def thin(rows: NDArray[np.int64], limit: int | None) -> NDArray[np.int64]:
-    """At most `limit` of the rows, evenly spread: rows lie class by class, so no class is lost.
+    """At most `limit` of the rows, evenly spread over the store.
 
     >>> thin(np.arange(10), 4).tolist()
     [0, 2, 5, 7]
