@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ _MOST_SCALE = (0.03, 0.08, 0.08)
 _MOST_GAIN, _NOISE = 0.1, 0.05
 _LEAST_HELD_OUT = 2
 _CHECKPOINT_STEPS = 100
+_CACHED_THUMBNAILS = 4096  # of 64 KiB
 
 Thumbnails = Callable[[NDArray[Any]], NDArray[np.uint8]]
 """Read rows (n,) -> (n, 64, 128, 128) uint8."""
@@ -64,6 +66,7 @@ def train_autoencoder(
     held_out
         Scans to judge by; where there are none, the training scans, unaugmented.
     """
+    load = _loader(thumbnails)
     model = new_autoencoder(config, seed)
     optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
@@ -89,7 +92,7 @@ def train_autoencoder(
         for start in range(0, len(order), config.batch_size):
             if state["step"] == config.max_steps:
                 break
-            target = _load(thumbnails, np.sort(order[start : start + config.batch_size]))
+            target = load(np.sort(order[start : start + config.batch_size]))
             generator = _generator(seed, _AUGMENT, state["step"])
             loss = torch.nn.functional.mse_loss(model(_disturb(target, generator)), target)
             optimiser.zero_grad()
@@ -97,7 +100,7 @@ def train_autoencoder(
             optimiser.step()
             losses.append(float(loss.detach()))
             state["step"] += 1
-        held_out_loss = _evaluate(model, thumbnails, judged_by, config.batch_size)
+        held_out_loss = _evaluate(model, load, judged_by, config.batch_size)
         plateau.step(held_out_loss)
         now = Training(epochs=epoch + 1, loss=float(np.mean(losses)), held_out_loss=held_out_loss)
         state["epoch"] += 1
@@ -132,8 +135,9 @@ def new_autoencoder(config: AutoencoderConfig, seed: int) -> Autoencoder:
 def embed(model: Autoencoder, thumbnails: Thumbnails, num_scans: int) -> NDArray[np.float32]:
     """(num_scans, latent) embeddings, scan by scan, so that no batch shapes the last bits."""
     model.eval()
+    load = _loader(thumbnails)
     with torch.no_grad():
-        rows = [model.encode(_load(thumbnails, np.array([row]))) for row in range(num_scans)]
+        rows = [model.encode(load(np.array([row]))) for row in range(num_scans)]
     return torch.cat(rows).numpy()
 
 
@@ -160,9 +164,15 @@ def load_autoencoder(file: Path) -> Autoencoder:
     return model.eval()
 
 
-def _load(thumbnails: Thumbnails, rows: NDArray[Any]) -> Tensor:
-    image = torch.from_numpy(thumbnails(rows)).unsqueeze(1).float() / 255  # (n, 1, 64, 128, 128)
-    return Autoencoder.reduce(image)
+def _loader(thumbnails: Thumbnails) -> Callable[[NDArray[Any]], Tensor]:
+    """Rows (n,) -> (n, 1, 16, 32, 32), the model's input; a bounded number is kept."""
+
+    @lru_cache(maxsize=_CACHED_THUMBNAILS)
+    def load_one(row: int) -> Tensor:
+        image = torch.from_numpy(thumbnails(np.array([row]))).unsqueeze(1).float() / 255
+        return Autoencoder.reduce(image)
+
+    return lambda rows: torch.cat([load_one(int(row)) for row in rows])
 
 
 def _disturb(image: Tensor, generator: torch.Generator) -> Tensor:
@@ -183,11 +193,13 @@ def _disturb(image: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def _evaluate(model: Autoencoder, thumbnails: Thumbnails, rows: NDArray[Any], batch: int) -> float:
+def _evaluate(
+    model: Autoencoder, load: Callable[[NDArray[Any]], Tensor], rows: NDArray[Any], batch: int
+) -> float:
     model.eval()
     total = 0.0
     for start in range(0, len(rows), batch):
-        image = _load(thumbnails, rows[start : start + batch])
+        image = load(rows[start : start + batch])
         total += float(torch.nn.functional.mse_loss(model(image), image)) * len(image)
     return total / len(rows)
 

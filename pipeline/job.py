@@ -370,7 +370,7 @@ class _Job:
         rows = store.split(split)
         grid = rows.patch.grid
         missing = [shard for shard in range(grid.num_shards) if digests[shard] is None]
-        limit = 2 * num_threads(client)
+        limit = 2 * num_threads(client)  # of shards and of scans in flight
         cuts: dict[int, Any] = {}  # futures, by scan
         in_flight: deque[tuple[int, Any]] = deque()  # shard and future
 
@@ -418,7 +418,11 @@ class _Job:
                 pure=False,
             )
             in_flight.append((shard, done))
-            if len(in_flight) >= limit:
+            oldest = grid.rows_of(in_flight[0][0]).start
+            if (
+                len(in_flight) >= limit
+                and len(np.unique(rows.scan[oldest : of_shard.stop])) > limit
+            ):
                 collect()
         while in_flight:
             collect()
