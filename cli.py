@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from trainer import Event, TrainSummary
 
 _PLAIN_SECONDS = 10.0
+_DEMO_PATIENTS = 24
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -34,6 +35,8 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # whoever read our output has seen enough; click ends quietly
         except (ValueError, OSError) as error:
             # ValueError: StoreError, ConfigError, PrepareError, TrainError and their like
             if isinstance(error, OSError) and error.strerror:
@@ -60,8 +63,9 @@ def main() -> None:
 @main.command()
 @click.argument("directory", type=_FOLDER, default=Path("semgen-demo"))
 def demo(directory: Path) -> None:
-    """Make phantom patients as files, prepare them, pretrain briefly. About two minutes.
+    """See it work on synthetic patients, in about two minutes.
 
+    Makes phantom patients as files, prepares them, pretrains briefly, says what to look at.
     DIRECTORY (default semgen-demo) gets archive/, store/ and run/. Run again, it goes on.
     """
     from pipeline.config import AutoencoderConfig, PrepareConfig
@@ -71,10 +75,10 @@ def demo(directory: Path) -> None:
     archive, store, run = directory / "archive", directory / "store", directory / "run"
     reporter = _Reporter()
     if not (archive / "landmarks.json").exists():
-        with reporter.stage("phantoms", 12, "patients") as advance:
+        with reporter.stage("phantoms", _DEMO_PATIENTS, "patients") as advance:
             write_archive(
                 archive,
-                patients=12,
+                patients=_DEMO_PATIENTS,
                 format="mixed",
                 seed=1,
                 matrix=128,
@@ -83,9 +87,9 @@ def demo(directory: Path) -> None:
         # one broken series, as every real archive has
         (archive / "broken.nii.gz").write_bytes(b"this is not an image" * 100)
     config = PrepareConfig(
-        classes=8,
-        neighbours=6,
-        validation_neighbours=2,
+        classes=10,
+        neighbours=8,
+        validation_neighbours=3,
         validation_fraction=0.2,
         shape=(16, 32, 32),
         spacing_mm=(3.0, 2.0, 2.0),
@@ -96,7 +100,7 @@ def demo(directory: Path) -> None:
     summary = _run_prepare((archive,), store, config, reporter=reporter)
     _print_summary(summary, store)
     click.echo()
-    training = TrainConfig(width=4, batch_size=12, epochs=12, warmup_epochs=4, log_every=5)
+    training = TrainConfig(width=4, batch_size=12, epochs=16, warmup_epochs=6, log_every=5)
     with _training_events() as on_event:
         done = pretrain(store, run, training, on_event=on_event)
     _print_training(done)
@@ -129,7 +133,10 @@ def demo(directory: Path) -> None:
     help="Voxels along the rows and columns of a slice.",
 )
 def phantom(directory: Path, patients: int, file_format: Any, seed: int, matrix: int) -> None:
-    """Write a synthetic archive with known anatomy (landmarks.json has the truth)."""
+    """Write a synthetic archive with known anatomy.
+
+    DIRECTORY gets one scan a patient, and landmarks.json with the truth.
+    """
     from pipeline.phantom import write_archive
 
     with _Reporter().stage("phantoms", patients, "patients") as advance:
@@ -208,10 +215,11 @@ def prepare(
     spacing: Any,
     **settings: Any,
 ) -> None:
-    """Discover classes in ARCHIVE (folders or files of CT scans) and cut their crops into STORE.
+    """Discover classes in ARCHIVE and cut crops into STORE.
 
-    Run the same command again to resume after any interruption. Which file became which scan is
-    in STORE.catalogue, readable by you only.
+    ARCHIVE is any number of folders and files of CT scans: DICOM, NIfTI, MetaImage, NRRD. Run the
+    same command again to resume after any interruption. Which file became which scan is in
+    STORE.catalogue, readable by you only.
     """
     from pipeline.config import load_config
 
@@ -297,7 +305,7 @@ def _print_summary(summary: Summary, store: Path) -> None:
 @click.option("--paths", is_flag=True, help="Name files, from the private catalogue.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def inspect(store: Path, label: int | None, paths: bool, as_json: bool) -> None:
-    """Show what is in STORE: scans, rejected series with reasons, classes, crops."""
+    """Show scans, rejections, classes and crops of STORE."""
     from pipeline.catalogue import read_rejections, read_sources
     from store import PatchStore
     from store.inspect import describe_class, describe_store
@@ -361,7 +369,10 @@ def _print_class(facts: dict[str, Any]) -> None:
 @click.argument("store", type=_FOLDER)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def verify(store: Path, as_json: bool) -> None:
-    """Read everything in STORE and check it; exit 1 naming the broken rows if it is not whole."""
+    """Read and check everything in STORE.
+
+    Exit status 1, and the broken rows named, if it is not whole.
+    """
     from store.verify import count_rows, verify
 
     with _Reporter().stage("verify", count_rows(store), "rows") as advance:
@@ -403,7 +414,10 @@ def verify(store: Path, as_json: bool) -> None:
 @click.option("--init", type=click.Path(exists=True, dir_okay=False), help="Weights to start from.")
 @click.option("--json", "as_json", is_flag=True, help="Summary as JSON on standard output.")
 def pretrain(store: Path, run: Path, as_json: bool, **settings: Any) -> None:
-    """Pretrain a 3-D U-Net on STORE; weights and metrics go to RUN. Run again to resume."""
+    """Pretrain a 3-D U-Net on STORE into the folder RUN.
+
+    RUN gets weights, metrics, pictures and TensorBoard events. Run again to resume.
+    """
     from trainer import TrainConfig, pretrain
 
     config = TrainConfig(**{k: v for k, v in settings.items() if v is not None})

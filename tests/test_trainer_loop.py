@@ -31,7 +31,7 @@ from trainer import (
     pretrain,
 )
 from trainer.models import build_unet
-from trainer.record import encode_png
+from trainer.record import draw_slices
 
 SHAPE = (8, 16, 16)
 TINY = TrainConfig(
@@ -285,12 +285,13 @@ def test_tensorboard_holds_curves_and_pictures(whole: tuple[Path, list[Event]]) 
     assert board.Tags()["images"] == ["perturbed | restored | original"]
 
 
-def test_pictures_are_png_that_others_read(tmp_path: Path) -> None:
-    image_module = pytest.importorskip("PIL.Image")
-    grey = np.arange(200, dtype=np.uint8).reshape(10, 20)
-    (tmp_path / "grey.png").write_bytes(encode_png(grey))
-    with image_module.open(tmp_path / "grey.png") as image:
-        np.testing.assert_array_equal(np.asarray(image), grey)
+def test_a_picture_shows_middle_slices_side_by_side() -> None:
+    cubes = torch.zeros(2, 1, 4, 64, 64)
+    cubes[1, 0, 2] = 1
+    picture = draw_slices({"dark, then bright": cubes, "half": cubes / 2})
+    assert picture.size == (2 * 130, 20 + 2 * 130)
+    middles = [picture.getpixel((x, y)) for y in (84, 214) for x in (64, 194)]
+    assert middles == [0, 0, 255, 128]
 
 
 def test_the_best_checkpoint_is_that_of_the_lowest_joint_loss(

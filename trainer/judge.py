@@ -74,11 +74,11 @@ class Judge:
         return means.values()
 
     @torch.no_grad()
-    def restore(self, net: UNet3D, cubes: Tensor) -> list[Tensor]:
+    def restore(self, net: UNet3D, cubes: Tensor) -> dict[str, Tensor]:
         """Perturbed (always alike), restored and original cubes, each (n, 1, Z, Y, X)."""
         net.eval()
         draws = Draws.keyed(self.config.seed, "picture", device=self.device)
         inputs = self.pretext.perturb(cubes, draws).inputs
         with self.autocast():
             restored = net(inputs, classify=False).restored
-        return [inputs, restored, cubes]
+        return {"perturbed": inputs, "restored": restored, "original": cubes}

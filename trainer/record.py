@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import struct
-import zlib
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 from tensorboard.summary.writer.event_file_writer import EventFileWriter  # type: ignore[import-untyped]
@@ -19,7 +17,7 @@ from torch import Tensor
 from trainer.errors import TrainError
 
 METRICS, SAMPLES, TENSORBOARD = "metrics.jsonl", "samples.png", "tensorboard"
-_GAP_PIXELS = 2
+_TILE_PIXELS, _GAP_PIXELS, _CAPTION_PIXELS = 128, 2, 20
 
 
 class Recorder:
@@ -59,20 +57,25 @@ class Recorder:
         )
         self._board.add_event(Event(step=step, summary=summary))
 
-    def picture(self, step: int, columns: list[Tensor]) -> None:
+    def picture(self, step: int, columns: dict[str, Tensor]) -> None:
         """Middle slices side by side, a row for each cube, to samples.png and TensorBoard.
 
         columns
-            Each (n, 1, Z, Y, X) in [0, 1]: perturbed, restored, original.
+            By caption, each (n, 1, Z, Y, X) in [0, 1].
         """
-        grid = arrange_slices(columns)
-        png = encode_png(grid)
+        picture = draw_slices(columns)
+        content = io.BytesIO()
+        picture.save(content, "PNG")
         partial = self._samples.with_name(SAMPLES + ".partial")
-        partial.write_bytes(png)
+        partial.write_bytes(content.getvalue())
         partial.replace(self._samples)
-        height, width = grid.shape
-        image = Summary.Image(height=height, width=width, colorspace=1, encoded_image_string=png)
-        value = Summary.Value(tag="perturbed | restored | original", image=image)
+        image = Summary.Image(
+            height=picture.height,
+            width=picture.width,
+            colorspace=1,
+            encoded_image_string=content.getvalue(),
+        )
+        value = Summary.Value(tag=" | ".join(columns), image=image)
         self._board.add_event(Event(step=step, summary=Summary(value=[value])))
 
     def flush(self) -> int:
@@ -87,29 +90,23 @@ class Recorder:
         self._board.close()
 
 
-def arrange_slices(columns: list[Tensor]) -> NDArray[np.uint8]:
-    """The middle z slices of (n, 1, Z, Y, X) cubes, a column for each list entry."""
-    parts = []
-    for cubes in columns:
-        middle = cubes[:, 0, cubes.shape[2] // 2].float().clamp(0, 1).cpu()  # (n, Y, X)
-        framed = torch.nn.functional.pad(middle, (0, _GAP_PIXELS, 0, _GAP_PIXELS), value=1.0)
-        parts.append(framed.flatten(0, 1))  # (n * Y, X)
-    grid: NDArray[np.uint8] = (torch.cat(parts, dim=1) * 255).round().to(torch.uint8).numpy()
-    return grid
-
-
-def encode_png(image: NDArray[np.uint8]) -> bytes:
-    """An 8-bit grey (height, width) image as PNG."""
-    height, width = image.shape
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        checksum = zlib.crc32(kind + content)
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
-
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), image], axis=1)  # filter 0 each
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-        + chunk(b"IDAT", zlib.compress(rows.tobytes()))
-        + chunk(b"IEND", b"")
+def draw_slices(columns: dict[str, Tensor]) -> Image.Image:
+    """The middle z slices of (n, 1, Z, Y, X) cubes in [0, 1], a captioned column for each entry."""
+    height, width = next(iter(columns.values())).shape[-2:]
+    zoom = -(-_TILE_PIXELS // min(height, width))
+    size = (width * zoom, height * zoom)
+    count = max(len(cubes) for cubes in columns.values())
+    canvas = Image.new(
+        "L",
+        (len(columns) * (size[0] + _GAP_PIXELS), _CAPTION_PIXELS + count * (size[1] + _GAP_PIXELS)),
+        color=255,
     )
+    pen = ImageDraw.Draw(canvas)
+    for number, (caption, cubes) in enumerate(columns.items()):
+        left = number * (size[0] + _GAP_PIXELS)
+        pen.text((left + 4, 4), caption, fill=0)
+        middle = cubes[:, 0, cubes.shape[2] // 2].float().clamp(0, 1).cpu()  # (n, Y, X)
+        for row, values in enumerate((middle * 255).round().to(torch.uint8).numpy()):
+            tile = Image.fromarray(values).resize(size, Image.Resampling.NEAREST)
+            canvas.paste(tile, (left, _CAPTION_PIXELS + row * (size[1] + _GAP_PIXELS)))
+    return canvas
