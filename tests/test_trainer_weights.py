@@ -1,5 +1,6 @@
 """Weights in and out of a run."""
 
+import json
 import pickle
 from pathlib import Path
 
@@ -48,9 +49,15 @@ def test_a_checkpoint_loads_like_an_export(run: Path, net: UNet3D) -> None:
 def test_safetensors_carry_what_one_must_know(run: Path, tmp_path: Path) -> None:
     export_weights(run, tmp_path / "w.safetensors")
     with safe_open(tmp_path / "w.safetensors", framework="pt") as archive:
-        known = archive.metadata()
-    assert (known["width"], known["num_classes"], known["axes"]) == ("2", "3", "z,y,x")
+        known = json.loads(archive.metadata()["semgen"])
+    assert (known["width"], known["num_classes"], known["axes"]) == (2, 3, "z,y,x")
     assert known["fingerprint"] == torch.load(run / "best.pt", weights_only=True)["fingerprint"]
+
+
+def test_an_export_has_the_same_bytes_each_time(run: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        export_weights(run, tmp_path / name)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
 def test_an_encoder_export_holds_the_encoder_only(run: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from trainer.errors import TrainError
 
 FORMATS = ("safetensors", "torch")
 AXES = "z,y,x"
+METADATA_KEY = "semgen"
 ENCODER_PREFIX = "down_tr"
 
 
@@ -34,8 +35,8 @@ class Weights:
     """Tensors by state_dict key, and what is known about them."""
 
     tensors: dict[str, Tensor]
-    metadata: dict[str, str]
-    """width, num_classes, fingerprint, axes, part and so on, as text."""
+    metadata: dict[str, Any]
+    """width, num_classes, fingerprint, axes, part, pretext, step; empty where the file has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class KeyReport:
 
 def export_weights(
     run: str | Path, file: str | Path, *, format: str = "safetensors", part: str = "all"
-) -> dict[str, str]:
+) -> dict[str, Any]:
     """Write a run's best weights (the last where none was chosen) and return their metadata.
 
     format
@@ -77,7 +78,8 @@ def export_weights(
     partial = file.with_name(file.name + ".partial")
     file.parent.mkdir(parents=True, exist_ok=True)
     if format == "safetensors":
-        save_file(tensors, partial, metadata=metadata)
+        # one key: safetensors writes several in any order, and bytes must not vary
+        save_file(tensors, partial, metadata={METADATA_KEY: json.dumps(metadata)})
     else:
         torch.save({"state_dict": tensors, "metadata": metadata}, partial)
     partial.replace(file)
@@ -157,13 +159,13 @@ def load_weights(
 def _from_checkpoint(content: dict[str, Any]) -> Weights:
     config, progress = content["config"], content["progress"]
     metadata = {
-        "width": str(config["width"]),
-        "num_classes": str(content["num_classes"] or 0),
+        "width": config["width"],
+        "num_classes": content["num_classes"],
         "fingerprint": content["fingerprint"],
         "axes": AXES,
         "part": "all",
         "pretext": config["pretext"],
-        "step": str(progress["step"]),
+        "step": progress["step"],
     }
     return Weights(content["model"], metadata)
 
@@ -179,7 +181,7 @@ def _from_safetensors(file: Path) -> Weights:
     try:
         with safe_open(file, framework="pt") as archive:
             tensors = {key: archive.get_tensor(key) for key in archive.keys()}  # noqa: SIM118
-            return Weights(tensors, archive.metadata() or {})
+            return Weights(tensors, json.loads((archive.metadata() or {}).get(METADATA_KEY, "{}")))
     except (SafetensorError, json.JSONDecodeError) as error:
         raise TrainError(f"{file}: broken safetensors file ({error}); export it again") from error
 
