@@ -1,0 +1,49 @@
+"""The Python examples of README and docs run, on a store and weights of the names they use."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Semgen
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = [
+    pytest.param(code, id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.S))
+]
+
+
+@pytest.fixture(scope="module")
+def desk(prepared: Path, semgen: Semgen, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that the examples name."""
+    folder = tmp_path_factory.mktemp("desk")
+    (folder / "chest.store").symlink_to(prepared)
+    options = ("--width", 2, "--steps", 2, "--batch-size", 4)
+    done = semgen("pretrain", "chest.store", "run", *options, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert semgen("export", "run", "weights.safetensors", cwd=folder).returncode == 0
+    return folder
+
+
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_an_example_runs(code: str, desk: Path) -> None:
+    if "pretrain(" in code:
+        code = code.replace("width=16", "width=2, steps=1, batch_size=4").replace("(7, 12)", "(1,)")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=desk,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) >= 5
