@@ -15,7 +15,7 @@ check: .venv/done  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# torch comes pinned by constraints.txt; a looser requirement fetches CUDA libraries, too
+# constraints.txt pins every dependency; for the CPU build of torch see README, Install
 .venv/done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"

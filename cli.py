@@ -35,6 +35,8 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise click.ClickException("interrupted; the same command again goes on") from error
         except BrokenPipeError:
             raise  # whoever read our output has seen enough; click ends quietly
         except (ValueError, OSError) as error:

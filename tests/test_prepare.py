@@ -105,6 +105,30 @@ def test_a_job_killed_in_every_stage_makes_the_same_bytes_in_the_end(
     assert_same_bytes(store, prepared)
 
 
+def test_an_interrupted_job_says_in_one_line_how_to_go_on(
+    phantoms: Path, config_file: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "interrupted.store"
+    command = ["prepare", phantoms, store, "--config", config_file, "--workers", 2]
+    with subprocess.Popen(
+        [sys.executable, "-m", "cli", *map(str, command)],
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C reaches the whole group: workers and all
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+    ) as job:
+        while not has_survey(store):
+            assert job.poll() is None
+            time.sleep(0.002)
+        os.killpg(job.pid, signal.SIGINT)
+        _, told = job.communicate()
+    assert job.returncode == 1
+    assert "Traceback" not in told
+    assert told.splitlines()[-1] == "Error: interrupted; the same command again goes on"
+
+
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[str]:
     """The address of a scheduler with one worker, each a process of its own."""
