@@ -490,7 +490,7 @@ def _bar(name: str, total: int | None, unit: str) -> Iterator[Callable[[int], No
 
     columns = (
         TextColumn("{task.description:10s}"),
-        BarColumn(),
+        BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn("{task.fields[unit]}, {task.fields[rate]}/s"),
         TimeRemainingColumn(),

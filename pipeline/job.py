@@ -259,15 +259,18 @@ class _Job:
         torch.set_num_threads(settings.threads)
         read = ShardedReader(self.path, "scans/thumbnail").read
         split = PatchStore(self.path, allow_building=True).scans.split
+        train, held_out = np.flatnonzero(split == 0), np.flatnonzero(split == 1)
+        epoch_steps = -(-len(train) // settings.batch_size)
+        most = min(settings.max_steps, settings.max_epochs * epoch_steps)
         facts: dict[str, Any] = {}
-        with self._stage("embed", None, "steps") as advance:
+        with self._stage("embed", None if self.autoencoder else most, "steps") as advance:
             if self.autoencoder is not None:
                 model = _load_autoencoder(self.autoencoder)
             else:
                 model, training = embed.train_autoencoder(
                     read,
-                    train=np.flatnonzero(split == 0),
-                    held_out=np.flatnonzero(split == 1),
+                    train=train,
+                    held_out=held_out,
                     config=settings,
                     seed=self.config.seed,
                     checkpoint=self.catalogue.autoencoder_checkpoint,
