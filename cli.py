@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -110,9 +112,9 @@ def demo(directory: Path) -> None:
         f"\nMade: {archive}/ ({summary.accepted + sum(summary.rejected.values())} series, one"
         f" broken on purpose), {store}/ ({summary.classes} classes), {run}/ (weights)."
         f"\nLook at: {run / 'samples.png'} (perturbed, restored, original)"
-        f"\n         semgen inspect {store}"
-        f"\n         tensorboard --logdir {run / 'tensorboard'}"
-        "\nThen with your own scans: semgen prepare ARCHIVE STORE"
+        f"\n         {_tool('semgen')} inspect {store}"
+        f"\n         {_tool('tensorboard')} --logdir {run / 'tensorboard'}"
+        f"\nThen with your own scans: {_tool('semgen')} prepare ARCHIVE STORE"
     )
 
 
@@ -150,7 +152,9 @@ def phantom(directory: Path, patients: int, file_format: Any, seed: int, matrix:
             matrix=matrix,
             progress=lambda *_: advance(1),
         )
-    click.echo(f"{patients} patients in {directory}\nNext: semgen prepare {directory} STORE")
+    click.echo(
+        f"{patients} patients in {directory}\nNext: {_tool('semgen')} prepare {directory} STORE"
+    )
 
 
 def _parse_spacing(_: click.Context, __: click.Parameter, value: str | None) -> Any:
@@ -298,7 +302,9 @@ def _print_summary(summary: Summary, store: Path) -> None:
         times = ", ".join(f"{name} {_duration(s)}" for name, s in summary.seconds.items())
         click.echo(f"time     {times}")
     click.echo(f"store    {store}, fingerprint {summary.fingerprint[:16]}")
-    click.echo(f"Next: semgen inspect {store}\n      semgen pretrain {store} RUN")
+    click.echo(
+        f"Next: {_tool('semgen')} inspect {store}\n      {_tool('semgen')} pretrain {store} RUN"
+    )
 
 
 @main.command()
@@ -429,8 +435,8 @@ def pretrain(store: Path, run: Path, as_json: bool, **settings: Any) -> None:
         click.echo(json.dumps(dataclasses.asdict(summary), default=str))
     else:
         _print_training(summary)
-        click.echo(f"Next: semgen export {run} weights.safetensors")
-        click.echo(f"      tensorboard --logdir {run / 'tensorboard'}")
+        click.echo(f"Next: {_tool('semgen')} export {run} weights.safetensors")
+        click.echo(f"      {_tool('tensorboard')} --logdir {run / 'tensorboard'}")
 
 
 def _print_training(summary: TrainSummary) -> None:
@@ -563,6 +569,12 @@ def _training_events() -> Iterator[Callable[[Event], None]]:
             click.echo(text, err=True)
 
     yield on_event
+
+
+def _tool(name: str) -> str:
+    """A command as it must be typed here: its name, or its path where no shell would find it."""
+    beside = Path(sys.executable).with_name(name)
+    return name if shutil.which(name) or not beside.exists() else os.path.relpath(beside)
 
 
 def _duration(seconds: float) -> str:
