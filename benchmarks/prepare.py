@@ -4,7 +4,7 @@
 
 Runs the command on a store in a temporary folder while sampling the memory of its processes,
 then reads the same files with the same number of processes and nothing else: the floor. Memory
-is resident set size; "added" is what a worker has above its own size before the first task.
+is resident set size; "added" is what a worker has above one that has imported all it needs.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import SimpleITK as sitk  # noqa: N813
 
 from pipeline.archive import Series
 from pipeline.catalogue import Catalogue, catalogue_folder
+from pipeline.cluster import connect
 from store import PatchStore
 
 
@@ -44,6 +45,18 @@ def watch(process: subprocess.Popen[str]) -> tuple[float, dict[int, list[float]]
             pass
         time.sleep(0.05)
     return peak, samples
+
+
+def idle_mib() -> float:
+    """Size of a worker that has imported what its tasks need, and done nothing."""
+
+    def measure() -> float:
+        import pipeline.tasks  # noqa: F401, PLC0415
+
+        return psutil.Process().memory_info().rss / 2**20
+
+    with connect(1, None) as client:
+        return client.submit(measure).result()
 
 
 def main() -> None:
@@ -82,9 +95,9 @@ def main() -> None:
         f"parent peak {peak:.0f} MiB; largest scan {largest:.0f} MiB as int16,"
         f" shard {shard_mib:.0f} MiB"
     )
+    base = idle_mib()
     for pid_samples in samples.values():
-        if len(pid_samples) > 20:
-            base = sorted(pid_samples)[len(pid_samples) // 50]
+        if len(pid_samples) > 20:  # others are helpers of multiprocessing
             print(
                 f"worker peak {max(pid_samples):.0f} MiB, {max(pid_samples) - base:.0f} added"
                 f" (2.5 scans + shard = {budget:.0f})"
