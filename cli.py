@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,6 +201,16 @@ def _parse_spacing(_: click.Context, __: click.Parameter, value: str | None) -> 
 )
 @click.option("--seed", type=int, help="Key of every random draw.  [0]")
 @click.option(
+    "--one-per-study/--all-series",
+    default=None,
+    help="Of several usable DICOM series of a study take the thinnest, or all.  [one]",
+)
+@click.option(
+    "--manifest",
+    type=_FILE,
+    help="CSV with columns path, patient, split: what to use, and as what.",
+)
+@click.option(
     "--autoencoder",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Embed with these weights instead of training.",
@@ -214,6 +224,7 @@ def prepare(
     preset: str,
     config_file: Path | None,
     autoencoder: Path | None,
+    manifest: Path | None,
     workers: int | None,
     scheduler: str | None,
     dry_run: bool,
@@ -234,13 +245,14 @@ def prepare(
     *archive, store = paths
     config = load_config(config_file, preset=preset, overrides={**settings, "spacing_mm": spacing})
     if dry_run:
-        _print_dry_run(tuple(archive), config, as_json=as_json)
+        _print_dry_run(archive, config, manifest, as_json=as_json)
         return
     summary = _run_prepare(
         tuple(archive),
         store,
         config,
         autoencoder=autoencoder,
+        manifest=manifest,
         workers=workers,
         scheduler=scheduler,
         reporter=_Reporter(),
@@ -262,25 +274,33 @@ def _run_prepare(archive: tuple[Path, ...], store: Path, config: Any, **options:
         workers=options.get("workers") or default_workers(),
         scheduler=options.get("scheduler"),
         autoencoder=options.get("autoencoder"),
+        manifest=options.get("manifest"),
         reporter=options["reporter"],
     )
 
 
-def _print_dry_run(archive: tuple[Path, ...], config: Any, *, as_json: bool) -> None:
+def _print_dry_run(
+    archive: Sequence[Path], config: Any, manifest: Path | None, *, as_json: bool
+) -> None:
     from collections import Counter
 
-    from pipeline.archive import find_folders, read_folder
+    from pipeline.job import list_series
 
-    found = [s for folder in find_folders(archive) for s in read_folder(folder, config)]
+    counts: Counter[str] = Counter()
+    rows = []
+    for file, num_files, reason, detail in list_series(archive, config, manifest):
+        counts[reason or "to read"] += 1
+        if as_json:
+            rows.append({"file": file, "files": num_files, "reason": reason, "detail": detail})
+        else:
+            because = f" ({detail})" if detail else ""
+            state = f"rejected: {reason}{because}" if reason else "to read"
+            click.echo(f"{file} ({num_files} files): {state}")
     if as_json:
-        rows = [{"file": s.files[0], "files": len(s.files), "reason": s.reason} for s in found]
         click.echo(json.dumps(rows))
-        return
-    for series in found:
-        state = f"rejected: {series.reason} {series.detail}".strip() if series.reason else "to read"
-        click.echo(f"{series.files[0]} ({len(series.files)} files): {state}")
-    counts = Counter(series.reason or "to read" for series in found)
-    click.echo(f"{len(found)} series: " + ", ".join(f"{n} {r}" for r, n in counts.most_common()))
+    else:
+        told = ", ".join(f"{n} {reason}" for reason, n in counts.most_common())
+        click.echo(f"{counts.total()} series: {told}")
 
 
 def _print_summary(summary: Summary, store: Path) -> None:

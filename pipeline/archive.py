@@ -44,7 +44,11 @@ _TAGS: Final = [
     "SamplesPerPixel",
     "SeriesInstanceUID",
     "SOPClassUID",
+    "StudyInstanceUID",
 ]
+_SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"  # and its kinds, by prefix
+CRASHED: Final = "reader crashed"
+"""Reason of a series whose reading killed its process, or had to be stopped."""
 _DUPLICATE_MM: Final = 1e-3
 _TILT_MM: Final = 1.0
 _ORIENTATION_TOLERANCE: Final = 1e-3
@@ -67,15 +71,19 @@ class Rejected(Exception):
 class Series:
     """One series as found: its files in slice order, and what its headers say.
 
-    `reason` and `detail` are set when the headers alone reject it. `patient` is an opaque word
-    that scans of one person share.
+    `reason` and `detail` are set when the headers alone reject it. `patient` and `study` are
+    opaque words that scans of one person, series of one study share. `split` (0 train,
+    1 validation) is set where a manifest says so.
     """
 
     key: str
     kind: str
     files: tuple[str, ...]
     patient: str
+    study: str = ""
+    axial: bool = True
     slice_gap_mm: float | None = None
+    split: int | None = None
     reason: str | None = None
     detail: str = ""
 
@@ -89,7 +97,9 @@ class _Slice:
 
     path: str
     series: str
+    study: str
     patient: str
+    kind: str
     modality: str
     scout: bool
     samples: int
@@ -150,17 +160,29 @@ def read_folder(folder: Folder, config: PrepareConfig) -> list[Series]:
     return found
 
 
+def crashed_folder(folder: Folder) -> Series:
+    """What to note for a folder whose headers crash the reading library."""
+    return _file_series(
+        folder,
+        folder.files[0],
+        os.path.join(folder.path, folder.files[0]),
+        kind="dicom",
+        rejected=Rejected(CRASHED, "one of the folder's files, or reading took too long"),
+    )
+
+
 def _file_series(
     folder: Folder, name: str, path: str, kind: str = "file", rejected: Rejected | None = None
 ) -> Series:
     key = _key(folder.origin, name)
     if rejected is None:
-        return Series(key=key, kind=kind, files=(path,), patient=key)
+        return Series(key=key, kind=kind, files=(path,), patient=key, study=key)
     return Series(
         key=key,
         kind=kind,
         files=(path,),
         patient=key,
+        study=key,
         reason=rejected.reason,
         detail=rejected.detail,
     )
@@ -190,7 +212,9 @@ def _read_header(path: str) -> _Slice:
         return _Slice(
             path=path,
             series=str(header.get("SeriesInstanceUID") or ""),
+            study=str(header.get("StudyInstanceUID") or ""),
             patient=str(header.get("PatientID") or "").strip(),
+            kind=str(header.get("SOPClassUID") or ""),
             modality=str(header.get("Modality") or ""),
             scout="LOCALIZER" in (header.get("ImageType") or ()),
             samples=int(header.get("SamplesPerPixel") or 1),
@@ -209,7 +233,8 @@ def _read_header(path: str) -> _Slice:
 def _dicom_series(folder: Folder, uid: str, slices: list[_Slice], config: PrepareConfig) -> Series:
     key = _key(folder.origin, uid)
     patient = slices[0].patient
-    person = _key("patient", patient) if patient else key
+    person = person_key(patient) if patient else key
+    study = _key("study", slices[0].study) if slices[0].study else key
     files = tuple(one.path for one in slices)
     try:
         order, gap_mm = _check_slices(slices, config)
@@ -219,6 +244,7 @@ def _dicom_series(folder: Folder, uid: str, slices: list[_Slice], config: Prepar
             kind="dicom",
             files=files,
             patient=person,
+            study=study,
             reason=rejected.reason,
             detail=rejected.detail,
         )
@@ -227,8 +253,20 @@ def _dicom_series(folder: Folder, uid: str, slices: list[_Slice], config: Prepar
         kind="dicom",
         files=tuple(files[i] for i in order),
         patient=person,
+        study=study,
+        axial=_is_axial(slices[0], config),
         slice_gap_mm=gap_mm,
     )
+
+
+def person_key(patient: str) -> str:
+    """The opaque word for a PatientID."""
+    return _key("patient", patient)
+
+
+def _is_axial(one: _Slice, config: PrepareConfig) -> bool:
+    normal = np.cross(one.axes[:3], one.axes[3:])
+    return abs(float(normal[2])) >= math.cos(math.radians(config.max_oblique_deg))
 
 
 def _check_slices(slices: list[_Slice], config: PrepareConfig) -> tuple[list[int], float]:
@@ -239,6 +277,8 @@ def _check_slices(slices: list[_Slice], config: PrepareConfig) -> tuple[list[int
         raise Rejected("not CT", f"modality {first.modality}")
     if first.scout:
         raise Rejected("scout")
+    if first.kind.startswith(_SECONDARY_CAPTURE):
+        raise Rejected("secondary capture")
     if first.samples != 1:
         raise Rejected("RGB or vector")
     if any(one.frames > 1 for one in slices):

@@ -27,14 +27,18 @@ from store.format import StoreError
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS series (
-    key TEXT PRIMARY KEY, kind TEXT, files TEXT, patient TEXT, slice_gap_mm REAL,
-    reason TEXT, detail TEXT,
+    key TEXT PRIMARY KEY, kind TEXT, files TEXT, num_files INTEGER, patient TEXT, study TEXT,
+    axial INTEGER, slice_gap_mm REAL, split INTEGER, reason TEXT, detail TEXT,
     scan_id TEXT, spacing_mm TEXT, size TEXT, frame_mm TEXT, scan_row INTEGER
 );
 CREATE INDEX IF NOT EXISTS series_by_row ON series (scan_row);
+CREATE INDEX IF NOT EXISTS series_by_study ON series (study);
 CREATE TABLE IF NOT EXISTS timing (stage TEXT PRIMARY KEY, seconds REAL);
 """
 _COMMIT_SECONDS = 0.5
+_PREFERENCE = "scan_id IS NULL, axial DESC, slice_gap_mm, num_files DESC, key"
+NOT_CHOSEN = "not chosen"
+"""Reason of a usable series that another one of its study is preferred to."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,14 +104,56 @@ class Catalogue:
     def add(self, series: Iterable[Series]) -> None:
         """Enter series that a folder held; entering one again changes nothing."""
         self._db.executemany(
-            "INSERT OR IGNORE INTO series (key, kind, files, patient, slice_gap_mm, reason, detail)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO series (key, kind, files, num_files, patient, study, axial,"
+            " slice_gap_mm, split, reason, detail) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                (s.key, s.kind, _paths(s.files), s.patient, s.slice_gap_mm, s.reason, s.detail)
+                (
+                    s.key,
+                    s.kind,
+                    _paths(s.files),
+                    len(s.files),
+                    s.patient,
+                    s.study,
+                    s.axial,
+                    s.slice_gap_mm,
+                    s.split,
+                    s.reason,
+                    s.detail,
+                )
                 for s in series
             ),
         )
         self._commit_now_and_then()
+
+    def choose(self) -> None:
+        """Set all but one series of each study aside: the thinnest axial one stays."""
+        self._db.execute(
+            f"UPDATE series SET reason = '{NOT_CHOSEN}', detail = 'its study has a better one'"
+            " WHERE reason IS NULL AND key NOT IN (SELECT key FROM (SELECT key, row_number() OVER"
+            f" (PARTITION BY study ORDER BY {_PREFERENCE}) AS place FROM series"
+            " WHERE reason IS NULL OR scan_id IS NOT NULL) WHERE place = 1)"
+        )
+        self.commit()
+
+    def choose_again(self) -> int:
+        """Where a study's series proved unusable, take its next best; returns how many."""
+        count = self._db.execute(
+            "UPDATE series SET reason = NULL, detail = '' WHERE key IN (SELECT key FROM (SELECT"
+            f" key, row_number() OVER (PARTITION BY study ORDER BY {_PREFERENCE}) AS place FROM"
+            f" series WHERE reason = '{NOT_CHOSEN}' AND study NOT IN (SELECT study FROM series"
+            " WHERE reason IS NULL OR scan_id IS NOT NULL)) WHERE place = 1)"
+        ).rowcount
+        self.commit()
+        return count
+
+    def listing(self) -> Iterator[tuple[str, int, str | None, str]]:
+        """(first file, number of files, reason, detail) of every series, in order of its file."""
+        rows = self._db.execute(
+            "SELECT files, num_files, reason, detail FROM series ORDER BY files, key"
+        )
+        return (
+            (_first_path(files), count, reason, detail) for files, count, reason, detail in rows
+        )
 
     def record(self, surveyed: Surveyed) -> None:
         """Note what the survey of one series found."""
@@ -188,19 +234,21 @@ class Catalogue:
     def scan_tables(self) -> dict[str, NDArray[Any]]:
         """Tables of the accepted scans in row order: `id`, `spacing_mm`, `size`, `frame_mm`.
 
-        And `person`, an opaque word that scans of one person share.
+        And `person`, an opaque word that scans of one person share, and `wanted_split`: 0, 1,
+        or -1 where no manifest says.
         """
         rows = self._db.execute(
-            "SELECT scan_id, spacing_mm, size, frame_mm, patient FROM series"
+            "SELECT scan_id, spacing_mm, size, frame_mm, patient, split FROM series"
             " WHERE scan_row IS NOT NULL ORDER BY scan_row"
         ).fetchall()
-        ids, spacing, size, frame, person = zip(*rows, strict=True)
+        ids, spacing, size, frame, person, split = zip(*rows, strict=True)
         return {
             "id": np.array([int(i, 16) for i in ids], np.uint64),
             "spacing_mm": np.array([json.loads(s) for s in spacing], np.float64),
             "size": np.array([json.loads(s) for s in size], np.int32),
             "frame_mm": np.array([json.loads(f) for f in frame], np.float64),
             "person": np.array(person),
+            "wanted_split": np.array([-1 if s is None else s for s in split], np.int8),
         }
 
     def scan_keys(self) -> list[str]:

@@ -79,6 +79,8 @@ def connect(workers: int, scheduler: str | None) -> Iterator[Client]:
         "distributed.worker.memory.terminate": False,
         "distributed.admin.log-format": "%(name)s - %(levelname)s",
         "distributed.comm.timeouts.connect": "60s",
+        # a series that hangs costs its time limit at each try
+        "distributed.scheduler.allowed-failures": 1,
         # Dask's own value makes every crop's buffers fresh pages: cutting took twice as long.
         # Whole scans still go back to the system at once.
         "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 2**24,

@@ -120,6 +120,8 @@ class PrepareConfig:
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     """How scans are embedded."""
 
+    one_per_study: bool = True
+    """Of several usable DICOM series of a study take the thinnest axial one only."""
     min_slices: int = 16
     """Scans with fewer slices (or rows, or columns) are rejected."""
     max_voxels: int = 1_000_000_000
@@ -128,13 +130,22 @@ class PrepareConfig:
     """Largest distance of a DICOM slice from its place on an even grid, as a share of the gap."""
     max_oblique_deg: float = 15.0
     """Largest angle between a scan's axes and the patient's."""
+    max_read_seconds: int = 600
+    """A series whose reading takes longer is rejected."""
     rows_per_shard: int = 64
     """Crops in one shard file."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError naming the setting, what is allowed and what came."""
         _settle(self)
-        for name in ("classes", "neighbours", "tries", "tissue_depth", "max_voxels"):
+        for name in (
+            "classes",
+            "neighbours",
+            "tries",
+            "tissue_depth",
+            "max_voxels",
+            "max_read_seconds",
+        ):
             _check(self, name, low=1)
         _check(self, "min_slices", low=2)
         for name in ("seed", "validation_neighbours", "separation_steps", "spacing_tolerance"):
@@ -262,6 +273,9 @@ def _like(default: Any, value: Any, name: str) -> Any:
         right = isinstance(value, list | tuple) and len(value) == len(default)
         _require(right, name, f"a list of {len(default)} numbers", value)
         return tuple(_like(d, v, name) for d, v in zip(default, value, strict=True))
+    if isinstance(default, bool):
+        _require(isinstance(value, bool), name, "true or false", value)
+        return value
     if isinstance(default, str):
         _require(isinstance(value, str), name, "text", value)
         return value

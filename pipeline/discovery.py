@@ -21,6 +21,7 @@ _REFERENCES, _COORDINATE, _SCALES, _PERSONS = 1, 2, 3, 4
 """Roles of random draws: a generator is keyed by (seed, role, index)."""
 
 _ROUNDING_MM = 1e-7
+_MEND = "mend it, delete the store, and prepare again"
 
 Floats = NDArray[np.float64]
 
@@ -295,22 +296,35 @@ def row_tables(
 
 
 def split_persons(
-    person: NDArray[Any], config: PrepareConfig
+    person: NDArray[Any], config: PrepareConfig, wanted_split: NDArray[Any] | None = None
 ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
     """Number the persons and choose those whose scans are for validation.
 
     person
         (N,) an opaque word per scan, in the order of the scans' pseudonyms.
+    wanted_split
+        (N,) 0 or 1 where it is given for the scan's person, -1 where it is to be drawn.
 
     Returns (N,) `patient` and `split`. Persons are numbered by their first scan, so that no
-    header shapes the numbers. At least one person is left for training.
+    header shapes the numbers. At least one person is left for training. Raises ValueError when
+    a person is wanted in both splits, or everyone in one for validation.
     """
     first: dict[Any, int] = {}
     patient = np.array([first.setdefault(word, len(first)) for word in person.tolist()], np.int32)
+    given = np.full(len(first), -1)
+    if wanted_split is not None:
+        for number, split in zip(patient, wanted_split, strict=True):
+            if split >= 0 and given[number] not in (-1, split):
+                raise ValueError(f"the manifest wants one person in both splits; {_MEND}")
+            given[number] = max(given[number], split)
+    if (given == 1).all():
+        raise ValueError(f"the manifest leaves no person for training; {_MEND}")
     wanted = round(config.validation_fraction * len(first))
     if config.validation_fraction > 0:
         wanted = max(1, wanted)
-    wanted = min(wanted, len(first) - 1)
+    num_given = int((given == 1).sum())
+    wanted = max(0, min(wanted - num_given, len(first) - num_given - 1))
     rng = np.random.default_rng([config.seed, _PERSONS])
-    chosen = rng.permutation(len(first))[:wanted]
+    order = rng.permutation(len(first))
+    chosen = np.concatenate([order[given[order] == -1][:wanted], np.flatnonzero(given == 1)])
     return patient, np.isin(patient, chosen).astype(np.uint8)

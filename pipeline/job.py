@@ -11,6 +11,7 @@ import contextlib
 import importlib.metadata
 import os
 import shutil
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -22,10 +23,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from distributed import Client, KilledWorker
 
-from pipeline.archive import find_folders, read_folder
+from pipeline.archive import CRASHED, crashed_folder, find_folders, read_folder
 from pipeline.catalogue import Catalogue, Surveyed, catalogue_folder
 from pipeline.cluster import connect, num_threads, run_bounded
 from pipeline.config import PrepareConfig, differences
+from pipeline.manifest import Manifest
 from pipeline.tasks import (
     ScanCut,
     check_shards,
@@ -82,6 +84,7 @@ def prepare(
     workers: int,
     scheduler: str | None,
     autoencoder: Path | None,
+    manifest: Path | None,
     reporter: Reporter,
 ) -> Summary:
     """Make the store, or finish one that was begun.
@@ -91,6 +94,9 @@ def prepare(
         file system.
     autoencoder
         Weights to embed with, instead of training: a file, or a store whose weights to take.
+
+    manifest
+        CSV file that says which series to use, whose they are, and for which split.
 
     Raises StoreError (the store is something else, other settings, in use), PrepareError (no
     usable series) or FileNotFoundError (archive). Nothing is left behind when no series is
@@ -102,6 +108,7 @@ def prepare(
             raise FileNotFoundError(f"{path}: no such file or folder")
     if autoencoder is not None:
         _load_autoencoder(autoencoder)  # better now than after the survey
+    listed = Manifest(manifest, archive) if manifest else None
     fresh = not store.exists() or (store.is_dir() and not any(_but_strays(store)))
     if not fresh:
         existing = PatchStore(store, allow_building=True)
@@ -121,7 +128,7 @@ def prepare(
             catalogue.reset()  # what is left of a deleted store must not shape this one
             software = {name: importlib.metadata.version(name) for name in _SOFTWARE}
             StoreWriter.create(store, config=config.to_json(), software=software)
-        job = _Job(archive, StoreWriter(store), catalogue, config, autoencoder, reporter)
+        job = _Job(archive, StoreWriter(store), catalogue, config, autoencoder, listed, reporter)
         with connect(workers, scheduler) as client:
             usable = job.survey(client)
             if usable:
@@ -140,6 +147,26 @@ def prepare(
         return _summarise(store, catalogue.seconds(), already_complete=False)
     finally:
         catalogue.close()
+
+
+def list_series(
+    archive: Sequence[Path], config: PrepareConfig, manifest: Path | None
+) -> Iterator[tuple[str, int, str | None, str]]:
+    """What `prepare` would do with each series, from headers alone; nothing is left behind.
+
+    Yields (first file, number of files, reason to reject it or None, detail).
+    """
+    listed = Manifest(manifest, archive) if manifest else None
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        contextlib.closing(Catalogue(Path(scratch) / "catalogue")) as catalogue,
+    ):
+        for folder in find_folders(archive):
+            found = read_folder(folder, config)
+            catalogue.add(listed.apply(found) if listed else found)
+        if config.one_per_study:
+            catalogue.choose()
+        yield from catalogue.listing()
 
 
 def _but_strays(store: Path) -> Iterator[Path]:
@@ -168,6 +195,7 @@ class _Job:
         catalogue: Catalogue,
         config: PrepareConfig,
         autoencoder: Path | None,
+        manifest: Manifest | None,
         reporter: Reporter,
     ) -> None:
         self.archive = archive
@@ -176,6 +204,7 @@ class _Job:
         self.catalogue = catalogue
         self.config = config
         self.autoencoder = autoencoder
+        self.manifest = manifest
         self.reporter = reporter
 
     @contextlib.contextmanager
@@ -195,24 +224,20 @@ class _Job:
             return int(self.writer.stages["survey"]["accepted"])
         folders = list(find_folders(self.archive))
         with self._stage("catalogue", len(folders), "folders") as advance:
-            for _, found in run_bounded(client, read_folder, folders, self.config):
-                assert not isinstance(found, BaseException)
-                self.catalogue.add(found)
+            for folder, found in run_bounded(client, read_folder, folders, self.config):
+                crashed = isinstance(found, BaseException)
+                series = [crashed_folder(folder)] if crashed else found
+                self.catalogue.add(self.manifest.apply(series) if self.manifest else series)
                 advance(1)
             self.catalogue.commit()
-        pending = self.catalogue.pending()
-        with self._stage(
-            "survey", self.catalogue.count("reason IS NULL AND scan_id IS NULL"), "scans"
-        ) as advance:
-            folder = str(self.catalogue.survey_folder)
-            for series, found in run_bounded(client, survey_series, pending, self.config, folder):
-                crashed = isinstance(found, BaseException)
-                self.catalogue.record(
-                    Surveyed(key=series.key, reason="reader crashed") if crashed else found
-                )
-                advance(1)
-            self.catalogue.reject_duplicates()
-            accepted = self.catalogue.number_scans()
+        while True:
+            if self.config.one_per_study:
+                self.catalogue.choose()
+            self._read_pending(client)
+            if not self.catalogue.choose_again():
+                break
+        self.catalogue.reject_duplicates()
+        accepted = self.catalogue.number_scans()
         if accepted:
             self._lay_out_scans(client, accepted)
             self.writer.finish_stage(
@@ -220,11 +245,30 @@ class _Job:
             )
         return accepted
 
+    def _read_pending(self, client: Client) -> None:
+        pending = self.catalogue.count("reason IS NULL AND scan_id IS NULL")
+        with self._stage("survey", pending, "scans") as advance:
+            for series, found in run_bounded(
+                client,
+                survey_series,
+                self.catalogue.pending(),
+                self.config,
+                str(self.catalogue.survey_folder),
+            ):
+                crashed = isinstance(found, BaseException)
+                self.catalogue.record(
+                    Surveyed(key=series.key, reason=CRASHED) if crashed else found
+                )
+                advance(1)
+            self.catalogue.commit()
+
     def _lay_out_scans(self, client: Client, num_scans: int) -> None:
         from pipeline.discovery import split_persons
 
         tables = self.catalogue.scan_tables()
-        tables["patient"], tables["split"] = split_persons(tables.pop("person"), self.config)
+        tables["patient"], tables["split"] = split_persons(
+            tables.pop("person"), self.config, tables.pop("wanted_split")
+        )
         for name, values in tables.items():
             self.writer.write_table(f"scans/{name}", values)
         name = "scans/thumbnail"

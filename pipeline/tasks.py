@@ -5,6 +5,10 @@ Bad data never raises here; it comes back as a reason, so that no path reaches D
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,10 +32,25 @@ class SourceChanged(ValueError):
     """A scan's voxels are no longer those that were surveyed."""
 
 
+@contextlib.contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    """End this process when the time is over: nothing else stops a reading library that hangs.
+
+    For workers of one thread. The job then sees a dead worker.
+    """
+    with open(os.devnull, "w") as nowhere:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
 def survey_series(series: Series, config: PrepareConfig, survey_folder: str) -> Surveyed:
     """Read one series; leave its thumbnail in the survey folder."""
     try:
-        volume = read_volume(series, config)
+        with time_limit(config.max_read_seconds):
+            volume = read_volume(series, config)
         box = frame_box(volume, config.frame)
         thumbnail = make_thumbnail(volume, box, THUMBNAIL_SHAPE, config)
     except Rejected as rejected:

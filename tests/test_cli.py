@@ -173,7 +173,7 @@ def test_a_dry_run_lists_the_series_and_makes_nothing(phantoms: Path, tmp_path: 
 def test_a_dry_run_is_told_as_json(phantoms: Path, tmp_path: Path) -> None:
     rows = json.loads(run("prepare", phantoms, tmp_path / "s", "--dry-run", "--json").stdout)
     assert len(rows) == 7
-    assert {tuple(row) for row in rows} == {("file", "files", "reason")}
+    assert {tuple(row) for row in rows} == {("file", "files", "reason", "detail")}
 
 
 def test_preparing_a_complete_store_sums_it_up_as_json(

@@ -383,6 +383,30 @@ def test_a_series_that_crashes_the_reader_costs_only_itself() -> None:
     assert crashes_alone_are_lost
 
 
+HANGS = """
+import json, re
+from pipeline.cluster import connect, run_bounded
+from pipeline.tasks import time_limit
+
+def read(text):
+    with time_limit(1):
+        return bool(re.match("(a+)+$", text))  # holds the interpreter's lock for years
+
+texts = ["a", "a" * 50 + "b", "aa", "b"]
+with connect(1, None) as client:
+    found = dict(run_bounded(client, read, texts))
+lost = [isinstance(found[text], BaseException) for text in texts]
+print(json.dumps([lost, found["a"], found["b"]]))
+"""
+
+
+def test_a_series_that_hangs_the_reader_costs_only_itself() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HANGS], env=ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == [[False, True, False, False], True, False]
+
+
 def test_a_file_that_cannot_be_opened_costs_only_itself(
     phantoms: Path, config_file: Path, semgen: Semgen, tmp_path: Path
 ) -> None:
