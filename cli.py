@@ -395,8 +395,10 @@ def _print_class(facts: dict[str, Any]) -> None:
 
 @main.command()
 @click.argument("store", type=_FOLDER)
+@click.option("--against-archive", is_flag=True, help="Cut a sample again from its sources, too.")
+@click.option("--sample", type=click.IntRange(1), default=200, show_default=True, help="Its size.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def verify(store: Path, as_json: bool) -> None:
+def verify(store: Path, against_archive: bool, sample: int, as_json: bool) -> None:
     """Read and check everything in STORE.
 
     Exit status 1, and the broken rows named, if it is not whole.
@@ -405,6 +407,11 @@ def verify(store: Path, as_json: bool) -> None:
 
     with _Reporter().stage("verify", count_rows(store), "rows") as advance:
         problems = list(verify(store, progress=advance))
+    if against_archive and not problems:
+        from pipeline.audit import audit
+
+        with _Reporter().stage("re-cut", sample, "crops") as advance:
+            problems = list(audit(store, sample=sample, progress=advance))
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(p) for p in problems]))
     else:

@@ -199,17 +199,7 @@ class Catalogue:
         return self._series("scan_row = ?", scan_row)
 
     def _series(self, where: str, value: str | int) -> Series:
-        row = self._db.execute(
-            f"SELECT key, kind, files, patient, slice_gap_mm FROM series WHERE {where}", (value,)
-        ).fetchone()
-        key, kind, files, patient, gap_mm = row
-        return Series(
-            key=key,
-            kind=kind,
-            files=tuple(os.fsdecode(bytes.fromhex(f)) for f in json.loads(files)),
-            patient=patient,
-            slice_gap_mm=gap_mm,
-        )
+        return _series(self._db, where, value)
 
     def reject_duplicates(self) -> None:
         """Of several series with the same content, keep the first by key."""
@@ -308,6 +298,12 @@ def read_sources(store: Path) -> dict[int, str]:
         return {row: _first_path(files) for row, files in rows}
 
 
+def read_series(store: Path, scan_row: int) -> Series:
+    """The series that became a row of `scans`; StoreError without the private catalogue."""
+    with _read_only(store) as db:
+        return _series(db, "scan_row = ?", scan_row)
+
+
 @contextlib.contextmanager
 def _read_only(store: Path) -> Iterator[sqlite3.Connection]:
     """A connection that works beside a running job."""
@@ -316,6 +312,20 @@ def _read_only(store: Path) -> Iterator[sqlite3.Connection]:
         raise StoreError(f"{file}: not here, or not yours to read; only it knows the files")
     with contextlib.closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as db:
         yield db
+
+
+def _series(db: sqlite3.Connection, where: str, value: str | int) -> Series:
+    row = db.execute(
+        f"SELECT key, kind, files, patient, slice_gap_mm FROM series WHERE {where}", (value,)
+    ).fetchone()
+    key, kind, files, patient, gap_mm = row
+    return Series(
+        key=key,
+        kind=kind,
+        files=tuple(os.fsdecode(bytes.fromhex(f)) for f in json.loads(files)),
+        patient=patient,
+        slice_gap_mm=gap_mm,
+    )
 
 
 def _rejections(db: sqlite3.Connection) -> list[tuple[str, str, str]]:

@@ -1,0 +1,65 @@
+"""Cut a sample of a store's crops again from the archive, and compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.archive import Rejected
+from pipeline.catalogue import read_series
+from pipeline.config import config_from_json
+from pipeline.crops import cut_crop
+from pipeline.volume import read_volume
+from store.format import SPLITS
+from store.reader import PatchStore
+from store.verify import Problem
+
+
+def audit(
+    path: Path, *, sample: int, seed: int = 0, progress: Callable[[int], None] = lambda _: None
+) -> Iterator[Problem]:
+    """Read the sources of `sample` random crops (of all, where there are fewer), yield problems.
+
+    progress
+        Called with the number of crops just compared.
+
+    Raises StoreError without the store's private catalogue.
+    """
+    store = PatchStore(path)
+    config = config_from_json(store.config)
+    counts = [len(store.split(name)) for name in SPLITS]
+    chosen = np.random.default_rng(seed).permutation(sum(counts))[:sample]
+    chosen = np.stack([chosen >= counts[0], chosen - counts[0] * (chosen >= counts[0])], axis=1)
+    scan_of = np.array([store.split(SPLITS[number]).scan[row] for number, row in chosen])
+    for scan in np.unique(scan_of).tolist():
+        ours = chosen[scan_of == scan]
+        try:
+            volume = read_volume(read_series(path, scan), config)
+            unchanged = volume.scan_id() == int(store.scans.id[scan])
+        except (Rejected, OSError, RuntimeError):
+            unchanged = False
+        if not unchanged:
+            yield Problem("scans", "source is missing or changed since the survey", (scan,))
+            progress(len(ours))
+            continue
+        for number, name in enumerate(SPLITS):
+            split = store.split(name)
+            wanted = np.sort(ours[ours[:, 0] == number, 1])
+            stored = np.zeros((len(wanted), *config.shape), np.int16)
+            broken = set(split.patch.read_into(wanted, stored))
+            other = []
+            for row, crop in zip(wanted.tolist(), stored, strict=True):
+                again = cut_crop(
+                    volume,
+                    origin_mm=split.origin_mm[row].tolist(),
+                    extent_mm=split.extent_mm[row].tolist(),
+                    shape=config.shape,
+                    window_hu=config.window_hu,
+                )
+                if row in broken or not np.array_equal(again, crop):
+                    other.append(row)
+                progress(1)
+            if other:
+                yield Problem(f"{name}/patch", "not what the archive gives", tuple(other))
