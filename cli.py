@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -45,6 +46,8 @@ class _Group(click.Group):
             # ValueError: StoreError, ConfigError, PrepareError, TrainError and their like
             if isinstance(error, OSError) and error.strerror:
                 text = f"{error.filename or ''}: {error.strerror}".lstrip(": ")
+                if error.errno == errno.ENOSPC:
+                    text += "; make room, and the same command goes on"
             else:
                 text = " ".join(str(error).split())
             raise click.ClickException(text) from error

@@ -75,7 +75,6 @@ class Catalogue:
         self._committed = time.monotonic()
 
     def close(self) -> None:
-        self._db.commit()
         self._db.close()
         self._lock.close()
 

@@ -8,6 +8,7 @@ scan itself: neighbours must be alike in anatomy, not in how they lay on the tab
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from pipeline.autoencoder import Autoencoder
@@ -145,7 +146,8 @@ def save_autoencoder(model: Autoencoder, file: Path) -> None:
     """Write weights as safetensors (temporary name, then rename)."""
     partial = file.with_suffix(".partial")
     shape = {"latent": model.latent, "width": model.width}
-    save_file(model.state_dict(), partial, metadata={"semgen-autoencoder": json.dumps(shape)})
+    metadata = {"semgen-autoencoder": json.dumps(shape)}
+    partial.write_bytes(save(model.state_dict(), metadata=metadata))
     os.replace(partial, file)
 
 
@@ -215,5 +217,7 @@ def _entropy(*key: int) -> int:
 
 def _save_checkpoint(file: Path, content: dict[str, Any]) -> None:
     partial = file.with_suffix(".partial")
-    torch.save(content, partial)
+    packed = io.BytesIO()  # torch's own writer does not say why a file cannot be written
+    torch.save(content, packed)
+    partial.write_bytes(packed.getvalue())
     os.replace(partial, file)

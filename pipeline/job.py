@@ -11,6 +11,7 @@ import contextlib
 import importlib.metadata
 import os
 import shutil
+import sqlite3
 import tempfile
 import time
 from collections import deque
@@ -145,6 +146,10 @@ def prepare(
                 f"no usable CT series in the archive ({reasons or 'no images found'})"
             )
         return _summarise(store, catalogue.seconds(), already_complete=False)
+    except sqlite3.Error as error:
+        raise PrepareError(
+            f"{catalogue.folder}: {error}; make room or give the right to write, and run again"
+        ) from error
     finally:
         catalogue.close()
 
@@ -214,7 +219,8 @@ class _Job:
             with self.reporter.stage(name, total, unit) as advance:
                 yield advance
         finally:
-            self.catalogue.add_seconds(name, time.perf_counter() - begun)
+            with contextlib.suppress(sqlite3.Error):  # a full disk: the stage's own error counts
+                self.catalogue.add_seconds(name, time.perf_counter() - begun)
 
     # catalogue and survey -----------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,8 +61,9 @@ def survey_series(series: Series, config: PrepareConfig, survey_folder: str) -> 
     file = thumbnail_path(Path(survey_folder), series.key)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
-    with partial.open("wb") as handle:
-        np.save(handle, thumbnail)
+    packed = io.BytesIO()
+    np.save(packed, thumbnail)
+    partial.write_bytes(packed.getvalue())
     partial.replace(file)
     return Surveyed(
         key=series.key,

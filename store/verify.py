@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 
 from store.format import DIGESTS, SHARDED, SPLITS, TABLES, StoreError, format_rows
@@ -41,20 +42,30 @@ def verify(path: Path, *, progress: Callable[[int], None] = lambda _: None) -> I
     if store.state != "complete":
         yield Problem("store", f'state is "{store.state}", not "complete"')
         return
-    broken = list(_check_tables(store))
-    yield from broken
-    for name in SHARDED:
-        for problem in _check_shards(path, name, progress):
-            broken += [problem] if not problem.rows else []
+    intact = True
+    for name in ("scans", "classes", *SPLITS):
+        for problem in _guarded(name, _check_group(store, name)):
+            intact = False
             yield problem
-    if broken:
-        return
-    yield from _check_consistency(store)
+    for name in TABLES:
+        for problem in _guarded(name, _check_table(store, name)):
+            intact = False
+            yield problem
+    for name in SHARDED:
+        for problem in _guarded(name, _check_shards(path, name, progress)):
+            intact &= bool(problem.rows)
+            yield problem
+    if intact:
+        yield from _guarded("store", _check_consistency(store))
+        yield from _guarded("store", _check_fingerprint(store))
+
+
+def _guarded(where: str, check: Iterator[Problem]) -> Iterator[Problem]:
+    """The problems of a check, and one more when what is broken makes the check itself fail."""
     try:
-        if compute_fingerprint(path) != store.fingerprint:
-            yield Problem("store", "fingerprint does not match the content")
-    except OSError as error:
-        yield Problem("store", f"fingerprint cannot be computed: {type(error).__name__}")
+        yield from check
+    except Exception as error:  # broken metadata can make zarr raise anything
+        yield Problem(where, f"cannot be read ({type(error).__name__})")
 
 
 def count_rows(path: Path) -> int:
@@ -67,27 +78,30 @@ def count_rows(path: Path) -> int:
     return total
 
 
-def _check_tables(store: PatchStore) -> Iterator[Problem]:
-    for name, table in TABLES.items():
-        try:
-            array: Any = store.group[name]
-            values = np.asarray(array[...])
-        except (KeyError, ValueError, RuntimeError, OSError) as error:
-            yield Problem(name, f"cannot be read ({type(error).__name__})")
-            continue
-        if values.dtype != table.dtype or values.ndim != 1 + len(table.columns):
-            yield Problem(name, f"must be {table.dtype} with {1 + len(table.columns)} axes")
-        elif array.nchunks_initialized != array.nchunks:
-            yield Problem(name, "chunks are missing")
+def _check_group(store: PatchStore, name: str) -> Iterator[Problem]:
+    if not isinstance(store.group[name], zarr.Group):
+        yield Problem(name, "must be a group")
+
+
+def _check_table(store: PatchStore, name: str) -> Iterator[Problem]:
+    array: Any = store.group[name]
+    table = TABLES[name]
+    if array.dtype != table.dtype or array.ndim != 1 + len(table.columns):
+        yield Problem(name, f"must be {table.dtype} with {1 + len(table.columns)} axes")
+    elif array.nchunks_initialized != array.nchunks:
+        yield Problem(name, "chunks are missing")
+    else:
+        np.asarray(array[...])
+
+
+def _check_fingerprint(store: PatchStore) -> Iterator[Problem]:
+    if compute_fingerprint(store.path) != store.fingerprint:
+        yield Problem("store", "fingerprint does not match the content")
 
 
 def _check_shards(path: Path, name: str, progress: Callable[[int], None]) -> Iterator[Problem]:
-    try:
-        reader = ShardedReader(path, name)
-        digests: Any = open_group(path)[name].attrs[DIGESTS]
-    except (StoreError, KeyError):
-        yield Problem(name, "missing, broken, or without its digests")
-        return
+    reader = ShardedReader(path, name)
+    digests: Any = open_group(path)[name].attrs[DIGESTS]
     if len(digests) != reader.grid.num_shards:
         yield Problem(name, f"{reader.grid.num_shards} shards, {len(digests)} digests")
         return

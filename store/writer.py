@@ -132,7 +132,7 @@ def open_group(path: Path, mode: str = "r") -> zarr.Group:
     try:
         group = zarr.open_group(str(path), mode=mode, zarr_format=3)  # type: ignore[arg-type]
         attribute = group.attrs.get(ATTRIBUTE)
-    except (FileNotFoundError, ValueError, KeyError) as error:
+    except Exception as error:  # broken metadata can make zarr raise anything
         raise StoreError(f"{path}: not a semgen store (no readable Zarr v3 group)") from error
     if not isinstance(attribute, dict) or "format" not in attribute:
         raise StoreError(f'{path}: not a semgen store (no "{ATTRIBUTE}" attribute)')
@@ -154,7 +154,7 @@ def open_sharded(path: Path, name: str, mode: str = "r") -> tuple[zarr.Array[Any
     """A sharded array of a store and its grid; StoreError when it is missing or broken."""
     try:
         array = zarr.open_array(str(path / name), mode=mode, zarr_format=3)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # broken metadata can make zarr raise anything
         raise StoreError(f"{path}: array {name} is missing or its metadata broken") from error
     if array.shards is None:
         raise StoreError(f"{path}: array {name} is not sharded")

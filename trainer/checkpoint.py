@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 from dataclasses import dataclass, field
@@ -50,8 +51,10 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         Tensors, numbers, text, and dicts and lists of these.
     """
     partial = path.with_name(path.name + ".partial")
+    packed = io.BytesIO()  # torch's own writer does not say why a file cannot be written
+    torch.save({"version": VERSION, **content}, packed)
     with partial.open("wb") as file:
-        torch.save({"version": VERSION, **content}, file)
+        file.write(packed.getbuffer())
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from trainer.checkpoint import BEST, LAST, load_checkpoint
@@ -79,7 +79,7 @@ def export_weights(
     file.parent.mkdir(parents=True, exist_ok=True)
     if format == "safetensors":
         # one key: safetensors writes several in any order, and bytes must not vary
-        save_file(tensors, partial, metadata={METADATA_KEY: json.dumps(metadata)})
+        partial.write_bytes(save(tensors, metadata={METADATA_KEY: json.dumps(metadata)}))
     else:
         torch.save({"state_dict": tensors, "metadata": metadata}, partial)
     partial.replace(file)

@@ -1,0 +1,147 @@
+"""`semgen prepare` killed at random moments, or out of disk, and run again: the same bytes?
+
+    python -m tests.campaigns.kills --kills 100
+    python -m tests.campaigns.kills --kills 0 --disk-full 10     # needs the right to mount
+
+A kill (-9) meets the command or one of its workers. A store is begun anew once it was completed.
+"""
+
+import argparse
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from pipeline.phantom import write_archive
+from tests.conftest import SETTINGS
+
+
+def contents(store: Path) -> dict[str, str]:
+    """SHA-256 of every file by its place, the stages' record of times apart."""
+    return {
+        str(file.relative_to(store)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in store.rglob("*")
+        if file.is_file()
+    }
+
+
+class Campaign:
+    """An archive, settings, and the store that an uninterrupted run makes of them."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder = folder
+        self.rng = np.random.default_rng(seed)
+        write_archive(folder / "archive", patients=6, format="mixed", seed=seed, matrix=64)
+        (folder / "settings.toml").write_text(SETTINGS)
+        begun = time.perf_counter()
+        assert self.start(folder / "whole").wait() == 0
+        self.seconds = time.perf_counter() - begun
+        self.whole = contents(folder / "whole")
+
+    def start(self, store: Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "cli", "prepare", str(self.folder / "archive")),
+                *(str(store), "--config", str(self.folder / "settings.toml"), "--workers", "2"),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def kill(self, store: Path) -> tuple[str, int]:
+        """Run, kill something at a random moment; what was killed, and the exit status."""
+        job = self.start(store)
+        time.sleep(self.rng.uniform(0, self.seconds))
+        try:
+            workers = [
+                child
+                for child in psutil.Process(job.pid).children(recursive=True)
+                if "spawn_main" in " ".join(child.cmdline())
+            ]
+            if workers and self.rng.random() < 0.5:
+                workers[self.rng.integers(len(workers))].kill()
+                return "worker", job.wait()
+        except psutil.NoSuchProcess:
+            pass
+        job.kill()
+        return "command", job.wait()
+
+    def kills(self, count: int) -> tuple[Counter[tuple[str, int]], int, int]:
+        """What was killed and how the command ended; stores completed; those that differ."""
+        ends: Counter[tuple[str, int]] = Counter()
+        done = different = 0
+        while ends.total() < count:
+            store = self.folder / "store"
+            for _ in range(self.rng.integers(1, 4)):
+                ends[self.kill(store)] += 1
+            job = self.start(store)
+            _, told = job.communicate()
+            done += 1
+            if job.returncode or contents(store) != self.whole:
+                different += 1
+                print(told)
+            shutil.rmtree(store)
+            shutil.rmtree(store.with_name("store.catalogue"))
+        return ends, done, different
+
+    def disk_full(self, count: int) -> tuple[Counter[str], int]:
+        """Last words of runs on a disk too small, and how many stores differ in the end."""
+        needed = sum(file.stat().st_size for file in self.folder.glob("whole*/**/*"))
+        words: Counter[str] = Counter()
+        different = 0
+        for share in np.linspace(0.02, 2.0, count):
+            disk = self.folder / "disk"
+            disk.mkdir()
+            size = max(4096 * 4, int(share * needed))
+            subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", f"size={size}", "semgen", disk], check=True
+            )
+            try:
+                job = self.start(disk / "store")
+                _, told = job.communicate()
+                words[f"{job.returncode}: {told.splitlines()[-1] if told else ''}"] += 1
+                if "Traceback" in told:
+                    print(told)
+                more = f"remount,size={needed * 4}"
+                subprocess.run(["mount", "-o", more, disk], check=True)
+                job = self.start(disk / "store")
+                _, told = job.communicate()
+                if job.returncode or contents(disk / "store") != self.whole:
+                    different += 1
+                    print(told)
+            finally:
+                subprocess.run(["umount", disk], check=True)
+                disk.rmdir()
+        return words, different
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--disk-full", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        campaign = Campaign(Path(scratch), chosen.seed)
+        print(f"uninterrupted: {campaign.seconds:.1f} s", flush=True)
+        failed = 0
+        if chosen.kills:
+            how, stores, failed = campaign.kills(chosen.kills)
+            for (what, code), number in sorted(how.items()):
+                print(f"{number:6d} kills of a {what}, exit status of the command {code}")
+            print(f"{stores} stores completed, {failed} differ from the uninterrupted one")
+        if chosen.disk_full:
+            said, differing = campaign.disk_full(chosen.disk_full)
+            for line, number in said.items():
+                print(f"{number:6d} {line}")
+            print(f"{differing} stores differ after the disk had room again")
+            failed += differing
+    sys.exit(int(failed > 0))
