@@ -71,7 +71,11 @@ class Catalogue:
                 f"{folder}: another prepare is at work on this store; wait for it to end"
             ) from error
         self._db = sqlite3.connect(folder / "catalogue.sqlite")
-        self._db.executescript(_SCHEMA)
+        try:
+            self._db.executescript(_SCHEMA)
+        except sqlite3.Error as error:
+            self.close()
+            raise StoreError(f"{folder}: {error}; make room or give the right to write") from error
         self._committed = time.monotonic()
 
     def close(self) -> None:

@@ -1,0 +1,53 @@
+"""The long campaigns of tests/campaigns at a size that runs each time."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.campaigns.corrupt import campaign as corrupt
+from tests.campaigns.fuzz import campaign as fuzz
+from tests.campaigns.kills import contents
+from tests.conftest import Semgen
+
+
+def test_mutated_files_cost_only_themselves() -> None:
+    status, told, ends = fuzz(60, seed=5, workers=2)
+    assert status == 0, told
+    assert "Traceback" not in told
+    assert ends["accepted"] >= 3
+    assert ends["unreadable"] >= 10
+
+
+def test_damage_to_any_file_of_a_store_is_found(prepared: Path) -> None:
+    num_files = sum(path.is_file() for path in prepared.rglob("*"))
+    ends, missed = corrupt(prepared, 3 * num_files, seed=0)
+    assert missed == []
+    assert ends["deleted", "caught"] == ends["cut", "caught"] == num_files
+
+
+@pytest.mark.parametrize("limit", [20_000, 300_000])
+def test_a_disk_that_takes_no_more_is_told_and_costs_nothing(
+    prepared: Path,
+    phantoms: Path,
+    config_file: Path,
+    semgen: Semgen,
+    tmp_path: Path,
+    limit: int,
+) -> None:
+    command = ["prepare", phantoms, tmp_path / "s", "--config", config_file, "--workers", 1]
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", *map(str, command)],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert any(word in last for word in ("too large", "full", "disk I/O error"))
+    assert semgen(*command).returncode == 0
+    assert contents(tmp_path / "s") == contents(prepared)
