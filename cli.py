@@ -214,6 +214,12 @@ def _parse_spacing(_: click.Context, __: click.Parameter, value: str | None) -> 
     help="CSV with columns path, patient, split: what to use, and as what.",
 )
 @click.option(
+    "--extend",
+    type=_FOLDER,
+    metavar="OLD_STORE",
+    help="Use the survey of an earlier store of this archive again.",
+)
+@click.option(
     "--autoencoder",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Embed with these weights instead of training.",
@@ -228,6 +234,7 @@ def prepare(
     config_file: Path | None,
     autoencoder: Path | None,
     manifest: Path | None,
+    extend: Path | None,
     workers: int | None,
     scheduler: str | None,
     dry_run: bool,
@@ -256,6 +263,7 @@ def prepare(
         config,
         autoencoder=autoencoder,
         manifest=manifest,
+        extend=extend,
         workers=workers,
         scheduler=scheduler,
         reporter=_Reporter(),
@@ -278,6 +286,7 @@ def _run_prepare(archive: tuple[Path, ...], store: Path, config: Any, **options:
         scheduler=options.get("scheduler"),
         autoencoder=options.get("autoencoder"),
         manifest=options.get("manifest"),
+        extend=options.get("extend"),
         reporter=options["reporter"],
     )
 

@@ -73,7 +73,8 @@ class Series:
 
     `reason` and `detail` are set when the headers alone reject it. `patient` and `study` are
     opaque words that scans of one person, series of one study share. `split` (0 train,
-    1 validation) is set where a manifest says so.
+    1 validation) is set where a manifest says so. `stamp` changes with the files' sizes and times;
+    it is empty where more files belong to the series than are listed.
     """
 
     key: str
@@ -84,6 +85,7 @@ class Series:
     axial: bool = True
     slice_gap_mm: float | None = None
     split: int | None = None
+    stamp: str = ""
     reason: str | None = None
     detail: str = ""
 
@@ -176,7 +178,9 @@ def _file_series(
 ) -> Series:
     key = _key(folder.origin, name)
     if rejected is None:
-        return Series(key=key, kind=kind, files=(path,), patient=key, study=key)
+        alone = not name.lower().endswith((".mhd", ".nhdr"))  # their voxels lie in another file
+        stamp = _stamp((path,)) if alone else ""
+        return Series(key=key, kind=kind, files=(path,), patient=key, study=key, stamp=stamp)
     return Series(
         key=key,
         kind=kind,
@@ -190,6 +194,14 @@ def _file_series(
 
 def _key(*words: str) -> str:
     return hashlib.sha256("\0".join(words).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _stamp(files: Sequence[str]) -> str:
+    try:
+        stats = [os.stat(file) for file in sorted(files)]
+    except OSError:  # reading will tell why
+        return ""
+    return _key(*(f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats))
 
 
 def _looks_like_dicom(path: str) -> bool:
@@ -255,6 +267,7 @@ def _dicom_series(folder: Folder, uid: str, slices: list[_Slice], config: Prepar
         patient=person,
         study=study,
         axial=_is_axial(slices[0], config),
+        stamp=_stamp(files),
         slice_gap_mm=gap_mm,
     )
 

@@ -28,7 +28,7 @@ from store.format import StoreError
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS series (
     key TEXT PRIMARY KEY, kind TEXT, files TEXT, num_files INTEGER, patient TEXT, study TEXT,
-    axial INTEGER, slice_gap_mm REAL, split INTEGER, reason TEXT, detail TEXT,
+    axial INTEGER, slice_gap_mm REAL, split INTEGER, stamp TEXT, reason TEXT, detail TEXT,
     scan_id TEXT, spacing_mm TEXT, size TEXT, frame_mm TEXT, scan_row INTEGER
 );
 CREATE INDEX IF NOT EXISTS series_by_row ON series (scan_row);
@@ -36,7 +36,8 @@ CREATE INDEX IF NOT EXISTS series_by_study ON series (study);
 CREATE TABLE IF NOT EXISTS timing (stage TEXT PRIMARY KEY, seconds REAL);
 """
 _COMMIT_SECONDS = 0.5
-_PREFERENCE = "scan_id IS NULL, axial DESC, slice_gap_mm, num_files DESC, key"
+_PREFERENCE = "axial DESC, slice_gap_mm, num_files DESC, key"
+NOT_LISTED = "not in the manifest"
 NOT_CHOSEN = "not chosen"
 """Reason of a usable series that another one of its study is preferred to."""
 
@@ -108,7 +109,8 @@ class Catalogue:
         """Enter series that a folder held; entering one again changes nothing."""
         self._db.executemany(
             "INSERT OR IGNORE INTO series (key, kind, files, num_files, patient, study, axial,"
-            " slice_gap_mm, split, reason, detail) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " slice_gap_mm, split, stamp, reason, detail)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 (
                     s.key,
@@ -120,6 +122,7 @@ class Catalogue:
                     s.axial,
                     s.slice_gap_mm,
                     s.split,
+                    s.stamp,
                     s.reason,
                     s.detail,
                 )
@@ -144,7 +147,8 @@ class Catalogue:
             "UPDATE series SET reason = NULL, detail = '' WHERE key IN (SELECT key FROM (SELECT"
             f" key, row_number() OVER (PARTITION BY study ORDER BY {_PREFERENCE}) AS place FROM"
             f" series WHERE reason = '{NOT_CHOSEN}' AND study NOT IN (SELECT study FROM series"
-            " WHERE reason IS NULL OR scan_id IS NOT NULL)) WHERE place = 1)"
+            f" WHERE reason IS NULL OR scan_id IS NOT NULL AND reason != '{NOT_CHOSEN}'))"
+            " WHERE place = 1)"
         ).rowcount
         self.commit()
         return count
@@ -157,6 +161,43 @@ class Catalogue:
         return (
             (_first_path(files), count, reason, detail) for files, count, reason, detail in rows
         )
+
+    def known_from(self, store: Path) -> Iterator[tuple[Surveyed, int | None]]:
+        """What another store's survey found of series that are pending here and unchanged since.
+
+        With each accepted one comes the row of its scan there, or of the scan of same content.
+        """
+        with _read_only(store) as other:
+            rows = dict(
+                other.execute("SELECT scan_id, scan_row FROM series WHERE scan_row IS NOT NULL")
+            )
+            pending = self._db.execute(
+                "SELECT key, stamp FROM series WHERE reason IS NULL AND scan_id IS NULL"
+                " AND stamp != '' ORDER BY key"
+            ).fetchall()
+            for key, stamp in pending:
+                found = other.execute(
+                    "SELECT reason, detail, scan_id, spacing_mm, size, frame_mm FROM series"
+                    f" WHERE key = ? AND stamp = ? AND reason IS NOT '{NOT_CHOSEN}'"
+                    f" AND reason IS NOT '{NOT_LISTED}'",
+                    (key, stamp),
+                ).fetchone()
+                if found is None:
+                    continue
+                reason, detail, scan_id, spacing, size, frame = found
+                if scan_id is None:
+                    yield Surveyed(key=key, reason=reason, detail=detail), None
+                elif scan_id in rows:
+                    geometry = (tuple(json.loads(text)) for text in (spacing, size, frame))
+                    spacing_mm, size, frame_mm = geometry
+                    surveyed = Surveyed(
+                        key=key,
+                        scan_id=int(scan_id, 16),
+                        spacing_mm=spacing_mm,
+                        size=size,
+                        frame_mm=tuple(tuple(corner) for corner in frame_mm),
+                    )
+                    yield surveyed, rows[scan_id]
 
     def record(self, surveyed: Surveyed) -> None:
         """Note what the survey of one series found."""

@@ -25,7 +25,13 @@ import numpy as np
 from distributed import Client, KilledWorker
 
 from pipeline.archive import CRASHED, crashed_folder, find_folders, read_folder
-from pipeline.catalogue import Catalogue, Surveyed, catalogue_folder
+from pipeline.catalogue import (
+    Catalogue,
+    Surveyed,
+    catalogue_folder,
+    read_rejections,
+    thumbnail_path,
+)
 from pipeline.cluster import connect, num_threads, run_bounded
 from pipeline.config import PrepareConfig, differences
 from pipeline.manifest import Manifest
@@ -35,6 +41,7 @@ from pipeline.tasks import (
     collect_thumbnails,
     cut_scan,
     finish_shard,
+    save_thumbnail,
     survey_series,
 )
 from store.format import AUTOENCODER_FILE, SPLITS, THUMBNAIL_SHAPE, StoreError
@@ -46,6 +53,15 @@ if TYPE_CHECKING:
 
 _SOFTWARE = ("semgen", "numpy", "SimpleITK", "torch", "faiss-cpu", "zarr", "numcodecs")
 _SHARDS_PER_CHECK = 16
+_SURVEY_SETTINGS = (
+    "frame",
+    "window_hu",
+    "min_slices",
+    "max_voxels",
+    "max_oblique_deg",
+    "spacing_tolerance",
+)
+"""Settings that decide which series are accepted and what the survey notes of them."""
 
 
 class PrepareError(ValueError):
@@ -86,6 +102,7 @@ def prepare(
     scheduler: str | None,
     autoencoder: Path | None,
     manifest: Path | None,
+    extend: Path | None,
     reporter: Reporter,
 ) -> Summary:
     """Make the store, or finish one that was begun.
@@ -95,9 +112,11 @@ def prepare(
         file system.
     autoencoder
         Weights to embed with, instead of training: a file, or a store whose weights to take.
-
     manifest
         CSV file that says which series to use, whose they are, and for which split.
+    extend
+        A complete store of an archive that has grown since: what its survey found of series that
+        did not change is used again. The result is the same as without.
 
     Raises StoreError (the store is something else, other settings, in use), PrepareError (no
     usable series) or FileNotFoundError (archive). Nothing is left behind when no series is
@@ -110,15 +129,12 @@ def prepare(
     if autoencoder is not None:
         _load_autoencoder(autoencoder)  # better now than after the survey
     listed = Manifest(manifest, archive) if manifest else None
+    if extend is not None:
+        _check_extension(extend, store, config)
     fresh = not store.exists() or (store.is_dir() and not any(_but_strays(store)))
     if not fresh:
         existing = PatchStore(store, allow_building=True)
-        changed = differences(config.to_json(), existing.config)
-        if changed:
-            raise StoreError(
-                f"{store}: begun with other settings ({'; '.join(changed)});"
-                " use those, or give another folder"
-            )
+        _check_settings(existing, config)
         if existing.state == "complete":
             return _summarise(store, {}, already_complete=True)
     made = [parent for parent in store.absolute().parents if not parent.exists()]
@@ -129,7 +145,9 @@ def prepare(
             catalogue.reset()  # what is left of a deleted store must not shape this one
             software = {name: importlib.metadata.version(name) for name in _SOFTWARE}
             StoreWriter.create(store, config=config.to_json(), software=software)
-        job = _Job(archive, StoreWriter(store), catalogue, config, autoencoder, listed, reporter)
+        job = _Job(
+            archive, StoreWriter(store), catalogue, config, autoencoder, listed, extend, reporter
+        )
         with connect(workers, scheduler) as client:
             usable = job.survey(client)
             if usable:
@@ -138,10 +156,7 @@ def prepare(
                 job.seal(job.cut(client))
         if not usable:
             reasons = ", ".join(f"{n} {reason}" for reason, n in catalogue.reasons().items())
-            shutil.rmtree(store)
-            shutil.rmtree(catalogue.folder)
-            for parent in made:
-                parent.rmdir()
+            _remove(store, catalogue.folder, made)
             raise PrepareError(
                 f"no usable CT series in the archive ({reasons or 'no images found'})"
             )
@@ -152,6 +167,37 @@ def prepare(
         ) from error
     finally:
         catalogue.close()
+
+
+def _check_settings(store: PatchStore, config: PrepareConfig) -> None:
+    changed = differences(config.to_json(), store.config)
+    if changed:
+        raise StoreError(
+            f"{store.path}: begun with other settings ({'; '.join(changed)});"
+            " use those, or give another folder"
+        )
+
+
+def _remove(store: Path, catalogue: Path, made: list[Path]) -> None:
+    """Take back a store and its catalogue, and the folders above it that were made for it."""
+    shutil.rmtree(store)
+    shutil.rmtree(catalogue)
+    for parent in made:
+        parent.rmdir()
+
+
+def _check_extension(old: Path, store: Path, config: PrepareConfig) -> None:
+    """StoreError unless the survey of `old` is what a survey under these settings would find."""
+    if old.resolve() == store.resolve():
+        raise StoreError(f"{store}: is the store to extend; give another folder for the new one")
+    read_rejections(old)  # StoreError without its private catalogue
+    theirs = PatchStore(old).config
+    changed = differences(
+        {name: config.to_json()[name] for name in _SURVEY_SETTINGS},
+        {name: theirs[name] for name in _SURVEY_SETTINGS},
+    )
+    if changed:
+        raise StoreError(f"{old}: surveyed with other settings ({'; '.join(changed)})")
 
 
 def list_series(
@@ -201,6 +247,7 @@ class _Job:
         config: PrepareConfig,
         autoencoder: Path | None,
         manifest: Manifest | None,
+        extend: Path | None,
         reporter: Reporter,
     ) -> None:
         self.archive = archive
@@ -210,6 +257,7 @@ class _Job:
         self.config = config
         self.autoencoder = autoencoder
         self.manifest = manifest
+        self.extend = extend
         self.reporter = reporter
 
     @contextlib.contextmanager
@@ -239,6 +287,8 @@ class _Job:
         while True:
             if self.config.one_per_study:
                 self.catalogue.choose()
+            if self.extend is not None:
+                self._reuse_survey(self.extend)
             self._read_pending(client)
             if not self.catalogue.choose_again():
                 break
@@ -250,6 +300,17 @@ class _Job:
                 "survey", {"accepted": accepted, "rejected": self.catalogue.reasons()}
             )
         return accepted
+
+    def _reuse_survey(self, store: Path) -> None:
+        thumbnails = PatchStore(store).thumbnails
+        with self._stage("reuse", None, "scans") as advance:
+            for surveyed, row in self.catalogue.known_from(store):
+                if row is not None:
+                    file = thumbnail_path(self.catalogue.survey_folder, surveyed.key)
+                    save_thumbnail(file, thumbnails.read([row])[0])
+                self.catalogue.record(surveyed)
+                advance(1)
+            self.catalogue.commit()
 
     def _read_pending(self, client: Client) -> None:
         pending = self.catalogue.count("reason IS NULL AND scan_id IS NULL")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.archive import Series, person_key
+from pipeline.catalogue import NOT_LISTED
 
-NOT_LISTED: Final = "not in the manifest"
 _COLUMNS: Final = ("path", "patient", "split")
 _SPLITS: Final = {"": None, "train": 0, "validation": 1}
 

@@ -58,13 +58,7 @@ def survey_series(series: Series, config: PrepareConfig, survey_folder: str) -> 
         return Surveyed(key=series.key, reason=rejected.reason, detail=rejected.detail)
     except (MemoryError, RuntimeError, OSError) as error:
         return Surveyed(key=series.key, reason="unreadable", detail=type(error).__name__)
-    file = thumbnail_path(Path(survey_folder), series.key)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    packed = io.BytesIO()
-    np.save(packed, thumbnail)
-    partial.write_bytes(packed.getvalue())
-    partial.replace(file)
+    save_thumbnail(thumbnail_path(Path(survey_folder), series.key), thumbnail)
     return Surveyed(
         key=series.key,
         scan_id=volume.scan_id(),
@@ -72,6 +66,16 @@ def survey_series(series: Series, config: PrepareConfig, survey_folder: str) -> 
         size=volume.hu.shape,
         frame_mm=tuple(tuple(corner) for corner in box.tolist()),
     )
+
+
+def save_thumbnail(file: Path, thumbnail: NDArray[np.uint8]) -> None:
+    """Leave a thumbnail for `collect_thumbnails`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    packed = io.BytesIO()
+    np.save(packed, thumbnail)
+    partial.write_bytes(packed.getvalue())
+    partial.replace(file)
 
 
 def collect_thumbnails(item: tuple[int, tuple[str, ...]], store: str, survey_folder: str) -> None:

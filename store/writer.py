@@ -51,7 +51,7 @@ class StoreWriter:
             "software": software,
             "stages": {},
         }
-        zarr.create_group(str(path), zarr_format=3, attributes={ATTRIBUTE: attribute})
+        zarr.create_group(str(path.absolute()), zarr_format=3, attributes={ATTRIBUTE: attribute})
         return cls(path)
 
     @property
@@ -130,7 +130,8 @@ def open_group(path: Path, mode: str = "r") -> zarr.Group:
     if not path.is_dir():
         raise StoreError(f"{path}: no such store")
     try:
-        group = zarr.open_group(str(path), mode=mode, zarr_format=3)  # type: ignore[arg-type]
+        # absolute: zarr cuts a relative root out of the middle of its keys, too
+        group = zarr.open_group(str(path.absolute()), mode=mode, zarr_format=3)  # type: ignore[arg-type]
         attribute = group.attrs.get(ATTRIBUTE)
     except Exception as error:  # broken metadata can make zarr raise anything
         raise StoreError(f"{path}: not a semgen store (no readable Zarr v3 group)") from error
@@ -153,7 +154,7 @@ def read_attribute(group: zarr.Group) -> dict[str, Any]:
 def open_sharded(path: Path, name: str, mode: str = "r") -> tuple[zarr.Array[Any], ShardGrid]:
     """A sharded array of a store and its grid; StoreError when it is missing or broken."""
     try:
-        array = zarr.open_array(str(path / name), mode=mode, zarr_format=3)
+        array = zarr.open_array(str(path.absolute() / name), mode=mode, zarr_format=3)
     except Exception as error:  # broken metadata can make zarr raise anything
         raise StoreError(f"{path}: array {name} is missing or its metadata broken") from error
     if array.shards is None:
