@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,6 +165,10 @@ def prepare(
     except sqlite3.Error as error:
         raise PrepareError(
             f"{catalogue.folder}: {error}; make room or give the right to write, and run again"
+        ) from error
+    except CancelledError as error:
+        raise PrepareError(
+            "lost the Dask scheduler; start it and its workers, and run the same command again"
         ) from error
     finally:
         catalogue.close()

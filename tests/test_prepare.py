@@ -130,8 +130,8 @@ def test_an_interrupted_job_says_in_one_line_how_to_go_on(
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[str]:
-    """The address of a scheduler with one worker, each a process of its own."""
+def cluster(tmp_path: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """The address of a scheduler with one worker, each a process of its own; the scheduler's."""
     file = tmp_path / "scheduler.json"
     dask = [sys.executable, "-m", "dask"]
     scheduler = [*dask, "scheduler", "--port", "0", "--scheduler-file", str(file), "--no-dashboard"]
@@ -143,7 +143,7 @@ def cluster(tmp_path: Path) -> Iterator[str]:
             time.sleep(0.05)
         with subprocess.Popen(worker, **quiet) as second:  # type: ignore[call-overload]
             try:
-                yield json.loads(file.read_text())["address"]
+                yield json.loads(file.read_text())["address"], first
             finally:
                 second.terminate()
                 second.wait()
@@ -155,11 +155,42 @@ def test_a_running_cluster_makes_the_same_bytes(
     phantoms: Path,
     config_file: Path,
     semgen: Semgen,
-    cluster: str,
+    cluster: tuple[str, "subprocess.Popen[bytes]"],
     tmp_path: Path,
 ) -> None:
     store = tmp_path / "cluster.store"
-    done = semgen("prepare", phantoms, store, "--config", config_file, "--scheduler", cluster)
+    done = semgen("prepare", phantoms, store, "--config", config_file, "--scheduler", cluster[0])
+    assert done.returncode == 0, done.stderr
+    assert_same_bytes(store, prepared)
+
+
+def test_a_lost_scheduler_costs_nothing(
+    prepared: Path,
+    phantoms: Path,
+    config_file: Path,
+    semgen: Semgen,
+    cluster: tuple[str, "subprocess.Popen[bytes]"],
+    tmp_path: Path,
+) -> None:
+    address, scheduler = cluster
+    store = tmp_path / "lost.store"
+    command = ["prepare", phantoms, store, "--config", config_file]
+    with subprocess.Popen(
+        [sys.executable, "-m", "cli", *map(str, command), "--scheduler", address],
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as job:
+        while not has_survey(store):
+            assert job.poll() is None
+            time.sleep(0.002)
+        scheduler.kill()
+        _, told = job.communicate()
+    assert job.returncode == 1
+    assert "Traceback" not in told
+    assert "lost the Dask scheduler" in told.splitlines()[-1]
+    done = semgen(*command, "--workers", 1)
     assert done.returncode == 0, done.stderr
     assert_same_bytes(store, prepared)
 
