@@ -72,7 +72,8 @@ def num_threads(client: Client) -> int:
 def connect(workers: int, scheduler: str | None) -> Iterator[Client]:
     """A client of a running scheduler, or of a local cluster of one-thread processes."""
     if scheduler is not None:
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is raised, too
+        for name in ("distributed", "distributed.client"):  # what matters is raised, too
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         with Client(scheduler, timeout=30, set_as_default=False) as client:
             client.wait_for_workers(1, timeout=60)
             yield client
