@@ -75,7 +75,9 @@ def demo(directory: Path) -> None:
     Makes phantom patients as files, prepares them, pretrains briefly, says what to look at.
     DIRECTORY (default semgen-demo) gets archive/, store/ and run/. Run again, it goes on.
     """
+    from pipeline.cluster import default_workers
     from pipeline.config import AutoencoderConfig, PrepareConfig
+    from pipeline.job import prepare as prepare_store
     from pipeline.phantom import write_archive
     from trainer import TrainConfig, pretrain
 
@@ -104,7 +106,7 @@ def demo(directory: Path) -> None:
         shift_steps=(-5, 5),
         autoencoder=AutoencoderConfig(width=8, max_steps=150),
     )
-    summary = _run_prepare((archive,), store, config, reporter=reporter)
+    summary = prepare_store([archive], store, config, workers=default_workers(), reporter=reporter)
     _print_summary(summary, store)
     click.echo()
     training = TrainConfig(width=4, batch_size=12, epochs=16, warmup_epochs=6, log_every=5)
@@ -257,38 +259,24 @@ def prepare(
     if dry_run:
         _print_dry_run(archive, config, manifest, as_json=as_json)
         return
-    summary = _run_prepare(
-        tuple(archive),
+    from pipeline.cluster import default_workers
+    from pipeline.job import prepare as prepare_store
+
+    summary = prepare_store(
+        archive,
         store,
         config,
+        workers=workers or default_workers(),
+        scheduler=scheduler,
         autoencoder=autoencoder,
         manifest=manifest,
         extend=extend,
-        workers=workers,
-        scheduler=scheduler,
         reporter=_Reporter(),
     )
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(summary)))
     else:
         _print_summary(summary, store)
-
-
-def _run_prepare(archive: tuple[Path, ...], store: Path, config: Any, **options: Any) -> Summary:
-    from pipeline.cluster import default_workers
-    from pipeline.job import prepare
-
-    return prepare(
-        archive,
-        store,
-        config,
-        workers=options.get("workers") or default_workers(),
-        scheduler=options.get("scheduler"),
-        autoencoder=options.get("autoencoder"),
-        manifest=options.get("manifest"),
-        extend=options.get("extend"),
-        reporter=options["reporter"],
-    )
 
 
 def _print_dry_run(

@@ -90,7 +90,7 @@ def connect(workers: int, scheduler: str | None) -> Iterator[Client]:
         "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 2**22,
     }
     with dask.config.set(quiet), contextlib.ExitStack() as stack:
-        with _interrupts_ignored():
+        with _interrupts_ignored(), _start_explained():
             cluster = LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,
@@ -101,6 +101,14 @@ def connect(workers: int, scheduler: str | None) -> Iterator[Client]:
             )
             stack.enter_context(cluster)
         yield stack.enter_context(Client(cluster, set_as_default=False))
+
+
+@contextlib.contextmanager
+def _start_explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ConnectionError("a worker died as it started; run the same command again") from error
 
 
 @contextlib.contextmanager

@@ -100,11 +100,11 @@ def prepare(
     config: PrepareConfig,
     *,
     workers: int,
-    scheduler: str | None,
-    autoencoder: Path | None,
-    manifest: Path | None,
-    extend: Path | None,
     reporter: Reporter,
+    scheduler: str | None = None,
+    autoencoder: Path | None = None,
+    manifest: Path | None = None,
+    extend: Path | None = None,
 ) -> Summary:
     """Make the store, or finish one that was begun.
 
@@ -127,20 +127,24 @@ def prepare(
     for path in archive:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
-    if autoencoder is not None:
-        _load_autoencoder(autoencoder)  # better now than after the survey
-    listed = Manifest(manifest, archive) if manifest else None
-    if extend is not None:
-        _check_extension(extend, store, config)
+    if extend is not None and extend.resolve() == store.resolve():
+        raise StoreError(f"{store}: is the store to extend; give another folder for the new one")
     fresh = not store.exists() or (store.is_dir() and not any(_but_strays(store)))
     if not fresh:
         existing = PatchStore(store, allow_building=True)
         _check_settings(existing, config)
         if existing.state == "complete":
             return _summarise(store, {}, already_complete=True)
+    if autoencoder is not None:
+        _load_autoencoder(autoencoder)  # better now than after the survey
+    listed = Manifest(manifest, archive) if manifest else None
+    if extend is not None:
+        _check_extension(extend, config)
     made = [parent for parent in store.absolute().parents if not parent.exists()]
-    catalogue = Catalogue(catalogue_folder(store))
-    try:
+    with (
+        contextlib.closing(Catalogue(catalogue_folder(store))) as catalogue,
+        _failures_explained(catalogue.folder),
+    ):
         sweep(store)
         if fresh:
             catalogue.reset()  # what is left of a deleted store must not shape this one
@@ -162,16 +166,26 @@ def prepare(
                 f"no usable CT series in the archive ({reasons or 'no images found'})"
             )
         return _summarise(store, catalogue.seconds(), already_complete=False)
+
+
+@contextlib.contextmanager
+def _failures_explained(folder: Path) -> Iterator[None]:
+    """What happens to a job from outside, as PrepareError; `folder` is the catalogue's."""
+    try:
+        yield
     except sqlite3.Error as error:
         raise PrepareError(
-            f"{catalogue.folder}: {error}; make room or give the right to write, and run again"
+            f"{folder}: {error}; make room or give the right to write, and run again"
+        ) from error
+    except KilledWorker as error:
+        raise PrepareError(
+            "a worker died several times over one task, most likely for lack of memory;"
+            " run again with fewer --workers"
         ) from error
     except CancelledError as error:
         raise PrepareError(
             "lost the Dask scheduler; start it and its workers, and run the same command again"
         ) from error
-    finally:
-        catalogue.close()
 
 
 def _check_settings(store: PatchStore, config: PrepareConfig) -> None:
@@ -191,10 +205,8 @@ def _remove(store: Path, catalogue: Path, made: list[Path]) -> None:
         parent.rmdir()
 
 
-def _check_extension(old: Path, store: Path, config: PrepareConfig) -> None:
+def _check_extension(old: Path, config: PrepareConfig) -> None:
     """StoreError unless the survey of `old` is what a survey under these settings would find."""
-    if old.resolve() == store.resolve():
-        raise StoreError(f"{store}: is the store to extend; give another folder for the new one")
     read_rejections(old)  # StoreError without its private catalogue
     theirs = PatchStore(old).config
     changed = differences(
@@ -495,10 +507,7 @@ class _Job:
 
         def collect() -> None:
             shard, future = in_flight.popleft()
-            try:
-                digests[shard] = future.result()
-            except KilledWorker as error:
-                _raise_if_failed(error)
+            digests[shard] = future.result()
             advance(len(grid.rows_of(shard)))
 
         for shard in missing:
@@ -556,10 +565,7 @@ class _Job:
 
 def _raise_if_failed(result: Any) -> None:
     if isinstance(result, BaseException):
-        raise PrepareError(
-            "a worker died several times over one task, most likely for lack of memory;"
-            " run again with fewer --workers"
-        ) from result
+        raise result
 
 
 def _summarise(store: Path, seconds: dict[str, float], *, already_complete: bool) -> Summary:

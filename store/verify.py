@@ -43,12 +43,10 @@ def verify(path: Path, *, progress: Callable[[int], None] = lambda _: None) -> I
         yield Problem("store", f'state is "{store.state}", not "complete"')
         return
     intact = True
-    for name in ("scans", "classes", *SPLITS):
-        for problem in _guarded(name, _check_group(store, name)):
-            intact = False
-            yield problem
-    for name in TABLES:
-        for problem in _guarded(name, _check_table(store, name)):
+    groups = [(name, _check_group(store, name)) for name in ("scans", "classes", *SPLITS)]
+    tables = [(name, _check_table(store, name)) for name in TABLES]
+    for name, check in (*groups, *tables):
+        for problem in _guarded(name, check):
             intact = False
             yield problem
     for name in SHARDED:

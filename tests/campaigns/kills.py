@@ -24,7 +24,7 @@ from tests.conftest import SETTINGS
 
 
 def contents(store: Path) -> dict[str, str]:
-    """SHA-256 of every file by its place, the stages' record of times apart."""
+    """SHA-256 of every file by its place."""
     return {
         str(file.relative_to(store)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in store.rglob("*")
