@@ -32,7 +32,7 @@ from trainer.events import Ended, Event, Noticed, Saved, Started, Stepped, Train
 from trainer.folder import hold_run, make_folder, write_config
 from trainer.judge import Judge
 from trainer.losses import Means
-from trainer.models import build_unet, check_shape
+from trainer.models import build_unet, check_precision, check_shape
 from trainer.perturb import Draws
 from trainer.plan import EpochPlan, select_rows, thin
 from trainer.pretexts import make_pretext
@@ -92,6 +92,7 @@ class Session:
         self.run, self.on_event, self.config = run, on_event, config
         self.pretext = make_pretext(config.pretext, num_blocks=config.shuffle_blocks)
         self.device = _pick_device(config.device)
+        check_precision(config.precision, self.device, store.train.patch.shape[1:])
         self.fingerprint, self.num_classes = store.fingerprint or "", store.num_classes
 
         # Data
