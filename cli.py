@@ -284,7 +284,7 @@ def _print_dry_run(
 ) -> None:
     from collections import Counter
 
-    from pipeline.job import list_series
+    from pipeline.survey import list_series
 
     counts: Counter[str] = Counter()
     rows = []

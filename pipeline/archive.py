@@ -8,13 +8,14 @@ worker that reads the voxels, since a malformed one can crash the reading librar
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import math
 import os
+import stat
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -44,6 +45,7 @@ _TAGS: Final = [
     "SamplesPerPixel",
     "SeriesInstanceUID",
     "SOPClassUID",
+    "SOPInstanceUID",
     "StudyInstanceUID",
 ]
 _SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"  # and its kinds, by prefix
@@ -52,6 +54,12 @@ CRASHED: Final = "reader crashed"
 _DUPLICATE_MM: Final = 1e-3
 _TILT_MM: Final = 1.0
 _ORIENTATION_TOLERANCE: Final = 1e-3
+OF_PARTS: Final = ("too few slices", "missing slices", "uneven slice spacing")
+"""Reasons that may vanish when the slices of other folders join a series."""
+_OF_WHOLES: Final = ("missing slices", "too large")
+JOINED: Final = "joined"
+"""Reason of a series whose slices belong to the same series in another folder."""
+DUPLICATE: Final = "duplicate"
 
 
 class Rejected(Exception):
@@ -67,14 +75,15 @@ class Rejected(Exception):
         self.detail = detail
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Series:
     """One series as found: its files in slice order, and what its headers say.
 
     `reason` and `detail` are set when the headers alone reject it. `patient` and `study` are
-    opaque words that scans of one person, series of one study share. `split` (0 train,
-    1 validation) is set where a manifest says so. `stamp` changes with the files' sizes and times;
-    it is empty where more files belong to the series than are listed.
+    opaque words that scans of one person, series of one study share; so is `uid` for the parts
+    of one DICOM series that lies in several folders. `split` (0 train, 1 validation) is set where
+    a manifest says so. `stamp` changes with the files' sizes and times; it is empty where more
+    files belong to the series than are listed.
     """
 
     key: str
@@ -82,6 +91,7 @@ class Series:
     files: tuple[str, ...]
     patient: str
     study: str = ""
+    uid: str = ""
     axial: bool = True
     slice_gap_mm: float | None = None
     split: int | None = None
@@ -93,11 +103,12 @@ class Series:
         return f"<Series {self.key}: {self.kind}, {len(self.files)} files>"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class _Slice:
     """What one DICOM header says."""
 
     path: str
+    instance: str
     series: str
     study: str
     patient: str
@@ -112,7 +123,7 @@ class _Slice:
     axes: tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Folder:
     """Files of one folder that may hold scans; `origin` is its place in the archive."""
 
@@ -148,6 +159,8 @@ def read_folder(folder: Folder, config: PrepareConfig) -> list[Series]:
     series: dict[str, list[_Slice]] = {}
     for name in folder.files:
         path = os.path.join(folder.path, name)
+        if _is_special(path):
+            continue
         if name.lower().endswith(VOLUME_SUFFIXES):
             found.append(_file_series(folder, name, path))
         elif _looks_like_dicom(path):
@@ -177,19 +190,11 @@ def _file_series(
     folder: Folder, name: str, path: str, kind: str = "file", rejected: Rejected | None = None
 ) -> Series:
     key = _key(folder.origin, name)
-    if rejected is None:
-        alone = not name.lower().endswith((".mhd", ".nhdr"))  # their voxels lie in another file
-        stamp = _stamp((path,)) if alone else ""
-        return Series(key=key, kind=kind, files=(path,), patient=key, study=key, stamp=stamp)
-    return Series(
-        key=key,
-        kind=kind,
-        files=(path,),
-        patient=key,
-        study=key,
-        reason=rejected.reason,
-        detail=rejected.detail,
-    )
+    series = Series(key=key, kind=kind, files=(path,), patient=key, study=key)
+    if rejected is not None:
+        return dataclasses.replace(series, reason=rejected.reason, detail=rejected.detail)
+    alone = not name.lower().endswith((".mhd", ".nhdr"))  # their voxels lie in another file
+    return dataclasses.replace(series, stamp=_stamp((path,)) if alone else "")
 
 
 def _key(*words: str) -> str:
@@ -198,10 +203,18 @@ def _key(*words: str) -> str:
 
 def _stamp(files: Sequence[str]) -> str:
     try:
-        stats = [os.stat(file) for file in sorted(files)]
+        found = [os.stat(file) for file in sorted(files)]
     except OSError:  # reading will tell why
         return ""
-    return _key(*(f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats))
+    return _key(*(f"{one.st_size} {one.st_mtime_ns}" for one in found))
+
+
+def _is_special(path: str) -> bool:
+    """A pipe, socket or device: opening it may wait for ever."""
+    try:
+        return not stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:  # reading will tell why
+        return False
 
 
 def _looks_like_dicom(path: str) -> bool:
@@ -223,6 +236,7 @@ def _read_header(path: str) -> _Slice:
             raise Rejected("not an image", f"modality {header.get('Modality')}")
         return _Slice(
             path=path,
+            instance=str(header.get("SOPInstanceUID") or path),
             series=str(header.get("SeriesInstanceUID") or ""),
             study=str(header.get("StudyInstanceUID") or ""),
             patient=str(header.get("PatientID") or "").strip(),
@@ -242,33 +256,55 @@ def _read_header(path: str) -> _Slice:
         raise Rejected("unreadable", type(error).__name__) from error
 
 
+def join_parts(parts: Sequence[Series], config: PrepareConfig) -> list[Series]:
+    """What becomes of the parts of one DICOM series that lies in several folders.
+
+    The first one takes the slices of all; a part that brings no slice of its own is a duplicate.
+    Parts that do not make one scan (other scans under the same number) stay as they are.
+    """
+    slices: dict[str, _Slice] = {}
+    rest = []
+    for part in parts:
+        try:
+            headers = {one.instance: one for one in map(_read_header, part.files)}
+        except Rejected:  # it was readable a moment ago: leave all as it is
+            return list(parts)
+        new = {name: one for name, one in headers.items() if name not in slices}
+        told = (JOINED, "to the series in another folder") if new else (DUPLICATE, "of its slices")
+        rest.append(dataclasses.replace(part, reason=told[0], detail=told[1]))
+        slices |= new
+    whole = _judge(parts[0], list(slices.values()), config)
+    return [whole, *rest[1:]] if whole.reason in (None, *_OF_WHOLES) else list(parts)
+
+
 def _dicom_series(folder: Folder, uid: str, slices: list[_Slice], config: PrepareConfig) -> Series:
-    key = _key(folder.origin, uid)
-    patient = slices[0].patient
-    person = person_key(patient) if patient else key
-    study = _key("study", slices[0].study) if slices[0].study else key
+    first, key = slices[0], _key(folder.origin, uid)
+    series = Series(
+        key=key,
+        kind="dicom",
+        files=(),
+        patient=person_key(first.patient) if first.patient else key,
+        study=_key("study", first.study) if first.study else key,
+        uid=_key("series", first.patient, first.study, first.series) if first.series else "",
+    )
+    return _judge(series, slices, config)
+
+
+def _judge(series: Series, slices: list[_Slice], config: PrepareConfig) -> Series:
+    """The series with these slices in their order, or with the reason against it."""
     files = tuple(one.path for one in slices)
     try:
         order, gap_mm = _check_slices(slices, config)
-    except Rejected as rejected:
-        return Series(
-            key=key,
-            kind="dicom",
-            files=files,
-            patient=person,
-            study=study,
-            reason=rejected.reason,
-            detail=rejected.detail,
-        )
-    return Series(
-        key=key,
-        kind="dicom",
+    except Rejected as no:
+        return dataclasses.replace(series, files=files, reason=no.reason, detail=no.detail)
+    return dataclasses.replace(
+        series,
         files=tuple(files[i] for i in order),
-        patient=person,
-        study=study,
         axial=_is_axial(slices[0], config),
         stamp=_stamp(files),
         slice_gap_mm=gap_mm,
+        reason=None,
+        detail="",
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -22,18 +23,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.archive import Series
+from pipeline.archive import DUPLICATE, JOINED, OF_PARTS, Series
 from store.format import StoreError
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS series (
     key TEXT PRIMARY KEY, kind TEXT, files TEXT, num_files INTEGER, patient TEXT, study TEXT,
-    axial INTEGER, slice_gap_mm REAL, split INTEGER, stamp TEXT, reason TEXT, detail TEXT,
+    uid TEXT, axial INTEGER, slice_gap_mm REAL, split INTEGER, stamp TEXT, reason TEXT, detail TEXT,
     scan_id TEXT, spacing_mm TEXT, size TEXT, frame_mm TEXT, scan_row INTEGER
 );
 CREATE INDEX IF NOT EXISTS series_by_row ON series (scan_row);
 CREATE INDEX IF NOT EXISTS series_by_study ON series (study);
+CREATE INDEX IF NOT EXISTS series_by_uid ON series (uid);
 CREATE TABLE IF NOT EXISTS timing (stage TEXT PRIMARY KEY, seconds REAL);
+CREATE TABLE IF NOT EXISTS input (name TEXT PRIMARY KEY, digest TEXT);
 """
 _COMMIT_SECONDS = 0.5
 _PREFERENCE = "axial DESC, slice_gap_mm, num_files DESC, key"
@@ -95,8 +98,8 @@ class Catalogue:
 
     def reset(self) -> None:
         """Forget everything."""
-        self._db.execute("DELETE FROM series")
-        self._db.execute("DELETE FROM timing")
+        for table in ("series", "timing", "input"):
+            self._db.execute(f"DELETE FROM {table}")
         self.commit()
         self.tidy()
 
@@ -105,12 +108,12 @@ class Catalogue:
         shutil.rmtree(self.survey_folder, ignore_errors=True)
         self.autoencoder_checkpoint.unlink(missing_ok=True)
 
-    def add(self, series: Iterable[Series]) -> None:
-        """Enter series that a folder held; entering one again changes nothing."""
+    def add(self, series: Iterable[Series], *, again: bool = False) -> None:
+        """Enter series; one that is known stays as it is, or is replaced when entered `again`."""
         self._db.executemany(
-            "INSERT OR IGNORE INTO series (key, kind, files, num_files, patient, study, axial,"
-            " slice_gap_mm, split, stamp, reason, detail)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT OR {'REPLACE' if again else 'IGNORE'} INTO series (key, kind, files,"
+            " num_files, patient, study, uid, axial, slice_gap_mm, split, stamp, reason, detail)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 (
                     s.key,
@@ -119,6 +122,7 @@ class Catalogue:
                     len(s.files),
                     s.patient,
                     s.study,
+                    s.uid,
                     s.axial,
                     s.slice_gap_mm,
                     s.split,
@@ -130,6 +134,18 @@ class Catalogue:
             ),
         )
         self._commit_now_and_then()
+
+    def spread(self) -> list[tuple[Series, ...]]:
+        """Those DICOM series that lie in several folders, as their parts."""
+        may_join = f"(reason IS NULL OR reason IN {OF_PARTS}) AND scan_id IS NULL AND uid != ''"
+        parts = self._db.execute(
+            f"SELECT uid, key FROM series WHERE {may_join} AND uid IN (SELECT uid FROM series"
+            f" WHERE {may_join} GROUP BY uid HAVING count(*) > 1) ORDER BY uid, files"
+        ).fetchall()
+        return [
+            tuple(self._series("key = ?", key) for _, key in group)
+            for _, group in itertools.groupby(parts, key=lambda part: part[0])
+        ]
 
     def choose(self) -> None:
         """Set all but one series of each study aside: the thinnest axial one stays."""
@@ -162,42 +178,34 @@ class Catalogue:
             (_first_path(files), count, reason, detail) for files, count, reason, detail in rows
         )
 
-    def known_from(self, store: Path) -> Iterator[tuple[Surveyed, int | None]]:
+    def known_from(self, store: Path) -> Iterator[tuple[Surveyed, int]]:
         """What another store's survey found of series that are pending here and unchanged since.
 
-        With each accepted one comes the row of its scan there, or of the scan of same content.
+        With each comes the row of its scan there. Series that were rejected there are not
+        among them: the reason may have gone.
         """
         with _read_only(store) as other:
-            rows = dict(
-                other.execute("SELECT scan_id, scan_row FROM series WHERE scan_row IS NOT NULL")
-            )
             pending = self._db.execute(
                 "SELECT key, stamp FROM series WHERE reason IS NULL AND scan_id IS NULL"
                 " AND stamp != '' ORDER BY key"
             ).fetchall()
             for key, stamp in pending:
                 found = other.execute(
-                    "SELECT reason, detail, scan_id, spacing_mm, size, frame_mm FROM series"
-                    f" WHERE key = ? AND stamp = ? AND reason IS NOT '{NOT_CHOSEN}'"
-                    f" AND reason IS NOT '{NOT_LISTED}'",
+                    "SELECT scan_id, spacing_mm, size, frame_mm, scan_row FROM series"
+                    " WHERE key = ? AND stamp = ? AND scan_row IS NOT NULL",
                     (key, stamp),
                 ).fetchone()
                 if found is None:
                     continue
-                reason, detail, scan_id, spacing, size, frame = found
-                if scan_id is None:
-                    yield Surveyed(key=key, reason=reason, detail=detail), None
-                elif scan_id in rows:
-                    geometry = (tuple(json.loads(text)) for text in (spacing, size, frame))
-                    spacing_mm, size, frame_mm = geometry
-                    surveyed = Surveyed(
-                        key=key,
-                        scan_id=int(scan_id, 16),
-                        spacing_mm=spacing_mm,
-                        size=size,
-                        frame_mm=tuple(tuple(corner) for corner in frame_mm),
-                    )
-                    yield surveyed, rows[scan_id]
+                scan_id, spacing, size, frame, row = found
+                surveyed = Surveyed(
+                    key=key,
+                    scan_id=int(scan_id, 16),
+                    spacing_mm=tuple(json.loads(spacing)),
+                    size=tuple(json.loads(size)),
+                    frame_mm=tuple(tuple(corner) for corner in json.loads(frame)),
+                )
+                yield surveyed, row
 
     def record(self, surveyed: Surveyed) -> None:
         """Note what the survey of one series found."""
@@ -248,7 +256,7 @@ class Catalogue:
     def reject_duplicates(self) -> None:
         """Of several series with the same content, keep the first by key."""
         self._db.execute(
-            "UPDATE series SET reason = 'duplicate', detail = 'content of ' || scan_id"
+            f"UPDATE series SET reason = '{DUPLICATE}', detail = 'content of ' || scan_id"
             " WHERE scan_id IS NOT NULL AND reason IS NULL AND key NOT IN"
             " (SELECT min(key) FROM series WHERE scan_id IS NOT NULL GROUP BY scan_id)"
         )
@@ -307,6 +315,11 @@ class Catalogue:
         )
         self.commit()
 
+    def note_inputs(self, digests: dict[str, str]) -> None:
+        """Keep what else shaped this store: digests by name."""
+        self._db.executemany("INSERT OR REPLACE INTO input VALUES (?, ?)", digests.items())
+        self.commit()
+
     def seconds(self) -> dict[str, float]:
         return dict(self._db.execute("SELECT stage, seconds FROM timing").fetchall())
 
@@ -342,6 +355,12 @@ def read_sources(store: Path) -> dict[int, str]:
         return {row: _first_path(files) for row, files in rows}
 
 
+def read_inputs(store: Path) -> dict[str, str]:
+    """What `note_inputs` kept; StoreError without the private catalogue."""
+    with _read_only(store) as db:
+        return dict(db.execute("SELECT name, digest FROM input").fetchall())
+
+
 def read_series(store: Path, scan_row: int) -> Series:
     """The series that became a row of `scans`; StoreError without the private catalogue."""
     with _read_only(store) as db:
@@ -360,21 +379,30 @@ def _read_only(store: Path) -> Iterator[sqlite3.Connection]:
 
 def _series(db: sqlite3.Connection, where: str, value: str | int) -> Series:
     row = db.execute(
-        f"SELECT key, kind, files, patient, slice_gap_mm FROM series WHERE {where}", (value,)
+        "SELECT key, kind, files, patient, study, uid, axial, slice_gap_mm, split, stamp, reason,"
+        f" detail FROM series WHERE {where}",
+        (value,),
     ).fetchone()
-    key, kind, files, patient, gap_mm = row
+    key, kind, files, patient, study, uid, axial, gap_mm, split, stamp, reason, detail = row
     return Series(
         key=key,
         kind=kind,
         files=tuple(os.fsdecode(bytes.fromhex(f)) for f in json.loads(files)),
         patient=patient,
+        study=study,
+        uid=uid,
+        axial=bool(axial),
         slice_gap_mm=gap_mm,
+        split=split,
+        stamp=stamp,
+        reason=reason,
+        detail=detail,
     )
 
 
 def _rejections(db: sqlite3.Connection) -> list[tuple[str, str, str]]:
     rows = db.execute(
-        "SELECT files, reason, detail FROM series WHERE reason IS NOT NULL ORDER BY reason, key"
+        f"SELECT files, reason, detail FROM series WHERE reason != '{JOINED}' ORDER BY reason, key"
     )
     return [(_first_path(files), reason, detail) for files, reason, detail in rows]
 

@@ -63,6 +63,12 @@ def _run(
         yield item, result
 
 
+def raise_if_failed(result: object) -> None:
+    """For work of which no part can be done without."""
+    if isinstance(result, BaseException):
+        raise result
+
+
 def num_threads(client: Client) -> int:
     """Tasks that the cluster runs at once."""
     return max(1, sum(int(n) for n in client.nthreads().values()))

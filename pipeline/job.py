@@ -12,7 +12,6 @@ import importlib.metadata
 import os
 import shutil
 import sqlite3
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -25,27 +24,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from distributed import Client, KilledWorker
 
-from pipeline.archive import CRASHED, crashed_folder, find_folders, read_folder
-from pipeline.catalogue import (
-    Catalogue,
-    Surveyed,
-    catalogue_folder,
-    read_rejections,
-    thumbnail_path,
-)
-from pipeline.cluster import connect, num_threads, run_bounded
-from pipeline.config import PrepareConfig, differences
+from pipeline.catalogue import Catalogue, catalogue_folder
+from pipeline.cluster import connect, num_threads, raise_if_failed, run_bounded
+from pipeline.config import PrepareConfig
 from pipeline.manifest import Manifest
-from pipeline.tasks import (
-    ScanCut,
-    check_shards,
-    collect_thumbnails,
-    cut_scan,
-    finish_shard,
-    save_thumbnail,
-    survey_series,
-)
-from store.format import AUTOENCODER_FILE, SPLITS, THUMBNAIL_SHAPE, StoreError
+from pipeline.preflight import check_extension, check_same_job, digest_inputs, is_begun
+from pipeline.survey import Survey
+from pipeline.tasks import ScanCut, check_shards, cut_scan, finish_shard
+from store.format import AUTOENCODER_FILE, SPLITS, StoreError
 from store.reader import PatchStore, ShardedReader
 from store.writer import StoreWriter, sweep
 
@@ -54,15 +40,6 @@ if TYPE_CHECKING:
 
 _SOFTWARE = ("semgen", "numpy", "SimpleITK", "torch", "faiss-cpu", "zarr", "numcodecs")
 _SHARDS_PER_CHECK = 16
-_SURVEY_SETTINGS = (
-    "frame",
-    "window_hu",
-    "min_slices",
-    "max_voxels",
-    "max_oblique_deg",
-    "spacing_tolerance",
-)
-"""Settings that decide which series are accepted and what the survey notes of them."""
 
 
 class PrepareError(ValueError):
@@ -129,32 +106,42 @@ def prepare(
             raise FileNotFoundError(f"{path}: no such file or folder")
     if extend is not None and extend.resolve() == store.resolve():
         raise StoreError(f"{store}: is the store to extend; give another folder for the new one")
-    fresh = not store.exists() or (store.is_dir() and not any(_but_strays(store)))
-    if not fresh:
+    if autoencoder is not None:
+        autoencoder = autoencoder / AUTOENCODER_FILE if autoencoder.is_dir() else autoencoder
+        _load_autoencoder(autoencoder)  # better now than after the survey
+    inputs = digest_inputs(manifest=manifest, autoencoder=autoencoder)
+    begun = is_begun(store)
+    if begun:
         existing = PatchStore(store, allow_building=True)
-        _check_settings(existing, config)
+        check_same_job(existing, config, inputs)
         if existing.state == "complete":
             return _summarise(store, {}, already_complete=True)
-    if autoencoder is not None:
-        _load_autoencoder(autoencoder)  # better now than after the survey
     listed = Manifest(manifest, archive) if manifest else None
     if extend is not None:
-        _check_extension(extend, config)
+        check_extension(extend, config)
     made = [parent for parent in store.absolute().parents if not parent.exists()]
     with (
         contextlib.closing(Catalogue(catalogue_folder(store))) as catalogue,
         _failures_explained(catalogue.folder),
     ):
         sweep(store)
-        if fresh:
+        if not begun:
             catalogue.reset()  # what is left of a deleted store must not shape this one
+            catalogue.note_inputs(inputs)
             software = {name: importlib.metadata.version(name) for name in _SOFTWARE}
             StoreWriter.create(store, config=config.to_json(), software=software)
-        job = _Job(
-            archive, StoreWriter(store), catalogue, config, autoencoder, listed, extend, reporter
+        job = _Job(StoreWriter(store), catalogue, config, autoencoder, reporter)
+        survey = Survey(
+            archive,
+            job.writer,
+            catalogue,
+            config,
+            manifest=listed,
+            extend=extend,
+            stage=job.stage,
         )
         with connect(workers, scheduler) as client:
-            usable = job.survey(client)
+            usable = survey.run(client)
             if usable:
                 job.embed()
                 job.discover()
@@ -188,15 +175,6 @@ def _failures_explained(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_settings(store: PatchStore, config: PrepareConfig) -> None:
-    changed = differences(config.to_json(), store.config)
-    if changed:
-        raise StoreError(
-            f"{store.path}: begun with other settings ({'; '.join(changed)});"
-            " use those, or give another folder"
-        )
-
-
 def _remove(store: Path, catalogue: Path, made: list[Path]) -> None:
     """Take back a store and its catalogue, and the folders above it that were made for it."""
     shutil.rmtree(store)
@@ -205,52 +183,10 @@ def _remove(store: Path, catalogue: Path, made: list[Path]) -> None:
         parent.rmdir()
 
 
-def _check_extension(old: Path, config: PrepareConfig) -> None:
-    """StoreError unless the survey of `old` is what a survey under these settings would find."""
-    read_rejections(old)  # StoreError without its private catalogue
-    theirs = PatchStore(old).config
-    changed = differences(
-        {name: config.to_json()[name] for name in _SURVEY_SETTINGS},
-        {name: theirs[name] for name in _SURVEY_SETTINGS},
-    )
-    if changed:
-        raise StoreError(f"{old}: surveyed with other settings ({'; '.join(changed)})")
-
-
-def list_series(
-    archive: Sequence[Path], config: PrepareConfig, manifest: Path | None
-) -> Iterator[tuple[str, int, str | None, str]]:
-    """What `prepare` would do with each series, from headers alone; nothing is left behind.
-
-    Yields (first file, number of files, reason to reject it or None, detail).
-    """
-    listed = Manifest(manifest, archive) if manifest else None
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        contextlib.closing(Catalogue(Path(scratch) / "catalogue")) as catalogue,
-    ):
-        for folder in find_folders(archive):
-            found = read_folder(folder, config)
-            catalogue.add(listed.apply(found) if listed else found)
-        if config.one_per_study:
-            catalogue.choose()
-        yield from catalogue.listing()
-
-
-def _but_strays(store: Path) -> Iterator[Path]:
-    """What lies in a folder, but for what a kill during the store's creation leaves."""
-    return (
-        path
-        for path in store.iterdir()
-        if not (path.name.startswith("zarr.") and path.suffix == ".partial")
-    )
-
-
 def _load_autoencoder(file: Path) -> Autoencoder:
-    """Weights from a file, or those of a store."""
-    from pipeline.embed import load_autoencoder
+    from pipeline.embed import load_autoencoder  # torch takes long to import
 
-    return load_autoencoder(file / AUTOENCODER_FILE if file.is_dir() else file)
+    return load_autoencoder(file)
 
 
 class _Job:
@@ -258,27 +194,22 @@ class _Job:
 
     def __init__(
         self,
-        archive: Sequence[Path],
         writer: StoreWriter,
         catalogue: Catalogue,
         config: PrepareConfig,
         autoencoder: Path | None,
-        manifest: Manifest | None,
-        extend: Path | None,
         reporter: Reporter,
     ) -> None:
-        self.archive = archive
         self.writer = writer
         self.path = writer.path
         self.catalogue = catalogue
         self.config = config
         self.autoencoder = autoencoder
-        self.manifest = manifest
-        self.extend = extend
         self.reporter = reporter
 
     @contextlib.contextmanager
-    def _stage(self, name: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    def stage(self, name: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+        """Tell of a stage, and keep the time it took."""
         begun = time.perf_counter()
         try:
             with self.reporter.stage(name, total, unit) as advance:
@@ -286,92 +217,6 @@ class _Job:
         finally:
             with contextlib.suppress(sqlite3.Error):  # a full disk: the stage's own error counts
                 self.catalogue.add_seconds(name, time.perf_counter() - begun)
-
-    # catalogue and survey -----------------------------------------------------------------
-
-    def survey(self, client: Client) -> int:
-        """List the series, read each once, lay the scans out; returns how many are accepted."""
-        if "survey" in self.writer.stages:
-            return int(self.writer.stages["survey"]["accepted"])
-        folders = list(find_folders(self.archive))
-        with self._stage("catalogue", len(folders), "folders") as advance:
-            for folder, found in run_bounded(client, read_folder, folders, self.config):
-                crashed = isinstance(found, BaseException)
-                series = [crashed_folder(folder)] if crashed else found
-                self.catalogue.add(self.manifest.apply(series) if self.manifest else series)
-                advance(1)
-            self.catalogue.commit()
-        while True:
-            if self.config.one_per_study:
-                self.catalogue.choose()
-            if self.extend is not None:
-                self._reuse_survey(self.extend)
-            self._read_pending(client)
-            if not self.catalogue.choose_again():
-                break
-        self.catalogue.reject_duplicates()
-        accepted = self.catalogue.number_scans()
-        if accepted:
-            self._lay_out_scans(client, accepted)
-            self.writer.finish_stage(
-                "survey", {"accepted": accepted, "rejected": self.catalogue.reasons()}
-            )
-        return accepted
-
-    def _reuse_survey(self, store: Path) -> None:
-        thumbnails = PatchStore(store).thumbnails
-        with self._stage("reuse", None, "scans") as advance:
-            for surveyed, row in self.catalogue.known_from(store):
-                if row is not None:
-                    file = thumbnail_path(self.catalogue.survey_folder, surveyed.key)
-                    save_thumbnail(file, thumbnails.read([row])[0])
-                self.catalogue.record(surveyed)
-                advance(1)
-            self.catalogue.commit()
-
-    def _read_pending(self, client: Client) -> None:
-        pending = self.catalogue.count("reason IS NULL AND scan_id IS NULL")
-        with self._stage("survey", pending, "scans") as advance:
-            for series, found in run_bounded(
-                client,
-                survey_series,
-                self.catalogue.pending(),
-                self.config,
-                str(self.catalogue.survey_folder),
-            ):
-                crashed = isinstance(found, BaseException)
-                self.catalogue.record(
-                    Surveyed(key=series.key, reason=CRASHED) if crashed else found
-                )
-                advance(1)
-            self.catalogue.commit()
-
-    def _lay_out_scans(self, client: Client, num_scans: int) -> None:
-        from pipeline.discovery import split_persons
-
-        tables = self.catalogue.scan_tables()
-        tables["patient"], tables["split"] = split_persons(
-            tables.pop("person"), self.config, tables.pop("wanted_split")
-        )
-        for name, values in tables.items():
-            self.writer.write_table(f"scans/{name}", values)
-        name = "scans/thumbnail"
-        grid = self.writer.create_sharded(
-            name,
-            shape=(num_scans, *THUMBNAIL_SHAPE),
-            dtype="uint8",
-            rows_per_shard=self.config.rows_per_shard,
-        )
-        keys = self.catalogue.scan_keys()
-        shards = [
-            (shard, tuple(keys[row] for row in grid.rows_of(shard)))
-            for shard in range(grid.num_shards)
-        ]
-        folder = str(self.catalogue.survey_folder)
-        with self._stage("collect", grid.num_shards, "shards") as advance:
-            for _, done in run_bounded(client, collect_thumbnails, shards, str(self.path), folder):
-                _raise_if_failed(done)
-                advance(1)
 
     # embed and discover ---------------------------------------------------------------------
 
@@ -391,7 +236,7 @@ class _Job:
         epoch_steps = -(-len(train) // settings.batch_size)
         most = min(settings.max_steps, settings.max_epochs * epoch_steps)
         facts: dict[str, Any] = {}
-        with self._stage("embed", None if self.autoencoder else most, "steps") as advance:
+        with self.stage("embed", None if self.autoencoder else most, "steps") as advance:
             if self.autoencoder is not None:
                 model = _load_autoencoder(self.autoencoder)
             else:
@@ -429,7 +274,7 @@ class _Job:
             embedding=store.scans.embedding,
             thumbnail=lambda row: np.asarray(thumbnails.read([row])[0]),
         )
-        with self._stage("discover", self.config.classes, "classes") as advance:
+        with self.stage("discover", self.config.classes, "classes") as advance:
             classes = discovery.discover(scans, self.config, progress=advance)
             if not classes:
                 raise PrepareError(
@@ -464,9 +309,9 @@ class _Job:
             for name, grid in grids.items()
             for start in range(0, grid.num_shards, _SHARDS_PER_CHECK)
         ]
-        with self._stage("check", len(batches), "batches") as advance:
+        with self.stage("check", len(batches), "batches") as advance:
             for (name, shards), found in run_bounded(client, check_shards, batches, str(self.path)):
-                _raise_if_failed(found)
+                raise_if_failed(found)
                 digests[name][shards[0] : shards[-1] + 1] = found
                 advance(1)
         if None in digests["scans/thumbnail"]:
@@ -480,7 +325,7 @@ class _Job:
             for shard, digest in enumerate(digests[f"{split}/patch"])
             if digest is None
         )
-        with self._stage("cut", total, "crops") as advance:
+        with self.stage("cut", total, "crops") as advance:
             for split in SPLITS:
                 self._cut_split(client, store, split, digests[f"{split}/patch"], advance)
         return {name: [d for d in found if d is not None] for name, found in digests.items()}
@@ -557,15 +402,10 @@ class _Job:
 
     def seal(self, digests: dict[str, list[str]]) -> None:
         """Fix the fingerprint; the store is complete."""
-        with self._stage("seal", None, "stores"):
+        with self.stage("seal", None, "stores"):
             sweep(self.path)
             self.writer.seal(digests)
             self.catalogue.tidy()
-
-
-def _raise_if_failed(result: Any) -> None:
-    if isinstance(result, BaseException):
-        raise result
 
 
 def _summarise(store: Path, seconds: dict[str, float], *, already_complete: bool) -> Summary:

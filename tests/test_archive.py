@@ -183,6 +183,12 @@ def test_files_that_claim_to_be_no_image_are_passed_over(tmp_path: Path) -> None
     assert find(tmp_path) == []
 
 
+def test_what_is_no_file_is_passed_over(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "scan.nii.gz")  # opening it would wait for ever
+    os.mkfifo(tmp_path / "slice")
+    assert find(tmp_path) == []
+
+
 def test_the_same_archive_is_listed_alike_wherever_it_lies(series: Path, tmp_path: Path) -> None:
     write_image(voxels(4), series / "scan.nii")
     moved = shutil.copytree(series, tmp_path / "moved" / "series")

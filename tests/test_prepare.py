@@ -450,6 +450,47 @@ def test_a_file_that_cannot_be_opened_costs_only_itself(
     assert "no usable CT series in the archive (1 unreadable)" in done.stderr.splitlines()[-1]
 
 
+def test_a_job_goes_on_with_the_manifest_that_it_began_with(
+    phantoms: Path, config_file: Path, semgen: Semgen, tmp_path: Path
+) -> None:
+    manifest, other = tmp_path / "list.csv", tmp_path / "other.csv"
+    names = [f"phantom-{n:04d}" + (".nii.gz" if n % 2 == 0 else "") for n in range(5)]
+    manifest.write_text("path\n" + "\n".join(names) + "\n")
+    other.write_text("path\n" + "\n".join(names[1:]) + "\n")
+    command = ["prepare", phantoms, tmp_path / "s", "--config", config_file, "--workers", 1]
+    assert semgen(*command, "--manifest", manifest).returncode == 0
+    assert semgen(*command, "--manifest", manifest).returncode == 0
+    for options in ([], ["--manifest", other]):
+        done = semgen(*command, *options)
+        assert done.returncode == 1
+        assert "begun with another --manifest, or without" in done.stderr.splitlines()[-1]
+
+
+def test_a_lost_right_to_write_is_told_and_costs_nothing(
+    prepared: Path, phantoms: Path, config_file: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "s"
+    command = [sys.executable, "-m", "cli", "prepare", str(phantoms), str(store)]
+    command += ["--config", str(config_file), "--workers", "1"]
+    if os.geteuid() == 0:  # a root that must ask like anyone else
+        command = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override", *command]
+    for stage in ("scans", "train"):  # during the survey, and when the plan is written
+        job = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+        while not (store / stage).exists() and job.poll() is None:
+            time.sleep(0.01)
+        folders = [store, *(path for path in store.rglob("*") if path.is_dir())]
+        for folder in folders:
+            folder.chmod(0o500)
+        _, told = job.communicate()
+        for folder in folders:
+            folder.chmod(0o755)
+        assert job.returncode == 1, told
+        assert "Traceback" not in told
+        assert "Permission denied" in told.splitlines()[-1]
+    assert subprocess.run(command, env=ENVIRONMENT, check=False).returncode == 0
+    assert contents(store) == contents(prepared)
+
+
 # Privacy -----------------------------------------------------------------------------------------
 
 
