@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import math
 import os
+import re
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +65,9 @@ def read_volume(series: Series, config: PrepareConfig) -> Volume:
     Raises Rejected with the rule's name and what was found. Rules that need no voxels are
     applied before any are read. Padding at or below -2000 becomes air.
     """
-    image = _read_dicom(series, config) if series.kind == "dicom" else _read_file(series, config)
+    with _silence():
+        read = _read_dicom if series.kind == "dicom" else _read_file
+        image = read(series, config)
     if _oblique_deg(image) > config.max_oblique_deg:
         raise Rejected("oblique", f"axes {_oblique_deg(image):.0f} degrees off the patient's")
     if image.GetPixelID() in (sitk.sitkUInt8, sitk.sitkInt8):
@@ -72,6 +77,19 @@ def read_volume(series: Series, config: PrepareConfig) -> Volume:
     hu = _as_hu(oriented)
     x, y, z = oriented.GetSpacing()
     return Volume(hu=hu, spacing_mm=(z, y, x))
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep what the reading library writes past Python, file names among it, off the terminal."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _as_hu(image: sitk.Image) -> NDArray[np.int16]:
@@ -175,5 +193,6 @@ def _oblique_deg(image: sitk.Image) -> float:
 
 def _first_line(error: RuntimeError) -> str:
     """The gist of an ITK error, without file names."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = re.sub(r' for "[^"]*"', "", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1].split(":")[-1].strip()[:80] if lines else "no reason given"

@@ -626,6 +626,14 @@ def test_an_archive_of_nothing_but_awkward_files_is_told_by_its_reasons(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["archive"]
 
 
+def test_what_the_reading_library_prints_is_not_seen(
+    ct: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = find(*(ct / "awkward/mhd_lfs_pointer/small").glob("*.mhd"))
+    assert [read_reason(series) for series in found] == ["unreadable"]
+    assert capfd.readouterr() == ("", "")
+
+
 def test_odd_headers_are_not_printed(ct: Path, semgen: Semgen, tmp_path: Path) -> None:
     odd = ct / "awkward" / "dicom_single" / "pydicom_no_meta.dcm"
     shutil.copytree(odd.parent, tmp_path / "archive")
