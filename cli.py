@@ -29,6 +29,42 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
+class _Numbers(click.ParamType):  # type: ignore[type-arg]
+    """Whole numbers and ranges of them, such as 0-9,12."""
+
+    name = "numbers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        found: list[int] = []
+        if isinstance(value, tuple):
+            return value
+        for part in filter(None, str(value).split(",")):
+            first, _, last = part.partition("-")
+            if not (first.isdecimal() and (last.isdecimal() or not last)):
+                self.fail(f"{value!r}: give numbers such as 3 or 0-9,12", param, ctx)
+            found += range(int(first), int(last or first) + 1)
+        return tuple(dict.fromkeys(found))
+
+
+class _Named(click.ParamType):  # type: ignore[type-arg]
+    """CLASS=TEXT."""
+
+    name = "class=text"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, str]:
+        number, equals, text = str(value).partition("=")
+        if not (number.isdecimal() and equals):
+            self.fail(f'{value!r}: give a class and a text, such as 3="left lung"', param, ctx)
+        return int(number), text
+
+
+_NUMBERS, _NAMED = _Numbers(), _Named()
+
+
 class _Group(click.Group):
     """Commands in the order of use; expected errors become one line and exit status 1."""
 
@@ -62,6 +98,7 @@ def main() -> None:
     semgen demo                     see it work, in about two minutes
     semgen prepare ARCHIVE STORE    discover classes, cut crops; run again to resume
     semgen inspect STORE            what was found
+    semgen classes STORE            name classes, exclude some
     semgen pretrain STORE RUN       train; run again to resume
     semgen export RUN FILE          weights for your own task
     """  # noqa: D301 (\b is click's mark for text not to be wrapped)
@@ -395,6 +432,53 @@ def _print_class(facts: dict[str, Any]) -> None:
 
 @main.command()
 @click.argument("store", type=_FOLDER)
+@click.option("--name", "names", type=_NAMED, multiple=True, help='Such as 3="left lung".')
+@click.option("--note", "notes", type=_NAMED, multiple=True, help='Such as 3="two organs".')
+@click.option("--exclude", type=_NUMBERS, default="", help="Leave out of training: 7 or 2-4,7.")
+@click.option("--include", type=_NUMBERS, default="", help="Take back in.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def classes(
+    store: Path,
+    names: Sequence[tuple[int, str]],
+    notes: Sequence[tuple[int, str]],
+    exclude: tuple[int, ...],
+    include: tuple[int, ...],
+    as_json: bool,
+) -> None:
+    """List the classes of STORE; name them, exclude them from training.
+
+    What is said of classes is kept in STORE beside its content, which stays as it is.
+    """
+    from store import PatchStore, annotate, read_annotation
+
+    changes: dict[int, dict[str, Any]] = {}
+    for label, name in names:
+        changes.setdefault(label, {})["name"] = name
+    for label, note in notes:
+        changes.setdefault(label, {})["note"] = note
+    for label in exclude:
+        changes.setdefault(label, {})["excluded"] = True
+    for label in include:
+        changes.setdefault(label, {})["excluded"] = False
+    if changes:
+        annotate(store, changes)
+    said, opened = read_annotation(store), PatchStore(store)
+    found = [
+        {"class": label, **dataclasses.asdict(said[label]), "members": int(members)}
+        for label, members in enumerate((opened.classes.neighbour >= 0).sum(1))
+    ]
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    click.echo("class  members  name")
+    for row in found:
+        words = f"{row['name']}{' (excluded)' if row['excluded'] else ''}".strip()
+        note = f"  - {row['note']}" if row["note"] else ""
+        click.echo(f"{row['class']:5d}  {row['members']:7d}  {words}{note}".rstrip())
+
+
+@main.command()
+@click.argument("store", type=_FOLDER)
 @click.option("--against-archive", is_flag=True, help="Cut a sample again from its sources, too.")
 @click.option("--sample", type=click.IntRange(1), default=200, show_default=True, help="Its size.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
@@ -427,37 +511,71 @@ def verify(store: Path, against_archive: bool, sample: int, as_json: bool) -> No
 @click.argument("store", type=_FOLDER)
 @click.argument("run", type=_FOLDER)
 @click.option(
-    "--pretext", type=click.Choice(["restoration", "none"]), help="What is restored.  [restoration]"
+    "--pretext",
+    type=click.Choice(["restoration", "inpainting", "shuffling", "rotation", "rubik", "none"]),
+    help="What is learned besides the classes.  [restoration]",
 )
 @click.option("--classify/--no-classify", default=None, help="Learn the classes too.  [classify]")
 @click.option(
     "--width", type=int, help="Channels of the first convolution; 32 is the paper's.  [32]"
 )
-@click.option("--batch-size", type=int, help="[64]")
+@click.option("--batch-size", type=int, help="Crops of a step, over all processes.  [64]")
+@click.option("--accumulate", type=int, help="Take a step in so many parts, to need less memory.")
 @click.option("--epochs", type=int, help="[200]")
 @click.option("--steps", type=int, help="Most optimiser steps.")
 @click.option("--warmup-epochs", type=int, help="Encoder and head alone first.")
 @click.option("--learning-rate", type=float, help="[0.001]")
+@click.option("--lr-schedule", type=click.Choice(["step", "plateau"]), help="[step]")
 @click.option("--patience", type=int, help="Epochs without a better validation loss.  [50]")
 @click.option("--device", help='Such as "cuda" or "cpu".  [auto]')
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="[fp32]")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "tf32", "bf16"]),
+    help="[auto: bf16 on a GPU, else fp32]",
+)
+@click.option("--compile/--no-compile", default=None, help="Compile the net: faster on a GPU.")
+@click.option(
+    "--sync-batch-norm", is_flag=True, default=None, help="Batch norm over all processes."
+)
 @click.option("--threads", type=int, help="Threads that read crops.  [2]")
+@click.option(
+    "--cache",
+    type=click.Choice(["auto", "none", "memory", "device"]),
+    help="Where crops that were read are kept.  [auto]",
+)
+@click.option("--classes", type=_NUMBERS, help="Classes to use, such as 0-9,12.  [all]")
+@click.option("--scales", type=_NUMBERS, help="Scales of train crops, such as 0,1.  [all]")
+@click.option("--fraction", type=float, help="Share of the training persons to use.  [1]")
 @click.option("--seed", type=int, help="[0]")
 @click.option(
     "--skip-corrupt", is_flag=True, default=None, help="Leave broken crops out, and count them."
 )
-@click.option("--init", type=click.Path(exists=True, dir_okay=False), help="Weights to start from.")
+@click.option(
+    "--init",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Weights to start from, ours or official ones.",
+)
+@click.option(
+    "--init-part",
+    type=click.Choice(["all", "unet", "encoder"]),
+    help="What to take of them.  [all]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Summary as JSON on standard output.")
 def pretrain(store: Path, run: Path, as_json: bool, **settings: Any) -> None:
     """Pretrain a 3-D U-Net on STORE into the folder RUN.
 
     RUN gets weights, metrics, pictures and TensorBoard events. Run again to resume.
+    Classes that are excluded (semgen classes) are left out.
+
+    Several GPUs: torchrun --nproc-per-node 8 --no-python semgen pretrain STORE RUN
     """
     from trainer import TrainConfig, pretrain
 
     config = TrainConfig(**{k: v for k, v in settings.items() if v is not None})
     with _training_events() as on_event:
         summary = pretrain(store, run, config, on_event=on_event)
+    if os.environ.get("RANK", "0") != "0":  # the first of several processes tells
+        return
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(summary), default=str))
     else:
@@ -484,13 +602,18 @@ def _print_training(summary: TrainSummary) -> None:
 @click.option(
     "--format",
     "file_format",
-    type=click.Choice(["safetensors", "torch"]),
+    type=click.Choice(["safetensors", "torch", "genesis"]),
     default="safetensors",
     show_default=True,
 )
-@click.option("--part", type=click.Choice(["all", "encoder"]), default="all", show_default=True)
+@click.option(
+    "--part", type=click.Choice(["all", "unet", "encoder"]), default="all", show_default=True
+)
 def export(run: Path, file: Path, file_format: Any, part: Any) -> None:
-    """Write the best weights of RUN to FILE."""
+    """Write the best weights of RUN to FILE.
+
+    "genesis" is what the official Semantic and Models Genesis code loads.
+    """
     from trainer import export_weights
 
     export_weights(run, file, format=file_format, part=part)

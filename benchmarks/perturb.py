@@ -16,10 +16,13 @@ from trainer.perturb import (
     Draws,
     bend_intensity,
     deform,
+    jumble,
     paint_inside,
     paint_outside,
     perturb,
+    rotate,
     shuffle_pixels,
+    swap_patches,
 )
 
 PERTURBATIONS: dict[str, Callable[[Tensor, Draws], Tensor]] = {
@@ -29,6 +32,9 @@ PERTURBATIONS: dict[str, Callable[[Tensor, Draws], Tensor]] = {
     "in-painting": paint_inside,
     "out-painting": paint_outside,
     "mix": perturb,
+    "patch swaps": swap_patches,
+    "rotation": lambda cubes, draws: rotate(cubes, draws)[0],
+    "Rubik's cube": lambda cubes, draws: jumble(cubes, draws, num_orders=100)[0],
 }
 OFFICIAL_CUBES_PER_S = 30.0
 
@@ -39,7 +45,7 @@ def measure(change: Callable[[Tensor, Draws], Tensor], cubes: Tensor, repeats: i
     clock = time.process_time if on_cpu else time.perf_counter  # others' load does not count
     taken = []
     for repeat in range(repeats + 1):
-        draws = Draws.keyed(0, "benchmark", repeat, device=cubes.device)
+        draws = Draws.keyed(0, "benchmark", repeat, rows=range(len(cubes)), device=cubes.device)
         began = clock()
         change(cubes, draws)
         if not on_cpu:

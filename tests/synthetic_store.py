@@ -62,7 +62,7 @@ def make_store(
         labels = np.repeat(np.arange(num_classes, dtype=np.int32), num)
         rows = len(labels)
         writer.write_table(f"{split}/label", labels)
-        writer.write_table(f"{split}/scan", np.zeros(rows, np.int32))
+        writer.write_table(f"{split}/scan", (np.arange(rows) % 2 + 2 * offset).astype(np.int32))
         scales = np.arange(rows) % 3 if split == "train" else np.zeros(rows)
         writer.write_table(f"{split}/scale", scales.astype(np.uint8))
         for name in ("origin_mm", "extent_mm"):

@@ -219,6 +219,28 @@ def test_inspect_tells_a_class_and_its_members_as_json(prepared: Path, patches: 
         assert patches.split(row["split"]).label[row["row"]] == 2
 
 
+def test_classes_are_named_excluded_and_taken_back(prepared: Path, tmp_path: Path) -> None:
+    mine = shutil.copytree(prepared, tmp_path / "mine.store")
+    done = run("classes", mine, "--name", "3=left = right", "--exclude", "0-1", "--note", "0=junk")
+    assert done.exit_code == 0
+    lines = done.stdout.splitlines()
+    assert lines[1].endswith("(excluded)  - junk")
+    assert lines[4].endswith("left = right")
+    found = json.loads(run("classes", mine, "--include", 1, "--json").stdout)
+    assert [row["excluded"] for row in found] == [True, False, False, False]
+    assert found[3]["name"] == "left = right"
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [(["--exclude", "2-x"], "numbers"), (["--name", "liver"], "a class and a text")],
+)
+def test_what_is_no_class_is_wrong_usage(prepared: Path, options: list[str], word: str) -> None:
+    done = run("classes", prepared, *options)
+    assert done.exit_code == 2
+    assert word in done.stderr
+
+
 def test_inspect_tells_what_was_rejected_and_why(prepared: Path) -> None:
     result = run("inspect", prepared)
     assert "rejected: 1 duplicate, 1 unreadable" in result.stdout

@@ -11,12 +11,13 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 
-from store import CorruptStore, PatchStore, StoreError
+from store import ClassNote, CorruptStore, PatchStore, StoreError, annotate, read_annotation
 from store.format import SPLITS, TABLES, format_rows
 from store.layout import ShardGrid
 from store.reader import ShardedReader
 from store.verify import Problem, verify
 from store.writer import StoreWriter, check_shard, compute_fingerprint, write_shard
+from tests.synthetic_store import make_store
 
 NUM_ROWS, ROWS_PER_SHARD = 21, 4
 CROP = (4, 6, 5)
@@ -489,3 +490,49 @@ def test_the_rows_of_a_class_are_those_with_its_label(patches: PatchStore, split
 def test_tables_cannot_be_changed_by_accident(patches: PatchStore) -> None:
     with pytest.raises(ValueError, match="read-only"):
         patches.scans.id[0] = 0
+
+
+# Annotation --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def annotated(tmp_path: Path) -> Path:
+    return make_store(tmp_path / "s")
+
+
+def test_what_is_said_of_classes_is_kept_and_changed_one_by_one(annotated: Path) -> None:
+    annotate(annotated, {3: {"name": "Leber – rechts <b>", "excluded": True}, 1: {"note": "two"}})
+    annotate(annotated, {3: {"note": "junk"}})
+    said = read_annotation(annotated)
+    assert said[3] == ClassNote(name="Leber – rechts <b>", note="junk", excluded=True)
+    assert (said[1], said[0]) == (ClassNote(note="two"), ClassNote())
+    assert said.excluded == (3,)
+    annotate(annotated, {3: {"excluded": False, "name": "", "note": ""}})
+    assert 3 not in read_annotation(annotated).notes
+
+
+def test_an_annotation_changes_neither_content_nor_fingerprint(annotated: Path) -> None:
+    before = PatchStore(annotated).fingerprint
+    annotate(annotated, {2: {"excluded": True}})
+    assert compute_fingerprint(annotated) == before
+    assert [problem for problem in verify(annotated) if "classes" in str(problem)] == []
+
+
+def test_a_class_that_there_is_not_is_not_annotated(annotated: Path) -> None:
+    with pytest.raises(StoreError, match="no class 6; there are 6, from 0"):
+        annotate(annotated, {6: {"excluded": True}})
+
+
+def test_a_broken_annotation_is_told(annotated: Path) -> None:
+    group = zarr.open_group(annotated, mode="r+")["classes"]
+    group.attrs["annotation"] = {"three": {"name": "x"}}
+    with pytest.raises(StoreError, match='attribute "annotation" of group classes is broken'):
+        read_annotation(annotated)
+
+
+def test_writers_at_once_lose_nothing(annotated: Path) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda c: annotate(annotated, {c: {"name": f"class {c}"}}), range(6)))
+    assert [read_annotation(annotated)[c].name for c in range(6)] == [
+        f"class {c}" for c in range(6)
+    ]

@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -15,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from store import CorruptStore, PatchStore
+from store import CorruptStore, PatchStore, annotate
 from tests.synthetic_store import make_store
 from trainer import (
     Ended,
@@ -31,7 +33,11 @@ from trainer import (
     pretrain,
 )
 from trainer.models import build_unet
+from trainer.perturb import Draws, perturb
+from trainer.plan import EpochPlan, draw_persons
+from trainer.pretexts import PRETEXTS
 from trainer.record import draw_slices
+from trainer.stream import Stream
 
 SHAPE = (8, 16, 16)
 TINY = TrainConfig(
@@ -56,6 +62,13 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_store(tmp_path_factory.mktemp("data") / "tiny.store", shape=SHAPE)
+
+
+@pytest.fixture(scope="module")
+def cubic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store whose crops may be cut in eight."""
+    folder = tmp_path_factory.mktemp("data")
+    return make_store(folder / "cubic.store", shape=(16, 16, 16), num_train=8, num_validation=2)
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +164,129 @@ def test_each_task_can_be_learned_alone(
     assert summary.last.keys() == names
 
 
+@pytest.mark.parametrize("classify", [True, False])
+@pytest.mark.parametrize("pretext", [name for name in PRETEXTS if name != "none"])
+def test_every_task_trains_with_and_without_classes(
+    cubic: Path, tmp_path: Path, pretext: str, classify: bool
+) -> None:
+    config = tiny(pretext=pretext, classify=classify, epochs=2, steps=None)
+    summary = pretrain(cubic, tmp_path / "run", config)
+    assert {"loss", PRETEXTS[pretext].metric} <= summary.last.keys()
+    assert ("accuracy" in summary.last) == classify
+    assert (tmp_path / "run/samples.png").exists() == PRETEXTS[pretext].decodes
+
+
+@pytest.mark.parametrize("pretext", ["rubik", "inpainting"])
+def test_every_task_resumes_bit_for_bit(cubic: Path, tmp_path: Path, pretext: str) -> None:
+    config = tiny(pretext=pretext, epochs=2)
+    pretrain(cubic, tmp_path / "whole", config)
+    pretrain(cubic, tmp_path / "run", dataclasses.replace(config, steps=7))
+    pretrain(cubic, tmp_path / "run", config)
+    ours, theirs = (
+        torch.load(tmp_path / name / "last.pt", weights_only=True)["model"]
+        for name in ("run", "whole")
+    )
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("cache", ["none", "memory", "device", "auto"])
+def test_a_cache_changes_nothing(
+    whole: tuple[Path, list[Event]], store: Path, tmp_path: Path, cache: str
+) -> None:
+    pretrain(store, tmp_path / "run", tiny(cache=cache))
+    ours, theirs = (run / "metrics.jsonl" for run in (tmp_path / "run", whole[0]))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_accumulated_gradients_are_the_mean_over_the_batch(store: Path, tmp_path: Path) -> None:
+    config = tiny(steps=1, accumulate=3, pretext="none")
+    pretrain(store, tmp_path / "run", config)
+    split = PatchStore(store).train
+    plan = EpochPlan(rows=np.arange(len(split)), batch_size=16, seed=config.seed)
+    stream = Stream(split, plan)
+    batch = next(iter(stream.epoch(0)))
+    cubes, labels = stream.load(batch)
+    draws = Draws.keyed(config.seed, "train", 0, rows=batch.rows)
+    inputs = perturb(cubes, draws, num_blocks=config.shuffle_blocks)
+    net = build_unet(width=2, num_classes=6, decoder=False, seed=config.seed).train()
+    loss = sum(
+        F.cross_entropy(net(part).logits, named, reduction="sum")
+        for part, named in zip(inputs.chunk(3), labels.chunk(3), strict=True)
+    )
+    (loss / len(labels)).backward()  # type: ignore[union-attr]
+    saved = torch.load(tmp_path / "run/last.pt", weights_only=True)["optimiser"]["state"]
+    for parameter, state in zip(net.parameters(), saved.values(), strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(10 * state["exp_avg"], parameter.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_a_plateau_cuts_the_learning_rate(store: Path, tmp_path: Path) -> None:
+    config = tiny(
+        pretext="none", epochs=14, lr_schedule="plateau", lr_step_epochs=2, learning_rate=0.5
+    )
+    pretrain(store, tmp_path / "run", config)
+    lines = read_metrics(tmp_path / "run")
+    best, waited, rate, seen = math.inf, 0, 0.5, []
+    for line in lines:
+        if line["kind"] == "train":
+            seen.append((line["learning_rate"], rate))
+            continue
+        waited = 0 if line["loss"] < best else waited + 1
+        best = min(best, line["loss"])
+        if waited == 2:
+            rate, waited = rate / 2, 0
+    assert all(ours == pytest.approx(expected) for ours, expected in seen)
+    assert rate < 0.5
+
+
+class TestSelection:
+    def test_only_the_wanted_classes_and_scales_are_seen(self, store: Path, tmp_path: Path) -> None:
+        events: list[Event] = []
+        config = tiny(steps=1, warmup_epochs=0, classes=(0, 2), scales=(0,))
+        pretrain(store, tmp_path / "run", config, on_event=events.append)
+        split = PatchStore(store).train
+        wanted = np.isin(split.label, [0, 2]) & (split.scale == 0)
+        assert of_kind(events, Started)[0].num_train == wanted.sum()
+
+    def test_excluded_classes_are_left_out_and_a_begun_run_keeps_its_own(
+        self, store: Path, tmp_path: Path
+    ) -> None:
+        mine = shutil.copytree(store, tmp_path / "mine.store")
+        annotate(mine, {1: {"excluded": True}, 4: {"name": "liver"}})
+        config = tiny(steps=2, warmup_epochs=0)
+        pretrain(mine, tmp_path / "run", dataclasses.replace(config, steps=1))
+        annotate(mine, {2: {"excluded": True}})
+        events: list[Event] = []
+        pretrain(mine, tmp_path / "run", config, on_event=events.append)
+        wanted = (PatchStore(mine).train.label != 1).sum()
+        assert of_kind(events, Started)[0].num_train == wanted
+        saved = torch.load(tmp_path / "run/last.pt", weights_only=True)["config"]
+        assert saved["excluded_classes"] == [1]
+
+    def test_a_fraction_is_of_persons_and_part_of_a_larger_one(
+        self, store: Path, tmp_path: Path
+    ) -> None:
+        persons = np.array([1, 1, 2, 3, 4, 5, 6, 7, 8, 8])
+        some = {f: set(draw_persons(persons, f, 3).tolist()) for f in (0.01, 0.25, 0.5, 1.0)}
+        assert [len(some[f]) for f in some] == [1, 2, 4, 8]
+        assert some[0.01] < some[0.25] < some[0.5] < some[1.0]
+        events: list[Event] = []
+        pretrain(
+            store,
+            tmp_path / "r",
+            tiny(steps=1, warmup_epochs=0, fraction=0.3),
+            on_event=events.append,
+        )
+        opened = PatchStore(store)
+        of_row = opened.scans.patient[opened.train.scan]
+        chosen = draw_persons(of_row, 0.3, TINY.seed)
+        assert of_kind(events, Started)[0].num_train == np.isin(of_row, chosen).sum()
+
+    def test_a_class_that_there_is_not_is_told(self, store: Path, tmp_path: Path) -> None:
+        with pytest.raises(TrainError, match=r"classes must be among 0 to 5, got \(3, 99\)"):
+            pretrain(store, tmp_path / "run", tiny(classes=(3, 99)))
+
+
 def test_training_runs_in_bf16(tmp_path: Path) -> None:
     store = make_store(tmp_path / "deep.store", shape=(32, 16, 16))
     summary = pretrain(store, tmp_path / "run", tiny(steps=2, warmup_epochs=0, precision="bf16"))
@@ -190,7 +326,7 @@ def test_validation_classifies_crops_as_they_are(
     net.load_state_dict(torch.load(run / "last.pt", weights_only=True)["model"])
     crops = PatchStore(store).validation
     hu = torch.from_numpy(crops.read(range(len(crops))).astype(np.float32))[:, None]
-    logits = net.eval()(((hu + 1000) / 2000).clamp(0, 1), restore=False).logits
+    logits = net.eval()(((hu + 1000) / 2000).clamp(0, 1), pretext=False).logits
     accuracy = (logits.argmax(1) == torch.from_numpy(crops.label)).float().mean()
     assert read_metrics(run)[-1]["accuracy"] == pytest.approx(float(accuracy), abs=1e-6)
 
@@ -261,7 +397,7 @@ def test_the_configuration_and_the_stores_fingerprint_are_on_record(
     whole: tuple[Path, list[Event]], store: Path
 ) -> None:
     content = json.loads((whole[0] / "config.json").read_text())
-    assert content["config"] == TINY.to_dict()
+    assert content["config"] == TINY.to_dict() | {"precision": "fp32", "excluded_classes": []}
     assert content["store_fingerprint"] == PatchStore(store).fingerprint
 
 
@@ -288,7 +424,10 @@ def test_tensorboard_holds_curves_and_pictures(whole: tuple[Path, list[Event]]) 
     assert {"train/loss", "train/learning_rate", "validation/accuracy", "rate/cubes_per_s"} <= set(
         board.Tags()["scalars"]
     )
-    assert board.Tags()["images"] == ["perturbed | restored | original"]
+    assert sorted(board.Tags()["images"]) == [
+        "perturbed | restored | original",
+        "validation/confusion: true class down, named across",
+    ]
 
 
 def test_a_picture_shows_middle_slices_side_by_side() -> None:
@@ -473,8 +612,8 @@ def test_a_diverged_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
     ("changes", "message"),
     [
         ({"width": 0}, "width must be >= 1, got 0"),
-        ({"pretext": "rotations"}, "pretext must be one of restoration, none"),
-        ({"precision": "fp8"}, "precision must be one of fp32, bf16"),
+        ({"pretext": "rotations"}, "pretext must be one of restoration, inpainting"),
+        ({"precision": "fp8"}, "precision must be one of auto, fp32, tf32, bf16"),
         ({"pretext": "none", "classify": False}, "nothing to learn"),
         ({"lr_gamma": 0.0}, "lr_gamma must be in"),
     ],

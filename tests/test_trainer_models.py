@@ -7,6 +7,7 @@ from trainer import TrainError
 from trainer.losses import Means, classification_loss, restoration_loss, weigh
 from trainer.models import ClassificationHead, UNet3D, build_unet, check_shape
 
+PAPERS = {"pretext_weight": 1.0, "classification_weight": 0.01}
 PUBLISHED_KEYS = [
     "down_tr64.ops.0.conv1.weight",
     "down_tr64.ops.1.bn1.running_mean",
@@ -59,7 +60,7 @@ def test_layers_have_the_published_shapes(
 @pytest.mark.parametrize("width", [1, 3])
 def test_any_width_restores_and_classifies(width: int) -> None:
     net = build_unet(width=width, num_classes=5)
-    restored, logits = net(torch.rand(2, 1, 8, 16, 24))
+    restored, logits, _ = net(torch.rand(2, 1, 8, 16, 24))
     assert (restored.shape, logits.shape) == ((2, 1, 8, 16, 24), (2, 5))
 
 
@@ -72,7 +73,7 @@ def test_restored_cubes_lie_between_zero_and_one() -> None:
 
 def test_a_part_not_asked_for_is_not_computed() -> None:
     net = build_unet(width=1, num_classes=3)
-    assert net(torch.rand(2, 1, 8, 8, 8), restore=False).restored is None
+    assert net(torch.rand(2, 1, 8, 8, 8), pretext=False).restored is None
     assert net(torch.rand(2, 1, 8, 8, 8), classify=False).logits is None
 
 
@@ -126,13 +127,13 @@ def test_cross_entropy_stays_finite_for_extreme_logits() -> None:
 
 
 def test_losses_are_weighed_1_and_0_01() -> None:
-    total = weigh(torch.tensor(0.5), torch.tensor(3.0))
+    total = weigh(torch.tensor(0.5), torch.tensor(3.0), **PAPERS)
     torch.testing.assert_close(total, torch.tensor(0.5 + 0.03))
 
 
 def test_an_only_loss_is_taken_as_it_is() -> None:
-    assert weigh(None, torch.tensor(3.0)) == 3
-    assert weigh(torch.tensor(0.5), None) == 0.5
+    assert weigh(None, torch.tensor(3.0), **PAPERS) == 3
+    assert weigh(torch.tensor(0.5), None, **PAPERS) == 0.5
 
 
 def test_restoration_loss_is_the_mean_squared_error() -> None:

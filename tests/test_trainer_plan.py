@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trainer.plan import EpochPlan, derive_seed, select_rows, thin
+from trainer.plan import EpochPlan, derive_seeds, select_rows, thin
 
 ROWS = np.arange(100, 203, dtype=np.int64)
 
@@ -67,7 +67,7 @@ def test_thinned_rows_still_hold_every_class() -> None:
 
 
 def test_seeds_of_different_roles_and_places_differ() -> None:
-    seeds = {derive_seed(s, role, i) for s in range(3) for role in ("a", "b") for i in range(50)}
+    seeds = {derive_seeds(s, role, i) for s in range(3) for role in ("a", "b") for i in range(50)}
     assert len(seeds) == 300
 
 

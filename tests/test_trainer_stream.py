@@ -10,8 +10,12 @@ import torch
 
 from store import CorruptStore, PatchStore
 from tests.synthetic_store import make_store
+from trainer import TrainError
+from trainer.cache import make_cache
 from trainer.plan import EpochPlan
 from trainer.stream import Batch, Stream
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +34,20 @@ def make_stream(store: PatchStore, **options: object) -> Stream:
 def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
     assert [batch.index for batch in ours] == [batch.index for batch in theirs]
     for one, other in zip(ours, theirs, strict=True):
-        assert torch.equal(one.cubes, other.cubes)
+        assert one.crops is not None
+        assert other.crops is not None
+        assert torch.equal(one.crops, other.crops)
         assert torch.equal(one.labels, other.labels)
 
 
 def test_cubes_are_the_hu_window_mapped_to_zero_and_one(store: PatchStore) -> None:
-    batch = next(make_stream(store, window_hu=(-200.0, 300.0)).epoch(0))
+    stream = make_stream(store, window_hu=(-200.0, 300.0))
+    batch = next(stream.epoch(0))
+    cubes, _ = stream.load(batch)
     hu = store.train.read(batch.rows).astype(np.float64)
     expected = np.clip((hu + 200) / 500, 0, 1)[:, None]
-    np.testing.assert_allclose(batch.cubes.numpy(), expected, atol=1e-6)
-    assert batch.cubes.dtype == torch.float32
+    np.testing.assert_allclose(cubes.numpy(), expected, atol=1e-6)
+    assert cubes.dtype == torch.float32
 
 
 def test_labels_belong_to_their_rows(store: PatchStore) -> None:
@@ -95,8 +103,42 @@ def test_corrupt_crops_are_skipped_and_counted_on_request(broken: PatchStore) ->
 
 def test_skipping_leaves_the_other_crops_as_they_are(broken: PatchStore, store: PatchStore) -> None:
     for batch in make_stream(broken, skip_corrupt=True).epoch(0):
-        whole = make_stream(store).read(batch.rows)
-        assert torch.equal(batch.cubes, whole.cubes)
+        assert_same([batch], [make_stream(store).read(batch.rows, batch.index)])
+
+
+def test_a_cached_epoch_reads_nothing_and_is_the_same(
+    store: PatchStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = make_cache("memory", make_plan(store).rows, (16, 32, 32), CPU)
+    stream = make_stream(store, cache=cache)
+    for batch in stream.epoch(0):
+        stream.load(batch)
+    plain = [make_stream(store).load(batch) for batch in make_stream(store).epoch(1)]
+    monkeypatch.setattr(store.train.patch, "read_into", None)
+    cached = [stream.load(batch) for batch in stream.epoch(1)]
+    for ours, theirs in zip(cached, plain, strict=True):
+        assert all(map(torch.equal, ours, theirs))
+
+
+def test_an_epoch_that_began_in_the_middle_fills_the_rest_later(store: PatchStore) -> None:
+    cache = make_cache("memory", make_plan(store).rows, (16, 32, 32), CPU)
+    stream = make_stream(store, cache=cache)
+    for epoch, start in ((0, 5), (1, 0), (2, 0)):
+        for batch in stream.epoch(epoch, start=start):
+            cubes, labels = stream.load(batch)
+            plain = make_stream(store)
+            expected = plain.load(plain.read(batch.rows))
+            assert torch.equal(cubes, expected[0])
+            assert torch.equal(labels, expected[1])
+    assert cache is not None
+    assert cache.holds(make_plan(store).rows)
+
+
+def test_a_cache_that_does_not_fit_is_refused_or_left_out(store: PatchStore) -> None:
+    many = np.arange(10**9)
+    assert make_cache("auto", many, (32, 64, 64), CPU) is None
+    with pytest.raises(TrainError, match=r"GiB of crops.*use --cache auto"):
+        make_cache("memory", many, (32, 64, 64), CPU)
 
 
 def test_a_stream_left_early_leaves_no_thread_behind(store: PatchStore) -> None:

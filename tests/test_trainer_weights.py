@@ -1,6 +1,7 @@
 """Weights in and out of a run."""
 
 import json
+import math
 import pickle
 from pathlib import Path
 
@@ -8,9 +9,20 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from tests.synthetic_store import make_store
-from trainer import TrainConfig, TrainError, export_weights, load_weights, pretrain, read_weights
+from trainer import (
+    TrainConfig,
+    TrainError,
+    export_weights,
+    load_encoder,
+    load_unet,
+    load_weights,
+    pretrain,
+    read_weights,
+)
 from trainer.models import UNet3D, build_unet
 
 
@@ -133,3 +145,171 @@ def test_a_missing_file_or_an_empty_run_is_told(net: UNet3D, tmp_path: Path) -> 
         export_weights(tmp_path, tmp_path / "out")
     with pytest.raises(TrainError, match="format must be one of"):
         export_weights(tmp_path, tmp_path / "out", format="onnx")
+
+
+# The official checkpoints' layout
+
+
+def official(width: int, num_classes: int | None, seed: int = 0) -> dict[str, Tensor]:
+    """Random weights under the published keys, kernels (x, y, z), from the table alone."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, Tensor] = {}
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator) / max(1, math.prod(shape[1:])) ** 0.5
+
+    def convolution(name: str, *shape: int, bias: int) -> None:
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = draw(*shape), draw(bias)
+
+    def norm(name: str, channels: int) -> None:
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = 1 + draw(channels), draw(channels)
+        tensors[f"{name}.running_mean"] = draw(channels)
+        tensors[f"{name}.running_var"] = draw(channels).abs()
+        tensors[f"{name}.num_batches_tracked"] = torch.tensor(7)
+
+    for block, channels in BLOCKS.items():
+        a, b, c = (n if n == 1 else n * width // 32 for n in channels)
+        if block.startswith("up"):
+            up = UP_CHANNELS[block] * width // 32
+            convolution(f"{block}.up_conv", up, up, 2, 2, 2, bias=up)
+        for number, (into, out) in enumerate(((a, b), (b, c))):
+            convolution(f"{block}.ops.{number}.conv1", out, into, 3, 3, 3, bias=out)
+            norm(f"{block}.ops.{number}.bn1", out)
+    convolution("out_tr.final_conv", 1, 2 * width, 1, 1, 1, bias=1)
+    if num_classes is not None:
+        convolution("clc_out.conv1", 32 * width, 16 * width, 3, 3, 3, bias=32 * width)
+        norm("clc_out.bn1", 32 * width)
+        convolution("clc_out.fc1", num_classes, 32 * width, bias=num_classes)
+    return tensors
+
+
+BLOCKS = {
+    "down_tr64": (1, 32, 64),
+    "down_tr128": (64, 64, 128),
+    "down_tr256": (128, 128, 256),
+    "down_tr512": (256, 256, 512),
+    "up_tr256": (768, 256, 256),
+    "up_tr128": (384, 128, 128),
+    "up_tr64": (192, 64, 64),
+}
+UP_CHANNELS = {"up_tr256": 512, "up_tr128": 256, "up_tr64": 128}
+
+
+def read_table(w: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Restored cube and class logits of cubes (n, 1, X, Y, Z), as the table says."""
+
+    def unit(name: str, x: Tensor) -> Tensor:
+        x = F.conv3d(x, w[f"{name}.conv1.weight"], w[f"{name}.conv1.bias"], padding=1)
+        return F.relu(
+            F.batch_norm(x, None, None, w[f"{name}.bn1.weight"], w[f"{name}.bn1.bias"], True)
+        )
+
+    def both(name: str, x: Tensor) -> Tensor:
+        return unit(f"{name}.ops.1", unit(f"{name}.ops.0", x))
+
+    skips = []
+    for block in ("down_tr64", "down_tr128", "down_tr256"):
+        x = both(block, x)
+        skips.append(x)
+        x = F.max_pool3d(x, 2)
+    x = bottleneck = both("down_tr512", x)
+    for block in ("up_tr256", "up_tr128", "up_tr64"):
+        name = f"{block}.up_conv"
+        x = F.conv_transpose3d(x, w[f"{name}.weight"], w[f"{name}.bias"], stride=2)
+        x = both(block, torch.cat((x, skips.pop()), dim=1))
+    x = torch.sigmoid(F.conv3d(x, w["out_tr.final_conv.weight"], w["out_tr.final_conv.bias"]))
+    features = unit("clc_out", bottleneck).mean((2, 3, 4))
+    return x, F.linear(features, w["clc_out.fc1.weight"], w["clc_out.fc1.bias"])
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_an_official_checkpoint_gives_what_the_table_says(
+    tmp_path: Path, prefix: str, wrapped: bool
+) -> None:
+    tensors = official(4, 5)
+    content = {prefix + key: tensor for key, tensor in tensors.items()}
+    torch.save({"epoch": 3, "state_dict": content} if wrapped else content, tmp_path / "sg.pt")
+    cubes = torch.rand(3, 1, 32, 16, 24, generator=torch.Generator().manual_seed(1))  # x, y, z
+    restored, logits = read_table(tensors, cubes)
+    ours = load_unet(tmp_path / "sg.pt")(cubes.permute(0, 1, 4, 3, 2))
+    torch.testing.assert_close(ours.restored.permute(0, 1, 4, 3, 2), restored, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours.logits, logits, atol=1e-5, rtol=1e-4)
+
+
+def test_the_papers_width_has_the_papers_weights() -> None:
+    net = UNet3D(width=32, num_classes=44)
+    published = {key: tuple(tensor.shape) for key, tensor in official(32, 44).items()}
+    assert {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()} == published
+    assert round(sum(p.numel() for p in net.parameters()) / 1e6, 2) == 33.28
+
+
+def test_models_genesis_has_no_head_and_starts_the_rest(tmp_path: Path, net: UNet3D) -> None:
+    torch.save({"state_dict": official(2, None)}, tmp_path / "Genesis_Chest_CT.pt")
+    with pytest.raises(TrainError, match=r"missing: clc_out\.conv1\.weight.*part \"unet\""):
+        load_weights(net, tmp_path / "Genesis_Chest_CT.pt")
+    report = load_weights(net, tmp_path / "Genesis_Chest_CT.pt", part="unet")
+    assert {key.split(".")[0] for key in net.state_dict()} - {
+        key.split(".")[0] for key in report.loaded
+    } == {"clc_out"}
+    assert load_unet(tmp_path / "Genesis_Chest_CT.pt").num_classes is None
+
+
+def test_an_official_encoder_is_turned_too(tmp_path: Path) -> None:
+    torch.save({"state_dict": official(2, 3)}, tmp_path / "sg.pt")
+    cubes = torch.rand(2, 1, 8, 16, 24)
+    features = load_encoder(tmp_path / "sg.pt")(cubes)
+    assert features.shape == (2, 32, 1, 2, 3)
+    torch.testing.assert_close(features, load_unet(tmp_path / "sg.pt").encode(cubes)[0])
+
+
+def test_a_genesis_export_is_what_the_official_code_loads(run: Path, tmp_path: Path) -> None:
+    export_weights(run, tmp_path / "genesis.pt", format="genesis")
+    content = torch.load(tmp_path / "genesis.pt", weights_only=True)["state_dict"]
+    expected = official(2, 3)
+    assert {k: t.shape for k, t in content.items()} == {k: t.shape for k, t in expected.items()}
+    cubes = torch.rand(3, 1, 32, 16, 24)  # x, y, z
+    restored, logits = read_table(content, cubes)
+    net = load_unet(run / "best.pt").train()  # the official code uses the batch's statistics
+    ours = net(cubes.permute(0, 1, 4, 3, 2))
+    torch.testing.assert_close(ours.restored.permute(0, 1, 4, 3, 2), restored, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours.logits, logits, atol=1e-5, rtol=1e-4)
+
+
+def test_a_genesis_export_comes_back_as_it_was(run: Path, net: UNet3D, tmp_path: Path) -> None:
+    export_weights(run, tmp_path / "genesis.pt", format="genesis")
+    load_weights(net, tmp_path / "genesis.pt")
+    assert same(net, run)
+
+
+@pytest.mark.parametrize("format", ["safetensors", "torch"])
+def test_python_users_get_plain_modules(run: Path, tmp_path: Path, format: str) -> None:
+    export_weights(run, tmp_path / "weights", format=format)
+    cubes = torch.rand(2, 1, 16, 24, 32)
+    restored, logits, _ = load_unet(tmp_path / "weights")(cubes)
+    assert (restored.shape, logits.shape) == (cubes.shape, (2, 3))
+    features = load_encoder(tmp_path / "weights")(cubes)
+    assert features.shape == (2, 32, 2, 3, 4)
+    assert same(load_unet(tmp_path / "weights"), run)
+
+
+def test_an_encoder_comes_from_an_export_of_the_encoder(run: Path, tmp_path: Path) -> None:
+    export_weights(run, tmp_path / "encoder", part="encoder")
+    assert not load_encoder(tmp_path / "encoder").training
+    assert load_unet(tmp_path / "encoder")(torch.rand(2, 1, 8, 8, 8)) == (None, None, None)
+
+
+def test_some_other_nets_weights_are_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"layer1.weight": torch.zeros(3)}}, tmp_path / "resnet.pth")
+    with pytest.raises(TrainError, match=r"some other net; expected keys such as down_tr64"):
+        load_unet(tmp_path / "resnet.pth")
+
+
+def test_a_checkpoint_of_every_task_gives_a_unet_or_an_encoder(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s", num_classes=2, num_train=4, num_validation=1)
+    for pretext in ("rotation", "inpainting"):
+        config = TrainConfig(width=2, batch_size=4, steps=1, pretext=pretext, classify=False)
+        run = pretrain(store, tmp_path / pretext, config).run
+        assert load_encoder(run / "best.pt")(torch.rand(1, 1, 8, 8, 8)).shape == (1, 32, 1, 1, 1)
+        output = load_unet(run / "best.pt")(torch.rand(1, 1, 8, 8, 8))
+        assert (output.restored is None) == (pretext == "rotation")

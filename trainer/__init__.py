@@ -4,10 +4,19 @@ from trainer.config import TrainConfig
 from trainer.errors import TrainError
 from trainer.events import Ended, Event, Noticed, Saved, Started, Stepped, TrainSummary, Validated
 from trainer.loop import pretrain
-from trainer.models import Output, UNet3D
-from trainer.weights import KeyReport, Weights, export_weights, load_weights, read_weights
+from trainer.models import Encoder3D, Output, UNet3D
+from trainer.weights import (
+    KeyReport,
+    Weights,
+    export_weights,
+    load_encoder,
+    load_unet,
+    load_weights,
+    read_weights,
+)
 
 __all__ = [
+    "Encoder3D",
     "Ended",
     "Event",
     "KeyReport",
@@ -23,6 +32,8 @@ __all__ = [
     "Validated",
     "Weights",
     "export_weights",
+    "load_encoder",
+    "load_unet",
     "load_weights",
     "pretrain",
     "read_weights",

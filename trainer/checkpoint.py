@@ -42,6 +42,9 @@ class Progress:
     """Whether the warm-up is over."""
     last: dict[str, float] = field(default_factory=dict)
     """Metrics of the last validation."""
+    lr_cuts: int = 0
+    """How often a plateau has cut the learning rate."""
+    lr_cut_epoch: int = 0
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -81,9 +84,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def refuse_other_run(
-    path: Path, saved: dict[str, Any], *, fingerprint: str, config: dict[str, Any]
+    path: Path,
+    saved: dict[str, Any],
+    *,
+    fingerprint: str,
+    config: dict[str, Any],
+    num_processes: int,
 ) -> None:
-    """Raise TrainError when a checkpoint is of another store or of other settings, naming them."""
+    """Raise TrainError when a checkpoint is of another store or of other settings, naming them.
+
+    Another number of processes can be honoured only where batch norm does not depend on it.
+    """
     if saved["fingerprint"] != fingerprint:
         raise TrainError(
             f"{path}: trained on store {saved['fingerprint'][:12]}, this one is "
@@ -94,4 +105,9 @@ def refuse_other_run(
         raise TrainError(
             f"{path}: was started with other settings ({'; '.join(differences)}); "
             "give the same ones or another RUN"
+        )
+    if saved["num_processes"] != num_processes and not config["sync_batch_norm"]:
+        raise TrainError(
+            f"{path}: was trained by {saved['num_processes']} processes, now there are"
+            f" {num_processes}; start as many, or another RUN with sync_batch_norm"
         )

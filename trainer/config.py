@@ -7,13 +7,16 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from trainer.cache import MODES
 from trainer.errors import TrainError
-from trainer.losses import CLASSIFICATION_WEIGHT, RESTORATION_WEIGHT
+from trainer.models import PARTS
 from trainer.perturb import NUM_BLOCKS
 from trainer.pretexts import PRETEXTS
 
-PRECISIONS = ("fp32", "bf16")
-PARTS = ("all", "encoder")
+PRECISIONS = ("auto", "fp32", "tf32", "bf16")
+SCHEDULES = ("step", "plateau")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,13 +24,17 @@ class TrainConfig:
     """How to pretrain. The defaults are the paper's where it gives a number."""
 
     pretext: str = "restoration"
-    """What is learned besides the classes: "restoration" (Models Genesis) or "none"."""
+    """What is learned besides the classes: "restoration" (Models Genesis), "inpainting",
+    "shuffling", "rotation", "rubik" or "none"."""
     classify: bool = True
     """Whether to learn the pseudo-labels, too."""
     width: int = 32
     """Channels of the first convolution; every other count scales with it. 32 is the paper's."""
     batch_size: int = 64
-    """Crops of one optimiser step."""
+    """Crops of one optimiser step, over all processes."""
+    accumulate: int = 1
+    """In how many parts a process takes its share of a step, to need less memory. Batch norm
+    sees a part at a time."""
     epochs: int = 200
     """Most epochs, warm-up included."""
     steps: int | None = None
@@ -37,30 +44,46 @@ class TrainConfig:
     fresh optimiser each. None: a tenth of the run. Ignored where only one loss is learned."""
     learning_rate: float = 1e-3
     """Of Adam, at the start of each phase."""
+    lr_schedule: str = "step"
+    """"step" cuts the learning rate every `lr_step_epochs`, "plateau" after so many epochs
+    without a better validation loss."""
     lr_step_epochs: int = 40
     """Epochs between two cuts of the learning rate."""
     lr_gamma: float = 0.5
     """Factor of each cut."""
     patience: int = 50
     """Epochs without a better validation loss after which the run stops."""
-    restoration_weight: float = RESTORATION_WEIGHT
+    pretext_weight: float = 1.0
     """Weight of the pretext task's loss in the sum."""
-    classification_weight: float = CLASSIFICATION_WEIGHT
-    """Weight of the cross-entropy in the sum."""
+    classification_weight: float | None = None
+    """Weight of the cross-entropy in the sum. None: 0.01 beside a task that restores, as published,
+    1 beside one that names, whose loss is of the same kind."""
     shuffle_blocks: int = NUM_BLOCKS
     """Blocks of one local shuffling; 10,000 in Models Genesis, 5 in the published code."""
     seed: int = 0
     """Of initial weights, row order and perturbations."""
     device: str = "auto"
     """Any torch device; "auto" takes a GPU where there is one."""
-    precision: str = "fp32"
-    """"fp32", or "bf16" for automatic mixed precision."""
+    precision: str = "auto"
+    """"fp32", "tf32", "bf16" (automatic mixed precision), or "auto": bf16 on a GPU, else fp32."""
+    compile: bool = False
+    """Whether to compile the net: faster steps on a GPU, after minutes of compiling."""
+    sync_batch_norm: bool = False
+    """Whether batch norm sees the batches of all processes as one."""
     threads: int = 2
     """Threads that read and decode crops."""
+    cache: str = "auto"
+    """Where crops that were read once are kept: "none", "memory", "device", or "auto" for the
+    first of device and memory in which they take less than half of what is free."""
     scales: tuple[int, ...] | None = None
     """Scales of train crops to use (0 is the base crop); None takes all."""
-    excluded_classes: tuple[int, ...] = ()
-    """Classes whose crops are left out of training and validation."""
+    classes: tuple[int, ...] | None = None
+    """Classes to use; None takes all."""
+    excluded_classes: tuple[int, ...] | None = None
+    """Classes to leave out of training and validation; None: those that the store's annotation
+    (`semgen classes --exclude`) excludes when the run begins."""
+    fraction: float = 1.0
+    """Share of the training persons to use, drawn by the seed; smaller ones are parts of larger."""
     checkpoint_every: int = 500
     """Steps between checkpoints, besides one after each validation."""
     validate_every: int = 1
@@ -72,13 +95,14 @@ class TrainConfig:
     skip_corrupt: bool = False
     """Leave out crops that cannot be read and count them, instead of stopping."""
     init: str | None = None
-    """File of weights to start from: a checkpoint or an export of ours."""
+    """File of weights to start from: a checkpoint or an export of ours, or an official Semantic
+    Genesis or Models Genesis checkpoint."""
     init_part: str = "all"
-    """Take "all" of `init` or its "encoder" only."""
+    """Take "all" of `init`, its "unet" (encoder and decoder), or its "encoder" only."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "batch_size", "epochs", "lr_step_epochs", "patience", "threads",
-                     "checkpoint_every", "validate_every", "log_every"):  # fmt: skip
+        for name in ("width", "batch_size", "accumulate", "epochs", "lr_step_epochs", "patience",
+                     "threads", "checkpoint_every", "validate_every", "log_every"):  # fmt: skip
             _require(self, name, getattr(self, name) >= 1, ">= 1")
         for name, least in (("steps", 1), ("validation_batches", 1), ("warmup_epochs", 0)):
             value = getattr(self, name)
@@ -86,9 +110,12 @@ class TrainConfig:
         _require(self, "shuffle_blocks", self.shuffle_blocks >= 0, ">= 0")
         _require(self, "seed", self.seed >= 0, ">= 0")
         _require(self, "learning_rate", self.learning_rate > 0, "> 0")
-        _require(self, "lr_gamma", 0 < self.lr_gamma <= 1, "in (0, 1]")
+        for name in ("lr_gamma", "fraction"):
+            _require(self, name, 0 < getattr(self, name) <= 1, "in (0, 1]")
+        _require(self, "accumulate", self.accumulate <= self.batch_size, "<= batch_size")
         for name, allowed in (("pretext", tuple(PRETEXTS)), ("precision", PRECISIONS),
-                              ("init_part", PARTS)):  # fmt: skip
+                              ("lr_schedule", SCHEDULES), ("cache", MODES),
+                              ("init_part", tuple(PARTS))):  # fmt: skip
             _require(self, name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
         if self.pretext == "none" and not self.classify:
             raise TrainError('nothing to learn: pretext "none" needs classify')
@@ -101,7 +128,7 @@ class TrainConfig:
 
 FREE_TO_CHANGE = frozenset(
     {"epochs", "steps", "patience", "device", "threads", "checkpoint_every", "validate_every",
-     "log_every", "init", "init_part"}
+     "log_every", "init", "init_part", "cache", "compile"}
 )  # fmt: skip
 """Settings that a resumed run may have otherwise; another one would be another run."""
 
@@ -113,6 +140,31 @@ def find_differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]
         for name, value in wanted.items()
         if name not in FREE_TO_CHANGE and saved.get(name) != value
     ]
+
+
+def resolve_selection(
+    config: TrainConfig, excluded: tuple[int, ...], num_classes: int, *, saved: Any = None
+) -> TrainConfig:
+    """The config with its excluded classes named; `saved` are those of a run to go on with.
+
+    excluded
+        What the store's annotation says.
+
+    Raises TrainError for a class that the store does not have.
+    """
+    for name in ("classes", "excluded_classes"):
+        strange = [c for c in getattr(config, name) or () if not 0 <= c < num_classes]
+        _require(config, name, not strange, f"among 0 to {num_classes - 1}")
+    if config.excluded_classes is not None:
+        return config
+    return dataclasses.replace(config, excluded_classes=excluded if saved is None else tuple(saved))
+
+
+def resolve_precision(config: TrainConfig, device: torch.device) -> TrainConfig:
+    """The config with its precision as a word."""
+    if config.precision != "auto":
+        return config
+    return dataclasses.replace(config, precision="bf16" if device.type == "cuda" else "fp32")
 
 
 def resolve_warmup(

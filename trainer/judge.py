@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -10,14 +12,27 @@ from trainer.losses import Means, classification_loss, weigh
 from trainer.models import Output, UNet3D
 from trainer.perturb import Draws
 from trainer.pretexts import Example, Pretext
+from trainer.ranks import Ranks
 from trainer.stream import Stream
 
 
 class Judge:
     """Losses of one run's tasks."""
 
-    def __init__(self, config: TrainConfig, pretext: Pretext, device: torch.device) -> None:
-        self.config, self.pretext, self.device = config, pretext, device
+    def __init__(
+        self,
+        config: TrainConfig,
+        pretext: Pretext,
+        device: torch.device,
+        num_classes: int,
+        ranks: Ranks,
+    ) -> None:
+        self.config, self.pretext, self.device, self.ranks = config, pretext, device, ranks
+        self.num_classes = num_classes
+        weight = config.classification_weight
+        self.classification_weight = pretext.classification_weight if weight is None else weight
+        self.confusion: Tensor | None = None
+        """(classes, classes) validation crops by true and named class, of the last measurement."""
 
     def autocast(self) -> torch.autocast:
         """The context in which the net runs at the run's precision."""
@@ -35,7 +50,9 @@ class Judge:
         pretext = self.pretext.loss(output, example) if example else None
         if pretext is not None:
             assert self.pretext.metric is not None
+            assert example is not None
             parts[self.pretext.metric] = pretext
+            parts |= self.pretext.measure(output, example)
         if output.logits is not None:
             classification = classification_loss(output.logits, labels)
             parts["classification"] = classification
@@ -43,42 +60,52 @@ class Judge:
         loss = weigh(
             pretext,
             classification,
-            pretext_weight=self.config.restoration_weight,
-            classification_weight=self.config.classification_weight,
+            pretext_weight=self.config.pretext_weight,
+            classification_weight=self.classification_weight,
         )
         return {"loss": loss, **parts}
 
     @torch.no_grad()
-    def measure(self, net: UNet3D, stream: Stream, *, restores: bool) -> dict[str, float]:
-        """Classification of crops as they are, restoration of always the same perturbations.
+    def measure(self, net: UNet3D, stream: Stream, *, joint: bool) -> dict[str, float]:
+        """Classification of crops as they are, the pretext task on always the same perturbations.
 
-        Beside the restoration loss stands `identity`, that of handing back the perturbed
-        cube. Empty when there are no crops. Leaves the net in eval mode.
+        Beside the task's loss stands what a net that learned nothing would get. Empty when
+        there are no crops. Leaves the net in eval mode.
         """
         net.eval()
-        means = Means(self.device)
+        means = Means(self.device, ranks=self.ranks)
+        cells = torch.zeros(self.num_classes**2, dtype=torch.long, device=self.device)
+        learns = joint and self.pretext.metric is not None
         for batch in stream.epoch(0):
             if not len(batch):
                 continue
-            cubes, labels = batch.to(self.device)  # (n, 1, Z, Y, X), (n,)
-            draws = Draws.keyed(self.config.seed, "validation", batch.index, device=self.device)
-            restored = logits = example = None
+            cubes, labels = stream.load(batch)  # (n, 1, Z, Y, X), (n,)
+            output, example = Output(), None
             with self.autocast():
                 if self.config.classify:
-                    logits = net(cubes, restore=False).logits  # (n, classes)
-                if restores:
+                    output = net(cubes, pretext=False)
+                if learns:
+                    draws = self._draws("validation", batch.rows)
                     example = self.pretext.perturb(cubes, draws)
-                    restored = net(example.inputs, classify=False).restored  # (n, 1, Z, Y, X)
-            losses = self.losses(Output(restored, logits), example, labels)
+                    output = net(example.inputs, classify=False)._replace(logits=output.logits)
+            losses = self.losses(output, example, labels)
             means.add(losses | (self.pretext.baseline(example) if example else {}), len(batch))
+            if output.logits is not None:
+                named = labels * self.num_classes + output.logits.argmax(1)
+                cells += torch.bincount(named, minlength=len(cells))
+        if self.config.classify:
+            cells = self.ranks.sum(cells)
+            self.confusion = cells.reshape(self.num_classes, self.num_classes)
         return means.values()
 
     @torch.no_grad()
     def restore(self, net: UNet3D, cubes: Tensor) -> dict[str, Tensor]:
         """Perturbed (always alike), restored and original cubes, each (n, 1, Z, Y, X)."""
         net.eval()
-        draws = Draws.keyed(self.config.seed, "picture", device=self.device)
-        inputs = self.pretext.perturb(cubes, draws).inputs
+        inputs = self.pretext.perturb(cubes, self._draws("picture", range(len(cubes)))).inputs
         with self.autocast():
             restored = net(inputs, classify=False).restored
         return {"perturbed": inputs, "restored": restored, "original": cubes}
+
+    def _draws(self, role: str, rows: Iterable[int]) -> Draws:
+        return Draws.keyed(self.config.seed, role, rows=rows, device=self.device)

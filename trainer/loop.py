@@ -7,17 +7,22 @@ was not (with the same number of threads).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from store import PatchStore, Split
+from store import PatchStore, Split, read_annotation
+from trainer.cache import make_cache
 from trainer.checkpoint import (
     BEST,
     LAST,
@@ -26,7 +31,7 @@ from trainer.checkpoint import (
     refuse_other_run,
     save_checkpoint,
 )
-from trainer.config import TrainConfig, resolve_warmup
+from trainer.config import TrainConfig, resolve_precision, resolve_selection, resolve_warmup
 from trainer.errors import TrainError
 from trainer.events import Ended, Event, Noticed, Saved, Started, Stepped, TrainSummary, Validated
 from trainer.folder import hold_run, make_folder, write_config
@@ -34,8 +39,9 @@ from trainer.judge import Judge
 from trainer.losses import Means
 from trainer.models import build_unet, check_precision, check_shape
 from trainer.perturb import Draws
-from trainer.plan import EpochPlan, select_rows, thin
-from trainer.pretexts import make_pretext
+from trainer.plan import EpochPlan, draw_persons, select_rows, thin
+from trainer.pretexts import Example, make_pretext
+from trainer.ranks import Ranks, join_ranks, sync_batch_norm
 from trainer.record import Recorder
 from trainer.stream import Batch, Stream
 from trainer.weights import load_weights
@@ -64,16 +70,19 @@ def pretrain(
     """
     store, run = PatchStore(store_path), Path(run_path)
     config = config or TrainConfig()
-    check_shape(store.train.patch.shape[1:])
-    make_folder(run)
-    with hold_run(run):
+    with join_ranks(config.device) as ranks, contextlib.ExitStack() as stack:
+        if ranks.is_main:
+            make_folder(run)
+            stack.enter_context(hold_run(run))
+        ranks.wait()
         saved = load_checkpoint(run / LAST) if (run / LAST).exists() else None
-        session = Session(store, run, config, saved, on_event)
+        on_event = on_event if ranks.is_main else lambda event: None
+        session = Session(store, run, config, saved, on_event, ranks)
         try:
             summary = session.train()
         finally:
             session.close()
-    on_event(Ended(summary=summary))
+        on_event(Ended(summary=summary))
     return summary
 
 
@@ -87,13 +96,27 @@ class Session:
         config: TrainConfig,
         saved: dict[str, Any] | None,
         on_event: Callable[[Event], None],
+        ranks: Ranks,
     ) -> None:
         """Set up data, net and optimiser, from a checkpoint where there is one."""
-        self.run, self.on_event, self.config = run, on_event, config
-        self.pretext = make_pretext(config.pretext, num_blocks=config.shuffle_blocks)
-        self.device = _pick_device(config.device)
-        check_precision(config.precision, self.device, store.train.patch.shape[1:])
+        self.run, self.on_event, self.ranks = run, on_event, ranks
         self.fingerprint, self.num_classes = store.fingerprint or "", store.num_classes
+        shape = store.train.patch.shape[1:]
+        before = saved["config"] if saved else {}
+
+        # Settings
+        self.device = _pick_device(config.device, ranks)
+        config = resolve_precision(config, self.device)
+        self.config = config = resolve_selection(
+            config,
+            read_annotation(store.path).excluded,
+            self.num_classes,
+            saved=before.get("excluded_classes"),
+        )
+        self.pretext = make_pretext(config.pretext, shape, num_blocks=config.shuffle_blocks)
+        check_shape(shape, self.pretext.blocks)
+        check_precision(config.precision, self.device, shape, self.pretext.blocks)
+        _set_precision(config.precision)
 
         # Data
         self.train_stream = self._stream(store, store.train, validation=False)
@@ -101,44 +124,58 @@ class Session:
         steps_per_epoch = len(self.train_stream.plan)
         if not steps_per_epoch:
             raise TrainError(
-                f"{store.path.name}: no train crops left; widen scales or excluded_classes"
+                f"{store.path.name}: no train crops left; choose more scales or classes"
             )
-        saved_warmup = saved["config"]["warmup_epochs"] if saved else None
-        self.config = config = resolve_warmup(config, steps_per_epoch, saved=saved_warmup)
+        self.config = config = resolve_warmup(
+            config, steps_per_epoch, saved=before.get("warmup_epochs")
+        )
         if saved:
             refuse_other_run(
-                run / LAST, saved, fingerprint=self.fingerprint, config=config.to_dict()
+                run / LAST,
+                saved,
+                fingerprint=self.fingerprint,
+                config=config.to_dict(),
+                num_processes=ranks.size,
             )
         self.warmup_epochs = config.warmup_epochs or 0
         self.total_steps = min(config.steps or 2**62, config.epochs * steps_per_epoch)
 
         # Net and optimiser
         self.net = build_unet(
+            seed=config.seed,
             width=config.width,
             num_classes=self.num_classes if config.classify else None,
             decoder=self.pretext.decodes,
-            seed=config.seed,
+            head=self.pretext.make_head,
+            blocks=self.pretext.blocks,
         )
         if saved:
             self.net.load_state_dict(saved["model"])
         elif config.init:
             load_weights(self.net, config.init, part=config.init_part)
         self.net.to(self.device)
+        if config.sync_batch_norm and ranks.size > 1:
+            sync_batch_norm(self.net)
+        if config.compile:
+            self.net.compile()
+        self.progress = Progress(**saved["progress"]) if saved else Progress()
+        self.model = self._wrap()
         self.optimiser = self._make_optimiser()
-        self.progress = Progress()
         if saved:
             self.optimiser.load_state_dict(saved["optimiser"])
-            self.progress = Progress(**saved["progress"])
-        self.judge = Judge(config, self.pretext, self.device)
-        self.window = Means(self.device, self.progress.window)
-        self.whole = Means(self.device, self.progress.whole)
-        self._num_cubes = 0  # trained on by this session
+        self.judge = Judge(config, self.pretext, self.device, self.num_classes, ranks)
+        now = self.progress
+        mine = ranks.is_main  # sums of a checkpoint are over all processes
+        self.window = Means(self.device, now.window if mine else {}, ranks)
+        self.whole = Means(self.device, now.whole if mine else {}, ranks)
+        self._num_cubes = 0  # trained on by this session, by all processes
 
         # Files
-        now = self.progress
         self.pictured = self._read_pictured()
-        write_config(run, config, self.fingerprint)
-        self.recorder = Recorder(run, size=now.metrics_bytes, step=now.step)
+        self.recorder: Recorder | None = None
+        if ranks.is_main:
+            write_config(run, config, self.fingerprint)
+            self.recorder = Recorder(run, size=now.metrics_bytes, step=now.step)
 
     def train(self) -> TrainSummary:
         """Train until a limit is reached or nothing improves."""
@@ -151,13 +188,13 @@ class Session:
             if not now.joint and now.epoch >= self.warmup_epochs:
                 self._begin_joint_phase()
             if now.batch == 0:
-                self.whole = Means(self.device)
+                self.whole = Means(self.device, ranks=self.ranks)
             self._set_learning_rate()
             self.net.train()
             self._start_clock()
             for batch in self.train_stream.epoch(now.epoch, start=now.batch):
                 now.batch = batch.index + 1
-                if not len(batch):  # every one of its rows was corrupt
+                if not len(batch) and self.ranks.size == 1:  # every one of its rows was corrupt
                     continue
                 self._step(batch)
                 now.step += 1
@@ -184,6 +221,7 @@ class Session:
                 self._validate()
             reason = self._reason_to_stop()
             self._save()
+        skipped = len(self.train_stream.skipped) + len(self.validation_stream.skipped)
         return TrainSummary(
             run=self.run,
             reason=reason,
@@ -192,30 +230,57 @@ class Session:
             best_step=now.best_step,
             best=now.best,
             last=now.last,
-            num_skipped=len(self.train_stream.skipped) + len(self.validation_stream.skipped),
+            num_skipped=int(self.ranks.sum(torch.tensor(skipped, device=self.device))),
             seconds=time.perf_counter() - began,
             already_complete=already_complete,
         )
 
     def close(self) -> None:
-        self.recorder.close()
+        self.model = self.net  # what exchanges gradients must go before the processes part
+        if self.recorder:
+            self.recorder.close()
 
     # One step
 
     def _step(self, batch: Batch) -> None:
         now, config = self.progress, self.config
-        draws = Draws.keyed(config.seed, "train", now.epoch, batch.index, device=self.device)
-        cubes, labels = batch.to(self.device)  # (n, 1, Z, Y, X), (n,)
-        example = self.pretext.perturb(cubes, draws)
-        with self.judge.autocast():
-            output = self.net(example.inputs, restore=self._restores, classify=config.classify)
-        losses = self.judge.losses(output, example if now.joint else None, labels)
         self.optimiser.zero_grad(set_to_none=True)
-        losses["loss"].backward()
+        if len(batch):
+            cubes, labels = self.train_stream.load(batch)  # (n, 1, Z, Y, X), (n,)
+            draws = Draws.keyed(
+                config.seed, "train", now.epoch, rows=batch.rows, device=self.device
+            )
+            example = self.pretext.perturb(cubes, draws)
+        else:  # of several processes: the others wait for this one's share, which counts nothing
+            cubes, labels = self._read_nothing()
+            example = self.pretext.perturb(cubes, Draws.keyed(0, "", rows=[0], device=self.device))
+        parts = list(
+            zip(*(part.chunk(config.accumulate) for part in (*example, labels)), strict=True)
+        )
+        # Gradients are averaged over processes, whose shares of the batch may differ in size.
+        weight = self.ranks.size * self.train_stream.plan.share(batch.index) / len(labels)
+        for number, (inputs, target, named) in enumerate(parts, 1):
+            with self._gradients_shared(last=number == len(parts)):
+                with self.judge.autocast():
+                    output = self.model(inputs, pretext=now.joint)
+                part = Example(inputs, target) if now.joint else None
+                losses = self.judge.losses(output, part, named)
+                (losses["loss"] * (weight * len(named) * (len(batch) > 0))).backward()
+            if len(batch):
+                self.window.add(losses, len(named))
+                self.whole.add(losses, len(named))
         self.optimiser.step()
-        self._num_cubes += len(batch)
-        self.window.add(losses, len(batch))
-        self.whole.add(losses, len(batch))
+        self._num_cubes += len(batch) * self.ranks.size
+
+    def _gradients_shared(self, *, last: bool) -> AbstractContextManager[None]:
+        """Processes exchange gradients with the last part of a step only."""
+        if last or not isinstance(self.model, DistributedDataParallel):
+            return contextlib.nullcontext()
+        no_sync: AbstractContextManager[None] = self.model.no_sync()
+        return no_sync
+
+    def _read_nothing(self) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(self.pictured[:1]), torch.zeros(1, dtype=torch.long).to(self.device)
 
     # Phases
 
@@ -226,16 +291,25 @@ class Session:
     def _begin_joint_phase(self) -> None:
         """Go on from the weights of the warm-up, whose losses compare with nothing to come."""
         now = self.progress
-        self.optimiser = self._make_optimiser()
         now.joint, now.best, now.best_step, now.best_epoch = True, {}, now.step, now.epoch
+        self.model = self._wrap()
+        self.optimiser = self._make_optimiser()
+
+    def _wrap(self) -> nn.Module:
+        """The net as the step calls it: gradients are averaged over processes."""
+        if self.ranks.size == 1:
+            return self.net
+        return DistributedDataParallel(self.net, find_unused_parameters=not self.progress.joint)
 
     def _make_optimiser(self) -> torch.optim.Adam:
-        return torch.optim.Adam(self.net.parameters(), lr=self.config.learning_rate)
+        fused = self.device.type == "cuda"
+        return torch.optim.Adam(self.net.parameters(), lr=self.config.learning_rate, fused=fused)
 
     def _set_learning_rate(self) -> None:
         config, now = self.config, self.progress
         epoch_of_phase = now.epoch - (self.warmup_epochs if now.joint else 0)
-        rate = config.learning_rate * config.lr_gamma ** (epoch_of_phase // config.lr_step_epochs)
+        by_schedule = {"step": epoch_of_phase // config.lr_step_epochs, "plateau": now.lr_cuts}
+        rate = config.learning_rate * config.lr_gamma ** by_schedule[config.lr_schedule]
         for group in self.optimiser.param_groups:
             group["lr"] = rate
 
@@ -254,25 +328,30 @@ class Session:
     def _validate(self) -> None:
         """Measure, and keep the weights when they are the best so far."""
         now = self.progress
-        restores = self._restores
-        measured = self.judge.measure(self.net, self.validation_stream, restores=restores)
+        self.ranks.share_buffers(self.net)
+        measured = self.judge.measure(self.net, self.validation_stream, joint=now.joint)
         metrics = measured or self.whole.values()  # without validation crops: of training
         self._refuse_nonsense(metrics["loss"])
         best = not now.best or metrics["loss"] < now.best["loss"]
         now.last = metrics
         if best:
             now.best, now.best_step, now.best_epoch = metrics, now.step, now.epoch
-        self.recorder.write("validation", now.step, now.epoch, metrics)
-        self._picture()
+        since = now.epoch - max(now.best_epoch, now.lr_cut_epoch)
+        if self.config.lr_schedule == "plateau" and since >= self.config.lr_step_epochs:
+            now.lr_cuts, now.lr_cut_epoch = now.lr_cuts + 1, now.epoch
+        if self.recorder:
+            self.recorder.write("validation", now.step, now.epoch, metrics)
+            self._picture(self.recorder)
         if best:
             self._save(BEST)
         self.on_event(Validated(step=now.step, epoch=now.epoch, metrics=metrics, best=best))
 
-    def _picture(self) -> None:
-        """Show some perturbed, restored and original cubes; nothing before there is a decoder."""
-        if self._restores:
-            columns = self.judge.restore(self.net, self.pictured)
-            self.recorder.picture(self.progress.step, columns)
+    def _picture(self, recorder: Recorder) -> None:
+        """Show some perturbed, restored and original cubes, and which classes are confused."""
+        if self._restores:  # else there is no decoder yet
+            recorder.picture(self.progress.step, self.judge.restore(self.net, self.pictured))
+        if self.judge.confusion is not None:
+            recorder.confusion(self.progress.step, self.judge.confusion.cpu().numpy())
 
     # Telling
 
@@ -305,8 +384,12 @@ class Session:
         """One line of metrics, the mean since the last one."""
         now = self.progress
         metrics = self.window.values()
+        if not metrics:  # of corrupt batches alone
+            return
         self._refuse_nonsense(metrics["loss"])
-        self.window = Means(self.device)
+        self.window = Means(self.device, ranks=self.ranks)
+        if not self.recorder:
+            return
         rate = self.optimiser.param_groups[0]["lr"]
         self.recorder.write("train", now.step, now.epoch, {**metrics, "learning_rate": rate})
         began, waited_s, step, cubes = self._clock
@@ -343,12 +426,15 @@ class Session:
         if not all(bool(value.isfinite().all()) for value in self.net.state_dict().values()):
             self._refuse_nonsense(math.nan)
         now.window, now.whole = self.window.sums(), self.whole.sums()
+        if not self.recorder:
+            return
         now.metrics_bytes = self.recorder.flush()
         save_checkpoint(
             self.run / name,
             {
                 "fingerprint": self.fingerprint,
                 "config": self.config.to_dict(),
+                "num_processes": self.ranks.size,
                 "num_classes": self.net.num_classes,
                 "model": self.net.state_dict(),
                 "optimiser": self.optimiser.state_dict(),
@@ -360,40 +446,61 @@ class Session:
     # Setting up
 
     def _stream(self, store: PatchStore, split: Split, *, validation: bool) -> Stream:
-        config = self.config
+        config, ranks = self.config, self.ranks
         rows = select_rows(
             split.label,
             split.scale,
             scales=None if validation else config.scales,
-            excluded=config.excluded_classes,
+            classes=config.classes,
+            excluded=config.excluded_classes or (),
         )
+        if not validation and config.fraction < 1:
+            persons = store.scans.patient[split.scan]
+            chosen = draw_persons(persons, config.fraction, config.seed)
+            rows = rows[np.isin(persons[rows], chosen)]
         if validation and config.validation_batches is not None:
             rows = thin(rows, config.validation_batches * config.batch_size)
         low, high = store.config.get("window_hu", (-1000, 1000))
         return Stream(
             split,
             EpochPlan(
-                rows=rows, batch_size=config.batch_size, seed=config.seed, shuffle=not validation
+                rows=rows,
+                batch_size=config.batch_size // (config.accumulate if validation else 1),
+                seed=config.seed,
+                shuffle=not validation,
+                rank=ranks.rank,
+                world_size=ranks.size,
             ),
+            device=self.device,
             window_hu=(float(low), float(high)),
             threads=config.threads,
             skip_corrupt=config.skip_corrupt,
+            cache=make_cache(config.cache, rows, split.patch.shape[1:], self.device),
         )
 
     def _read_pictured(self) -> Tensor:
         """A few whole crops, spread over the validation rows (or the train rows)."""
         has_validation = len(self.validation_stream.plan) > 0
         stream = self.validation_stream if has_validation else self.train_stream
-        cubes = stream.read(thin(stream.plan.rows, NUM_PICTURED)).cubes
-        return cubes.to(self.device)
+        return stream.load(stream.read(thin(stream.plan.rows, NUM_PICTURED)))[0]
 
 
-def _pick_device(name: str) -> torch.device:
+def _pick_device(name: str, ranks: Ranks) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and ranks.size > 1:
+        name = f"cuda:{ranks.local}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise TrainError(f"device {name!r} cannot be used here; give auto, cpu or cuda") from error
     return device
+
+
+def _set_precision(precision: str) -> None:
+    """Float32 is what it says unless tf32 is asked for; and the fastest kernels are looked for."""
+    kind = "ieee" if precision == "fp32" else "tf32"
+    torch.backends.cuda.matmul.fp32_precision = kind
+    torch.backends.cudnn.conv.fp32_precision = kind  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = True

@@ -1,4 +1,4 @@
-"""The two losses of joint pretraining, and their sum."""
+"""The losses that tasks are made of, their weighted sum, and means over crops."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-RESTORATION_WEIGHT = 1.0
-CLASSIFICATION_WEIGHT = 0.01
+from trainer.ranks import Ranks
 
 
 def restoration_loss(restored: Tensor, target: Tensor) -> Tensor:
@@ -24,8 +23,8 @@ def weigh(
     pretext: Tensor | None,
     classification: Tensor | None,
     *,
-    pretext_weight: float = RESTORATION_WEIGHT,
-    classification_weight: float = CLASSIFICATION_WEIGHT,
+    pretext_weight: float,
+    classification_weight: float,
 ) -> Tensor:
     """What the optimiser sees: the weighted sum, or the only loss as it is."""
     if pretext is None:
@@ -39,8 +38,18 @@ def weigh(
 class Means:
     """Means of losses over crops, summed where the batch is so that a GPU is not waited for."""
 
-    def __init__(self, device: torch.device, sums: dict[str, float] | None = None) -> None:
-        """Start at zero, or from what `sums` returned."""
+    def __init__(
+        self,
+        device: torch.device,
+        sums: dict[str, float] | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        """Start at zero, or from what `sums` returned.
+
+        ranks
+            Processes that add to the same means; `sums` and `values` are called by all of them.
+        """
+        self._device, self._ranks = device, ranks or Ranks()
         self._sums = {
             name: torch.tensor(value, dtype=torch.float64, device=device)
             for name, value in (sums or {}).items()
@@ -49,12 +58,17 @@ class Means:
     def add(self, values: dict[str, Tensor], num: int) -> None:
         """Take the means of `num` more crops."""
         for name, value in {**values, "num": torch.ones(())}.items():
-            part = value.detach().double() * num
+            part = value.detach().double().to(self._device) * num
             self._sums[name] = self._sums[name] + part if name in self._sums else part
 
     def sums(self) -> dict[str, float]:
         """Sums by name, and "num" crops: enough to go on from."""
-        return {name: float(value) for name, value in self._sums.items()}
+        names = self._ranks.agree(list(self._sums))
+        zero = torch.zeros((), dtype=torch.float64, device=self._device)
+        if not names:
+            return {}
+        total = self._ranks.sum(torch.stack([self._sums.get(name, zero) for name in names]))
+        return dict(zip(names, total.tolist(), strict=True))
 
     def values(self) -> dict[str, float]:
         """The means; empty when nothing was added."""

@@ -6,16 +6,24 @@ axes are z, y, x, each divisible by 8.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from trainer.blocks import join_blocks, split_blocks
 from trainer.errors import TrainError
-from trainer.plan import derive_seed
+from trainer.plan import derive_seeds
 
 FACTOR = 8
 """Z, Y and X must be multiples of this: the encoder halves them three times."""
+PARTS: Final = {
+    "all": ("",),
+    "unet": ("down_tr", "up_tr", "out_tr"),
+    "encoder": ("down_tr",),
+}
+"""Parts of a net by the beginnings of their keys."""
 
 
 class ConvUnit(nn.Module):
@@ -90,36 +98,70 @@ class ClassificationHead(nn.Module):
 class Output(NamedTuple):
     """What the net says about a batch; None for a part that was not asked for."""
 
-    restored: Tensor | None
+    restored: Tensor | None = None
     """(n, 1, Z, Y, X) in (0, 1)."""
-    logits: Tensor | None
+    logits: Tensor | None = None
     """(n, classes)."""
+    answers: Tensor | None = None
+    """(n, answers) of the pretext task's own head."""
 
 
-class UNet3D(nn.Module):
-    """Encoder, decoder and classification head; the last two only where wanted."""
+class Encoder3D(nn.Module):
+    """The contracting half. `forward` gives the bottleneck, (n, 16 width, Z/8, Y/8, X/8)."""
 
-    def __init__(
-        self, *, width: int = 32, num_classes: int | None = None, decoder: bool = True
-    ) -> None:
-        """Build with torch's default initialisation, from torch's global random state.
-
-        width
-            Channels of the first convolution; the published net has 32.
-        num_classes
-            None leaves out the classification head.
-        """
+    def __init__(self, *, width: int = 32) -> None:
+        """`width` channels in the first convolution; the published net has 32."""
         super().__init__()
         if width < 1:
             raise TrainError(f"width must be >= 1, got {width}")
         w = width
         self.width = width
-        self.num_classes = num_classes
         self.pool = nn.MaxPool3d(2)
         self.down_tr64 = DownTransition(1, w, 2 * w)
         self.down_tr128 = DownTransition(2 * w, 2 * w, 4 * w)
         self.down_tr256 = DownTransition(4 * w, 4 * w, 8 * w)
         self.down_tr512 = DownTransition(8 * w, 8 * w, 16 * w)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The bottleneck and the three skips, deepest first. Shapes below for width w."""
+        x = x.contiguous(memory_format=torch.channels_last_3d)  # (n, 1, Z, Y, X), as the weights
+        skip64 = self.down_tr64(x)  # (n, 2w, Z, Y, X)
+        skip128 = self.down_tr128(self.pool(skip64))  # (n, 4w, Z/2, Y/2, X/2)
+        skip256 = self.down_tr256(self.pool(skip128))  # (n, 8w, Z/4, Y/4, X/4)
+        bottleneck = self.down_tr512(self.pool(skip256))  # (n, 16w, Z/8, Y/8, X/8)
+        return bottleneck, skip256, skip128, skip64
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (n, 16 width, Z/8, Y/8, X/8) of cubes (n, 1, Z, Y, X) in [0, 1]."""
+        return self.encode(x)[0]
+
+
+class UNet3D(Encoder3D):
+    """Encoder, decoder, classification head, a pretext task's head; each only where wanted."""
+
+    def __init__(
+        self,
+        *,
+        width: int = 32,
+        num_classes: int | None = None,
+        decoder: bool = True,
+        head: Callable[[int], nn.Module] | None = None,
+        blocks: int = 1,
+    ) -> None:
+        """Build with torch's default initialisation, from torch's global random state.
+
+        num_classes
+            None leaves out the classification head.
+        head
+            Makes a pretext task's head from the bottleneck's channels.
+        blocks
+            Encode each axis in so many parts, each part of the cube by itself. Not for a decoder.
+        """
+        super().__init__(width=width)
+        w = width
+        self.num_classes = num_classes
+        self.blocks = blocks
+        self.decodes = decoder
         if decoder:
             self.up_tr256 = UpTransition(16 * w, 8 * w, 8 * w)
             self.up_tr128 = UpTransition(8 * w, 4 * w, 4 * w)
@@ -127,60 +169,63 @@ class UNet3D(nn.Module):
             self.out_tr = OutputTransition(2 * w)
         if num_classes is not None:
             self.clc_out = ClassificationHead(16 * w, 32 * w, num_classes)
+        self.pretext_out = head(16 * w) if head else None
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The bottleneck and the three skips, deepest first. Shapes below for width w."""
-        skip64 = self.down_tr64(x)  # (n, 2w, Z, Y, X)
-        skip128 = self.down_tr128(self.pool(skip64))  # (n, 4w, Z/2, Y/2, X/2)
-        skip256 = self.down_tr256(self.pool(skip128))  # (n, 8w, Z/4, Y/4, X/4)
-        bottleneck = self.down_tr512(self.pool(skip256))  # (n, 16w, Z/8, Y/8, X/8)
-        return bottleneck, skip256, skip128, skip64
+    def forward(self, x: Tensor, *, pretext: bool = True, classify: bool = True) -> Output:  # type: ignore[override]
+        """What the net says about (n, 1, Z, Y, X) cubes in [0, 1].
 
-    def forward(self, x: Tensor, *, restore: bool = True, classify: bool = True) -> Output:
-        """Restore and classify (n, 1, Z, Y, X) cubes in [0, 1]; a part not asked for is free."""
-        x = x.contiguous(memory_format=torch.channels_last_3d)  # (n, 1, Z, Y, X), as the weights
-        bottleneck, skip256, skip128, skip64 = self.encode(x)
-        restored = logits = None
-        if classify:
+        A part that the net lacks, or that is not asked for, costs nothing and is None.
+
+        pretext
+            Whether decoder and pretext head run.
+        """
+        parts = split_blocks(x, self.blocks)  # (n * blocks^3, 1, Z', Y', X')
+        bottleneck, skip256, skip128, skip64 = self.encode(parts)
+        bottleneck = join_blocks(bottleneck, self.blocks)  # (n, 16w, Z/8, Y/8, X/8)
+        restored = logits = answers = None
+        if classify and self.num_classes is not None:
             logits = self.clc_out(bottleneck)  # (n, classes)
-        if restore:
+        if pretext and self.pretext_out is not None:
+            answers = self.pretext_out(bottleneck)  # (n, answers)
+        if pretext and self.decodes:
             up256 = self.up_tr256(bottleneck, skip256)  # (n, 8w, Z/4, Y/4, X/4)
             up128 = self.up_tr128(up256, skip128)  # (n, 4w, Z/2, Y/2, X/2)
             up64 = self.up_tr64(up128, skip64)  # (n, 2w, Z, Y, X)
             restored = self.out_tr(up64)  # (n, 1, Z, Y, X)
-        return Output(restored, logits)
+        return Output(restored, logits, answers)
 
 
-def build_unet(
-    *, width: int, num_classes: int | None, decoder: bool = True, seed: int = 0
-) -> UNet3D:
-    """A net whose initial weights depend on `seed` alone; global random state stays as it was.
+def build_unet(*, seed: int = 0, **parts: Any) -> UNet3D:
+    """A `UNet3D` whose initial weights depend on `seed` alone; global random state is kept.
 
     The memory layout is channels last: several times faster on the CPU and on tensor cores.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "weights"))
-        net = UNet3D(width=width, num_classes=num_classes, decoder=decoder)
+        torch.manual_seed(derive_seeds(seed, "weights")[0])
+        net = UNet3D(**parts)
     return net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload,no-any-return]
 
 
-def check_shape(shape: tuple[int, ...]) -> None:
-    """Raise TrainError unless every axis of a (Z, Y, X) crop suits the net."""
-    if any(side < FACTOR or side % FACTOR for side in shape):
+def check_shape(shape: tuple[int, ...], blocks: int = 1) -> None:
+    """Raise TrainError unless every axis of a (Z, Y, X) crop suits a net with these blocks."""
+    factor = FACTOR * blocks
+    if any(side < factor or side % factor for side in shape):
         raise TrainError(
-            f"crops must have sides that are multiples of {FACTOR}, got {shape} (z, y, x); "
+            f"crops must have sides that are multiples of {factor}, got {shape} (z, y, x); "
             "prepare a store with another shape"
         )
 
 
-def check_precision(precision: str, device: torch.device, shape: tuple[int, ...]) -> None:
+def check_precision(
+    precision: str, device: torch.device, shape: tuple[int, ...], blocks: int = 1
+) -> None:
     """Raise TrainError where the weights' gradients would be wrong.
 
     On the CPU, oneDNN's bf16 gradient of a 3x3x3 kernel reads memory that was never written
     when the input has exactly two slices (torch 2.13; numbers that are silently wrong, or NaN).
     The net halves crops of 8 and 16 slices down to two.
     """
-    if precision == "bf16" and device.type == "cpu" and shape[0] in (FACTOR, 2 * FACTOR):
+    if precision == "bf16" and device.type == "cpu" and shape[0] // blocks in (8, 16):
         raise TrainError(
             f"precision bf16 gives wrong gradients on the CPU for crops of {shape[0]} slices; "
             "use --precision fp32, or a GPU"

@@ -16,14 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def derive_seed(seed: int, role: str, *index: int) -> int:
-    """A 64-bit seed for one role and place, independent of every other.
+def derive_seeds(seed: int, role: str, *index: int) -> tuple[int, int]:
+    """Two 63-bit seeds for one role and place, independent of every other.
 
-    >>> derive_seed(0, "order", 1) != derive_seed(0, "order", 2) != derive_seed(0, "noise", 2)
-    True
+    >>> len({*derive_seeds(0, "order", 1), *derive_seeds(0, "order", 2), *derive_seeds(0, "x", 2)})
+    6
     """
     sequence = np.random.SeedSequence([seed, zlib.crc32(role.encode()), *index])
-    return int(sequence.generate_state(1, np.uint64)[0])
+    one, other = (sequence.generate_state(2, np.uint64) >> np.uint64(1)).tolist()
+    return one, other
 
 
 def select_rows(
@@ -31,19 +32,34 @@ def select_rows(
     scale: NDArray[np.integer[Any]],
     *,
     scales: Collection[int] | None = None,
+    classes: Collection[int] | None = None,
     excluded: Collection[int] = (),
 ) -> NDArray[np.int64]:
-    """Rows of the wanted scales and of classes that are not excluded, in store order.
+    """Rows of the wanted scales and of wanted classes that are not excluded, in store order.
 
     label, scale
         (n,) class and scale of each row of a split.
-    scales
-        None takes every scale.
+    scales, classes
+        None takes every one.
     """
     wanted = ~np.isin(label, list(excluded))
-    if scales is not None:
-        wanted &= np.isin(scale, list(scales))
+    for values, chosen in ((scale, scales), (label, classes)):
+        if chosen is not None:
+            wanted &= np.isin(values, list(chosen))
     return np.flatnonzero(wanted).astype(np.int64)
+
+
+def draw_persons(
+    persons: NDArray[np.integer[Any]], fraction: float, seed: int
+) -> NDArray[np.integer[Any]]:
+    """A share of the persons, one at least; a smaller share is part of a larger.
+
+    >>> draw_persons(np.array([3, 3, 5, 7, 9]), 0.5, seed=0).size
+    2
+    """
+    different = np.unique(persons)
+    order = np.random.default_rng(derive_seeds(seed, "fraction")[0]).permutation(different)
+    return order[: max(1, round(fraction * len(order)))]
 
 
 def thin(rows: NDArray[np.int64], limit: int | None) -> NDArray[np.int64]:
@@ -86,11 +102,16 @@ class EpochPlan:
         """Batches in an epoch."""
         return math.ceil(len(self.rows) / self.batch_size)
 
+    def share(self, batch: int) -> float:
+        """What part of a batch is this rank's."""
+        of_batch = len(np.array_split(self.rows, len(self))[batch])
+        return len(np.array_split(range(of_batch), self.world_size)[self.rank]) / of_batch
+
     def order(self, epoch: int) -> NDArray[np.int64]:
         """The rows in the order of this epoch, all ranks together."""
         if not self.shuffle:
             return self.rows
-        generator = np.random.default_rng(derive_seed(self.seed, "order", epoch))
+        generator = np.random.default_rng(derive_seeds(self.seed, "order", epoch)[0])
         return generator.permutation(self.rows)
 
     def batches(self, epoch: int) -> list[NDArray[np.int64]]:

@@ -6,8 +6,11 @@ import io
 import json
 import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
@@ -17,7 +20,7 @@ from torch import Tensor
 from trainer.errors import TrainError
 
 METRICS, SAMPLES, TENSORBOARD = "metrics.jsonl", "samples.png", "tensorboard"
-_TILE_PIXELS, _GAP_PIXELS, _CAPTION_PIXELS = 128, 2, 20
+_TILE_PIXELS, _GAP_PIXELS, _CAPTION_PIXELS, _CONFUSION_PIXELS = 128, 2, 20, 400
 
 
 class Recorder:
@@ -63,20 +66,37 @@ class Recorder:
         columns
             By caption, each (n, 1, Z, Y, X) in [0, 1].
         """
-        picture = draw_slices(columns)
+        content = self._show(step, " | ".join(columns), draw_slices(columns))
+        partial = self._samples.with_name(SAMPLES + ".partial")
+        partial.write_bytes(content)
+        partial.replace(self._samples)
+
+    def confusion(self, step: int, counts: NDArray[np.integer[Any]]) -> None:
+        """Which classes are taken for which, to TensorBoard: a row for each true class.
+
+        counts
+            (classes, classes) by true and named class.
+        """
+        share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        zoom = max(1, _CONFUSION_PIXELS // len(share))
+        cells = (255 * (1 - share)).astype(np.uint8).repeat(zoom, 0).repeat(zoom, 1)
+        self._show(
+            step, "validation/confusion: true class down, named across", Image.fromarray(cells)
+        )
+
+    def _show(self, step: int, tag: str, picture: Image.Image) -> bytes:
+        """Put a picture on TensorBoard; returns it as PNG."""
         content = io.BytesIO()
         picture.save(content, "PNG")
-        partial = self._samples.with_name(SAMPLES + ".partial")
-        partial.write_bytes(content.getvalue())
-        partial.replace(self._samples)
         image = Summary.Image(
             height=picture.height,
             width=picture.width,
             colorspace=1,
             encoded_image_string=content.getvalue(),
         )
-        value = Summary.Value(tag=" | ".join(columns), image=image)
-        self._board.add_event(Event(step=step, summary=Summary(value=[value])))
+        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+        self._board.add_event(Event(step=step, summary=summary))
+        return content.getvalue()
 
     def flush(self) -> int:
         """Force the metrics to the disk; returns their size in bytes."""

@@ -1,4 +1,4 @@
-"""Stream crops from the store as torch tensors: threads read ahead, the order never changes."""
+"""Stream crops from the store to the device: threads read ahead, the order never changes."""
 
 from __future__ import annotations
 
@@ -14,28 +14,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from store import CorruptStore, Split
+from trainer.cache import CropCache
 from trainer.plan import EpochPlan
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Crops of one optimiser step."""
+    """Crops of one optimiser step, still on the host; `Stream.load` takes them to the device."""
 
     index: int
     """Place in the epoch, from 0."""
-    cubes: Tensor
-    """(n, 1, Z, Y, X) float32 in [0, 1]: the HU window mapped linearly."""
-    labels: Tensor
-    """(n,) int64 class of each crop."""
     rows: NDArray[np.int64]
     """(n,) rows of the split."""
+    labels: Tensor
+    """(n,) int64 class of each crop."""
+    crops: Tensor | None
+    """(n, 1, Z, Y, X) int16 HU; None when the cache has all of them."""
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    def to(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cubes and labels on a device."""
-        return self.cubes.to(device, non_blocking=True), self.labels.to(device, non_blocking=True)
 
 
 class Stream:
@@ -50,23 +47,29 @@ class Stream:
         split: Split,
         plan: EpochPlan,
         *,
+        device: torch.device | str = "cpu",
         window_hu: tuple[float, float] = (-1000.0, 1000.0),
         threads: int = 2,
         skip_corrupt: bool = False,
+        cache: CropCache | None = None,
     ) -> None:
         """Stream `split` in the order of `plan`.
 
         skip_corrupt
             Leave out rows that cannot be read, and count them, instead of raising
             CorruptStore. A batch may then be shorter, or empty.
+        cache
+            Keeps what was read once.
         """
         self.plan = plan
+        self.device = torch.device(device)
         self.waited_s = 0.0
         self.skipped: set[int] = set()
         self._split = split
         self._low_hu, self._high_hu = window_hu
         self._threads = threads
         self._skip_corrupt = skip_corrupt
+        self._cache = cache
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from batch `start` on, in order.
@@ -91,21 +94,31 @@ class Stream:
 
     def read(self, rows: NDArray[np.int64], index: int = 0) -> Batch:
         """One batch of these rows, in this thread."""
-        crops_nzyx = np.empty((len(rows), *self._split.patch.shape[1:]), np.int16)
-        corrupt = self._split.patch.read_into(rows, crops_nzyx)
-        if corrupt:
-            if not self._skip_corrupt:
-                raise CorruptStore(self._split.name, corrupt, "checksum failed or data missing")
-            self.skipped.update(corrupt)
-            whole = ~np.isin(rows, corrupt)
-            rows, crops_nzyx = rows[whole], crops_nzyx[whole]
-        cubes = crops_nzyx.astype(np.float32)
-        cubes -= self._low_hu
-        cubes *= 1.0 / (self._high_hu - self._low_hu)
-        np.clip(cubes, 0.0, 1.0, out=cubes)
-        return Batch(
-            index=index,
-            cubes=torch.from_numpy(cubes[:, None]),  # (n, 1, Z, Y, X)
-            labels=torch.from_numpy(self._split.label[rows].astype(np.int64)),
-            rows=rows,
-        )
+        crops = None
+        if self._cache is None or not self._cache.holds(rows):
+            crops = torch.empty(
+                (len(rows), 1, *self._split.patch.shape[1:]),
+                dtype=torch.int16,
+                pin_memory=self.device.type == "cuda",
+            )
+            corrupt = self._split.patch.read_into(rows, crops[:, 0].numpy())
+            if corrupt:
+                if not self._skip_corrupt:
+                    raise CorruptStore(self._split.name, corrupt, "checksum failed or data missing")
+                self.skipped.update(corrupt)
+                whole = ~np.isin(rows, corrupt)
+                rows, crops = rows[whole], crops[torch.from_numpy(whole)]
+        labels = torch.from_numpy(self._split.label[rows].astype(np.int64))
+        return Batch(index, rows, labels, crops)
+
+    def load(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """A batch on the device: (n, 1, Z, Y, X) float32, HU window to [0, 1], and labels (n,)."""
+        if batch.crops is not None:
+            crops = batch.crops.to(self.device, non_blocking=True)
+            if self._cache is not None:
+                self._cache.put(batch.rows, crops)
+        else:
+            assert self._cache is not None
+            crops = self._cache.take(batch.rows).to(self.device, non_blocking=True)
+        cubes = crops.float().sub_(self._low_hu).mul_(1.0 / (self._high_hu - self._low_hu))
+        return cubes.clamp_(0.0, 1.0), batch.labels.to(self.device, non_blocking=True)

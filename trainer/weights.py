@@ -1,7 +1,7 @@
-"""Weights in and out: exports for others, and starting from weights that we wrote.
+"""Weights in and out: ours, and those of the official Semantic and Models Genesis.
 
-Nothing executes code on loading. Kernels of other axis orders are turned here, too, once
-there are readers for other people's layouts.
+Nothing executes code on loading. Official arrays are (x, y, z): their kernels are turned to our
+(z, y, x) on the way in, and back on the way out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,13 +21,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from trainer.checkpoint import BEST, LAST, load_checkpoint
-from trainer.config import PARTS
 from trainer.errors import TrainError
+from trainer.models import PARTS, Encoder3D, UNet3D
 
-FORMATS = ("safetensors", "torch")
-AXES = "z,y,x"
+FORMATS = ("safetensors", "torch", "genesis")
+OURS, GENESIS = "z,y,x", "x,y,z"
 METADATA_KEY = "semgen"
-ENCODER_PREFIX = "down_tr"
+Net = TypeVar("Net", bound=nn.Module)
+_FIRST, _HEAD = "down_tr64.ops.0.conv1.weight", "clc_out.fc1.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,8 @@ class Weights:
 
     tensors: dict[str, Tensor]
     metadata: dict[str, Any]
-    """width, num_classes, fingerprint, axes, part, pretext, step; empty where the file has none."""
+    """width, num_classes, fingerprint, axes, part, pretext, step. Official files have none of it
+    but axes: "x,y,z", though `tensors` are turned already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +60,21 @@ def export_weights(
     """Write a run's best weights (the last where none was chosen) and return their metadata.
 
     format
-        "safetensors", or "torch" for a dict with `state_dict` and `metadata`.
+        "safetensors", "torch" for a dict with `state_dict` and `metadata`, or "genesis" for what
+        the official code loads: a dict with `state_dict`, its axes (x, y, z), without the head of
+        a pretext task.
     part
-        "all", or "encoder" for what fine-tuning a new head needs.
+        "all", "unet" (encoder and decoder), or "encoder" for what fine-tuning a new head needs.
     """
     run, file = Path(run), Path(file)
     _require("format", format, FORMATS)
-    _require("part", part, PARTS)
+    _require("part", part, tuple(PARTS))
     source = run / BEST if (run / BEST).exists() else run / LAST
     if not source.exists():
         raise TrainError(f"{run}: no checkpoint here yet; run `semgen pretrain` first")
     weights = _from_checkpoint(load_checkpoint(source))
     tensors = {
-        key: tensor.contiguous()
-        for key, tensor in weights.tensors.items()
-        if part == "all" or key.startswith(ENCODER_PREFIX)
+        key: tensor.contiguous() for key, tensor in weights.tensors.items() if _belongs(key, part)
     }
     metadata = {**weights.metadata, "part": part}
     partial = file.with_name(file.name + ".partial")
@@ -80,14 +82,22 @@ def export_weights(
     if format == "safetensors":
         # one key: safetensors writes several in any order, and bytes must not vary
         partial.write_bytes(save(tensors, metadata={METADATA_KEY: json.dumps(metadata)}))
-    else:
+    elif format == "torch":
         torch.save({"state_dict": tensors, "metadata": metadata}, partial)
+    else:
+        published = {k: t for k, t in tensors.items() if not k.startswith("pretext_out.")}
+        torch.save({"state_dict": _turn(published)}, partial)
+        metadata["axes"] = GENESIS
     partial.replace(file)
     return metadata
 
 
 def read_weights(file: str | Path) -> Weights:
-    """Read one of our checkpoints or exports, told apart by content; TrainError otherwise."""
+    """Read a checkpoint or export of ours, or an official one, told apart by content.
+
+    A file without our metadata is taken for official: its kernels are turned, `module.` before
+    keys is dropped. Raises TrainError for anything else.
+    """
     file = Path(file)
     if not file.is_file():
         raise TrainError(f"{file}: no such file of weights")
@@ -104,9 +114,47 @@ def read_weights(file: str | Path) -> Weights:
         ) from error
     if isinstance(content, dict) and {"model", "config", "fingerprint"} <= content.keys():
         return _from_checkpoint(content)
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        return Weights(content["state_dict"], content.get("metadata", {}))
-    raise TrainError(f"{file}: expected a checkpoint or an export of semgen, got something else")
+    if isinstance(content, dict):
+        tensors = content.get("state_dict", content)
+        if isinstance(tensors, dict) and all(isinstance(t, Tensor) for t in tensors.values()):
+            return _with_axes(file, tensors, content.get("metadata") or {})
+    raise TrainError(f"{file}: expected a dict of tensors, or one with `state_dict`")
+
+
+def load_encoder(file: str | Path) -> Encoder3D:
+    """The encoder of a file of weights, in eval mode, to build upon.
+
+    Cubes (n, 1, Z, Y, X) float32, HU window mapped to [0, 1], sides multiples of 8 -> features
+    (n, 16 width, Z/8, Y/8, X/8). `encode` gives the skips, too. See `load_unet`.
+    """
+    weights = read_weights(file)
+    net = Encoder3D(width=_width(file, weights))
+    _copy(net, weights, file, part="encoder")
+    return _in_mode(net, weights)
+
+
+def load_unet(file: str | Path) -> UNet3D:
+    """The net of a file of weights, in eval mode.
+
+    Cubes (n, 1, Z, Y, X) float32, HU window mapped to [0, 1], sides multiples of 8 -> `Output`
+    with `restored` (n, 1, Z, Y, X) where the file has a decoder, and `logits` (n, classes) where
+    it has that head. A pretext task's own head is left out.
+
+    Official weights were trained, and are meant to be used, with each batch's own statistics in
+    batch norm, also in evaluation; nets loaded from them do so.
+
+    Raises TrainError listing every missing, unexpected and misshapen key.
+    """
+    weights = read_weights(file)
+    head = weights.tensors.get(_HEAD)
+    own = {k: t for k, t in weights.tensors.items() if not k.startswith("pretext_out.")}
+    net = UNet3D(
+        width=_width(file, weights),
+        num_classes=None if head is None else len(head),
+        decoder=any(key.startswith("up_tr") for key in own),
+    )
+    _copy(net, Weights(own, weights.metadata), file)
+    return _in_mode(net, weights)
 
 
 def load_weights(
@@ -115,17 +163,22 @@ def load_weights(
     """Copy a file's weights into a net.
 
     part
-        "encoder" considers the encoder's keys only, on both sides.
+        "unet" and "encoder" consider the keys of that part only, on both sides.
     strict
         Raise TrainError listing every missing, unexpected and misshapen key, before anything
         is changed; otherwise load what fits and return the report.
     """
-    _require("part", part, PARTS)
+    _require("part", part, tuple(PARTS))
+    return _copy(net, read_weights(file), file, part=part, strict=strict)
 
+
+def _copy(
+    net: nn.Module, weights: Weights, file: str | Path, *, part: str = "all", strict: bool = True
+) -> KeyReport:
     def considered(keys: Iterable[str]) -> list[str]:
-        return [key for key in keys if part == "all" or key.startswith(ENCODER_PREFIX)]
+        return [key for key in keys if _belongs(key, part)]
 
-    theirs, ours = read_weights(file).tensors, net.state_dict()
+    theirs, ours = weights.tensors, net.state_dict()
     shared = [key for key in considered(ours) if key in theirs]
     fitting = tuple(key for key in shared if theirs[key].shape == ours[key].shape)
     report = KeyReport(
@@ -150,7 +203,7 @@ def load_weights(
     if strict and (problems or not fitting):
         raise TrainError(
             f"{file}: weights do not fit the net; {'; '.join(problems) or 'no keys in common'}"
-            ' (part "encoder" takes the encoder alone; width must be the same)'
+            ' (part "unet" or "encoder" takes less; width must be the same)'
         )
     net.load_state_dict({**ours, **{key: theirs[key] for key in fitting}})
     return report
@@ -162,12 +215,50 @@ def _from_checkpoint(content: dict[str, Any]) -> Weights:
         "width": config["width"],
         "num_classes": content["num_classes"],
         "fingerprint": content["fingerprint"],
-        "axes": AXES,
+        "axes": OURS,
         "part": "all",
         "pretext": config["pretext"],
         "step": progress["step"],
     }
     return Weights(content["model"], metadata)
+
+
+def _with_axes(file: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Weights:
+    """Weights in our axes, whoever wrote them."""
+    if metadata.get("axes") == OURS:
+        return Weights(tensors, metadata)
+    tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
+    if _FIRST not in tensors:
+        raise TrainError(f"{file}: weights of some other net; expected keys such as {_FIRST}")
+    return Weights(_turn(tensors), {**metadata, "axes": GENESIS})
+
+
+def _turn(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Kernels with their spatial axes reversed."""
+    return {
+        key: tensor.permute(0, 1, 4, 3, 2).contiguous() if tensor.ndim == 5 else tensor
+        for key, tensor in tensors.items()
+    }
+
+
+def _belongs(key: str, part: str) -> bool:
+    return key.startswith(PARTS[part])
+
+
+def _width(file: str | Path, weights: Weights) -> int:
+    if _FIRST not in weights.tensors:
+        raise TrainError(f"{file}: holds no encoder; export it with --part encoder or all")
+    return len(weights.tensors[_FIRST])
+
+
+def _in_mode(net: Net, weights: Weights) -> Net:
+    """Eval mode; batch norm of official nets goes by each batch's own statistics."""
+    if weights.metadata.get("axes") == GENESIS:
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm3d):
+                module.track_running_stats = False
+                module.running_mean = module.running_var = module.num_batches_tracked = None
+    return net.to(memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload,no-any-return]
 
 
 def _is_safetensors(file: Path) -> bool:
@@ -181,9 +272,10 @@ def _from_safetensors(file: Path) -> Weights:
     try:
         with safe_open(file, framework="pt") as archive:
             tensors = {key: archive.get_tensor(key) for key in archive.keys()}  # noqa: SIM118
-            return Weights(tensors, json.loads((archive.metadata() or {}).get(METADATA_KEY, "{}")))
+            metadata = json.loads((archive.metadata() or {}).get(METADATA_KEY, "{}"))
     except (SafetensorError, json.JSONDecodeError) as error:
         raise TrainError(f"{file}: broken safetensors file ({error}); export it again") from error
+    return _with_axes(file, tensors, metadata)
 
 
 def _require(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -1,0 +1,96 @@
+"""What people say of classes: names, notes, exclusions. No part of the content or fingerprint.
+
+Kept as the attribute `annotation` of the group `classes`: by class number, whatever was said.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import zarr
+
+from store.format import StoreError
+from store.writer import open_group
+
+_ATTRIBUTE = "annotation"
+
+
+@dataclass(frozen=True, slots=True)
+class ClassNote:
+    """What was said of one class."""
+
+    name: str = ""
+    note: str = ""
+    excluded: bool = False
+    """Left out of training unless asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """Notes by class number; a class of which nothing was said is not among them."""
+
+    notes: Mapping[int, ClassNote] = field(default_factory=dict)
+
+    def __getitem__(self, label: int) -> ClassNote:
+        return self.notes.get(label, ClassNote())
+
+    @property
+    def excluded(self) -> tuple[int, ...]:
+        """Classes left out of training, in order."""
+        return tuple(sorted(label for label, note in self.notes.items() if note.excluded))
+
+
+def read_annotation(store: str | Path) -> Annotation:
+    """The annotation of a store; StoreError when it is not as `annotate` writes it."""
+    content = _classes(Path(store)).attrs.get(_ATTRIBUTE, {})
+    try:
+        assert isinstance(content, dict)
+        return Annotation({int(label): ClassNote(**note) for label, note in content.items()})
+    except (AssertionError, TypeError, ValueError) as error:
+        raise StoreError(
+            f'{store}: attribute "{_ATTRIBUTE}" of group classes is broken; delete it'
+        ) from error
+
+
+def annotate(store: str | Path, changes: Mapping[int, Mapping[str, Any]]) -> Annotation:
+    """Change fields of some classes' notes, by class number, at once and for all readers.
+
+    Raises StoreError for a class that the store does not have.
+    """
+    with _held(Path(store)):
+        group = _classes(Path(store), mode="r+")
+        num_classes = group["reference"].shape[0]  # type: ignore[union-attr]
+        notes = dict(read_annotation(store).notes)
+        for label, change in changes.items():
+            if not 0 <= label < num_classes:
+                raise StoreError(f"{store}: no class {label}; there are {num_classes}, from 0")
+            notes[label] = replace(notes.get(label, ClassNote()), **change)
+        said = {label: note for label, note in sorted(notes.items()) if note != ClassNote()}
+        group.attrs[_ATTRIBUTE] = {str(label): asdict(note) for label, note in said.items()}
+    return Annotation(said)
+
+
+def _classes(store: Path, mode: str = "r") -> zarr.Group:
+    try:
+        group = open_group(store, mode)["classes"]
+    except KeyError as error:
+        raise StoreError(f"{store}: has no classes yet") from error
+    assert isinstance(group, zarr.Group)
+    return group
+
+
+@contextmanager
+def _held(store: Path) -> Iterator[None]:
+    """One writer at a time."""
+    folder = os.open(store, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)

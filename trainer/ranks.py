@@ -1,0 +1,104 @@
+"""One training by several processes, as torchrun starts them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Which of how many processes this one is."""
+
+    rank: int = 0
+    size: int = 1
+    local: int = 0
+    """Rank on this machine: the number of its GPU."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and tells of progress."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def agree(self, names: list[str]) -> list[str]:
+        """All names that any process has, in the order of the first that has them."""
+        if self.size == 1:
+            return names
+        found: list[list[str]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(found, names)
+        return list(dict.fromkeys(name for some in found for name in some))
+
+    def share_buffers(self, net: nn.Module) -> None:
+        """Give every process the batch statistics of the first."""
+        if self.size > 1:
+            for buffer in net.buffers():
+                dist.broadcast(buffer, 0)
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextlib.contextmanager
+def join_ranks(device: str) -> Iterator[Ranks]:
+    """Join the other processes where torchrun started several; leave them at the end."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or dist.is_initialized():
+        yield Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Ranks()
+        return
+    ranks = Ranks(int(os.environ["RANK"]), size, int(os.environ["LOCAL_RANK"]))
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(ranks.local)
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield ranks
+    finally:
+        dist.destroy_process_group()
+
+
+class SyncedBatchNorm3d(nn.BatchNorm3d):
+    """Batch norm over the batches of all processes, on any device; torch's own needs a GPU."""
+
+    def forward(self, x: Tensor) -> Tensor:  # (n, c, Z, Y, X), as the result
+        if not self.training:
+            return super().forward(x)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        values = x.float()
+        axes, wide = (0, 2, 3, 4), (None, slice(None), None, None, None)
+        count = torch.tensor([values.numel() / values.shape[1]], device=x.device)
+        sums = all_reduce(torch.cat((values.sum(axes), count)))
+        mean, count = sums[:-1] / sums[-1], sums[-1].detach()
+        centred = values - mean[wide]
+        var = all_reduce(centred.square().sum(axes)) / count
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * count / (count - 1), self.momentum)
+        scale = self.weight / (var + self.eps).sqrt()
+        normed: Tensor = (centred * scale[wide] + self.bias[wide]).to(x.dtype)
+        return normed
+
+
+def sync_batch_norm(net: nn.Module) -> None:
+    """Turn every batch norm of a net into a synced one; weights and keys stay."""
+    for module in net.modules():
+        if type(module) is nn.BatchNorm3d:
+            module.__class__ = SyncedBatchNorm3d
