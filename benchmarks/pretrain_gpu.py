@@ -1,0 +1,281 @@
+"""Training speed: precisions, share of peak, what data and perturbation cost, the published step.
+
+    python benchmarks/pretrain_gpu.py                       # on a GPU, about five minutes
+    python benchmarks/pretrain_gpu.py --device cpu --width 2 --batch-size 4 --steps 2 --crops 16
+
+Prints a table and writes it as Markdown with --out. Crops are random, stored as a patch store in a
+temporary folder; how well they compress and look does not matter for what is measured here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.plain_step import plain_batches
+from store import PatchStore
+from tests.synthetic_store import make_store
+from trainer import TrainConfig
+from trainer.loop import Session
+from trainer.perturb import Draws
+from trainer.pretexts import Example
+from trainer.ranks import Ranks
+
+PEAK_TFLOPS = {"H200": (67, 494, 989), "H100": (67, 494, 989), "A100": (19.5, 156, 312)}
+"""Of dense fp32, tf32, bf16, as the makers state them."""
+KINDS = (
+    ("fp32", "fp32", True, False),
+    ("tf32", "tf32", True, False),
+    ("bf16, channels first", "bf16", False, False),
+    ("bf16 + channels_last_3d", "bf16", True, False),
+    ("bf16 + channels_last_3d + compile", "bf16", True, True),
+)
+"""Title, precision, channels last, compiled."""
+CLASSES = 16
+
+
+class Bench:
+    """One store, one size of net and batch; every measurement is a session of its own."""
+
+    def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
+        self.arguments, self.folder = arguments, folder
+        self.store = PatchStore(
+            make_store(
+                folder / "store",
+                num_classes=CLASSES,
+                num_train=-(-arguments.crops // CLASSES),
+                num_validation=1,
+                shape=(32, 64, 64),
+            )
+        )
+        self.lines: list[str] = []
+        self.sessions = 0
+
+    def tell(self, text: str) -> None:
+        print(text, flush=True)
+        self.lines.append(text)
+
+    def session(self, **settings: object) -> Session:
+        """A run at the joint phase."""
+        self.sessions += 1
+        given = self.arguments
+        config = TrainConfig(
+            **{
+                "width": given.width,
+                "batch_size": given.batch_size,
+                "warmup_epochs": 0,
+                "device": given.device,
+                "threads": given.threads,
+                "cache": "none",
+                **settings,
+            }  # type: ignore[arg-type]
+        )
+        run = self.folder / f"run{self.sessions}"
+        run.mkdir()
+        session = Session(self.store, run, config, None, lambda event: None, Ranks())
+        session._begin_joint_phase()
+        session.net.train()
+        return session
+
+    def seconds(self, step: Callable[[], object]) -> float:
+        """Median seconds of a step, after some to warm up."""
+        for _ in range(self.arguments.warm_up):
+            step()
+        taken = []
+        for _ in range(self.arguments.steps):
+            self.wait()
+            began = time.perf_counter()
+            step()
+            self.wait()
+            taken.append(time.perf_counter() - began)
+        return statistics.median(taken)
+
+    def running(self, step: Callable[[], object]) -> float:
+        """Mean seconds of a step when nobody waits between steps, as in training."""
+        for _ in range(self.arguments.warm_up):
+            step()
+        self.wait()
+        began = time.perf_counter()
+        for _ in range(self.arguments.steps):
+            step()
+        self.wait()
+        return (time.perf_counter() - began) / self.arguments.steps
+
+    def wait(self) -> None:
+        if self.arguments.device != "cpu":
+            torch.cuda.synchronize()
+
+
+def take(session: Session) -> tuple[Example, Tensor]:
+    """One perturbed batch and its labels, on the device."""
+    batch = next(session.train_stream.epoch(0))
+    cubes, labels = session.train_stream.load(batch)
+    draws = Draws.keyed(0, "fixed", rows=batch.rows, device=session.device)
+    return session.pretext.perturb(cubes, draws), labels
+
+
+def fixed_step(session: Session) -> Callable[[], object]:
+    """The net's step on one batch that never changes."""
+    example, labels = take(session)
+
+    def step() -> None:
+        session.optimiser.zero_grad(set_to_none=True)
+        with session.judge.autocast():
+            output = session.model(example.inputs)
+        session.judge.losses(output, example, labels)["loss"].backward()  # type: ignore[no-untyped-call]
+        session.optimiser.step()
+
+    return step
+
+
+def real_step(session: Session) -> Callable[[], object]:
+    """The whole step, from the store."""
+
+    def batches() -> Iterator[object]:
+        for epoch in range(10**6):
+            session.progress.epoch = epoch
+            yield from session.train_stream.epoch(epoch)
+
+    stream = batches()
+    return lambda: session._step(next(stream))  # type: ignore[arg-type]
+
+
+def measure_net(bench: Bench) -> dict[str, object]:
+    """The net's step on one batch at every precision; returns the settings of the fastest."""
+    given, on_gpu = bench.arguments, bench.arguments.device != "cpu"
+    name = torch.cuda.get_device_name() if on_gpu else "CPU"
+    session = bench.session(precision="fp32")
+    with FlopCounterMode(display=False) as counter:
+        session.net(take(session)[0].inputs)
+    flops = 3 * counter.get_total_flops()  # backward costs twice the forward
+    bench.tell(
+        f"{datetime.date.today()}, {name}, torch {torch.__version__}, width {given.width}, batches"
+        f" of {given.batch_size} cubes of 32 x 64 x 64, {flops / 3e9 / given.batch_size:.0f} GFLOP"
+        " forward a cube\n"
+    )
+    bench.tell("| net's step on one fixed batch | cubes/s | ms | share of peak | GiB |")
+    bench.tell("|---|---|---|---|---|")
+    peaks = next((p for part, p in PEAK_TFLOPS.items() if part in name), (None, None, None))
+    fastest, best = float("inf"), dict[str, object]()
+    for title, precision, channels_last, compiled in KINDS:
+        if compiled and given.no_compile:
+            continue
+        settings: dict[str, object] = {"precision": precision, "compile": compiled}
+        session = bench.session(**settings)
+        if not channels_last:
+            session.net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        seconds = bench.seconds(fixed_step(session))
+        peak = dict(zip(("fp32", "tf32", "bf16"), peaks, strict=True))[precision]
+        share = f"{flops / seconds / peak / 1e12:.1%}" if peak else "-"
+        memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f}" if on_gpu else "-"
+        bench.tell(
+            f"| {title} | {given.batch_size / seconds:.0f} | {seconds * 1e3:.1f} | {share}"
+            f" | {memory} |"
+        )
+        if channels_last and seconds < fastest:
+            fastest, best = seconds, settings
+    return best
+
+
+def measure_whole(bench: Bench, settings: dict[str, object]) -> float:
+    """The whole step with every cache against the fixed batch; returns the seconds of the best."""
+    given = bench.arguments
+    words = " + compile" if settings["compile"] else ""
+    bench.tell(f"\n| {settings['precision']}{words} | cubes/s | ms | over fixed batch | waiting |")
+    bench.tell("|---|---|---|---|---|")
+    plain = bench.running(fixed_step(bench.session(**settings)))
+    bench.tell(f"| one fixed batch | {given.batch_size / plain:.0f} | {plain * 1e3:.1f} | 1 | - |")
+    found = []
+    for cache in ("none", "memory", "device"):
+        session = bench.session(**settings, cache=cache)
+        stream, step = session.train_stream, real_step(session)
+        for _ in range(len(stream.plan) if cache != "none" else 0):
+            step()  # an epoch fills the cache
+        waited, began = stream.waited_s, time.perf_counter()
+        found.append(bench.running(step))
+        share = (stream.waited_s - waited) / (time.perf_counter() - began)
+        bench.tell(
+            f"| store (cache {cache}) and perturbation | {given.batch_size / found[-1]:.0f}"
+            f" | {found[-1] * 1e3:.1f} | {found[-1] / plain:.3f} | {share:.0%} |"
+        )
+    batch = next(stream.epoch(0))
+    cubes, _ = stream.load(batch)
+    alone = bench.running(
+        lambda: session.pretext.perturb(
+            cubes, Draws.keyed(0, "alone", rows=batch.rows, device=session.device)
+        )
+    )
+    share_alone = alone / min(found)
+    bench.tell(f"\nPerturbation alone: {alone * 1e3:.1f} ms a batch, {share_alone:.1%} of a step.")
+    return min(found)
+
+
+def measure_published(bench: Bench, ours: float) -> None:
+    """The published step, against the seconds of ours."""
+    given = bench.arguments
+    session = bench.session(precision="fp32")
+    session.net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    rows = np.arange(min(len(bench.store.train), 8 * given.batch_size))
+    hu = bench.store.train.read(rows).astype(np.float32)
+    loader = plain_batches(
+        np.clip((hu + 1000) / 2000, 0, 1),
+        bench.store.train.label[rows],
+        given.batch_size,
+        workers=given.plain_workers,
+    )
+
+    def forever() -> Iterator[list[Tensor]]:
+        while True:
+            yield from loader
+
+    stream = forever()
+
+    def published() -> None:
+        inputs, target, labels = (part.to(session.device) for part in next(stream))
+        session.optimiser.zero_grad()
+        losses = session.judge.losses(session.model(inputs), Example(inputs, target), labels)
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        session.optimiser.step()
+
+    seconds = bench.running(published)
+    bench.tell(
+        f"\nThe published step (fp32, channels first, CPU perturbation by {given.plain_workers}"
+        f" workers): {given.batch_size / seconds:.1f} cubes/s; ours is {seconds / ours:.1f} times"
+        " as fast."
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--crops", type=int, default=2048)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--warm-up", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=8)
+    parser.add_argument("--plain-workers", type=int, default=4)
+    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--out", type=Path)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(parser.parse_args(), Path(folder))
+        measure_published(bench, measure_whole(bench, measure_net(bench)))
+    if bench.arguments.out:
+        bench.arguments.out.write_text("\n".join(bench.lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
