@@ -11,18 +11,17 @@ import contextlib
 import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from store import PatchStore, Split, read_annotation
-from trainer.cache import make_cache
+from store import PatchStore, read_annotation
 from trainer.checkpoint import (
     BEST,
     LAST,
@@ -32,18 +31,19 @@ from trainer.checkpoint import (
     save_checkpoint,
 )
 from trainer.config import TrainConfig, resolve_precision, resolve_selection, resolve_warmup
+from trainer.device import check_precision, pick_device, set_precision
 from trainer.errors import TrainError
 from trainer.events import Ended, Event, Noticed, Saved, Started, Stepped, TrainSummary, Validated
 from trainer.folder import hold_run, make_folder, write_config
 from trainer.judge import Judge
 from trainer.losses import Means
-from trainer.models import build_unet, check_precision, check_shape
+from trainer.models import build_unet, check_shape
 from trainer.perturb import Draws
-from trainer.plan import EpochPlan, draw_persons, select_rows, thin
+from trainer.plan import thin
 from trainer.pretexts import Example, make_pretext
 from trainer.ranks import Ranks, join_ranks, sync_batch_norm
 from trainer.record import Recorder
-from trainer.stream import Batch, Stream
+from trainer.stream import Batch, open_stream
 from trainer.weights import load_weights
 
 NUM_PICTURED = 8
@@ -105,7 +105,7 @@ class Session:
         before = saved["config"] if saved else {}
 
         # Settings
-        self.device = _pick_device(config.device, ranks)
+        self.device = pick_device(config.device, ranks)
         config = resolve_precision(config, self.device)
         self.config = config = resolve_selection(
             config,
@@ -116,11 +116,11 @@ class Session:
         self.pretext = make_pretext(config.pretext, shape, num_blocks=config.shuffle_blocks)
         check_shape(shape, self.pretext.blocks)
         check_precision(config.precision, self.device, shape, self.pretext.blocks)
-        _set_precision(config.precision)
+        set_precision(config.precision)
 
         # Data
-        self.train_stream = self._stream(store, store.train, validation=False)
-        self.validation_stream = self._stream(store, store.validation, validation=True)
+        self.train_stream = open_stream(store, store.train, config, self.device, ranks)
+        self.validation_stream = open_stream(store, store.validation, config, self.device, ranks)
         steps_per_epoch = len(self.train_stream.plan)
         if not steps_per_epoch:
             raise TrainError(
@@ -299,6 +299,8 @@ class Session:
         """The net as the step calls it: gradients are averaged over processes."""
         if self.ranks.size == 1:
             return self.net
+        # of a 1 x 1 x 1 kernel, whose layout is the same either way
+        warnings.filterwarnings("ignore", message="Grad strides do not match")
         return DistributedDataParallel(self.net, find_unused_parameters=not self.progress.joint)
 
     def _make_optimiser(self) -> torch.optim.Adam:
@@ -445,62 +447,8 @@ class Session:
 
     # Setting up
 
-    def _stream(self, store: PatchStore, split: Split, *, validation: bool) -> Stream:
-        config, ranks = self.config, self.ranks
-        rows = select_rows(
-            split.label,
-            split.scale,
-            scales=None if validation else config.scales,
-            classes=config.classes,
-            excluded=config.excluded_classes or (),
-        )
-        if not validation and config.fraction < 1:
-            persons = store.scans.patient[split.scan]
-            chosen = draw_persons(persons, config.fraction, config.seed)
-            rows = rows[np.isin(persons[rows], chosen)]
-        if validation and config.validation_batches is not None:
-            rows = thin(rows, config.validation_batches * config.batch_size)
-        low, high = store.config.get("window_hu", (-1000, 1000))
-        return Stream(
-            split,
-            EpochPlan(
-                rows=rows,
-                batch_size=config.batch_size // (config.accumulate if validation else 1),
-                seed=config.seed,
-                shuffle=not validation,
-                rank=ranks.rank,
-                world_size=ranks.size,
-            ),
-            device=self.device,
-            window_hu=(float(low), float(high)),
-            threads=config.threads,
-            skip_corrupt=config.skip_corrupt,
-            cache=make_cache(config.cache, rows, split.patch.shape[1:], self.device),
-        )
-
     def _read_pictured(self) -> Tensor:
         """A few whole crops, spread over the validation rows (or the train rows)."""
         has_validation = len(self.validation_stream.plan) > 0
         stream = self.validation_stream if has_validation else self.train_stream
         return stream.load(stream.read(thin(stream.plan.rows, NUM_PICTURED)))[0]
-
-
-def _pick_device(name: str, ranks: Ranks) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and ranks.size > 1:
-        name = f"cuda:{ranks.local}"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise TrainError(f"device {name!r} cannot be used here; give auto, cpu or cuda") from error
-    return device
-
-
-def _set_precision(precision: str) -> None:
-    """Float32 is what it says unless tf32 is asked for; and the fastest kernels are looked for."""
-    kind = "ieee" if precision == "fp32" else "tf32"
-    torch.backends.cuda.matmul.fp32_precision = kind
-    torch.backends.cudnn.conv.fp32_precision = kind  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = True

@@ -214,19 +214,3 @@ def check_shape(shape: tuple[int, ...], blocks: int = 1) -> None:
             f"crops must have sides that are multiples of {factor}, got {shape} (z, y, x); "
             "prepare a store with another shape"
         )
-
-
-def check_precision(
-    precision: str, device: torch.device, shape: tuple[int, ...], blocks: int = 1
-) -> None:
-    """Raise TrainError where the weights' gradients would be wrong.
-
-    On the CPU, oneDNN's bf16 gradient of a 3x3x3 kernel reads memory that was never written
-    when the input has exactly two slices (torch 2.13; numbers that are silently wrong, or NaN).
-    The net halves crops of 8 and 16 slices down to two.
-    """
-    if precision == "bf16" and device.type == "cpu" and shape[0] // blocks in (8, 16):
-        raise TrainError(
-            f"precision bf16 gives wrong gradients on the CPU for crops of {shape[0]} slices; "
-            "use --precision fp32, or a GPU"
-        )

@@ -13,9 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from store import CorruptStore, Split
-from trainer.cache import CropCache
-from trainer.plan import EpochPlan
+from store import CorruptStore, PatchStore, Split
+from trainer.cache import CropCache, make_cache
+from trainer.config import TrainConfig
+from trainer.plan import EpochPlan, draw_persons, select_rows, thin
+from trainer.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,3 +124,39 @@ class Stream:
             crops = self._cache.take(batch.rows).to(self.device, non_blocking=True)
         cubes = crops.float().sub_(self._low_hu).mul_(1.0 / (self._high_hu - self._low_hu))
         return cubes.clamp_(0.0, 1.0), batch.labels.to(self.device, non_blocking=True)
+
+
+def open_stream(
+    store: PatchStore, split: Split, config: TrainConfig, device: torch.device, ranks: Ranks
+) -> Stream:
+    """The crops of a split that a run wants, in its order; validation takes every one of its."""
+    training = split.name == "train"
+    rows = select_rows(
+        split.label,
+        split.scale,
+        scales=config.scales if training else None,
+        classes=config.classes,
+        excluded=config.excluded_classes or (),
+    )
+    if training and config.fraction < 1:
+        persons = store.scans.patient[split.scan]
+        rows = rows[np.isin(persons[rows], draw_persons(persons, config.fraction, config.seed))]
+    if not training and config.validation_batches is not None:
+        rows = thin(rows, config.validation_batches * config.batch_size)
+    low, high = store.config.get("window_hu", (-1000, 1000))
+    return Stream(
+        split,
+        EpochPlan(
+            rows=rows,
+            batch_size=config.batch_size // (1 if training else config.accumulate),
+            seed=config.seed,
+            shuffle=training,
+            rank=ranks.rank,
+            world_size=ranks.size,
+        ),
+        device=device,
+        window_hu=(float(low), float(high)),
+        threads=config.threads,
+        skip_corrupt=config.skip_corrupt,
+        cache=make_cache(config.cache, rows, split.patch.shape[1:], device),
+    )
