@@ -6,6 +6,7 @@ Heavy imports stand inside the commands, so that --help answers at once.
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import errno
 import json
@@ -436,6 +437,8 @@ def _print_class(facts: dict[str, Any]) -> None:
 @click.option("--note", "notes", type=_NAMED, multiple=True, help='Such as 3="two organs".')
 @click.option("--exclude", type=_NUMBERS, default="", help="Leave out of training: 7 or 2-4,7.")
 @click.option("--include", type=_NUMBERS, default="", help="Take back in.")
+@click.option("--quality", is_flag=True, help="How good each class is; best first.")
+@click.option("--csv", "as_csv", is_flag=True, help="As CSV.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def classes(
     store: Path,
@@ -443,12 +446,21 @@ def classes(
     notes: Sequence[tuple[int, str]],
     exclude: tuple[int, ...],
     include: tuple[int, ...],
+    quality: bool,
+    as_csv: bool,
     as_json: bool,
 ) -> None:
     """List the classes of STORE; name them, exclude them from training.
 
     What is said of classes is kept in STORE beside its content, which stays as it is.
-    """
+
+    \b
+    --quality reads all base crops once and keeps the result beside STORE:
+    consistency  chance that two members are more alike than a member and a crop
+                 of another class: 1 perfect, 0.5 no better than any two crops
+    outliers     members that are not like the others
+    overlap      share of a crop that another class covers, too
+    """  # noqa: D301 (\b is click's mark for text not to be wrapped)
     from store import PatchStore, annotate, read_annotation
 
     changes: dict[int, dict[str, Any]] = {}
@@ -463,18 +475,43 @@ def classes(
     if changes:
         annotate(store, changes)
     said, opened = read_annotation(store), PatchStore(store)
-    found = [
+    found: list[dict[str, Any]] = [
         {"class": label, **dataclasses.asdict(said[label]), "members": int(members)}
         for label, members in enumerate((opened.classes.neighbour >= 0).sum(1))
     ]
+    if quality:
+        from store.quality import as_row, count_crops, load_quality
+
+        with _Reporter().stage("quality", count_crops(opened), "crops") as advance:
+            known = load_quality(opened, progress=advance)
+        for row, facts in zip(found, known, strict=True):
+            row |= {name: v for name, v in as_row(facts).items() if name != "label"}
+        found.sort(key=lambda row: -row["consistency"])
     if as_json:
         click.echo(json.dumps(found))
-        return
-    click.echo("class  members  name")
-    for row in found:
+    elif as_csv:
+        table = csv.DictWriter(sys.stdout, list(found[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(found)
+    else:
+        _print_classes(found)
+
+
+def _print_classes(rows: list[dict[str, Any]]) -> None:
+    judged = "consistency" in rows[0]
+    more = "  consistency  outliers  overlap  mostly" if judged else ""
+    click.echo(f"class  members{more}  name")
+    for row in rows:
         words = f"{row['name']}{' (excluded)' if row['excluded'] else ''}".strip()
-        note = f"  - {row['note']}" if row["note"] else ""
-        click.echo(f"{row['class']:5d}  {row['members']:7d}  {words}{note}".rstrip())
+        words += f"  - {row['note']}" if row["note"] else ""
+        if judged:
+            tissue = {k.removeprefix("tissue_"): v for k, v in row.items() if "tissue_" in k}
+            most = max(tissue, key=lambda name: tissue[name])
+            more = (
+                f"  {row['consistency']:11.2f}  {row['outliers']:8d}  {row['overlap']:7.0%}"
+                f"  {most:6s}"
+            )
+        click.echo(f"{row['class']:5d}  {row['members']:7d}{more}  {words}".rstrip())
 
 
 @main.command()

@@ -1,6 +1,6 @@
 """The persisted patch store: format, writer, reader, verification. numpy and zarr only."""
 
-from store.annotation import Annotation, ClassNote, annotate, read_annotation
+from store.classes import Annotation, ClassNote, annotate, read_annotation
 from store.format import CorruptStore, StoreError
 from store.reader import PatchStore, Split
 

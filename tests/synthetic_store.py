@@ -65,8 +65,8 @@ def make_store(
         writer.write_table(f"{split}/scan", (np.arange(rows) % 2 + 2 * offset).astype(np.int32))
         scales = np.arange(rows) % 3 if split == "train" else np.zeros(rows)
         writer.write_table(f"{split}/scale", scales.astype(np.uint8))
-        for name in ("origin_mm", "extent_mm"):
-            writer.write_table(f"{split}/{name}", np.zeros((rows, 3)))
+        writer.write_table(f"{split}/origin_mm", np.zeros((rows, 3)))
+        writer.write_table(f"{split}/extent_mm", np.ones((rows, 3)))
         crops = make_crops(labels, shape=shape, seed=seed + offset)
         grid = writer.create_sharded(
             f"{split}/patch", shape=(rows, *shape), dtype="int16", rows_per_shard=16

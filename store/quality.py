@@ -1,0 +1,260 @@
+"""How good the discovered classes are, as numbers.
+
+Likeness of two crops: their local normalised cross-correlation. Each base crop is averaged over
+cells of 8 x 8 x 8 voxels, the cells are taken in windows of 4 x 4 x 4, and in each window mean and
+size are removed; what is left of two crops is multiplied and averaged over windows. It is 1 for
+equal anatomy, 0 for unrelated, whatever the brightness; windows without structure count little.
+Cells are about as large as anatomy is out of place in a good class (benchmarks/RESULTS.md).
+
+Consistency of a class: the probability that two of its members are more alike than a member and a
+crop of another class in another person (0.5 is chance, 1 perfect). That null distribution is drawn
+from at most 1024 crops of all classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from store.format import SPLITS
+from store.reader import PatchStore, Split
+
+CELL: Final = 8
+"""Voxels along each axis of a cell."""
+WINDOW: Final = 4
+"""Cells along each axis of a window."""
+QUIET_HU: Final = 20.0
+"""Structure of a window that counts half."""
+NULL_CROPS: Final = 1024
+OUTLIER: Final = 0.95
+"""A member is an outlier when so large a share of the null is more alike to its class than it."""
+TISSUES: Final = {
+    "air": (-32768, -950),
+    "lung": (-950, -500),
+    "fat": (-150, -30),
+    "soft": (-30, 130),
+    "bone": (200, 32767),
+}
+"""HU ranges; what lies between them belongs to none."""
+_VERSION = 1
+_BATCH = 256
+
+Features = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quality:
+    """Of one class. Shares are of 1, distances those of the embedding."""
+
+    label: int
+    members: int
+    validation_members: int
+    persons: int
+    consistency: float
+    """Probability that members are more alike than a member and a crop of another class."""
+    likeness: float
+    """Mean likeness of two members."""
+    null_likeness: float
+    """Mean likeness of a member and a crop of another class."""
+    outliers: tuple[int, ...]
+    """Scan rows of members that are not like the others."""
+    median_distance: float
+    distance_spread: float
+    """Interquartile range of the members' distance to the reference."""
+    overlap: float
+    """Largest mean share of a base crop that those of another class cover in the same scans."""
+    overlaps: int
+    """That class, -1 for none."""
+    tissue: dict[str, float]
+    """Share of voxels by name of `TISSUES`."""
+
+
+def assess(
+    store: PatchStore, *, progress: Callable[[int], None] = lambda count: None
+) -> list[Quality]:
+    """The quality of every class, in order; each base crop is read once or twice.
+
+    Memory is bounded by one class's members and the null's crops. `progress` is called with
+    crops read.
+    """
+    null, null_label, null_person = _draw_null(store, progress)
+    overlap, overlaps = _overlap(store)
+    found = []
+    for label in range(store.num_classes):
+        features, scans, tissue = _read_class(store, label, progress)
+        person = store.scans.patient[scans]
+        alike = features @ features.T
+        pairs = alike[np.triu(person[:, None] != person, 1)]
+        other = null_label != label
+        beyond = (features @ null[other].T)[person[:, None] != null_person[other]]
+        distance = store.classes.distance[label][store.classes.neighbour[label] >= 0]
+        quarters = np.quantile(distance, [0.25, 0.5, 0.75]) if len(distance) else np.zeros(3)
+        found.append(
+            Quality(
+                label=label,
+                members=int((store.classes.neighbour[label] >= 0).sum()),
+                validation_members=int((store.classes.validation_neighbour[label] >= 0).sum()),
+                persons=len(np.unique(person)),
+                consistency=share_above(pairs, beyond),
+                likeness=float(pairs.mean()) if len(pairs) else 0.0,
+                null_likeness=float(beyond.mean()) if len(beyond) else 0.0,
+                outliers=_outliers(alike, features, null[other], scans),
+                median_distance=float(quarters[1]),
+                distance_spread=float(quarters[2] - quarters[0]),
+                overlap=float(overlap[label]),
+                overlaps=int(overlaps[label]),
+                tissue=tissue,
+            )
+        )
+    return found
+
+
+def load_quality(
+    store: PatchStore, *, progress: Callable[[int], None] = lambda count: None
+) -> list[Quality]:
+    """`assess`, kept beside the store (STORE.quality.json) where that can be written."""
+    file = store.path.with_name(store.path.name + ".quality.json")
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        content = json.loads(file.read_text())
+        if (content["version"], content["fingerprint"]) == (_VERSION, store.fingerprint):
+            return [Quality(**{**q, "outliers": tuple(q["outliers"])}) for q in content["classes"]]
+    found = assess(store, progress=progress)
+    content = {
+        "version": _VERSION,
+        "fingerprint": store.fingerprint,
+        "classes": [dataclasses.asdict(quality) for quality in found],
+    }
+    with contextlib.suppress(OSError):  # a store that one may only read
+        partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+        partial.write_text(json.dumps(content))
+        partial.replace(file)
+    return found
+
+
+def describe_crops(crops: NDArray[np.int16]) -> Features:
+    """(n, Z, Y, X) HU -> (n, cells): the product of two rows is the likeness of two crops."""
+    num = len(crops)
+    values = np.clip(crops, -1000, 1000).astype(np.float32)
+    cells = _blocks(values, min(CELL, *crops.shape[1:])).mean(axis=-1)  # (n, z, y, x)
+    windows = _blocks(cells, min(WINDOW, *cells.shape[1:]))  # (n, z, y, x, cells of a window)
+    windows = windows - windows.mean(axis=-1, keepdims=True)
+    energy = np.square(windows).mean(axis=-1, keepdims=True) + QUIET_HU**2
+    windows /= np.sqrt(energy * windows.shape[-1] * np.prod(windows.shape[1:4]))
+    features: Features = windows.reshape(num, -1)
+    return features
+
+
+def _blocks(values: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """(n, Z, Y, X) -> (n, Z // side, Y // side, X // side, side^3); what is over is cut off."""
+    z, y, x = (length // side for length in values.shape[1:])
+    cut = values[:, : z * side, : y * side, : x * side]
+    parts = cut.reshape(len(values), z, side, y, side, x, side).transpose(0, 1, 3, 5, 2, 4, 6)
+    return parts.reshape(len(values), z, y, x, side**3)
+
+
+def share_above(pairs: Features, null: Features) -> float:
+    """Probability that one of `pairs` is larger than one of `null`; chance where one is empty."""
+    if not (len(pairs) and len(null)):
+        return 0.5
+    null = np.sort(null)
+    below = np.searchsorted(null, pairs, "left") + np.searchsorted(null, pairs, "right")
+    return float(below.mean() / 2 / len(null))
+
+
+def _outliers(
+    alike: Features, features: Features, null: Features, scans: NDArray[np.int32]
+) -> tuple[int, ...]:
+    """Scans whose crop is no more like the others than all but 5 % of other classes' crops are."""
+    num = len(alike)
+    if num < 3 or not len(null):
+        return ()
+    to_others = (alike.sum(1) - alike.diagonal()) / (num - 1)
+    limit = np.quantile(null @ features.mean(0), OUTLIER)
+    return tuple(sorted({int(scan) for scan in scans[to_others < limit]}))
+
+
+def _read_class(
+    store: PatchStore, label: int, progress: Callable[[int], None]
+) -> tuple[Features, NDArray[np.int32], dict[str, float]]:
+    """Features of a class's base crops of both splits, their scans, and their tissue."""
+    features, scans = [], []
+    counts, voxels = dict.fromkeys(TISSUES, 0), 0
+    for name in SPLITS:
+        split = store.split(name)
+        rows = np.flatnonzero((split.label == label) & (split.scale == 0))
+        scans.append(split.scan[rows])
+        for crops in _read(split, rows, progress):
+            features.append(describe_crops(crops))
+            voxels += crops.size
+            for tissue, (low, high) in TISSUES.items():
+                counts[tissue] += int(((crops >= low) & (crops < high)).sum())
+    return (
+        np.concatenate(features),
+        np.concatenate(scans),
+        {tissue: count / max(voxels, 1) for tissue, count in counts.items()},
+    )
+
+
+def _draw_null(
+    store: PatchStore, progress: Callable[[int], None]
+) -> tuple[Features, NDArray[np.int32], NDArray[np.int32]]:
+    """Features, class and person of train crops spread evenly over the store."""
+    split = store.train
+    rows = np.flatnonzero(split.scale == 0)
+    if len(rows) > NULL_CROPS:
+        rows = rows[np.arange(NULL_CROPS) * len(rows) // NULL_CROPS]
+    features = np.concatenate([describe_crops(crops) for crops in _read(split, rows, progress)])
+    return features, split.label[rows], store.scans.patient[split.scan[rows]]
+
+
+def _read(
+    split: Split, rows: NDArray[np.intp], progress: Callable[[int], None]
+) -> Iterator[NDArray[np.int16]]:
+    for start in range(0, len(rows), _BATCH):
+        part = rows[start : start + _BATCH]
+        yield split.read(part)
+        progress(len(part))
+
+
+def count_crops(store: PatchStore) -> int:
+    """Crops that `assess` reads."""
+    base = {name: int((store.split(name).scale == 0).sum()) for name in SPLITS}
+    return sum(base.values()) + min(base["train"], NULL_CROPS)
+
+
+def _overlap(store: PatchStore) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """(classes,) the largest mean share of base crops that another class covers, and which."""
+    num = store.num_classes
+    shared, together = np.zeros((num, num)), np.zeros((num, num))
+    for name in SPLITS:
+        split = store.split(name)
+        base = np.flatnonzero(split.scale == 0)
+        base = base[np.argsort(split.scan[base], kind="stable")]
+        for rows in np.split(base, np.flatnonzero(np.diff(split.scan[base])) + 1):
+            low, size = split.origin_mm[rows], split.extent_mm[rows]
+            high = low + size
+            common = np.minimum(high[:, None], high) - np.maximum(low[:, None], low)
+            share = common.clip(0).prod(-1) / size.prod(-1)[:, None]
+            place = np.ix_(split.label[rows], split.label[rows])
+            shared[place] += share
+            together[place] += 1
+    mean = np.divide(shared, together, out=np.zeros_like(shared), where=together > 0)
+    np.fill_diagonal(mean, -1)
+    most = mean.max(1, initial=0.0)
+    return most, np.where(most > 0, mean.argmax(1), -1) if num > 1 else np.full(num, -1)
+
+
+def as_row(quality: Quality) -> dict[str, Any]:
+    """One flat row for tables: outliers as a count, tissue as a column each."""
+    row = dataclasses.asdict(quality)
+    tissue = row.pop("tissue")
+    row["outliers"] = len(quality.outliers)
+    return row | {f"tissue_{name}": round(share, 4) for name, share in tissue.items()}
