@@ -75,10 +75,12 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt as error:
-            raise click.ClickException("interrupted; the same command again goes on") from error
         except BrokenPipeError:
             raise  # whoever read our output has seen enough; click ends quietly
+        except (KeyboardInterrupt, RuntimeError) as error:
+            if not _is_interrupt(error):
+                raise
+            raise click.ClickException("interrupted; the same command again goes on") from error
         except (ValueError, OSError) as error:
             # ValueError: StoreError, ConfigError, PrepareError, TrainError and their like
             if isinstance(error, OSError) and error.strerror:
@@ -88,6 +90,13 @@ class _Group(click.Group):
             else:
                 text = " ".join(str(error).split())
             raise click.ClickException(text) from error
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Ctrl-C, or what a lock makes of it when it comes while the lock changes hands."""
+    return isinstance(error, KeyboardInterrupt) or (
+        isinstance(error, RuntimeError) and _is_interrupt(error.__context__)
+    )
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -369,3 +369,26 @@ def test_every_setting_is_in_the_page_on_configuration(kind: type) -> None:
     page = (ROOT / "docs" / "configuration.md").read_text("utf-8")
     missing = [f.name for f in dataclasses.fields(kind) if not re.search(rf"\b{f.name}\b", page)]
     assert missing == []
+
+
+def test_ctrl_c_while_a_lock_changes_hands_is_still_ctrl_c(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("cannot release un-acquired lock")
+
+    monkeypatch.setattr("store.PatchStore.num_classes", property(interrupted))
+    done = run("inspect", prepared)
+    assert done.exit_code == 1
+    assert done.stderr == "Error: interrupted; the same command again goes on\n"
+
+
+def test_an_error_of_ours_is_no_interrupt(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("store.PatchStore.num_classes", property(broken))
+    assert isinstance(run("inspect", prepared).exception, RuntimeError)
