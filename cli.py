@@ -108,6 +108,7 @@ def main() -> None:
     semgen demo                     see it work, in about two minutes
     semgen prepare ARCHIVE STORE    discover classes, cut crops; run again to resume
     semgen inspect STORE            what was found
+    semgen report STORE OUT.html    the discovered classes, to look at
     semgen classes STORE            name classes, exclude some
     semgen pretrain STORE RUN       train; run again to resume
     semgen export RUN FILE          weights for your own task
@@ -126,6 +127,8 @@ def demo(directory: Path) -> None:
     from pipeline.config import AutoencoderConfig, PrepareConfig
     from pipeline.job import prepare as prepare_store
     from pipeline.phantom import write_archive
+    from store import PatchStore
+    from store.report import write_report
     from trainer import TrainConfig, pretrain
 
     archive, store, run = directory / "archive", directory / "store", directory / "run"
@@ -155,6 +158,10 @@ def demo(directory: Path) -> None:
     )
     summary = prepare_store([archive], store, config, workers=default_workers(), reporter=reporter)
     _print_summary(summary, store)
+    page = directory / "report.html"
+    opened = PatchStore(store)
+    with reporter.stage("report", opened.num_classes, "classes") as advance:
+        write_report(opened, page, progress=advance)
     click.echo()
     training = TrainConfig(width=4, batch_size=12, epochs=16, warmup_epochs=6, log_every=5)
     with _training_events() as on_event:
@@ -163,7 +170,8 @@ def demo(directory: Path) -> None:
     click.echo(
         f"\nMade: {archive}/ ({summary.accepted + sum(summary.rejected.values())} series, one"
         f" broken on purpose), {store}/ ({summary.classes} classes), {run}/ (weights)."
-        f"\nLook at: {run / 'samples.png'} (perturbed, restored, original)"
+        f"\nLook at: {page} (the classes, in a browser)"
+        f"\n         {run / 'samples.png'} (perturbed, restored, original)"
         f"\n         {_tool('semgen')} inspect {store}"
         f"\n         {_tool('tensorboard')} --logdir {run / 'tensorboard'}"
         f"\nThen with your own scans: {_tool('semgen')} prepare ARCHIVE STORE"
@@ -370,7 +378,8 @@ def _print_summary(summary: Summary, store: Path) -> None:
         click.echo(f"time     {times}")
     click.echo(f"store    {store}, fingerprint {summary.fingerprint[:16]}")
     click.echo(
-        f"Next: {_tool('semgen')} inspect {store}\n      {_tool('semgen')} pretrain {store} RUN"
+        f"Next: {_tool('semgen')} report {store} classes.html\n"
+        f"      {_tool('semgen')} pretrain {store} RUN"
     )
 
 
@@ -438,6 +447,23 @@ def _print_class(facts: dict[str, Any]) -> None:
         place = ", ".join(f"{p:.1f}" for p in row["centre_mm"])
         file = f"  {row['file']}" if "file" in row else ""
         click.echo(f"{row['split']:10s}  {row['scan']}  {row['distance']:8.4g}  {place}{file}")
+
+
+@main.command()
+@click.argument("store", type=_FOLDER)
+@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+def report(store: Path, out: Path) -> None:
+    """Write the discovered classes of STORE as one page, OUT.html.
+
+    It opens in any browser, needs no network, and holds no path, name or header text.
+    """
+    from store import PatchStore
+    from store.report import write_report
+
+    opened = PatchStore(store)
+    with _Reporter().stage("report", opened.num_classes, "classes") as advance:
+        size = write_report(opened, out, progress=advance)
+    click.echo(f"{out}: {opened.num_classes} classes, {_size(size)}; open it in a browser")
 
 
 @main.command()

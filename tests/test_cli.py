@@ -188,13 +188,14 @@ def test_preparing_a_complete_store_sums_it_up_as_json(
 
 
 def test_the_summary_ends_with_the_next_command(
-    prepared: Path, phantoms: Path, config_file: Path
+    prepared: Path, phantoms: Path, config_file: Path, tmp_path: Path
 ) -> None:
     lines = run("prepare", phantoms, prepared, "--config", config_file).stdout.splitlines()
     first, second = (line.removeprefix("Next:").split() for line in lines[-2:])
-    assert first[1:] == ["inspect", str(prepared)]
+    assert first[1:] == ["report", str(prepared), "classes.html"]
     assert second[1:] == ["pretrain", str(prepared), "RUN"]
-    assert subprocess.run(first, capture_output=True, check=False).returncode == 0
+    assert subprocess.run(first, cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    assert (tmp_path / "classes.html").exists()
 
 
 def test_inspect_tells_the_store_as_json(prepared: Path, patches: PatchStore) -> None:

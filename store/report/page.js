@@ -1,0 +1,284 @@
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+const main = document.getElementById("main");
+const picker = document.getElementById("window");
+const T = data.tile;
+
+// An element with attributes, listeners (functions) and children; text is never parsed as HTML.
+function el(name, attributes = {}, ...children) {
+  const svg = ["svg", "circle", "rect", "text", "g", "title", "line"].includes(name);
+  const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (typeof value === "function") node.addEventListener(key, value);
+    else if (value !== null && value !== undefined && value !== false) node.setAttribute(key, value === true ? "" : value);
+  }
+  node.append(...children.filter((c) => c !== null && c !== undefined));
+  return node;
+}
+
+function show(...parts) { main.replaceChildren(...parts.filter((part) => part !== null)); }
+
+// Pictures: sheets of tiles whose grey levels stand for HU, drawn through the chosen window.
+const sheets = new Map();
+function sheet(name) {
+  if (!sheets.has(name)) {
+    sheets.set(name, new Promise((resolve, reject) => {
+      const image = new Image();
+      image.onload = () => resolve(image);
+      image.onerror = () => reject(new Error(`picture ${name} is broken`));
+      image.src = "data:image/webp;base64," + document.getElementById(name).textContent;
+    }));
+    if (sheets.size > 12) sheets.delete(sheets.keys().next().value);
+  }
+  return sheets.get(name);
+}
+function toHu(level) {
+  const marks = data.levels;
+  for (let i = 1; i < marks.length; i++) {
+    if (level <= marks[i][1]) {
+      const share = (level - marks[i - 1][1]) / (marks[i][1] - marks[i - 1][1]);
+      return marks[i - 1][0] + share * (marks[i][0] - marks[i - 1][0]);
+    }
+  }
+  return marks[marks.length - 1][0];
+}
+function levels() {
+  const [low, high] = picker.value.split(",").map(Number);
+  return Uint8ClampedArray.from({ length: 256 }, (_, level) => 255 * (toHu(level) - low) / (high - low));
+}
+// A tile as a canvas; `size` is [width, height] on the page in CSS pixels.
+function tile(name, number, columns, size, label, { box = null, plain = false } = {}) {
+  const canvas = el("canvas", { width: size[0] * 2, height: size[1] * 2, role: "img", "aria-label": label, style: `width:${size[0]}px;height:${size[1]}px` });
+  canvas.draw = async (which = number) => {
+    const image = await sheet(name);
+    const small = new OffscreenCanvas(T, T).getContext("2d", { willReadFrequently: true });
+    small.drawImage(image, (which % columns) * T, Math.floor(which / columns) * T, T, T, 0, 0, T, T);
+    const pixels = small.getImageData(0, 0, T, T);
+    if (!plain) {
+      const table = levels();
+      for (let i = 0; i < pixels.data.length; i += 4) pixels.data[i] = pixels.data[i + 1] = pixels.data[i + 2] = table[pixels.data[i]];
+      small.putImageData(pixels, 0, 0);
+    }
+    const pen = canvas.getContext("2d");
+    pen.imageSmoothingQuality = "high";
+    pen.drawImage(small.canvas, 0, 0, canvas.width, canvas.height);
+    if (box) {
+      pen.strokeStyle = "#ffb000";
+      pen.lineWidth = 3;
+      pen.strokeRect(box[0] * canvas.width, box[1] * canvas.height, (box[2] - box[0]) * canvas.width, (box[3] - box[1]) * canvas.height);
+    }
+    canvas.dataset.drawn = which;
+  };
+  seen.observe(canvas);
+  return canvas;
+}
+const seen = new IntersectionObserver((entries) => {
+  for (const entry of entries) if (entry.isIntersecting) { seen.unobserve(entry.target); entry.target.draw(); }
+}, { rootMargin: "400px" });
+function redraw() {
+  for (const canvas of document.querySelectorAll("canvas[data-drawn]")) canvas.draw(Number(canvas.dataset.drawn));
+}
+
+const percent = (share) => `${Math.round(100 * share)} %`;
+const number = (value, digits = 2) => value.toFixed(digits);
+const title = (c) => c.name || `Class ${c.label}`;
+const mostly = (c) => Object.entries(c.tissue).sort((a, b) => b[1] - a[1])[0][0];
+const scanLabel = (row) => `${data.scans[row].id.slice(0, 8)} (patient ${data.scans[row].person})`;
+function table(head, rows, numbers = []) {
+  const cell = (kind, value, i) => el(kind, { class: numbers.includes(i) ? "number" : null }, String(value));
+  return el("table", {}, el("thead", {}, el("tr", {}, ...head.map((h, i) => cell("th", h, i)))),
+    el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map((value, i) => cell("td", value, i))))));
+}
+
+// Where the class lies in its reference's scan, front and side view.
+function whereabouts(c, height) {
+  const [depth, tall, wide] = c.frame;
+  const name = `cards-${Math.floor(c.label / data.classesPerSheet)}`;
+  const first = (c.label % data.classesPerSheet) * data.cardTiles;
+  const [low, high] = c.box;
+  return [
+    tile(name, first + 2, data.cardTiles, [Math.round(height * wide / depth), height], `${title(c)}: place in the body, seen from the front`, { plain: true, box: [low[2], 1 - high[0], high[2], 1 - low[0]] }),
+    tile(name, first + 3, data.cardTiles, [Math.round(height * tall / depth), height], `${title(c)}: place in the body, seen from the patient's left`, { plain: true, box: [low[1], 1 - high[0], high[1], 1 - low[0]] }),
+  ];
+}
+
+function overview() {
+  const counts = Object.entries(data.rejected);
+  const settings = Object.entries(data.config).filter(([, v]) => typeof v !== "object" || Array.isArray(v));
+  const persons = (split) => new Set(data.scans.filter((s) => s.split === split).map((s) => s.person)).size;
+  show(
+    el("h2", {}, "Store"),
+    el("div", { class: "panels" },
+      el("section", {}, table(["", "train", "validation"], [
+        ["scans", ...["train", "validation"].map((split) => data.scans.filter((s) => s.split === split).length)],
+        ["persons", persons("train"), persons("validation")],
+        ["crops", data.crops.train, data.crops.validation],
+      ], [1, 2]),
+      el("p", {}, `${data.classes.length} classes, ${data.classes.filter((c) => c.excluded).length} excluded. Crops of ${data.shape.join(" x ")} voxels (z, y, x)${data.spacing ? `, ${data.spacing.join(" x ")} mm` : ""}.`),
+      el("p", { class: "soft small" }, `Fingerprint ${data.fingerprint.slice(0, 16)}`)),
+      el("section", {}, el("h3", {}, "Rejected series"), counts.length ? table(["reason", "series"], counts, [1]) : el("p", {}, "None.")),
+      el("section", {}, el("h3", {}, "Slice spacing, mm"), histogram(data.scans.map((s) => s.spacing[0]))),
+      el("section", {}, el("h3", {}, "Pixel spacing, mm"), histogram(data.scans.map((s) => s.spacing[2]))),
+      el("section", {}, el("h3", {}, "Slices"), histogram(data.scans.map((s) => s.size[0])))),
+    el("h2", {}, "Scans by look"),
+    el("p", { class: "soft" }, "Each dot is a scan; near ones look alike to the autoencoder (two principal components). Blue: training, orange: validation."),
+    el("div", { class: "panels" }, map(), el("figure", { id: "hovered", "aria-live": "polite" }, el("figcaption", {}, "Point at a scan, or reach it with the Tab key, to see it."))),
+    el("details", {}, el("summary", {}, "Settings"), table(["setting", "value"], settings.map(([k, v]) => [k, JSON.stringify(v)]))),
+  );
+}
+function histogram(values, bins = 12) {
+  const low = Math.min(...values), high = Math.max(...values), width = (high - low) / bins || 1;
+  const counts = new Array(bins).fill(0);
+  for (const value of values) counts[Math.min(bins - 1, Math.floor((value - low) / width))]++;
+  const most = Math.max(...counts);
+  return el("svg", { class: "histogram", viewBox: "0 0 200 80", width: 200, height: 80, role: "img", "aria-label": `${values.length} values from ${number(low)} to ${number(high)}` },
+    ...counts.map((count, i) => el("rect", { x: 4 + i * 16, y: 62 - 56 * count / most, width: 14, height: 56 * count / most }, el("title", {}, `${number(low + i * width)} to ${number(low + (i + 1) * width)}: ${count}`))),
+    el("text", { x: 4, y: 76 }, number(low)), el("text", { x: 196, y: 76, "text-anchor": "end" }, number(high)));
+}
+function map() {
+  const side = 500, point = (row) => {
+    const scan = data.scans[row], wide = scan.size[2] * scan.spacing[2], deep = scan.size[0] * scan.spacing[0];
+    document.getElementById("hovered").replaceChildren(
+      row < 1000 ? tile("scans", row, 16, [Math.round(Math.min(320, 220 * wide / deep)), 220], `Scan ${scan.id} from the front`, { plain: true }) : "",
+      el("figcaption", {}, `${scanLabel(row)}, ${scan.split}, ${scan.size.join(" x ")} voxels of ${scan.spacing.map((v) => number(v)).join(" x ")} mm (z, y, x)`));
+  };
+  return el("svg", { id: "map", viewBox: `0 0 ${side} ${side}`, role: "group", "aria-label": "Map of scans" },
+    ...data.scans.map((scan, row) => el("circle", { class: scan.split, cx: 15 + scan.at[0] * (side - 30), cy: 15 + (1 - scan.at[1]) * (side - 30), r: data.scans.length > 500 ? 3 : 6, tabindex: data.scans.length > 500 ? null : 0, role: "img", "aria-label": `Scan ${scan.id}`, pointerenter: () => point(row), focus: () => point(row) })));
+}
+
+const view = { sort: "consistency", text: "", tissue: "", excluded: "all" };
+const ORDERS = {
+  consistency: (a, b) => b.consistency - a.consistency,
+  number: (a, b) => a.label - b.label,
+  name: (a, b) => title(a).localeCompare(title(b), undefined, { numeric: true }),
+  members: (a, b) => b.members - a.members,
+  overlap: (a, b) => b.overlap - a.overlap,
+};
+function chosen() {
+  return data.classes.filter((c) =>
+    title(c).toLowerCase().includes(view.text.toLowerCase())
+    && (!view.tissue || mostly(c) === view.tissue)
+    && (view.excluded === "all" || c.excluded === (view.excluded === "excluded"))).sort(ORDERS[view.sort]);
+}
+function card(c) {
+  const name = `cards-${Math.floor(c.label / data.classesPerSheet)}`;
+  const first = (c.label % data.classesPerSheet) * data.cardTiles;
+  return el("li", {}, el("a", { class: `card${c.excluded ? " excluded" : ""}`, href: `#/class/${c.label}`, "aria-label": `${title(c)}, consistency ${number(c.consistency)}` },
+    el("h3", {}, el("span", {}, title(c)), c.excluded ? el("span", { class: "soft small" }, "excluded") : null, el("span", { class: "soft" }, number(c.consistency))),
+    el("div", { class: "row" },
+      tile(name, first, data.cardTiles, [72, 72], "Mean crop"),
+      tile(name, first + 1, data.cardTiles, [72, 72], "Reference crop"),
+      ...whereabouts(c, Math.min(72, Math.floor(120 * c.frame[0] / (c.frame[1] + c.frame[2]))))),
+    el("div", { class: "bar", title: "Consistency, from chance to perfect" }, el("i", { style: `width:${Math.max(0, 200 * (c.consistency - 0.5))}%` })),
+    el("p", { class: "soft small", style: "margin:.35rem 0 0" }, `${c.members} + ${c.validation_members} members, mostly ${mostly(c)}${c.outliers.length ? `, ${c.outliers.length} outlier${c.outliers.length > 1 ? "s" : ""}` : ""}`)));
+}
+function classes() {
+  const list = el("ul", { class: "cards" });
+  const count = el("span", { class: "soft", role: "status" });
+  const fill = () => {
+    const found = chosen();
+    list.replaceChildren(...found.map(card));
+    count.textContent = `${found.length} of ${data.classes.length} classes`;
+  };
+  const select = (key, label, options) => el("label", {}, `${label} `, (() => {
+    const node = el("select", { id: key, change: () => { view[key] = node.value; fill(); } }, ...Object.entries(options).map(([value, text]) => el("option", { value }, text)));
+    node.value = view[key];
+    return node;
+  })());
+  const search = el("input", { id: "text", type: "search", input: () => { view.text = search.value; fill(); } });
+  search.value = view.text;
+  show(
+    el("h2", {}, "Classes"),
+    el("p", { class: "soft" }, "Consistency: the chance that two members are more alike than a member and a crop of another class; 1 is perfect, 0.5 no better than any two crops. On a card: mean of all members, reference, and where it lies in the reference's scan (largest values from the front and from the patient's left)."),
+    el("div", { class: "filters" },
+      select("sort", "Sort by", { consistency: "consistency", number: "number", name: "name", members: "members", overlap: "overlap" }),
+      el("label", {}, "Name ", search),
+      select("tissue", "Mostly", { "": "any tissue", ...Object.fromEntries(Object.keys(data.classes[0].tissue).map((t) => [t, t])) }),
+      select("excluded", "Show", { all: "all", kept: "kept", excluded: "excluded" }), count),
+    list);
+  fill();
+}
+
+function detail(label) {
+  const c = data.classes[label];
+  if (!c) { show(el("p", {}, `There is no class ${label}.`)); return; }
+  const name = `class-${label}`, columns = data.memberSlices + 4;
+  const [Z, Y, X] = c.extent, scale = 190 / Math.max(Y, X);
+  const axial = [Math.round(X * scale), Math.round(Y * scale)], coronal = [axial[0], Math.round(Z * scale)], sagittal = [axial[1], Math.round(Z * scale)];
+  const half = (size) => size.map((v) => Math.round(v * 0.62));
+  const stacks = [];
+  const stack = (first, count, size, text) => {
+    const canvas = tile(name, first + Math.floor(count / 2), columns, size, text);
+    stacks.push({ canvas, first, count });
+    return canvas;
+  };
+  const slider = el("input", { type: "range", min: 0, max: 100, value: 50, "aria-label": "Slice, from the feet to the head", input: () => slice() });
+  const slice = () => {
+    for (const s of stacks) s.canvas.draw(s.first + Math.min(s.count - 1, Math.floor(slider.value / 100 * s.count)));
+  };
+  move = (step) => { slider.value = Number(slider.value) + step * 100 / data.referenceSlices; slice(); };
+  const wheel = (event) => { event.preventDefault(); move(event.deltaY < 0 ? 1 : -1); };
+  const three = (first, count, text, size = (v) => v) => [
+    stack(first, count, size(axial), `${text}, axial`),
+    tile(name, first + count, columns, size(coronal), `${text}, coronal`),
+    tile(name, first + count + 1, columns, size(sagittal), `${text}, sagittal`)];
+  const of = data.referenceSlices + 2, ofMean = data.memberSlices + 2, each = data.memberSlices + 4;
+  const start = of + ofMean, afterMembers = start + each * c.shown.length;
+  const order = chosen().map((other) => other.label), at = order.indexOf(label);
+  const near = (step) => order[(at + step + order.length) % order.length] ?? label;
+  const facts = [
+    ["consistency", number(c.consistency)], ["likeness of two members", number(c.likeness)],
+    ["likeness to crops of other classes", number(c.null_likeness)],
+    ["members", `${c.members} train, ${c.validation_members} validation, ${c.persons} persons`],
+    ["distance to the reference", `median ${number(c.median_distance)}, interquartile range ${number(c.distance_spread)}`],
+    ["tissue", Object.entries(c.tissue).filter(([, v]) => v >= 0.01).map(([k, v]) => `${k} ${percent(v)}`).join(", ")],
+    ["largest overlap", c.overlaps < 0 ? "none" : `${percent(c.overlap)} with ${title(data.classes[c.overlaps])}`],
+    ["centre (z, y, x)", c.centre.join(", ")], ["size, mm (z, y, x)", c.extent.join(" x ")],
+  ];
+  const stage = el("div", { class: "row", id: "reference" }, ...three(0, data.referenceSlices, "Reference"),
+    el("figure", {}, el("div", { class: "row" }, ...whereabouts(c, 150)), el("figcaption", {}, "Where it lies in the reference's scan")));
+  stage.addEventListener("wheel", wheel, { passive: false });
+  show(
+    el("p", { class: "steps" }, el("a", { href: `#/class/${near(-1)}`, id: "previous" }, "Previous"), el("a", { href: `#/class/${near(1)}`, id: "next" }, "Next"), el("span", { class: "soft small" }, "Keys: left and right for classes, up and down or the wheel for slices, 1 to 4 for windows, Escape for all classes")),
+    el("h2", {}, title(c), c.name ? el("span", { class: "soft" }, ` (class ${c.label})`) : null, c.excluded ? el("span", { class: "soft" }, " excluded") : null),
+    c.note ? el("p", {}, c.note) : null,
+    el("div", { class: "panels" }, table(["", ""], facts)),
+    el("h3", {}, `Reference ${scanLabel(c.reference)}`), el("label", { class: "steps" }, "Slice ", slider), stage,
+    el("h3", {}, "Mean of all members"), el("div", { class: "row" }, ...three(of, data.memberSlices, "Mean", half)),
+    el("h3", {}, `Members: the nearest, then the farthest; ${c.shown.length} of ${c.all.length}`),
+    ...c.shown.map((index, i) => {
+      const member = c.all[index], first = start + i * each, outlier = c.outliers.includes(member.scan);
+      return el("div", { class: `member row${outlier ? " outlier" : ""}` },
+        el("div", { class: "who small" }, el("div", {}, scanLabel(member.scan)), el("div", {}, `${member.split}, distance ${number(member.distance)}`), outlier ? el("div", {}, "outlier: unlike the others") : null),
+        ...three(first, data.memberSlices, `Member ${index}`, half),
+        ...(member.split === "train" ? [tile(name, first + data.memberSlices + 2, columns, half(axial), `Member ${index}, second scale`), tile(name, first + data.memberSlices + 3, columns, half(axial), `Member ${index}, third scale`)] : []));
+    }),
+    c.strangers.length ? el("h3", {}, "The same place in scans that are no members (from their thumbnails)") : null,
+    el("div", { class: "row" }, ...c.strangers.map((scan, i) => el("figure", {}, tile(name, afterMembers + i, columns, half(axial), `Scan ${data.scans[scan].id}, no member`), el("figcaption", {}, scanLabel(scan))))),
+    el("details", {}, el("summary", {}, `All ${c.all.length} members`), table(["scan", "patient", "split", "distance", ""], c.all.map((m) => [data.scans[m.scan].id, data.scans[m.scan].person, m.split, number(m.distance, 3), c.outliers.includes(m.scan) ? "outlier" : ""]), [3])));
+}
+
+let move = null;
+function route() {
+  const [, page, label] = location.hash.split("/");
+  move = null;
+  for (const link of document.querySelectorAll("nav a")) {
+    const current = link.dataset.view === (page ? "classes" : "overview");
+    if (current) link.setAttribute("aria-current", "page"); else link.removeAttribute("aria-current");
+  }
+  if (page === "class") detail(Number(label)); else if (page === "classes") classes(); else overview();
+  scrollTo(0, 0);
+  main.focus({ preventScroll: true });
+}
+addEventListener("hashchange", route);
+picker.addEventListener("change", redraw);
+addEventListener("keydown", (event) => {
+  if (event.target.matches("input, select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
+  const go = (id) => document.getElementById(id)?.click();
+  if (event.key >= "1" && event.key <= "4") { picker.selectedIndex = Number(event.key) - 1; redraw(); }
+  else if (event.key === "ArrowLeft") go("previous");
+  else if (event.key === "ArrowRight") go("next");
+  else if (event.key === "Escape") location.hash = "#/classes";
+  else if ((event.key === "ArrowUp" || event.key === "ArrowDown") && move) { event.preventDefault(); move(event.key === "ArrowUp" ? 1 : -1); }
+});
+route();

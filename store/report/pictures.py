@@ -1,0 +1,60 @@
+"""Crops as small pictures whose grey levels can still be windowed in the browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+LEVELS = ((-1000, 0), (-200, 80), (300, 208), (1500, 255))
+"""(HU, grey level): between them linear. Soft tissue has most of the levels, 4 HU each."""
+_QUALITY = 82
+
+Grey = NDArray[np.uint8]
+
+
+def to_grey(hu: NDArray[np.floating | np.integer]) -> Grey:
+    """HU -> levels; the page knows the way back."""
+    marks_hu, marks = zip(*LEVELS, strict=True)
+    levels = np.interp(hu, marks_hu, marks)
+    return np.asarray(np.rint(levels), np.uint8)
+
+
+def planes(crop: NDArray[np.floating | np.integer], num_axial: int) -> list[Grey]:
+    """Axial slices from feet to head, then the middle coronal and sagittal one.
+
+    As radiologists look: the patient's left is on the right, the front is up, or left in the
+    sagittal plane, the head is up.
+    """
+    levels = to_grey(crop)
+    depth, height, width = levels.shape
+    chosen = (np.arange(num_axial) * 2 + 1) * depth // (2 * num_axial)
+    return [*levels[chosen], levels[::-1, height // 2], levels[::-1, :, width // 2]]
+
+
+def projections(thumbnail: Grey) -> tuple[Grey, Grey]:
+    """Front and side view of a scan: largest values along y and x, head up."""
+    return thumbnail.max(axis=1)[::-1], thumbnail.max(axis=2)[::-1]
+
+
+def fit(picture: Grey, side: int) -> Grey:
+    """Stretched to a square tile; the page undoes it."""
+    return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BILINEAR))
+
+
+def encode_tiles(tiles: Sequence[Grey], columns: int) -> str:
+    """Tiles of one size, row by row, as one WebP in base64."""
+    height, width = tiles[0].shape
+    rows = -(-len(tiles) // columns)
+    sheet = np.zeros((rows * height, columns * width), np.uint8)
+    for number, tile in enumerate(tiles):
+        row, column = divmod(number, columns)
+        place = np.s_[row * height : (row + 1) * height, column * width : (column + 1) * width]
+        sheet[place] = tile
+    content = io.BytesIO()
+    Image.fromarray(sheet).convert("RGB").save(content, "WEBP", quality=_QUALITY, method=4)
+    return base64.b64encode(content.getvalue()).decode()
