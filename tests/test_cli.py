@@ -194,7 +194,8 @@ def test_the_summary_ends_with_the_next_command(
     first, second = (line.removeprefix("Next:").split() for line in lines[-2:])
     assert first[1:] == ["report", str(prepared), "classes.html"]
     assert second[1:] == ["pretrain", str(prepared), "RUN"]
-    assert subprocess.run(first, cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    first[-1] = str(tmp_path / "classes.html")
+    assert subprocess.run(first, capture_output=True, check=False).returncode == 0
     assert (tmp_path / "classes.html").exists()
 
 
