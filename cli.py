@@ -109,6 +109,7 @@ def main() -> None:
     semgen prepare ARCHIVE STORE    discover classes, cut crops; run again to resume
     semgen inspect STORE            what was found
     semgen report STORE OUT.html    the discovered classes, to look at
+    semgen browse STORE             the same, with editing
     semgen classes STORE            name classes, exclude some
     semgen pretrain STORE RUN       train; run again to resume
     semgen export RUN FILE          weights for your own task
@@ -464,6 +465,37 @@ def report(store: Path, out: Path) -> None:
     with _Reporter().stage("report", opened.num_classes, "classes") as advance:
         size = write_report(opened, out, progress=advance)
     click.echo(f"{out}: {opened.num_classes} classes, {_size(size)}; open it in a browser")
+
+
+@main.command()
+@click.argument("store", type=_FOLDER)
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="[any free one]")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Interface to answer on.")
+@click.option("--open/--no-open", "opens", default=True, help="Open a browser.  [open]")
+def browse(store: Path, port: int, host: str, opens: bool) -> None:
+    """Look at the classes of STORE in a browser; name them, exclude them.
+
+    What is edited is saved at once, as by semgen classes. Only this machine is answered, and only
+    who knows the address that is printed. Ctrl-C ends it.
+    """
+    import asyncio
+    import webbrowser
+
+    from store import PatchStore
+    from store.quality import count_crops, load_quality
+    from store.report.serve import serve
+
+    opened = PatchStore(store)
+    with _Reporter().stage("quality", count_crops(opened), "crops") as advance:
+        quality = load_quality(opened, progress=advance)
+
+    def tell(address: str) -> None:
+        click.echo(f"{address}\nCtrl-C ends it.")
+        if opens:
+            webbrowser.open(address)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(serve(opened, quality, host=host, port=port, on_start=tell))
 
 
 @main.command()

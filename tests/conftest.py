@@ -3,9 +3,9 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 import SimpleITK
@@ -13,6 +13,9 @@ import SimpleITK
 from pipeline.config import PrepareConfig, load_config
 from pipeline.phantom import write_archive
 from store import PatchStore
+
+if TYPE_CHECKING:
+    from selenium import webdriver
 
 ROOT = Path(__file__).parents[1]
 Semgen: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
@@ -98,6 +101,14 @@ def prepared(
     done = semgen("prepare", phantoms, store, "--config", config_file, "--workers", 1)
     assert done.returncode == 0, done.stderr
     return store
+
+
+@pytest.fixture(scope="session")
+def browser() -> "Iterator[webdriver.Chrome]":
+    """A headless browser."""
+    from tests.browser import start_browser
+
+    yield from start_browser()
 
 
 @pytest.fixture(scope="session")

@@ -1,30 +1,23 @@
 """The page of discovered classes, in a real browser."""
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from selenium import webdriver
-from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import Select, WebDriverWait
+from selenium.webdriver.support.ui import Select
 
 from store import PatchStore, annotate
 from store.report.pictures import LEVELS, planes, projections, to_grey
+from tests.browser import Page
 from tests.conftest import Semgen
 
 HOSTILE = '<script>document.title="owned"</script><img src=x onerror=alert(1)>'
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -39,75 +32,14 @@ def report(prepared: Path, semgen: Semgen, tmp_path_factory: pytest.TempPathFact
     return folder / "page.html"
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[webdriver.Chrome]:
-    driver, chromium = shutil.which("chromedriver"), shutil.which("chromium")
-    if not (driver and chromium):
-        if os.environ.get("CI"):
-            pytest.fail("Debian's chromium and chromium-driver are not installed")
-        pytest.skip("needs Debian's chromium and chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in FLAGS:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with webdriver.Chrome(options, webdriver.ChromeService(driver)) as chrome:
-        chrome.set_window_size(1200, 900)
-        yield chrome
-
-
 @pytest.fixture
-def page(browser: webdriver.Chrome, report: Path) -> Iterator["Page"]:
+def page(browser: webdriver.Chrome, report: Path) -> Iterator[Page]:
     browser.get("about:blank")
-    opened = Page(browser, report)
+    opened = Page(browser, report.as_uri())
     opened.go("#/")
     yield opened
     log = browser.get_log("browser")
     assert [entry for entry in log if "readback" not in entry["message"]] == []  # that is `pixels`
-
-
-class Page:
-    """What a person does with the page."""
-
-    def __init__(self, browser: webdriver.Chrome, file: Path) -> None:
-        self.browser, self.file = browser, file
-
-    def go(self, place: str) -> None:
-        self.browser.get(f"{self.file.as_uri()}{place}")
-
-    def all(self, selector: str) -> list[WebElement]:
-        return self.browser.find_elements(By.CSS_SELECTOR, selector)
-
-    def one(self, selector: str) -> WebElement:
-        return self.browser.find_element(By.CSS_SELECTOR, selector)
-
-    def press(self, *keys: str) -> None:
-        for key in keys:
-            self.one("body").send_keys(key)
-
-    def wait(self, holds: Callable[[], Any]) -> Any:
-        return WebDriverWait(self.browser, 10).until(lambda _: holds())
-
-    def pixels(self, selector: str) -> np.ndarray:
-        """Grey levels of a canvas, once it is drawn."""
-        self.wait(lambda: self.one(selector).get_attribute("data-drawn"))
-        script = (
-            "const c = document.querySelector(arguments[0]);"
-            "return Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)"
-        )
-        return np.array(self.browser.execute_script(script, selector)).reshape(-1, 4)[:, 0]
-
-    def other_pixels(self, selector: str, before: np.ndarray) -> np.ndarray:
-        """Grey levels of a canvas as soon as they are no longer those."""
-
-        def differ() -> bool:
-            return bool((self.pixels(selector) != before).any())
-
-        self.wait(differ)
-        return self.pixels(selector)
-
-    def titles(self) -> list[str]:
-        return [card.text for card in self.all(".card h3 span:first-child")]
 
 
 def test_the_overview_tells_counts_and_reasons(page: Page, patches: PatchStore) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,9 +34,10 @@ NEAREST, FARTHEST, STRANGERS = 8, 4, 4
 MEMBER_SLICES, REFERENCE_SLICES = 12, 32
 CARD_TILES = 4
 """Of a class in the overview: mean, reference, front and side view of the reference's scan."""
-_CLASSES_PER_SHEET = 50
-_MAPPED_SCANS = 1000
+CLASSES_PER_SHEET = 50
+MAPPED_SCANS = 1000
 """Scans of which the map shows a picture."""
+CROP_COLUMNS = 8
 
 
 def write_report(
@@ -49,59 +51,78 @@ def write_report(
     partial = out.with_name(out.name + ".partial")
     try:
         with partial.open("w", encoding="utf-8") as page:
-            _write(page, store, quality, progress)
+            head, tail = render_page("default-src 'none'; img-src data:")
+            page.write(head)
+            for name, content in _sheets(store, progress):
+                picture = base64.b64encode(content).decode()
+                page.write(f'<script type="text/plain" id="{name}">{picture}</script>\n')
+            page.write(render_data(store, quality))
+            page.write(tail)
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
     return out.stat().st_size
 
 
-def _write(
-    page: IO[str], store: PatchStore, quality: list[Quality], progress: Callable[[int], None]
-) -> None:
-    template = (files("store.report") / "page.html").read_text("utf-8")
-    style = (files("store.report") / "page.css").read_text("utf-8")
-    script = (files("store.report") / "page.js").read_text("utf-8")
-    head, tail = template.replace("/*STYLE*/", style).split("<!--DATA-->")
-    page.write(head)
-    classes, cards = [], []
+def render_page(sources: str) -> tuple[str, str]:
+    """The page before and after its data; `sources` are those of its security policy."""
+    parts = {name: (files("store.report") / name).read_text("utf-8") for name in
+             ("page.html", "page.css", "page.js")}  # fmt: skip
+    page = parts["page.html"].replace("/*STYLE*/", parts["page.css"])
+    page = page.replace("/*SCRIPT*/", parts["page.js"]).replace("/*SOURCES*/", sources)
+    head, tail = page.split("<!--DATA-->")
+    return head, tail
+
+
+def render_data(
+    store: PatchStore, quality: list[Quality], *, classes_per_sheet: int = CLASSES_PER_SHEET,
+    live: bool = False,
+) -> str:  # fmt: skip
+    """Everything on the page but pictures, as an element of it."""
+    said = read_annotation(store.path)
+    content = {
+        **_overview(store),
+        "classesPerSheet": classes_per_sheet,
+        "live": live,
+        "classes": [
+            {**class_facts(store, one), **asdict(said[label])} for label, one in enumerate(quality)
+        ],
+    }
+    text = json.dumps(content).replace("<", "\\u003c")
+    return f'<script type="application/json" id="data">{text}</script>\n'
+
+
+def _sheets(store: PatchStore, progress: Callable[[int], None]) -> Iterator[tuple[str, bytes]]:
+    """Pictures of the page by name."""
+    cards: list[Grey] = []
     for label in range(store.num_classes):
-        facts, tiles, card = _describe(store, quality[label])
-        classes.append(facts)
-        cards += card
-        page.write(_block(f"class-{label}", encode_tiles(tiles, MEMBER_SLICES + 4)))
+        yield f"class-{label}", class_sheet(store, label)
+        cards += card_tiles(store, label)
+        if label + 1 == store.num_classes or (label + 1) % CLASSES_PER_SHEET == 0:
+            yield f"cards-{label // CLASSES_PER_SHEET}", encode_tiles(cards, CARD_TILES)
+            cards = []
         progress(1)
-    step = _CLASSES_PER_SHEET * CARD_TILES
-    for number, start in enumerate(range(0, len(cards), step)):
-        page.write(_block(f"cards-{number}", encode_tiles(cards[start : start + step], CARD_TILES)))
-    page.write(_block("scans", encode_tiles(list(_scan_tiles(store)), 16)))
-    content = {**_overview(store), "classes": classes}
-    page.write(_block("data", json.dumps(content).replace("<", "\\u003c"), "application/json"))
-    page.write(tail.replace("/*SCRIPT*/", script))
-
-
-def _block(name: str, content: str, kind: str = "text/plain") -> str:
-    return f'<script type="{kind}" id="{name}">{content}</script>\n'
+    yield "scans", scan_sheet(store)
 
 
 def _overview(store: PatchStore) -> dict[str, Any]:
     survey = store.stages["survey"]
     scans = store.scans
     place = _project(scans.embedding)
-    shape, spacing = store.config["shape"], store.config["spacing_mm"]
+    spacing = store.config["spacing_mm"]
     return {
         "fingerprint": store.fingerprint,
         "config": store.config,
         "rejected": survey["rejected"],
         "crops": {split: len(store.split(split)) for split in SPLITS},
-        "shape": shape,
+        "shape": store.config["shape"],
         "spacing": spacing if isinstance(spacing, list) else None,
         "levels": LEVELS,
         "tile": TILE,
         "memberSlices": MEMBER_SLICES,
         "referenceSlices": REFERENCE_SLICES,
         "cardTiles": CARD_TILES,
-        "classesPerSheet": _CLASSES_PER_SHEET,
+        "mappedScans": MAPPED_SCANS,
         "scans": [
             {
                 "id": scan_name(store, row),
@@ -126,53 +147,72 @@ def _project(embedding: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(found / np.maximum(found.max(0), 1e-12))
 
 
-def _scan_tiles(store: PatchStore) -> Iterator[Grey]:
+def scan_sheet(store: PatchStore) -> bytes:
     """The front view of each scan on the map."""
-    for row in range(min(len(store.scans.id), _MAPPED_SCANS)):
-        yield fit(projections(store.thumbnails.read([row])[0])[0], TILE)
+    shown = range(min(len(store.scans.id), MAPPED_SCANS))
+    thumbnails = (store.thumbnails.read([row])[0] for row in shown)
+    return encode_tiles([fit(projections(image)[0], TILE) for image in thumbnails], 16)
 
 
-def _describe(store: PatchStore, quality: Quality) -> tuple[dict[str, Any], list[Grey], list[Grey]]:
-    """Facts, tiles of its own page, and tiles of its card."""
+def class_facts(store: PatchStore, quality: Quality) -> dict[str, Any]:
+    """What the page says of a class."""
     label = quality.label
     reference = int(store.classes.reference[label])
     members = list(_members(store, label))
-    shown = members[:NEAREST] + members[NEAREST:][-FARTHEST:]
-    crops = dict(_read_scales(store, label, shown))
-    own = crops[0, 0]
-    mean = _mean_crop(store, label)
-    tiles = [fit(t, TILE) for t in planes(own, REFERENCE_SLICES)]
-    tiles += [fit(t, TILE) for t in planes(mean, MEMBER_SLICES)]
+    low, high, extent_mm = _box(store, label, reference)
+    frame_mm = store.scans.frame_mm[reference]
+    return {
+        **asdict(quality),
+        "reference": reference,
+        "centre": store.classes.centre[label].round(3).tolist(),
+        "box": [low.round(4).tolist(), high.round(4).tolist()],
+        "extent": extent_mm.round(1).tolist(),
+        "frame": (frame_mm[1] - frame_mm[0]).round(1).tolist(),
+        "all": [{**member, "rows": member["rows"][0]} for member in members],
+        "shown": [members.index(member) for member in _shown(members)],
+        "strangers": _strangers(store, label),
+    }
+
+
+def class_sheet(store: PatchStore, label: int) -> bytes:
+    """Pictures of a class's own view: reference, mean, shown members, the place in strangers."""
+    shown = _shown(list(_members(store, label)))
+    crops = dict(_read_scales(store, shown))
+    tiles = [fit(t, TILE) for t in planes(crops[0, 0], REFERENCE_SLICES)]
+    tiles += [fit(t, TILE) for t in planes(_mean_crop(store, label), MEMBER_SLICES)]
     for number in range(len(shown)):
         tiles += [fit(t, TILE) for t in planes(crops[number, 0], MEMBER_SLICES)]
         for scale in (1, 2):
             crop = crops.get((number, scale))
             middle = np.zeros((TILE, TILE)) - 1000 if crop is None else crop[len(crop) // 2]
             tiles.append(fit(to_grey(middle), TILE))
-    strangers = list(_strangers(store, label))
-    tiles += [tile for _, tile in strangers]
+    tiles += [_place_in(store, label, scan) for scan in _strangers(store, label)]
+    return encode_tiles(tiles, MEMBER_SLICES + 4)
+
+
+def card_tiles(store: PatchStore, label: int) -> list[Grey]:
+    """Pictures of a class in the overview: mean, reference, front and side view with its place."""
+    reference = int(store.classes.reference[label])
+    mean, own = _mean_crop(store, label), next(_members(store, label))["rows"][0]
     front, side = projections(store.thumbnails.read([reference])[0])
-    card = [
+    crop = store.train.read([own])[0]
+    return [
         fit(to_grey(mean[len(mean) // 2]), TILE),
-        fit(to_grey(own[len(own) // 2]), TILE),
+        fit(to_grey(crop[len(crop) // 2]), TILE),
         fit(front, TILE),
         fit(side, TILE),
     ]
-    low, high, extent_mm = _box(store, label, reference)
-    frame_mm = store.scans.frame_mm[reference]
-    facts = {
-        **asdict(quality),
-        **asdict(read_annotation(store.path)[label]),
-        "reference": reference,
-        "centre": store.classes.centre[label].round(3).tolist(),
-        "box": [low.round(4).tolist(), high.round(4).tolist()],
-        "extent": extent_mm.round(1).tolist(),
-        "frame": (frame_mm[1] - frame_mm[0]).round(1).tolist(),
-        "all": [{k: v for k, v in member.items() if k != "rows"} for member in members],
-        "shown": [members.index(member) for member in shown],
-        "strangers": [scan for scan, _ in strangers],
-    }
-    return facts, tiles, card
+
+
+def crop_sheet(store: PatchStore, split: str, row: int) -> bytes:
+    """All axial slices of one crop as they are, without loss."""
+    return encode_tiles(
+        list(to_grey(store.split(split).read([row])[0])), CROP_COLUMNS, lossless=True
+    )
+
+
+def _shown(members: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return members[:NEAREST] + members[NEAREST:][-FARTHEST:]
 
 
 def _members(store: PatchStore, label: int) -> Iterator[dict[str, Any]]:
@@ -193,7 +233,7 @@ def _members(store: PatchStore, label: int) -> Iterator[dict[str, Any]]:
 
 
 def _read_scales(
-    store: PatchStore, label: int, shown: list[dict[str, Any]]
+    store: PatchStore, shown: list[dict[str, Any]]
 ) -> Iterator[tuple[tuple[int, int], NDArray[np.int16]]]:
     for number, member in enumerate(shown):
         crops = store.split(member["split"]).read(list(member["rows"].values()))
@@ -222,24 +262,25 @@ def _box(
     return low, low + rows.extent_mm[row] / (last - first), rows.extent_mm[row]
 
 
-def _strangers(store: PatchStore, label: int) -> Iterator[tuple[int, Grey]]:
-    """The same place in scans of other look, from their thumbnails: (scan, axial tile)."""
-    classes, scans = store.classes, store.scans
+def _strangers(store: PatchStore, label: int) -> list[int]:
+    """Scans of the least like look that are no members."""
+    classes, embedding = store.classes, store.scans.embedding
     known = {*classes.neighbour[label].tolist(), *classes.validation_neighbour[label].tolist()}
-    apart = np.linalg.norm(scans.embedding - scans.embedding[classes.reference[label]], axis=1)
-    low, high, extent_mm = _box(store, label, int(classes.reference[label]))
-    window = store.config["window_hu"]
-    far = [int(scan) for scan in np.argsort(-apart, kind="stable") if int(scan) not in known]
-    for scan in far[:STRANGERS]:
-        image = store.thumbnails.read([scan])[0]
-        first, last = scans.frame_mm[scan]
-        half = extent_mm / (last - first) / 2
-        centre = (low + high) / 2
-        spans = [_span(c - h, c + h, n) for c, h, n in zip(centre, half, image.shape, strict=True)]
-        depth = min(int(centre[0] * len(image)), len(image) - 1)
-        part = image[depth][slice(*spans[1]), slice(*spans[2])].astype(np.float64)
-        hu = window[0] + part / 255 * (window[1] - window[0])
-        yield scan, fit(to_grey(hu), TILE)
+    apart = np.linalg.norm(embedding - embedding[classes.reference[label]], axis=1)
+    far = np.argsort(-apart, kind="stable").tolist()
+    return [scan for scan in far if scan not in known][:STRANGERS]
+
+
+def _place_in(store: PatchStore, label: int, scan: int) -> Grey:
+    """The class's place in any scan, from its thumbnail: the middle axial slice."""
+    low, high, extent_mm = _box(store, label, int(store.classes.reference[label]))
+    image, window = store.thumbnails.read([scan])[0], store.config["window_hu"]
+    first, last = store.scans.frame_mm[scan]
+    half, centre = extent_mm / (last - first) / 2, (low + high) / 2
+    spans = [_span(c - h, c + h, n) for c, h, n in zip(centre, half, image.shape, strict=True)]
+    depth = min(int(centre[0] * len(image)), len(image) - 1)
+    part = image[depth][slice(*spans[1]), slice(*spans[2])].astype(np.float64)
+    return fit(to_grey(window[0] + part / 255 * (window[1] - window[0])), TILE)
 
 
 def _span(low: float, high: float, length: int) -> tuple[int, int]:

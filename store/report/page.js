@@ -26,7 +26,7 @@ function sheet(name) {
       const image = new Image();
       image.onload = () => resolve(image);
       image.onerror = () => reject(new Error(`picture ${name} is broken`));
-      image.src = "data:image/webp;base64," + document.getElementById(name).textContent;
+      image.src = data.live ? `sheet/${name}` : "data:image/webp;base64," + document.getElementById(name).textContent;
     }));
     if (sheets.size > 12) sheets.delete(sheets.keys().next().value);
   }
@@ -46,14 +46,15 @@ function levels() {
   const [low, high] = picker.value.split(",").map(Number);
   return Uint8ClampedArray.from({ length: 256 }, (_, level) => 255 * (toHu(level) - low) / (high - low));
 }
-// A tile as a canvas; `size` is [width, height] on the page in CSS pixels.
-function tile(name, number, columns, size, label, { box = null, plain = false } = {}) {
+// A tile as a canvas; `size` is [width, height] on the page in CSS pixels, `cell` the tile's own.
+function tile(name, number, columns, size, label, { box = null, plain = false, cell = [T, T] } = {}) {
   const canvas = el("canvas", { width: size[0] * 2, height: size[1] * 2, role: "img", "aria-label": label, style: `width:${size[0]}px;height:${size[1]}px` });
   canvas.draw = async (which = number) => {
     const image = await sheet(name);
-    const small = new OffscreenCanvas(T, T).getContext("2d", { willReadFrequently: true });
-    small.drawImage(image, (which % columns) * T, Math.floor(which / columns) * T, T, T, 0, 0, T, T);
-    const pixels = small.getImageData(0, 0, T, T);
+    const [wide, tall] = cell;
+    const small = new OffscreenCanvas(wide, tall).getContext("2d", { willReadFrequently: true });
+    small.drawImage(image, (which % columns) * wide, Math.floor(which / columns) * tall, wide, tall, 0, 0, wide, tall);
+    const pixels = small.getImageData(0, 0, wide, tall);
     if (!plain) {
       const table = levels();
       for (let i = 0; i < pixels.data.length; i += 4) pixels.data[i] = pixels.data[i + 1] = pixels.data[i + 2] = table[pixels.data[i]];
@@ -139,7 +140,7 @@ function map() {
   const side = 500, point = (row) => {
     const scan = data.scans[row], wide = scan.size[2] * scan.spacing[2], deep = scan.size[0] * scan.spacing[0];
     document.getElementById("hovered").replaceChildren(
-      row < 1000 ? tile("scans", row, 16, [Math.round(Math.min(320, 220 * wide / deep)), 220], `Scan ${scan.id} from the front`, { plain: true }) : "",
+      row < data.mappedScans ? tile("scans", row, 16, [Math.round(Math.min(320, 220 * wide / deep)), 220], `Scan ${scan.id} from the front`, { plain: true }) : "",
       el("figcaption", {}, `${scanLabel(row)}, ${scan.split}, ${scan.size.join(" x ")} voxels of ${scan.spacing.map((v) => number(v)).join(" x ")} mm (z, y, x)`));
   };
   return el("svg", { id: "map", viewBox: `0 0 ${side} ${side}`, role: "group", "aria-label": "Map of scans" },
@@ -241,7 +242,7 @@ function detail(label) {
   show(
     el("p", { class: "steps" }, el("a", { href: `#/class/${near(-1)}`, id: "previous" }, "Previous"), el("a", { href: `#/class/${near(1)}`, id: "next" }, "Next"), el("span", { class: "soft small" }, "Keys: left and right for classes, up and down or the wheel for slices, 1 to 4 for windows, Escape for all classes")),
     el("h2", {}, title(c), c.name ? el("span", { class: "soft" }, ` (class ${c.label})`) : null, c.excluded ? el("span", { class: "soft" }, " excluded") : null),
-    c.note ? el("p", {}, c.note) : null,
+    data.live ? editor(c) : c.note ? el("p", {}, c.note) : null,
     el("div", { class: "panels" }, table(["", ""], facts)),
     el("h3", {}, `Reference ${scanLabel(c.reference)}`), el("label", { class: "steps" }, "Slice ", slider), stage,
     el("h3", {}, "Mean of all members"), el("div", { class: "row" }, ...three(of, data.memberSlices, "Mean", half)),
@@ -249,13 +250,52 @@ function detail(label) {
     ...c.shown.map((index, i) => {
       const member = c.all[index], first = start + i * each, outlier = c.outliers.includes(member.scan);
       return el("div", { class: `member row${outlier ? " outlier" : ""}` },
-        el("div", { class: "who small" }, el("div", {}, scanLabel(member.scan)), el("div", {}, `${member.split}, distance ${number(member.distance)}`), outlier ? el("div", {}, "outlier: unlike the others") : null),
+        el("div", { class: "who small" }, el("div", {}, scanLabel(member.scan)), el("div", {}, `${member.split}, distance ${number(member.distance)}`), outlier ? el("div", {}, "outlier: unlike the others") : null,
+          data.live ? el("button", { type: "button", click: () => enlarge(c, member) }, "All slices") : null),
         ...three(first, data.memberSlices, `Member ${index}`, half),
         ...(member.split === "train" ? [tile(name, first + data.memberSlices + 2, columns, half(axial), `Member ${index}, second scale`), tile(name, first + data.memberSlices + 3, columns, half(axial), `Member ${index}, third scale`)] : []));
     }),
     c.strangers.length ? el("h3", {}, "The same place in scans that are no members (from their thumbnails)") : null,
     el("div", { class: "row" }, ...c.strangers.map((scan, i) => el("figure", {}, tile(name, afterMembers + i, columns, half(axial), `Scan ${data.scans[scan].id}, no member`), el("figcaption", {}, scanLabel(scan))))),
     el("details", {}, el("summary", {}, `All ${c.all.length} members`), table(["scan", "patient", "split", "distance", ""], c.all.map((m) => [data.scans[m.scan].id, data.scans[m.scan].person, m.split, number(m.distance, 3), c.outliers.includes(m.scan) ? "outlier" : ""]), [3])));
+}
+
+// Editing and crops as they are, where a server stands behind the page (semgen browse).
+function editor(c) {
+  const told = el("span", { class: "soft", role: "status" });
+  const save = async (change) => {
+    told.textContent = "Saving";
+    try {
+      const reply = await fetch(`class/${c.label}`, { method: "PUT", headers: { "Content-Type": "application/json" }, body: JSON.stringify(change) });
+      if (!reply.ok) throw new Error(`${reply.status} ${reply.statusText}`);
+      Object.assign(c, await reply.json());
+      told.textContent = "Saved";
+      document.querySelector("h2").firstChild.textContent = title(c);
+    } catch (error) {
+      told.textContent = `Not saved: ${error.message}. Is semgen browse still running?`;
+    }
+  };
+  const name = el("input", { id: "name", maxlength: 200, change: () => save({ name: name.value }) });
+  const note = el("textarea", { id: "note", rows: 2, cols: 40, maxlength: 2000, change: () => save({ note: note.value }) });
+  const excluded = el("input", { id: "exclude", type: "checkbox", change: () => save({ excluded: excluded.checked }) });
+  name.value = c.name;
+  note.value = c.note;
+  excluded.checked = c.excluded;
+  return el("div", { class: "filters" }, el("label", {}, "Name ", name), el("label", {}, "Note ", note), el("label", {}, excluded, " Exclude from training"), told);
+}
+function enlarge(c, member) {
+  const [depth, tall, wide] = data.shape, [, high, broad] = c.extent;
+  const canvas = tile(`crop-${member.split}-${member.rows}`, Math.floor(depth / 2), 8, [512, Math.round(512 * high / broad)], "All slices of a member", { cell: [wide, tall] });
+  const where = el("span", { class: "soft" });
+  const slider = el("input", { type: "range", min: 0, max: depth - 1, value: Math.floor(depth / 2), "aria-label": "Slice, from the feet to the head", input: () => turn() });
+  const turn = () => { canvas.draw(Number(slider.value)); where.textContent = `${Number(slider.value) + 1} of ${depth}`; };
+  const box = el("dialog", { "aria-label": "All slices of a member", close: () => box.remove() },
+    el("p", { class: "steps" }, scanLabel(member.scan), slider, where, el("button", { type: "button", click: () => box.close() }, "Close")), canvas);
+  box.addEventListener("wheel", (event) => { event.preventDefault(); slider.value = Number(slider.value) + (event.deltaY < 0 ? 1 : -1); turn(); }, { passive: false });
+  document.body.append(box);
+  box.showModal();
+  slider.focus();
+  turn();
 }
 
 let move = null;

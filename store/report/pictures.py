@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 
@@ -46,8 +45,8 @@ def fit(picture: Grey, side: int) -> Grey:
     return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BILINEAR))
 
 
-def encode_tiles(tiles: Sequence[Grey], columns: int) -> str:
-    """Tiles of one size, row by row, as one WebP in base64."""
+def encode_tiles(tiles: Sequence[Grey], columns: int, *, lossless: bool = False) -> bytes:
+    """Tiles of one size, row by row, as one WebP."""
     height, width = tiles[0].shape
     rows = -(-len(tiles) // columns)
     sheet = np.zeros((rows * height, columns * width), np.uint8)
@@ -56,5 +55,7 @@ def encode_tiles(tiles: Sequence[Grey], columns: int) -> str:
         place = np.s_[row * height : (row + 1) * height, column * width : (column + 1) * width]
         sheet[place] = tile
     content = io.BytesIO()
-    Image.fromarray(sheet).convert("RGB").save(content, "WEBP", quality=_QUALITY, method=4)
-    return base64.b64encode(content.getvalue()).decode()
+    Image.fromarray(sheet).convert("RGB").save(
+        content, "WEBP", quality=_QUALITY, method=4, lossless=lossless
+    )
+    return content.getvalue()

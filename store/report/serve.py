@@ -1,0 +1,179 @@
+"""The page of discovered classes from the store itself, with editing: `semgen browse`.
+
+Whoever knows the address with its token may look and edit; without it everything is refused. No
+request names a file: classes and rows are numbers, held against the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from functools import lru_cache
+from typing import Any
+
+from tornado.httpserver import HTTPServer
+from tornado.httputil import split_host_and_port
+from tornado.netutil import bind_sockets
+from tornado.web import Application, HTTPError, RequestHandler
+
+from store.classes import annotate
+from store.format import SPLITS, StoreError
+from store.quality import Quality
+from store.reader import PatchStore
+from store.report.build import (
+    CARD_TILES,
+    card_tiles,
+    class_sheet,
+    crop_sheet,
+    render_data,
+    render_page,
+    scan_sheet,
+)
+from store.report.pictures import encode_tiles
+
+LOOPBACK = "127.0.0.1"
+_KEPT_SHEETS = 256
+_FIELDS = {"name": (str, 200), "note": (str, 2000), "excluded": (bool, 0)}
+"""Of a note: type, and most characters."""
+
+
+class Desk:
+    """A store, opened for the page."""
+
+    def __init__(self, store: PatchStore, quality: list[Quality], *, any_host: bool) -> None:
+        self.store, self.quality, self.any_host = store, quality, any_host
+        self.token = secrets.token_urlsafe(24)
+        self.draw = lru_cache(_KEPT_SHEETS)(self._draw)
+
+    def page(self) -> str:
+        """The page with what is said of classes now."""
+        head, tail = render_page("default-src 'none'; img-src 'self' data:; connect-src 'self'")
+        return head + render_data(self.store, self.quality, classes_per_sheet=1, live=True) + tail
+
+    def _draw(self, kind: str, split: str, number: int) -> bytes:
+        """A picture; KeyError for one that there is not."""
+        count = len(self.store.split(split)) if kind == "crop" else self.store.num_classes
+        if kind != "scans" and number >= count:
+            raise KeyError(number)
+        makers: dict[str, Callable[[], bytes]] = {
+            "class": lambda: class_sheet(self.store, number),
+            "cards": lambda: encode_tiles(card_tiles(self.store, number), CARD_TILES),
+            "crop": lambda: crop_sheet(self.store, split, number),
+            "scans": lambda: scan_sheet(self.store),
+        }
+        return makers[kind]()
+
+
+class _Handler(RequestHandler):
+    desk: Desk
+
+    def initialize(self, desk: Desk) -> None:
+        self.desk = desk
+
+    def prepare(self) -> None:
+        """Refuse who does not know the token, and pages of other sites that got hold of a name."""
+        host, _ = split_host_and_port(self.request.host)
+        known = self.desk.any_host or host in {LOOPBACK, "localhost"}
+        token = self.path_args[0].encode()
+        if not known or not hmac.compare_digest(token, self.desk.token.encode()):
+            raise HTTPError(403)
+
+    def set_default_headers(self) -> None:
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("Referrer-Policy", "no-referrer")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("X-Frame-Options", "DENY")
+
+    def write_error(self, status_code: int, **kwargs: object) -> None:
+        self.set_header("Content-Type", "text/plain")
+        self.finish(f"{status_code}: {self._reason}\n")
+
+
+class _Page(_Handler):
+    async def get(self, token: str) -> None:
+        self.finish(await asyncio.to_thread(self.desk.page))
+
+
+class _Sheet(_Handler):
+    async def get(self, token: str, kind: str, split: str | None, number: str | None) -> None:
+        try:
+            content = await asyncio.to_thread(
+                self.desk.draw, kind, split or SPLITS[0], int(number or 0)
+            )
+        except KeyError as error:
+            raise HTTPError(404) from error
+        self.set_header("Content-Type", "image/webp")
+        self.finish(content)
+
+
+class _Class(_Handler):
+    async def put(self, token: str, label: str) -> None:
+        if self.request.headers.get("Content-Type") != "application/json":
+            raise HTTPError(415)
+        change = _read_change(self.request.body)
+        if change is None:
+            raise HTTPError(400)
+        try:
+            said = await asyncio.to_thread(annotate, self.desk.store.path, {int(label): change})
+        except StoreError as error:
+            raise HTTPError(404) from error
+        self.finish(asdict(said[int(label)]))
+
+
+def _read_change(body: bytes) -> dict[str, Any] | None:
+    """Fields of a note and their new values; None for anything else."""
+    try:
+        change = json.loads(body)
+    except ValueError:
+        return None
+    if not isinstance(change, dict):
+        return None
+    for name, value in change.items():
+        kind, most = _FIELDS.get(name, (None, 0))
+        if kind is None or not isinstance(value, kind):
+            return None
+        if isinstance(value, str) and len(value) > most:
+            return None
+    return change
+
+
+def make_application(desk: Desk) -> Application:
+    """What answers requests."""
+    shared = {"desk": desk}
+    return Application(
+        [
+            (r"/([^/]+)/", _Page, shared),
+            (r"/([^/]+)/sheet/(class|cards|scans|crop)(?:-(train|validation))?(?:-(\d{1,9}))?",
+             _Sheet, shared),
+            (r"/([^/]+)/class/(\d{1,9})", _Class, shared),
+            (r"/(.*)", _Handler, shared),
+        ]
+    )  # fmt: skip
+
+
+async def serve(
+    store: PatchStore,
+    quality: list[Quality],
+    *,
+    host: str = LOOPBACK,
+    port: int = 0,
+    on_start: Callable[[str], object],
+    stop: Awaitable[object] | None = None,
+) -> None:
+    """Answer on `host` and `port` (0: any free one) until `stop`; `on_start` gets the address."""
+    logging.getLogger("tornado.access").setLevel(logging.CRITICAL)  # it would tell the token
+    desk = Desk(store, quality, any_host=host not in {LOOPBACK, "localhost"})
+    sockets = bind_sockets(port, host)
+    server = HTTPServer(make_application(desk), max_body_size=2**16)
+    server.add_sockets(sockets)
+    try:
+        on_start(f"http://{host}:{sockets[0].getsockname()[1]}/{desk.token}/")
+        await (stop or asyncio.Event().wait())
+    finally:
+        server.stop()
+        await server.close_all_connections()

@@ -1,0 +1,79 @@
+"""A real browser, headless, and what a person does with a page in it."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+
+FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+def start_browser() -> Iterator[webdriver.Chrome]:
+    """Chromium; the test is skipped where there is none, but under CI it fails."""
+    driver, chromium = shutil.which("chromedriver"), shutil.which("chromium")
+    if not (driver and chromium):
+        if os.environ.get("CI"):
+            pytest.fail("Debian's chromium and chromium-driver are not installed")
+        pytest.skip("needs Debian's chromium and chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in FLAGS:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with webdriver.Chrome(options, webdriver.ChromeService(driver)) as chrome:
+        chrome.set_window_size(1200, 900)
+        yield chrome
+
+
+class Page:
+    """What a person does with the page."""
+
+    def __init__(self, browser: webdriver.Chrome, address: str) -> None:
+        self.browser, self.address = browser, address
+
+    def go(self, place: str) -> None:
+        self.browser.get(f"{self.address}{place}")
+
+    def all(self, selector: str) -> list[WebElement]:
+        return self.browser.find_elements(By.CSS_SELECTOR, selector)
+
+    def one(self, selector: str) -> WebElement:
+        return self.browser.find_element(By.CSS_SELECTOR, selector)
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.one("body").send_keys(key)
+
+    def wait(self, holds: Callable[[], Any]) -> Any:
+        return WebDriverWait(self.browser, 10).until(lambda _: holds())
+
+    def pixels(self, selector: str) -> np.ndarray:
+        """Grey levels of a canvas, once it is drawn."""
+        self.wait(lambda: self.one(selector).get_attribute("data-drawn"))
+        script = (
+            "const c = document.querySelector(arguments[0]);"
+            "return Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)"
+        )
+        return np.array(self.browser.execute_script(script, selector)).reshape(-1, 4)[:, 0]
+
+    def other_pixels(self, selector: str, before: np.ndarray) -> np.ndarray:
+        """Grey levels of a canvas as soon as they are no longer those."""
+
+        def differ() -> bool:
+            return bool((self.pixels(selector) != before).any())
+
+        self.wait(differ)
+        return self.pixels(selector)
+
+    def titles(self) -> list[str]:
+        return [card.text for card in self.all(".card h3 span:first-child")]
