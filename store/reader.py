@@ -6,6 +6,7 @@ fetching rows at random through it costs ten times as much (see benchmarks/RESUL
 
 from __future__ import annotations
 
+import html
 import struct
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
@@ -219,6 +220,43 @@ class PatchStore:
     def rows_of_class(self, split: str, label: int) -> NDArray[np.intp]:
         """The rows of one class, in store order."""
         return np.flatnonzero(self.split(split).label == label)
+
+    def table(self, split: str) -> dict[str, NDArray[Any]]:
+        """One entry for each crop, as columns: `pandas.DataFrame(store.table("train"))`.
+
+        row, class, scan (row of `scans`), person, scale, z_mm, y_mm, x_mm (centre of the crop in
+        its scan), depth_mm, height_mm, width_mm.
+        """
+        rows = self.split(split)
+        centre = rows.origin_mm + rows.extent_mm / 2
+        return {
+            "row": np.arange(len(rows)),
+            "class": rows.label,
+            "scan": rows.scan,
+            "person": self.scans.patient[rows.scan],
+            "scale": rows.scale,
+            **{f"{axis}_mm": centre[:, i] for i, axis in enumerate("zyx")},
+            **{f"{side}_mm": rows.extent_mm[:, i]
+               for i, side in enumerate(("depth", "height", "width"))},
+        }  # fmt: skip
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        if self.state != "complete":
+            return f"<p>{html.escape(repr(self))}</p>"
+        facts = {
+            "scans": len(self.scans.id),
+            "persons": len(np.unique(self.scans.patient)),
+            "classes": self.num_classes,
+            "crops": f"{len(self.train)} train, {len(self.validation)} validation",
+            "voxels": " x ".join(map(str, self.train.patch.shape[1:])) + " (z, y, x)",
+            "fingerprint": (self.fingerprint or "")[:16],
+        }
+        lines = "".join(
+            f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>"
+            for name, value in facts.items()
+        )
+        return f"<table><caption>{html.escape(self.path.name)}</caption>{lines}</table>"
 
     def __repr__(self) -> str:
         if self.state != "complete":

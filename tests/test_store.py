@@ -536,3 +536,22 @@ def test_writers_at_once_lose_nothing(annotated: Path) -> None:
     assert [read_annotation(annotated)[c].name for c in range(6)] == [
         f"class {c}" for c in range(6)
     ]
+
+
+# From Python -------------------------------------------------------------------------------------
+
+
+def test_rows_come_as_columns_that_pandas_takes(patches: PatchStore) -> None:
+    table = patches.table("train")
+    assert {len(column) for column in table.values()} == {len(patches.train)}
+    np.testing.assert_array_equal(table["class"], patches.train.label)
+    middle = patches.train.origin_mm + patches.train.extent_mm / 2
+    np.testing.assert_array_equal(table["y_mm"], middle[:, 1])
+    np.testing.assert_array_equal(table["depth_mm"], patches.train.extent_mm[:, 0])
+
+
+def test_a_notebook_shows_a_store_as_a_table(patches: PatchStore) -> None:
+    shown = patches._repr_html_()
+    assert "<th>classes</th><td>4</td>" in shown
+    assert patches.fingerprint is not None
+    assert patches.fingerprint[:16] in shown
