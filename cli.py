@@ -414,6 +414,10 @@ def inspect(store: Path, label: int | None, paths: bool, as_json: bool) -> None:
     elif label is None:
         _print_store(store, facts)
     else:
+        if opened.state == "complete" and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+            from store.report.terminal import draw_class
+
+            click.echo(draw_class(opened, facts["class"]))
         _print_class(facts)
 
 

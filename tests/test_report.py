@@ -13,7 +13,9 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 from store import PatchStore, annotate
+from store.report.build import card_tiles
 from store.report.pictures import LEVELS, planes, projections, to_grey
+from store.report.terminal import draw_class
 from tests.browser import Page
 from tests.conftest import Semgen
 
@@ -153,3 +155,19 @@ def test_grey_levels_resolve_soft_tissue_to_four_hu() -> None:
     assert (np.diff(levels.astype(int)) >= 0).all()
     assert len(np.unique(levels)) > len(hu) / 4.1
     assert to_grey(np.array([-3000, 5000])).tolist() == [LEVELS[0][1], LEVELS[-1][1]]
+
+
+def test_a_terminal_shows_a_class_in_greys(patches: PatchStore) -> None:
+    caption, *lines = draw_class(patches, 0).splitlines()
+    assert caption.split("  ")[0] == "mean"
+    assert len(lines) == 15
+    pixels = [re.findall(r"38;5;(\d+);48;5;(\d+)m▀", line) for line in lines]
+    assert {len(line) for line in pixels} == {4 * 30}
+    greys = np.array(pixels, int)
+    assert greys.min() >= 232
+    assert greys.max() <= 255
+    mean, reference = greys[:, :30, 0], greys[:, 30:60, 0]
+    tile = card_tiles(patches, 0)[1]
+    upper, lower = tile[: len(tile) // 2].mean(), tile[len(tile) // 2 :].mean()
+    assert (reference[:7].mean() > reference[8:].mean()) == (upper > lower)
+    assert mean.std() > 0
