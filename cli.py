@@ -22,6 +22,8 @@ import click
 
 if TYPE_CHECKING:
     from pipeline.job import Summary
+    from store import PatchStore
+    from store.quality import Quality
     from trainer import Event, TrainSummary
 
 _PLAIN_SECONDS = 10.0
@@ -161,8 +163,9 @@ def demo(directory: Path) -> None:
     _print_summary(summary, store)
     page = directory / "report.html"
     opened = PatchStore(store)
+    quality = _load_quality(opened)
     with reporter.stage("report", opened.num_classes, "classes") as advance:
-        write_report(opened, page, progress=advance)
+        write_report(opened, quality, page, progress=advance)
     click.echo()
     training = TrainConfig(width=4, batch_size=12, epochs=16, warmup_epochs=6, log_every=5)
     with _training_events() as on_event:
@@ -466,8 +469,9 @@ def report(store: Path, out: Path) -> None:
     from store.report import write_report
 
     opened = PatchStore(store)
+    quality = _load_quality(opened)
     with _Reporter().stage("report", opened.num_classes, "classes") as advance:
-        size = write_report(opened, out, progress=advance)
+        size = write_report(opened, quality, out, progress=advance)
     click.echo(f"{out}: {opened.num_classes} classes, {_size(size)}; open it in a browser")
 
 
@@ -486,12 +490,10 @@ def browse(store: Path, port: int, host: str, opens: bool) -> None:
     import webbrowser
 
     from store import PatchStore
-    from store.quality import count_crops, load_quality
     from store.report.serve import serve
 
     opened = PatchStore(store)
-    with _Reporter().stage("quality", count_crops(opened), "crops") as advance:
-        quality = load_quality(opened, progress=advance)
+    quality = _load_quality(opened)
 
     def tell(address: str) -> None:
         click.echo(f"{address}\nCtrl-C ends it.")
@@ -551,11 +553,9 @@ def classes(
         for label, members in enumerate((opened.classes.neighbour >= 0).sum(1))
     ]
     if quality:
-        from store.quality import as_row, count_crops, load_quality
+        from store.quality import as_row
 
-        with _Reporter().stage("quality", count_crops(opened), "crops") as advance:
-            known = load_quality(opened, progress=advance)
-        for row, facts in zip(found, known, strict=True):
+        for row, facts in zip(found, _load_quality(opened), strict=True):
             row |= {name: v for name, v in as_row(facts).items() if name != "label"}
         found.sort(key=lambda row: -row["consistency"])
     if as_json:
@@ -566,6 +566,23 @@ def classes(
         table.writerows(found)
     else:
         _print_classes(found)
+
+
+def _load_quality(store: PatchStore) -> list[Quality]:
+    """Of every class, with progress where it is not known yet."""
+    from store.quality import count_crops, load_quality
+
+    with contextlib.ExitStack() as stack:
+        advance: Callable[[int], None] | None = None
+
+        def progress(count: int) -> None:
+            nonlocal advance
+            if advance is None:
+                stage = _Reporter().stage("quality", count_crops(store), "crops")
+                advance = stack.enter_context(stage)
+            advance(count)
+
+        return load_quality(store, progress=progress)
 
 
 def _print_classes(rows: list[dict[str, Any]]) -> None:

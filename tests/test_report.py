@@ -13,7 +13,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 from store import PatchStore, annotate
-from store.report.build import card_tiles
+from store.report.build import card_tiles, mean_crop
 from store.report.pictures import LEVELS, planes, projections, to_grey
 from store.report.terminal import draw_class
 from tests.browser import Page
@@ -167,7 +167,7 @@ def test_a_terminal_shows_a_class_in_greys(patches: PatchStore) -> None:
     assert greys.min() >= 232
     assert greys.max() <= 255
     mean, reference = greys[:, :30, 0], greys[:, 30:60, 0]
-    tile = card_tiles(patches, 0)[1]
+    tile = card_tiles(patches, 0, mean_crop(patches, 0))[1]
     upper, lower = tile[: len(tile) // 2].mean(), tile[len(tile) // 2 :].mean()
     assert (reference[:7].mean() > reference[8:].mean()) == (upper > lower)
     assert mean.std() > 0

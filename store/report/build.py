@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from store.classes import read_annotation
 from store.format import SPLITS
 from store.inspect import scan_name
-from store.quality import Quality, load_quality
+from store.quality import Quality
 from store.reader import PatchStore
 from store.report.pictures import (
     LEVELS,
@@ -38,16 +38,20 @@ CLASSES_PER_SHEET = 50
 MAPPED_SCANS = 1000
 """Scans of which the map shows a picture."""
 CROP_COLUMNS = 8
+_CROPS_AT_ONCE = 64
 
 
 def write_report(
-    store: PatchStore, out: Path, *, progress: Callable[[int], None] = lambda count: None
+    store: PatchStore,
+    quality: list[Quality],
+    out: Path,
+    *,
+    progress: Callable[[int], None] = lambda count: None,
 ) -> int:
     """Write the page, under a temporary name first; returns its size in bytes.
 
     One class is in memory at a time. `progress` is called with classes done.
     """
-    quality = load_quality(store)
     partial = out.with_name(out.name + ".partial")
     try:
         with partial.open("w", encoding="utf-8") as page:
@@ -96,8 +100,9 @@ def _sheets(store: PatchStore, progress: Callable[[int], None]) -> Iterator[tupl
     """Pictures of the page by name."""
     cards: list[Grey] = []
     for label in range(store.num_classes):
-        yield f"class-{label}", class_sheet(store, label)
-        cards += card_tiles(store, label)
+        mean = mean_crop(store, label)
+        yield f"class-{label}", class_sheet(store, label, mean)
+        cards += card_tiles(store, label, mean)
         if label + 1 == store.num_classes or (label + 1) % CLASSES_PER_SHEET == 0:
             yield f"cards-{label // CLASSES_PER_SHEET}", encode_tiles(cards, CARD_TILES)
             cards = []
@@ -174,12 +179,12 @@ def class_facts(store: PatchStore, quality: Quality) -> dict[str, Any]:
     }
 
 
-def class_sheet(store: PatchStore, label: int) -> bytes:
+def class_sheet(store: PatchStore, label: int, mean: NDArray[np.float64]) -> bytes:
     """Pictures of a class's own view: reference, mean, shown members, the place in strangers."""
     shown = _shown(list(_members(store, label)))
     crops = dict(_read_scales(store, shown))
     tiles = [fit(t, TILE) for t in planes(crops[0, 0], REFERENCE_SLICES)]
-    tiles += [fit(t, TILE) for t in planes(_mean_crop(store, label), MEMBER_SLICES)]
+    tiles += [fit(t, TILE) for t in planes(mean, MEMBER_SLICES)]
     for number in range(len(shown)):
         tiles += [fit(t, TILE) for t in planes(crops[number, 0], MEMBER_SLICES)]
         for scale in (1, 2):
@@ -190,10 +195,10 @@ def class_sheet(store: PatchStore, label: int) -> bytes:
     return encode_tiles(tiles, MEMBER_SLICES + 4)
 
 
-def card_tiles(store: PatchStore, label: int) -> list[Grey]:
+def card_tiles(store: PatchStore, label: int, mean: NDArray[np.float64]) -> list[Grey]:
     """Pictures of a class in the overview: mean, reference, front and side view with its place."""
     reference = int(store.classes.reference[label])
-    mean, own = _mean_crop(store, label), next(_members(store, label))["rows"][0]
+    own = next(_members(store, label))["rows"][0]
     front, side = projections(store.thumbnails.read([reference])[0])
     crop = store.train.read([own])[0]
     return [
@@ -241,13 +246,15 @@ def _read_scales(
             yield (number, scale), crop
 
 
-def _mean_crop(store: PatchStore, label: int) -> NDArray[np.float64]:
+def mean_crop(store: PatchStore, label: int) -> NDArray[np.float64]:
+    """The mean of a class's base crops, in HU."""
     total, count = np.zeros(store.train.patch.shape[1:]), 0
     for name in SPLITS:
         split = store.split(name)
-        for row in np.flatnonzero((split.label == label) & (split.scale == 0)).tolist():
-            total += split.read([row])[0]
-            count += 1
+        rows = np.flatnonzero((split.label == label) & (split.scale == 0))
+        for part in np.array_split(rows, -(-len(rows) // _CROPS_AT_ONCE) or 1):
+            total += split.read(part).sum(axis=0, dtype=np.float64)
+            count += len(part)
     return total / count
 
 

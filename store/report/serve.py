@@ -30,6 +30,7 @@ from store.report.build import (
     card_tiles,
     class_sheet,
     crop_sheet,
+    mean_crop,
     render_data,
     render_page,
     scan_sheet,
@@ -61,8 +62,10 @@ class Desk:
         if kind != "scans" and number >= count:
             raise KeyError(number)
         makers: dict[str, Callable[[], bytes]] = {
-            "class": lambda: class_sheet(self.store, number),
-            "cards": lambda: encode_tiles(card_tiles(self.store, number), CARD_TILES),
+            "class": lambda: class_sheet(self.store, number, mean_crop(self.store, number)),
+            "cards": lambda: encode_tiles(
+                card_tiles(self.store, number, mean_crop(self.store, number)), CARD_TILES
+            ),
             "crop": lambda: crop_sheet(self.store, split, number),
             "scans": lambda: scan_sheet(self.store),
         }

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from store.reader import PatchStore
-from store.report.build import TILE, card_tiles
+from store.report.build import TILE, card_tiles, mean_crop
 from store.report.pictures import LEVELS, Grey
 
 _COLUMNS, _GAP = 30, "  "
@@ -17,7 +17,7 @@ _CAPTIONS = ("mean", "reference", "from the front", "from the left")
 def draw_class(store: PatchStore, label: int) -> str:
     """Mean, reference, and front and side view of the reference's scan, side by side."""
     pictures = [_draw(tile, windowed=number < 2) for number, tile in
-                enumerate(card_tiles(store, label))]  # fmt: skip
+                enumerate(card_tiles(store, label, mean_crop(store, label)))]  # fmt: skip
     captions = _GAP.join(caption.ljust(_COLUMNS) for caption in _CAPTIONS)
     return "\n".join(
         [captions.rstrip(), *(_GAP.join(lines) for lines in zip(*pictures, strict=True))]
