@@ -14,7 +14,7 @@ import torch
 from trainer.config import find_differences
 from trainer.errors import TrainError
 
-VERSION = 1
+VERSION = 2
 LAST, BEST = "last.pt", "best.pt"
 
 

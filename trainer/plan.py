@@ -104,8 +104,8 @@ class EpochPlan:
 
     def share(self, batch: int) -> float:
         """What part of a batch is this rank's."""
-        of_batch = len(np.array_split(self.rows, len(self))[batch])
-        return len(np.array_split(range(of_batch), self.world_size)[self.rank]) / of_batch
+        of_batch = _part_length(len(self.rows), len(self), batch)
+        return _part_length(of_batch, self.world_size, self.rank) / of_batch
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """The rows in the order of this epoch, all ranks together."""
@@ -120,3 +120,9 @@ class EpochPlan:
             return []
         whole = np.array_split(self.order(epoch), len(self))
         return [np.array_split(batch, self.world_size)[self.rank] for batch in whole]
+
+
+def _part_length(length: int, parts: int, part: int) -> int:
+    """How long `numpy.array_split` makes one of the parts."""
+    each, more = divmod(length, parts)
+    return each + (part < more)

@@ -311,6 +311,9 @@ function route() {
   main.focus({ preventScroll: true });
 }
 addEventListener("hashchange", route);
+addEventListener("beforeprint", () => {
+  for (const canvas of document.querySelectorAll("canvas:not([data-drawn])")) canvas.draw();
+});
 picker.addEventListener("change", redraw);
 addEventListener("keydown", (event) => {
   if (event.target.matches("input, select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
