@@ -92,6 +92,11 @@ class _Handler(RequestHandler):
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("X-Frame-Options", "DENY")
 
+    def log_exception(self, kind: Any, error: Any, trace: Any) -> None:
+        """Tell of faults of ours, without the address that holds the token."""
+        if not isinstance(error, HTTPError):
+            logging.getLogger("tornado.application").error("fault", exc_info=(kind, error, trace))
+
     def write_error(self, status_code: int, **kwargs: object) -> None:
         self.set_header("Content-Type", "text/plain")
         self.finish(f"{status_code}: {self._reason}\n")
@@ -125,6 +130,8 @@ class _Class(_Handler):
             said = await asyncio.to_thread(annotate, self.desk.store.path, {int(label): change})
         except StoreError as error:
             raise HTTPError(404) from error
+        except OSError as error:
+            raise HTTPError(403, reason="The store cannot be written") from error
         self.finish(asdict(said[int(label)]))
 
 
