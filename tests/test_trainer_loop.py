@@ -211,7 +211,7 @@ def test_accumulated_gradients_are_the_mean_over_the_batch(store: Path, tmp_path
     net = build_unet(width=2, num_classes=6, decoder=False, seed=config.seed).train()
     loss = sum(
         F.cross_entropy(net(part).logits, named, reduction="sum")
-        for part, named in zip(inputs.chunk(3), labels.chunk(3), strict=True)
+        for part, named in zip(inputs.tensor_split(3), labels.tensor_split(3), strict=True)
     )
     (loss / len(labels)).backward()  # type: ignore[union-attr]
     saved = torch.load(tmp_path / "run/last.pt", weights_only=True)["optimiser"]["state"]

@@ -122,6 +122,16 @@ def test_another_number_of_processes_is_refused_unless_it_changes_nothing(
         pretrain(store, tmp_path / "apart", config)
 
 
+@pytest.mark.parametrize("settings", [{"batch_size": 9, "accumulate": 3}, {"batch_size": 1}])
+def test_processes_with_unequal_shares_make_as_many_passes(
+    store: Path, tmp_path: Path, settings: dict[str, int]
+) -> None:
+    """Shares of 5 and 4 crops in three parts, or of one and none: no one may wait for ever."""
+    done = torchrun(store, tmp_path / "run", warmup_epochs=0, steps=3, **settings)
+    assert done.returncode == 0, done.stderr
+    assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
+
+
 def test_ranks_share_an_epoch_without_overlap(store: Path) -> None:
     rows = PatchStore(store).train.label.nonzero()[0]
     plans = [EpochPlan(rows=rows, batch_size=10, rank=r, world_size=2) for r in range(2)]

@@ -17,7 +17,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -243,34 +245,50 @@ class Session:
     # One step
 
     def _step(self, batch: Batch) -> None:
-        now, config = self.progress, self.config
+        now = self.progress
         self.optimiser.zero_grad(set_to_none=True)
-        if len(batch):
-            cubes, labels = self.train_stream.load(batch)  # (n, 1, Z, Y, X), (n,)
-            draws = Draws.keyed(
-                config.seed, "train", now.epoch, rows=batch.rows, device=self.device
-            )
-            example = self.pretext.perturb(cubes, draws)
-        else:  # of several processes: the others wait for this one's share, which counts nothing
-            cubes, labels = self._read_nothing()
-            example = self.pretext.perturb(cubes, Draws.keyed(0, "", rows=[0], device=self.device))
-        parts = list(
-            zip(*(part.chunk(config.accumulate) for part in (*example, labels)), strict=True)
-        )
+        parts = self._parts(batch)
         # Gradients are averaged over processes, whose shares of the batch may differ in size.
-        weight = self.ranks.size * self.train_stream.plan.share(batch.index) / len(labels)
-        for number, (inputs, target, named) in enumerate(parts, 1):
-            with self._gradients_shared(last=number == len(parts)):
+        weight = self.ranks.size * self.train_stream.plan.share(batch.index) / max(1, len(batch))
+        for place, (example, labels, num) in enumerate(parts, 1):
+            with self._gradients_shared(last=place == len(parts)):
                 with self.judge.autocast():
-                    output = self.model(inputs, pretext=now.joint)
-                part = Example(inputs, target) if now.joint else None
-                losses = self.judge.losses(output, part, named)
-                (losses["loss"] * (weight * len(named) * (len(batch) > 0))).backward()
-            if len(batch):
-                self.window.add(losses, len(named))
-                self.whole.add(losses, len(named))
+                    output = self.model(example.inputs, pretext=now.joint)
+                losses = self.judge.losses(output, example if now.joint else None, labels)
+                (losses["loss"] * (weight * num)).backward()
+            if num:
+                self.window.add(losses, num)
+                self.whole.add(losses, num)
         self.optimiser.step()
         self._num_cubes += len(batch) * self.ranks.size
+
+    def _parts(self, batch: Batch) -> list[tuple[Example, Tensor, int]]:
+        """What one pass each takes: perturbed cubes, their labels, how many count.
+
+        Processes exchange numbers in every pass, so all make as many: one that has fewer crops
+        fills up with a cube of nothing that does not count.
+        """
+        num_parts, parts = self.config.accumulate, []
+        if len(batch):
+            cubes, labels = self.train_stream.load(batch)  # (n, 1, Z, Y, X), (n,)
+            example = self._perturb(cubes, batch.rows)
+            split = (values.tensor_split(num_parts) for values in (*example, labels))
+            parts = [
+                (Example(inputs, target), named, len(named))
+                for inputs, target, named in zip(*split, strict=True)
+                if len(named)
+            ]
+        if self.ranks.size > 1 and len(parts) < num_parts:
+            nothing = torch.zeros_like(self.pictured[:1])
+            label = torch.zeros(1, dtype=torch.long, device=self.device)
+            filler = (self._perturb(nothing, np.zeros(1, np.int64)), label, 0)
+            parts += [filler] * (num_parts - len(parts))
+        return parts
+
+    def _perturb(self, cubes: Tensor, rows: NDArray[np.int64]) -> Example:
+        seed, epoch = self.config.seed, self.progress.epoch
+        draws = Draws.keyed(seed, "train", epoch, rows=rows, device=self.device)
+        return self.pretext.perturb(cubes, draws)
 
     def _gradients_shared(self, *, last: bool) -> AbstractContextManager[None]:
         """Processes exchange gradients with the last part of a step only."""
@@ -278,9 +296,6 @@ class Session:
             return contextlib.nullcontext()
         no_sync: AbstractContextManager[None] = self.model.no_sync()
         return no_sync
-
-    def _read_nothing(self) -> tuple[Tensor, Tensor]:
-        return torch.zeros_like(self.pictured[:1]), torch.zeros(1, dtype=torch.long).to(self.device)
 
     # Phases
 
