@@ -37,7 +37,7 @@ CARD_TILES = 4
 CLASSES_PER_SHEET = 50
 MAPPED_SCANS = 1000
 """Scans of which the map shows a picture."""
-CROP_COLUMNS = 8
+SCAN_COLUMNS, CROP_COLUMNS = 16, 8
 _CROPS_AT_ONCE = 64
 
 
@@ -128,6 +128,8 @@ def _overview(store: PatchStore) -> dict[str, Any]:
         "referenceSlices": REFERENCE_SLICES,
         "cardTiles": CARD_TILES,
         "mappedScans": MAPPED_SCANS,
+        "scanColumns": SCAN_COLUMNS,
+        "cropColumns": CROP_COLUMNS,
         "scans": [
             {
                 "id": scan_name(store, row),
@@ -156,7 +158,7 @@ def scan_sheet(store: PatchStore) -> bytes:
     """The front view of each scan on the map."""
     shown = range(min(len(store.scans.id), MAPPED_SCANS))
     thumbnails = (store.thumbnails.read([row])[0] for row in shown)
-    return encode_tiles([fit(projections(image)[0], TILE) for image in thumbnails], 16)
+    return encode_tiles([fit(projections(image)[0], TILE) for image in thumbnails], SCAN_COLUMNS)
 
 
 def class_facts(store: PatchStore, quality: Quality) -> dict[str, Any]:

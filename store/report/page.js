@@ -140,7 +140,7 @@ function map() {
   const side = 500, point = (row) => {
     const scan = data.scans[row], wide = scan.size[2] * scan.spacing[2], deep = scan.size[0] * scan.spacing[0];
     document.getElementById("hovered").replaceChildren(
-      row < data.mappedScans ? tile("scans", row, 16, [Math.round(Math.min(320, 220 * wide / deep)), 220], `Scan ${scan.id} from the front`, { plain: true }) : "",
+      row < data.mappedScans ? tile("scans", row, data.scanColumns, [Math.round(Math.min(320, 220 * wide / deep)), 220], `Scan ${scan.id} from the front`, { plain: true }) : "",
       el("figcaption", {}, `${scanLabel(row)}, ${scan.split}, ${scan.size.join(" x ")} voxels of ${scan.spacing.map((v) => number(v)).join(" x ")} mm (z, y, x)`));
   };
   return el("svg", { id: "map", viewBox: `0 0 ${side} ${side}`, role: "group", "aria-label": "Map of scans" },
@@ -285,7 +285,7 @@ function editor(c) {
 }
 function enlarge(c, member) {
   const [depth, tall, wide] = data.shape, [, high, broad] = c.extent;
-  const canvas = tile(`crop-${member.split}-${member.rows}`, Math.floor(depth / 2), 8, [512, Math.round(512 * high / broad)], "All slices of a member", { cell: [wide, tall] });
+  const canvas = tile(`crop-${member.split}-${member.rows}`, Math.floor(depth / 2), data.cropColumns, [512, Math.round(512 * high / broad)], "All slices of a member", { cell: [wide, tall] });
   const where = el("span", { class: "soft" });
   const slider = el("input", { type: "range", min: 0, max: depth - 1, value: Math.floor(depth / 2), "aria-label": "Slice, from the feet to the head", input: () => turn() });
   const turn = () => { canvas.draw(Number(slider.value)); where.textContent = `${Number(slider.value) + 1} of ${depth}`; };
