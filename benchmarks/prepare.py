@@ -1,29 +1,46 @@
-"""Time per stage, memory and the floor of `semgen prepare`.
+"""`semgen prepare` against only reading the files, and against the published procedure.
 
-    python benchmarks/prepare.py ARCHIVE [--workers N] [prepare's options]
+    python -m benchmarks.prepare --archive ARCHIVE --work DIR [--rounds 3] [--workers 2]
+    python -m benchmarks.prepare --archive ARCHIVE --work DIR --published
 
-Runs the command on a store in a temporary folder while sampling the memory of its processes,
-then reads the same files with the same number of processes and nothing else: the floor. Memory
-is resident set size; "added" is what a worker has above one that has imported all it needs.
+ARCHIVE holds a few real scans; DIR keeps what is made of them: six copies of each, that differ by
+some voxels, and phantoms of 512 x 512 x 300, plain and gzip. For each archive and round: the floor
+(as many processes read the same files and do nothing else), then a whole job; of both the median
+is taken. Of each stage: wall time, the share of the cores' time that its processes computed, the
+share that the machine waited for disks, and the rest, idle. Memory is resident set size, and
+"added" what a worker has above one that has only imported what its tasks need.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
+import argparse
+import contextlib
+import shutil
+import statistics
+import threading
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 import SimpleITK as sitk  # noqa: N813
+from scipy import ndimage
 
+from benchmarks.archives import large_phantoms, pack, replicate
 from pipeline.archive import Series
 from pipeline.catalogue import Catalogue, catalogue_folder
 from pipeline.cluster import connect
+from pipeline.config import PrepareConfig
+from pipeline.job import prepare
 from store import PatchStore
+
+_COPIES, _LARGE_SCANS = 6, 4
+_PUBLISHED = {"scans": 623, "classes": 200, "members": 230}
+_PUBLISHED_CLASSES, _PUBLISHED_MEMBERS = 10, 30
 
 
 def read_only(series: Series) -> int:
@@ -32,19 +49,78 @@ def read_only(series: Series) -> int:
     return image.GetNumberOfPixels()
 
 
-def watch(process: subprocess.Popen[str]) -> tuple[float, dict[int, list[float]]]:
-    """Peak MiB of the command, and samples in MiB of each worker."""
-    parent, samples, peak = psutil.Process(process.pid), {}, 0.0
-    while process.poll() is None:
+@dataclass
+class Watch:
+    """Times of the stages of a job in this process, and the memory of its processes."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, tuple[float, float]] = field(default_factory=dict)
+    parent_mib: float = 0.0
+    worker_mib: dict[int, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+        """What the job calls (see pipeline.job.Reporter)."""
+        wall, busy, waiting = time.perf_counter(), _cpu_seconds(), psutil.cpu_times().iowait
+        yield lambda _: None
+        wall = time.perf_counter() - wall
+        self.seconds[name] = self.seconds.get(name, 0.0) + wall
+        cores = wall * (psutil.cpu_count() or 1)
+        waited = psutil.cpu_times().iowait - waiting
+        self.shares[name] = (_cpu_seconds() - busy) / cores, waited / cores
+
+    @contextlib.contextmanager
+    def sampled(self) -> Iterator[None]:
+        """Sample memory in a thread."""
+        ended = threading.Event()
+
+        def sample() -> None:
+            parent = psutil.Process()
+            while not ended.wait(0.05):
+                self.parent_mib = max(self.parent_mib, parent.memory_info().rss / 2**20)
+                for pid, mib in _workers():
+                    self.worker_mib[pid] = max(self.worker_mib.get(pid, 0.0), mib)
+
+        thread = threading.Thread(target=sample)
+        thread.start()
         try:
-            peak = max(peak, parent.memory_info().rss / 2**20)
-            for child in parent.children(recursive=True):
-                if "spawn_main" in " ".join(child.cmdline()):
-                    samples.setdefault(child.pid, []).append(child.memory_info().rss / 2**20)
-        except psutil.NoSuchProcess:
-            pass
-        time.sleep(0.05)
-    return peak, samples
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def _cpu_seconds() -> float:
+    total = 0.0
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += sum(process.cpu_times()[:2])
+    return total
+
+
+def _workers() -> Iterator[tuple[int, float]]:
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "spawn_main" in " ".join(child.cmdline()):
+                yield child.pid, child.memory_info().rss / 2**20
+
+
+def read_series(store: Path) -> list[Series]:
+    """The series of every scan of a store."""
+    catalogue = Catalogue(catalogue_folder(store))
+    try:
+        return [catalogue.scan_series(row) for row in range(len(PatchStore(store).scans.id))]
+    finally:
+        catalogue.close()
+
+
+def measure_floor(series: list[Series], workers: int) -> float:
+    """Seconds to only read the series."""
+    with get_context("spawn").Pool(workers) as pool:
+        pool.map(abs, range(workers * 4))  # started and warm
+        begun = time.perf_counter()
+        pool.map(read_only, series, chunksize=1)
+        return time.perf_counter() - begun
 
 
 def idle_mib() -> float:
@@ -59,49 +135,133 @@ def idle_mib() -> float:
         return client.submit(measure).result()
 
 
-def main() -> None:
-    archive, *options = sys.argv[1:]
-    workers = int(options[options.index("--workers") + 1]) if "--workers" in options else 2
-    with tempfile.TemporaryDirectory() as folder:
-        store = Path(folder) / "store"
-        command = ["semgen", "prepare", archive, str(store), "--json", *options]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "cli", *command[1:]], stdout=subprocess.PIPE, text=True
-        )
-        peak, samples = watch(process)
-        assert process.stdout is not None
-        summary = json.loads(process.stdout.read())
-        opened = PatchStore(store)
-        catalogue = Catalogue(catalogue_folder(store))
-        series = [catalogue.scan_series(row) for row in range(len(opened.scans.id))]
-        catalogue.close()
-        largest = float(opened.scans.size.prod(axis=1).max()) * 2 / 2**20
-        shard_mib = opened.config["rows_per_shard"] * 2 / 2**20
-        for n in opened.train.patch.shape[1:]:
-            shard_mib *= n
-        with get_context("spawn").Pool(workers) as pool:
-            pool.map(abs, range(workers * 4))  # started and warm
-            begun = time.perf_counter()
-            pool.map(read_only, series, chunksize=1)
-            floor = time.perf_counter() - begun
-    print(" ".join(command))
-    print(f"{summary['accepted']} scans, {summary['classes']} classes, {summary['crops']} crops")
-    print(f"floor (only reading, {workers} processes): {floor:.2f} s")
-    for stage, seconds in summary["seconds"].items():
-        ratio = f"  {seconds / floor:.2f} x floor" if stage in {"survey", "cut"} else ""
-        print(f"{stage:10s} {seconds:7.2f} s{ratio}")
-    budget = 2.5 * largest + shard_mib
-    print(
-        f"parent peak {peak:.0f} MiB; largest scan {largest:.0f} MiB as int16,"
-        f" shard {shard_mib:.0f} MiB"
-    )
+def run_job(archive: Path, store: Path, config: PrepareConfig, workers: int, **more: Any) -> Watch:
+    """One whole job, from nothing."""
+    for folder in (store, catalogue_folder(store)):
+        shutil.rmtree(folder, ignore_errors=True)
+    watch = Watch()
+    with watch.sampled():
+        prepare([archive], store, config, workers=workers, reporter=watch, **more)
+    return watch
+
+
+def compare(name: str, archive: Path, work: Path, rounds: int, workers: int) -> None:
+    """Jobs and floors of one archive in turn; print the table."""
+    store, weights = work / "store", work / "autoencoder.safetensors"
+    config = PrepareConfig()
+    watches, floors = [run_job(archive, store, config, workers)], []
+    series = read_series(store)
+    shutil.copy(store / "scans/embedding/autoencoder.safetensors", weights)
+    for _ in range(rounds):
+        floors.append(measure_floor(series, workers))
+        watches.append(run_job(archive, store, config, workers, autoencoder=weights))
+    opened = PatchStore(store)
+    num_crops = len(opened.train) + len(opened.validation)
+    floor = statistics.median(floors)
+    print(f"\n### {name}: {len(series)} scans, {opened.num_classes} classes, {num_crops} crops")
+    print(f"\nfloor {floor:.2f} s ({min(floors):.2f} to {max(floors):.2f}), {workers} processes\n")
+    print("| stage | s | x floor | computing | waiting for disks | idle |")
+    print("|---|---|---|---|---|---|")
+    for stage in watches[0].seconds:
+        of_stage = watches[:1] if stage == "embed" else watches[1:]
+        seconds = statistics.median(watch.seconds[stage] for watch in of_stage)
+        busy = statistics.median(watch.shares[stage][0] for watch in of_stage)
+        waiting = statistics.median(watch.shares[stage][1] for watch in of_stage)
+        ratio = f"{seconds / floor:.2f}" if stage in {"survey", "cut"} else ""
+        idle = max(0.0, 1 - busy - waiting)
+        print(f"| {stage} | {seconds:.2f} | {ratio} | {busy:.0%} | {waiting:.0%} | {idle:.0%} |")
+    cut = statistics.median(watch.seconds["cut"] for watch in watches[1:])
+    print(f"\ncut beyond the floor: {(cut - floor) * workers / num_crops * 1e3:.2f} ms a crop")
+    largest = float(opened.scans.size.prod(axis=1).max()) * 2 / 2**20
+    shard_mib = opened.config["rows_per_shard"] * opened.train.patch.dtype.itemsize / 2**20
+    shard_mib *= float(np.prod(opened.train.patch.shape[1:]))
     base = idle_mib()
-    for pid_samples in samples.values():
-        if len(pid_samples) > 20:  # others are helpers of multiprocessing
-            print(
-                f"worker peak {max(pid_samples):.0f} MiB, {max(pid_samples) - base:.0f} added"
-                f" (2.5 scans + shard = {budget:.0f})"
-            )
+    added = [mib - base for watch in watches for mib in watch.worker_mib.values() if mib > base]
+    print(
+        f"worker: {max(added):.0f} MiB added at most; 2.5 x the largest scan ({largest:.0f} MiB)"
+        f" + a shard is {2.5 * largest + shard_mib:.0f} MiB;"
+        f" parent {max(watch.parent_mib for watch in watches):.0f} MiB"
+    )
+
+
+def run_published(files: list[str], classes: int, members: int) -> tuple[float, float]:
+    """The published procedure on some scans: seconds, and peak MiB added.
+
+    Each class loads every member's whole volume, takes the base crop and two more of other sizes,
+    and keeps them in three float64 arrays until all are saved. One process, as published.
+    """
+    rng = np.random.default_rng(0)
+    before, begun = psutil.Process().memory_info().rss, time.perf_counter()
+    crops = [np.zeros((classes * members, 32, 64, 64)) for _ in range(3)]
+    for row in range(classes * members):
+        file = files[row % members % len(files)]
+        values = sitk.GetArrayFromImage(sitk.ReadImage(file))
+        z, y, x = (int(rng.integers(0, max(1, n - 96))) for n in values.shape)
+        for scale, side in enumerate((64, *rng.integers(50, 80, size=2).tolist())):
+            crop = values[z : z + 32, y : y + side, x : x + side].astype(np.float64)
+            zoom = np.divide((32, 64, 64), crop.shape)
+            crops[scale][row] = ndimage.zoom(crop, zoom, order=1)
+    peak = psutil.Process().memory_info().rss
+    return time.perf_counter() - begun, (peak - before) / 2**20
+
+
+def compare_published(archive: Path, work: Path, workers: int) -> None:
+    """The published procedure and ours, same scans, C and K; print the table."""
+    config = PrepareConfig(
+        classes=_PUBLISHED_CLASSES,
+        neighbours=_PUBLISHED_MEMBERS,
+        validation_fraction=0.0,
+        validation_neighbours=1,
+    )
+    store = work / "store"
+    ours = run_job(archive, store, config, workers)
+    files = [s.files[0] for s in read_series(store) if len(s.files) == 1][:_PUBLISHED_MEMBERS]
+    with get_context("spawn").Pool(1) as pool:
+        theirs, theirs_mib = pool.apply(
+            run_published, (files, _PUBLISHED_CLASSES, _PUBLISHED_MEMBERS)
+        )
+    opened = PatchStore(store)
+    crops, scans = len(opened.train), len(opened.scans.id)
+    mine = sum(ours.seconds.values())
+    mib = ours.parent_mib + sum(sorted(ours.worker_mib.values())[-workers:])
+    print(f"\n### The published procedure, {opened.num_classes} classes of {_PUBLISHED_MEMBERS}\n")
+    print("| | s | memory MiB |\n|---|---|---|")
+    print(f"| every class loads every member | {theirs:.0f} | {theirs_mib:.0f} |")
+    print(f"| semgen, {workers} workers, {scans} scans, {crops} crops | {mine:.0f} | {mib:.0f} |")
+    full = _PUBLISHED
+    loads = full["classes"] * full["members"]
+    one = theirs / (_PUBLISHED_CLASSES * _PUBLISHED_MEMBERS)
+    per_scan = (ours.seconds["survey"] + ours.seconds["cut"]) / scans
+    print(
+        f"\ncomputed from these for {full['scans']} such scans, C = {full['classes']},"
+        f" K = {full['members']}: {loads} loads x {one:.2f} s = {loads * one / 3600:.1f} h and"
+        f" {loads * 3 * 2**17 * 8 / 2**30:.0f} GiB in one process; semgen's survey and cut"
+        f" {per_scan:.2f} s a scan with {crops / scans:.0f} crops"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--archive", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--published", action="store_true")
+    arguments = parser.parse_args()
+    work: Path = arguments.work
+    work.mkdir(parents=True, exist_ok=True)
+    many = replicate(arguments.archive, work / "copies", _COPIES)
+    if arguments.published:
+        compare_published(many, work, arguments.workers)
+        return
+    plain = large_phantoms(work / "large", _LARGE_SCANS)
+    archives = {
+        f"real scans, {_COPIES} of each": many,
+        "phantoms of 512 x 512 x 300, plain": plain,
+        "phantoms of 512 x 512 x 300, gzip": pack(plain, work / "large-gz"),
+    }
+    for name, archive in archives.items():
+        compare(name, archive, work, arguments.rounds, arguments.workers)
 
 
 if __name__ == "__main__":

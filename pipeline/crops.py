@@ -15,6 +15,8 @@ from pipeline.config import PrepareConfig
 from pipeline.volume import Volume
 
 _TRUNCATE_SIGMAS = 3.0
+_VOXELS_PER_STEP = 1.5
+"""How many voxels along each axis a thumbnail's step looks at."""
 
 
 class CropOutsideVolume(ValueError):
@@ -39,18 +41,18 @@ def axis_weights(
     index = np.clip(index, 0, num_voxels - 1)
     sigma = 0.5 * np.sqrt(max(0.0, (step_mm / spacing_mm) ** 2 - 1))  # in voxels
     reach = int(np.ceil(_TRUNCATE_SIGMAS * sigma))
-    low = max(0, int(np.floor(index[0])) - reach)
-    high = min(num_voxels - 1, int(np.floor(index[-1])) + 1 + reach)
-    voxel = np.arange(low, high + 1)
-    # linear weights to the voxels around, widened so that the Gaussian has its neighbours
-    wide = np.arange(low - reach, high + reach + 1)
-    weights = np.maximum(0, 1 - np.abs(index[:, None] - wide))
-    if reach:
-        offset = wide[:, None] - voxel
-        kernel = np.exp(-0.5 * (offset / sigma) ** 2) * (np.abs(offset) <= reach)
-        weights = weights @ kernel
-    else:
-        weights = weights[:, : len(voxel)]
+    before = np.floor(index).astype(np.intp)
+    low = max(0, int(before[0]) - reach)
+    high = min(num_voxels - 1, int(before[-1]) + 1 + reach)
+    # The kernel at the distances from the voxel before each sample, and from the one after.
+    # Farther than `reach` it is zero, as the table's two ends are.
+    distance = np.arange(-reach, reach + 1)
+    table = np.zeros(2 * reach + 5)
+    table[2:-2] = np.exp(-0.5 * (distance / sigma) ** 2) if reach else 1.0
+    place = np.arange(low + reach + 2, high + reach + 3) - before[:, None]
+    share = (index - before)[:, None]
+    weights = table.take(place, mode="clip")
+    weights += share * (table.take(place - 1, mode="clip") - weights)
     weights /= weights.sum(axis=1, keepdims=True)
     return low, weights.astype(np.float32)
 
@@ -76,19 +78,29 @@ def resample(
         for axis in range(3)
     ]
     (z_low, z_weights), (y_low, y_weights), (x_low, x_weights) = axes
-    out_zyx = np.zeros(tuple(shape), np.float32)
-    # a slice at a time: no float copy of more than one slice is ever held
-    for offset, column in enumerate(z_weights.T):
-        used = np.flatnonzero(column)
-        if len(used) == 0:
-            continue
-        slice_yx = volume.hu[
-            z_low + offset,
-            y_low : y_low + y_weights.shape[1],
-            x_low : x_low + x_weights.shape[1],
-        ].astype(np.float32)
-        out_zyx[used] += column[used, None, None] * ((y_weights @ slice_yx) @ x_weights.T)
-    return out_zyx
+    values = volume.hu[
+        z_low : z_low + z_weights.shape[1],
+        y_low : y_low + y_weights.shape[1],
+        x_low : x_low + x_weights.shape[1],
+    ].astype(np.float32, order="C")
+    # the axis that shrinks most comes first, so that the others have less to do
+    for axis in sorted(range(3), key=lambda axis: shape[axis] / values.shape[axis]):
+        values = _apply(axes[axis][1], values, axis)
+    return values
+
+
+def _apply(
+    weights: NDArray[np.float32], values: NDArray[np.float32], axis: int
+) -> NDArray[np.float32]:
+    """One axis of a (Z, Y, X) array by a matrix."""
+    z, y, x = values.shape
+    if axis == 0:
+        values = (weights @ values.reshape(z, y * x)).reshape(-1, y, x)
+    elif axis == 1:
+        values = np.matmul(weights, values)
+    else:
+        values = (values.reshape(z * y, x) @ weights.T).reshape(z, y, -1)
+    return values
 
 
 def cut_crop(
@@ -113,16 +125,24 @@ def cut_crop(
                 f"crop spans {first:.2f} to {last:.2f} mm along {name}, the scan 0 to {limit:.2f}"
             )
     values = resample(volume, origin_mm=origin_mm, extent_mm=extent_mm, shape=shape)
-    return np.asarray(np.rint(np.clip(values, *window_hu)), np.int16)
+    np.rint(np.clip(values, *window_hu, out=values), out=values)
+    return values.astype(np.int16)
 
 
 def make_thumbnail(
     volume: Volume, frame_mm: NDArray[np.float64], shape: Sequence[int], config: PrepareConfig
 ) -> NDArray[np.uint8]:
-    """The frame box at low resolution: uint8, the window mapped to 0..255."""
+    """The frame box at low resolution: uint8, the window mapped to 0..255.
+
+    Of a fine scan not every voxel is looked at: the noise left is what is lost.
+    """
     low, high = config.window_hu
+    extent_mm = frame_mm[1] - frame_mm[0]
     values = resample(
-        volume, origin_mm=frame_mm[0], extent_mm=frame_mm[1] - frame_mm[0], shape=shape
+        volume.thin(extent_mm / shape / _VOXELS_PER_STEP),
+        origin_mm=frame_mm[0],
+        extent_mm=extent_mm,
+        shape=shape,
     )
     scaled = np.clip((values - low) * (255 / (high - low)), 0, 255)
     return np.asarray(np.rint(scaled), np.uint8)

@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from pipeline.volume import Volume
 
-_GRID_MM = 4.0
+_GRID_MM = (12.0, 4.0, 4.0)
 _BODY_HU = -300
 _OPENING_MM = 10.0
 _KEPT_SHARE = 0.1
@@ -24,36 +24,41 @@ def frame_box(volume: Volume, frame: str) -> NDArray[np.float64]:
     box = volume.edges_mm
     if frame != "body":
         return box
-    mask, step = _body_mask(volume)
+    coarse = volume.thin(_GRID_MM)
+    mask = _body_mask(coarse)
     if not mask.any():
         return box
     for axis, others in ((1, (0, 2)), (2, (0, 1))):
         profile = mask.sum(axis=others)
         inside = np.flatnonzero(profile > _EDGE_SHARE * profile.max())
-        spacing = volume.spacing_mm[axis]
-        low = (inside[0] * step[axis] - 0.5) * spacing
-        high = ((inside[-1] + 1) * step[axis] - 0.5) * spacing
-        box[:, axis] = max(box[0, axis], low), min(box[1, axis], high)
+        low, high = np.array([inside[0], inside[-1] + 1]) * coarse.spacing_mm[axis] + box[0, axis]
+        box[:, axis] = low, min(box[1, axis], high)
     return box
 
 
-def _body_mask(volume: Volume) -> tuple[NDArray[np.bool_], tuple[int, ...]]:
-    """The body on a coarse grid, and that grid's step in voxels."""
-    step = tuple(max(1, round(_GRID_MM / s)) for s in volume.spacing_mm)
-    coarse = volume.hu[:: step[0], :: step[1], :: step[2]]
-    mask = coarse > _BODY_HU
+def _body_mask(coarse: Volume) -> NDArray[np.bool_]:
+    """The voxels of the body."""
     # An opening per slice, wider than a table top is thick, cuts the table off.
-    grid_mm = 0.5 * (step[1] * volume.spacing_mm[1] + step[2] * volume.spacing_mm[2])
-    radius = max(1, round(_OPENING_MM / grid_mm))
-    disc = _disc(radius)[None]
-    solid = ndimage.binary_fill_holes(mask, structure=_in_plane())
-    opened = ndimage.binary_opening(solid, structure=disc)
+    radius = max(1, round(_OPENING_MM / (0.5 * (coarse.spacing_mm[1] + coarse.spacing_mm[2]))))
+    opened = ndimage.binary_opening(
+        _fill_holes(coarse.hu > _BODY_HU), structure=_disc(radius)[None]
+    )
     labels, count = ndimage.label(opened)
     if count == 0:
-        return opened, step
-    sizes = np.bincount(labels.ravel())[1:]
-    kept = 1 + np.flatnonzero(sizes >= _KEPT_SHARE * sizes.max())  # two legs are two components
-    return np.isin(labels, kept), step
+        return opened
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return np.asarray(sizes >= _KEPT_SHARE * sizes.max())[labels]  # two legs are two components
+
+
+def _fill_holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Fill what does not reach a slice's edge: lungs are open at the scan's ends, not in-plane."""
+    labels, count = ndimage.label(~mask, structure=_in_plane())
+    outside = np.zeros(count + 1, bool)
+    for edge in (labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1]):
+        outside[edge] = True
+    outside[0] = False
+    return ~outside[labels]
 
 
 def _disc(radius: int) -> NDArray[np.bool_]:
@@ -63,7 +68,7 @@ def _disc(radius: int) -> NDArray[np.bool_]:
 
 
 def _in_plane() -> NDArray[np.bool_]:
-    """Connectivity within a slice only, so that lungs open at the scan's ends are filled too."""
+    """Connectivity within a slice only."""
     structure = np.zeros((3, 3, 3), bool)
     structure[1] = ndimage.generate_binary_structure(2, 1)
     return structure

@@ -23,7 +23,8 @@ from pipeline.crops import cut_crop, make_thumbnail
 from pipeline.frame import frame_box
 from pipeline.volume import read_volume
 from store.format import THUMBNAIL_SHAPE
-from store.writer import check_shard, open_sharded, write_shard
+from store.reader import ShardedReader
+from store.writer import open_sharded, write_shard
 
 Piece = str | NDArray[np.int16]
 """What cutting a scan gives for a shard: its digest when written, or this scan's rows of it."""
@@ -88,7 +89,8 @@ def collect_thumbnails(item: tuple[int, tuple[str, ...]], store: str, survey_fol
 def check_shards(item: tuple[str, tuple[int, ...]], store: str) -> list[str | None]:
     """Digests of shards that are present and valid, None for the others."""
     name, shards = item
-    return [check_shard(Path(store), name, shard) for shard in shards]
+    reader = ShardedReader(Path(store), name)
+    return [reader.digest(shard) for shard in shards]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

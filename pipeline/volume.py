@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import hashlib
 import math
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813 (as its own documentation does)
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from pipeline.archive import Rejected, Series
 from pipeline.config import PrepareConfig
+from pipeline.nifti import read_plain_nifti
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # its warnings name files
 
@@ -33,7 +34,8 @@ class Volume:
     """One scan turned to LPS.
 
     hu
-        (Z, Y, X) int16 Hounsfield units; z runs to the head, y to the back, x to the left.
+        (Z, Y, X) int16 Hounsfield units; z runs to the head, y to the back, x to the left. Often
+        a view of what was read: axes swapped and turned without a copy.
     spacing_mm
         (z, y, x); a position is measured in mm from the centre of voxel (0, 0, 0).
     """
@@ -51,12 +53,30 @@ class Volume:
         spacing = np.asarray(self.spacing_mm)
         return np.stack([-0.5 * spacing, (np.asarray(self.hu.shape) - 0.5) * spacing])
 
+    def thin(self, step_mm: Sequence[float] | NDArray[np.float64]) -> Volume:
+        """Every n-th voxel along each axis, about `step_mm` (z, y, x) apart: a view."""
+        z, y, x = (max(1, round(t / s)) for t, s in zip(step_mm, self.spacing_mm, strict=True))
+        spacing = self.spacing_mm
+        return Volume(
+            hu=self.hu[::z, ::y, ::x],
+            spacing_mm=(z * spacing[0], y * spacing[1], x * spacing[2]),
+        )
+
     def scan_id(self) -> int:
         """64-bit pseudonym from voxels and geometry alone, never from a header or a path."""
         geometry = f"{self.hu.shape} {[round(s, 4) for s in self.spacing_mm]}"
-        digest = hashlib.sha256(geometry.encode())
-        digest.update(np.ascontiguousarray(self.hu).data)
-        return int.from_bytes(digest.digest()[:8], "big")
+        digest = blake3(geometry.encode())
+        for slice_yx in self.hu:
+            digest.update(np.ascontiguousarray(slice_yx).view(np.uint8).data)
+        return int.from_bytes(digest.digest(length=8), "big")
+
+
+class _Image(NamedTuple):
+    """What was read: (Z, Y, X) values along the image's own axes, and SimpleITK's geometry."""
+
+    values: NDArray[Any]
+    spacing_xyz: tuple[float, ...]
+    direction: tuple[float, ...]
 
 
 def read_volume(series: Series, config: PrepareConfig) -> Volume:
@@ -68,15 +88,27 @@ def read_volume(series: Series, config: PrepareConfig) -> Volume:
     with _silence():
         read = _read_dicom if series.kind == "dicom" else _read_file
         image = read(series, config)
-    if _oblique_deg(image) > config.max_oblique_deg:
-        raise Rejected("oblique", f"axes {_oblique_deg(image):.0f} degrees off the patient's")
-    if image.GetPixelID() in (sitk.sitkUInt8, sitk.sitkInt8):
+    if _oblique_deg(image.direction) > config.max_oblique_deg:
+        raise Rejected(
+            "oblique", f"axes {_oblique_deg(image.direction):.0f} degrees off the patient's"
+        )
+    if image.values.dtype.itemsize == 1:
         raise Rejected("not in HU", "8-bit values")
-    oriented = sitk.DICOMOrient(image, "LPS")
-    del image
-    hu = _as_hu(oriented)
-    x, y, z = oriented.GetSpacing()
-    return Volume(hu=hu, spacing_mm=(z, y, x))
+    return _turn_to_lps(image._replace(values=_as_hu(image.values)))
+
+
+def _turn_to_lps(image: _Image) -> Volume:
+    """What `SimpleITK.DICOMOrient(image, "LPS")` does, without a copy."""
+    orient = sitk.DICOMOrientImageFilter
+    letters = orient.GetOrientationFromDirectionCosines(image.direction)  # of axes x, y, z
+    hu, spacing_mm = image.values, []
+    axes = [next(a for a in range(3) if letters[a] in pair) for pair in ("SI", "PA", "LR")]
+    hu = hu.transpose([2 - axis for axis in axes])
+    for axis, name in enumerate("SPL"):
+        if letters[axes[axis]] != name:
+            hu = np.flip(hu, axis)
+        spacing_mm.append(image.spacing_xyz[axes[axis]])
+    return Volume(hu=hu, spacing_mm=(spacing_mm[0], spacing_mm[1], spacing_mm[2]))
 
 
 @contextlib.contextmanager
@@ -92,8 +124,7 @@ def _silence() -> Iterator[None]:
         os.close(kept)
 
 
-def _as_hu(image: sitk.Image) -> NDArray[np.int16]:
-    values = sitk.GetArrayViewFromImage(image)
+def _as_hu(values: NDArray[Any]) -> NDArray[np.int16]:
     if np.issubdtype(values.dtype, np.floating):
         if not np.isfinite(values).all():
             raise Rejected("not in HU", "values that are not finite")
@@ -101,18 +132,21 @@ def _as_hu(image: sitk.Image) -> NDArray[np.int16]:
     low, high = int(values.min()), int(values.max())
     if low < -32768 or high > 32767:
         values = np.clip(values, -32768, 32767)
+    hu = values.astype(np.int16, copy=False)
     if low <= PADDING_HU:
-        low = int(np.min(values, where=values > PADDING_HU, initial=high))
+        low = high
+        for slice_yx in hu:  # one stays in the processor's cache
+            padding = slice_yx <= PADDING_HU
+            low = min(low, int(np.where(padding, high, slice_yx).min()))
+            slice_yx[padding] = AIR_HU
     if low >= -200:
         raise Rejected("not in HU", f"no value below -200 (lowest {low})")
     if high <= -200:
         raise Rejected("empty", "nothing but air")
-    hu = values.astype(np.int16)
-    hu[hu <= PADDING_HU] = AIR_HU
     return hu
 
 
-def _read_file(series: Series, config: PrepareConfig) -> Any:
+def _read_file(series: Series, config: PrepareConfig) -> _Image:
     path = Path(series.files[0])
     with path.open("rb") as file:
         if file.read(24).startswith(b"version https://git-lfs"):
@@ -125,15 +159,24 @@ def _read_file(series: Series, config: PrepareConfig) -> Any:
         raise Rejected("unreadable", _first_line(error)) from error
     _check_header(reader.GetSize(), reader.GetNumberOfComponents(), config)
     if reader.HasMetaDataKey("vox_offset"):  # NIfTI
+        values = read_plain_nifti(path, reader.GetSize())
+        if values is not None:
+            return _Image(values, reader.GetSpacing()[:3], _direction(reader))
         bits = math.prod([int(reader.GetMetaData("bitpix")), *reader.GetSize()])
         _check_length(path, int(float(reader.GetMetaData("vox_offset"))) + bits // 8)
     try:
         image = reader.Execute()
     except RuntimeError as error:
         raise Rejected("unreadable", _first_line(error)) from error
-    while image.GetDimension() > 3:  # trailing axes of length one
-        image = image[..., 0]
-    return image
+    values = sitk.GetArrayFromImage(image)
+    return _Image(values.reshape(values.shape[-3:]), image.GetSpacing()[:3], _direction(image))
+
+
+def _direction(image: Any) -> tuple[float, ...]:
+    """(9,) cosines of an image's or a reader's first three axes: others have length one."""
+    cosines = np.asarray(image.GetDirection())
+    n = math.isqrt(len(cosines))
+    return tuple(cosines.reshape(n, n)[:3, :3].ravel().tolist())
 
 
 def _check_length(path: Path, num_bytes: int) -> None:
@@ -156,7 +199,7 @@ def _check_length(path: Path, num_bytes: int) -> None:
         raise Rejected("unreadable", f"{length} bytes where the header asks for {num_bytes}")
 
 
-def _read_dicom(series: Series, config: PrepareConfig) -> Any:
+def _read_dicom(series: Series, config: PrepareConfig) -> _Image:
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(series.files)
     try:
@@ -167,8 +210,8 @@ def _read_dicom(series: Series, config: PrepareConfig) -> Any:
     gap_mm = series.slice_gap_mm
     assert gap_mm is not None  # the catalogue measured it
     x, y, _ = image.GetSpacing()
-    image.SetSpacing((x, y, gap_mm))  # SimpleITK takes the first gap; ours is the series' own
-    return image
+    # SimpleITK takes the first gap; ours is the series' own
+    return _Image(sitk.GetArrayFromImage(image), (x, y, gap_mm), image.GetDirection())
 
 
 def _check_header(size_xyz: tuple[int, ...], num_components: int, config: PrepareConfig) -> None:
@@ -185,10 +228,10 @@ def _check_header(size_xyz: tuple[int, ...], num_components: int, config: Prepar
         raise Rejected("too few slices", f"size {size_xyz}, min_slices is {config.min_slices}")
 
 
-def _oblique_deg(image: sitk.Image) -> float:
+def _oblique_deg(direction: tuple[float, ...]) -> float:
     """Largest angle between an image axis and the nearest patient axis, in degrees."""
-    direction = np.abs(np.asarray(image.GetDirection()).reshape(3, 3))
-    return float(np.degrees(np.arccos(np.clip(direction.max(axis=0), -1, 1))).max())
+    cosines = np.abs(np.asarray(direction).reshape(3, 3))
+    return float(np.degrees(np.arccos(np.clip(cosines.max(axis=0), -1, 1))).max())
 
 
 def _first_line(error: RuntimeError) -> str:

@@ -44,6 +44,10 @@ class CorruptStore(StoreError):
         return CorruptStore, (self.split, self.rows, self.reason)
 
 
+COMPRESSION: Final[dict[str, Any]] = {"cname": "lz4", "clevel": 9}
+"""Blosc's settings, always on shuffled bits (docs/design/0008-codec.md)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """A small array that is read whole: its dtype and trailing shape.
@@ -107,6 +111,5 @@ def format_rows(rows: list[int], limit: int = 8) -> str:
 
 
 def codecs(itemsize: int) -> list[Any]:
-    """The chunk codecs of a sharded array: Zstandard on shuffled bits, then a CRC-32C."""
-    compressor = BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=itemsize)
-    return [compressor, Crc32cCodec()]
+    """The chunk codecs of an array: `COMPRESSION`, then a CRC-32C."""
+    return [BloscCodec(**COMPRESSION, shuffle="bitshuffle", typesize=itemsize), Crc32cCodec()]

@@ -7,21 +7,18 @@ fetching rows at random through it costs ten times as much (see benchmarks/RESUL
 from __future__ import annotations
 
 import html
-import struct
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
-from numcodecs import blosc
 from numpy.typing import NDArray
 
 from store.format import CLASS_TABLES, SCAN_TABLES, SPLITS, CorruptStore, StoreError
-from store.writer import open_group, open_sharded, read_attribute
+from store.shards import MISSING, decode_chunk, read_index
+from store.writer import digest_values, open_group, open_sharded, read_attribute, shard_key
 
-_MISSING = 2**64 - 1
 _CACHED_INDEXES = 4096
 
 
@@ -35,7 +32,6 @@ class ShardedReader:
         self.shape: tuple[int, ...] = array.shape
         self.dtype: np.dtype[Any] = array.dtype
         self._folder = path / name
-        self._tail = "/0" * (len(self.shape) - 1)
         self._index = lru_cache(maxsize=_CACHED_INDEXES)(self._read_index)
 
     def __len__(self) -> int:
@@ -78,39 +74,28 @@ class ShardedReader:
             with self._file(shard).open("rb", buffering=0) as file:
                 for row, place in zip(rows.tolist(), places.tolist(), strict=True):
                     offset, length = index[row - shard * self.grid.rows_per_shard].tolist()
-                    if offset == _MISSING:
+                    if offset == MISSING:
                         bad.append(row)
                         continue
                     file.seek(offset)
-                    if not _decode_into(file.read(length), out[place]):
+                    if not decode_chunk(file.read(length), out[place]):
                         bad.append(row)
         except (OSError, ValueError):
             return [int(row) for row in rows]
         return bad
 
+    def digest(self, shard: int) -> str | None:
+        """The SHA-256 of a shard's values; None unless all are present and pass their checksums."""
+        rows = self.grid.rows_of(shard)
+        values = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        return None if self.read_into(rows, values) else digest_values(values)
+
     def _file(self, shard: int) -> Path:
-        return self._folder / f"c/{shard}{self._tail}"
+        return self._folder / shard_key(shard, len(self.shape))
 
     def _read_index(self, shard: int) -> NDArray[np.uint64]:
-        """(rows_per_shard, 2) offset and length of each chunk; ValueError when it is broken."""
-        size = 16 * self.grid.rows_per_shard
         with self._file(shard).open("rb") as file:
-            file.seek(-(size + 4), 2)
-            raw = file.read(size + 4)
-        if google_crc32c.value(raw[:-4]) != struct.unpack("<I", raw[-4:])[0]:
-            raise ValueError(f"{self.name} shard {shard}: index fails its checksum")
-        return np.frombuffer(raw[:-4], "<u8").reshape(-1, 2)
-
-
-def _decode_into(chunk: bytes, out: NDArray[Any]) -> bool:
-    """Decode one chunk (Blosc, then CRC-32C); False when it is not what was written."""
-    if len(chunk) < 4 or google_crc32c.value(chunk[:-4]) != struct.unpack("<I", chunk[-4:])[0]:
-        return False
-    try:
-        blosc.decompress(chunk[:-4], out)
-    except (RuntimeError, ValueError):
-        return False
-    return True
+            return read_index(file, self.grid.rows_per_shard)
 
 
 def _read_table(group: Any, name: str) -> NDArray[Any]:

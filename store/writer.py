@@ -1,7 +1,7 @@
 """Write a store: tables whole, sharded arrays a shard at a time, the seal last.
 
 Every write goes to a temporary name and is renamed, so what exists under its final name was
-written whole; `check_shard` still reads a shard back before a resumed job trusts it.
+written whole; a resumed job still reads a shard back before it trusts it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from store.format import (
     codecs,
 )
 from store.layout import ShardGrid
+from store.shards import encode_shard
 
 _TABLE_CHUNK_ROWS = 65536
 
@@ -151,17 +153,15 @@ def read_attribute(group: zarr.Group) -> dict[str, Any]:
     return attribute
 
 
-def open_sharded(path: Path, name: str, mode: str = "r") -> tuple[zarr.Array[Any], ShardGrid]:
+def open_sharded(path: Path, name: str) -> tuple[zarr.Array[Any], ShardGrid]:
     """A sharded array of a store and its grid; StoreError when it is missing or broken."""
     try:
-        array = zarr.open_array(str(path.absolute() / name), mode=mode, zarr_format=3)
+        array = zarr.open_array(str(path.absolute() / name), mode="r", zarr_format=3)
     except Exception as error:  # broken metadata can make zarr raise anything
         raise StoreError(f"{path}: array {name} is missing or its metadata broken") from error
     if array.shards is None:
         raise StoreError(f"{path}: array {name} is not sharded")
-    return array.with_config({"write_empty_chunks": True}), ShardGrid(
-        num_rows=array.shape[0], rows_per_shard=array.shards[0]
-    )
+    return array, ShardGrid(num_rows=array.shape[0], rows_per_shard=array.shards[0])
 
 
 def write_shard(path: Path, name: str, shard: int, values: NDArray[Any]) -> str:
@@ -170,36 +170,27 @@ def write_shard(path: Path, name: str, shard: int, values: NDArray[Any]) -> str:
     values
         All rows of the shard, in order: (rows, ...) of the array's dtype.
 
-    Raises ValueError when `values` is not exactly one shard: a partial shard would be read
-    back, merged and rewritten, and two tasks could lose each other's rows.
+    Raises ValueError when `values` is not exactly one shard: two tasks that each wrote a part
+    of one would lose each other's rows.
     """
-    array, grid = open_sharded(path, name, mode="r+")
+    array, grid = open_sharded(path, name)
     rows = grid.rows_of(shard)
     if values.shape != (len(rows), *array.shape[1:]) or values.dtype != array.dtype:
         raise ValueError(
             f"{name} shard {shard} takes {(len(rows), *array.shape[1:])} {array.dtype}, "
             f"got {values.shape} {values.dtype}; write whole shards only"
         )
-    _shard_file(path, name, array, shard).unlink(missing_ok=True)  # Zarr would read it first
-    array[rows.start : rows.stop] = values
+    file = path / name / shard_key(shard, array.ndim)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{uuid.uuid4().hex}.partial")
+    partial.write_bytes(encode_shard(values, grid.rows_per_shard))
+    os.replace(partial, file)
     return digest_values(values)
 
 
-def check_shard(path: Path, name: str, shard: int) -> str | None:
-    """The SHA-256 of a shard's values, or None unless it is present and passes its checksums."""
-    array, grid = open_sharded(path, name)
-    rows = grid.rows_of(shard)
-    if not _shard_file(path, name, array, shard).is_file():
-        return None
-    try:
-        values = np.asarray(array[rows.start : rows.stop])
-    except (ValueError, RuntimeError, OSError):  # a failed checksum, a broken or truncated chunk
-        return None
-    return digest_values(values)
-
-
-def _shard_file(path: Path, name: str, array: zarr.Array[Any], shard: int) -> Path:
-    return path / name / array.metadata.encode_chunk_key((shard, *(0 for _ in array.shape[1:])))
+def shard_key(shard: int, num_axes: int) -> str:
+    """A shard's file, in its array's folder."""
+    return f"c/{shard}" + "/0" * (num_axes - 1)
 
 
 def sweep(path: Path) -> None:

@@ -1,0 +1,359 @@
+"""What a scan costs as the archive grows, and discovery alone at a million scans.
+
+    python -m benchmarks.scale [--scans 100 1000 10000 100000] [--workers 2] [--work DIR]
+    python -m benchmarks.scale --million [--embeddings 1000000] [--index Flat IVF1024,Flat]
+
+The first generates archives of tiny scans (16 x 16 x 16 voxels, so that reading them is little)
+and prepares each in a process of its own. A stage's time runs to the beginning of the next one,
+so that nothing between two stages is lost; `after` is what of it came when the stage had ended.
+Printed are a stage's milliseconds per scan, those per further scan since the archive before, and
+the exponent e of seconds ~ scans^e. `main` and `others` are the CPU of the job's own thread and of
+its other ones (Dask's scheduler; in embed, torch's), `workers` the share of their time that the
+workers compute. The crops are as many for every archive; the autoencoder trains for a few steps.
+
+The second draws embeddings around centres, with made-up geometry and thumbnails, and times the
+index, each class, and the row tables. Other indexes are judged by how many of the members that
+"Flat" finds they find.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import psutil
+import SimpleITK as sitk  # noqa: N813
+from numpy.typing import NDArray
+
+from pipeline.catalogue import catalogue_folder
+from pipeline.config import AutoencoderConfig, PrepareConfig
+from store.format import THUMBNAIL_SHAPE
+
+SIDE = 16
+SPACING_MM = 4.0
+FOLDER_SCANS = 100
+SAMPLE_SECONDS = 0.1
+CENTRES = 2000
+CONFIG = PrepareConfig(
+    classes=10,
+    neighbours=20,
+    validation_neighbours=5,
+    max_overlap=1.0,
+    shape=(8, 8, 8),
+    spacing_mm=(SPACING_MM, SPACING_MM, SPACING_MM),
+    scales=1,
+    min_slices=SIDE,
+    autoencoder=AutoencoderConfig(max_steps=20),
+)
+
+
+# archives ---------------------------------------------------------------------------------------
+
+
+def template() -> tuple[bytes, NDArray[np.int16]]:
+    """A NIfTI header, and a body in air, (z, y, x) HU."""
+    z, y, x = np.mgrid[:SIDE, :SIDE, :SIDE] - (SIDE - 1) / 2
+    inside = (y / 6) ** 2 + (x / 7) ** 2 < 1
+    hu = np.where(inside, 40 + 10 * z, -1000).astype(np.int16)
+    image = sitk.GetImageFromArray(hu)
+    image.SetSpacing((SPACING_MM,) * 3)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "template.nii"
+        sitk.WriteImage(image, file)
+        return file.read_bytes()[: -hu.nbytes], hu
+
+
+def write_folder(folder: Path, scans: range) -> None:
+    """Scans whose bodies' rows differ: noise that their thumbnails can be packed in spite of."""
+    folder.mkdir(parents=True)
+    header, hu = template()
+    for scan in scans:
+        rng = np.random.default_rng(scan)
+        noise = rng.integers(-300, 300, (SIDE, SIDE, 1))
+        values = np.where(hu > -1000, hu + noise, hu).astype(np.int16)
+        (folder / f"{scan:07d}.nii").write_bytes(header + values.tobytes())
+
+
+def write_archive(archive: Path, num_scans: int) -> None:
+    with ProcessPoolExecutor(2) as pool:
+        for done in [
+            pool.submit(
+                write_folder,
+                archive / f"{first // FOLDER_SCANS:05d}",
+                range(first, min(first + FOLDER_SCANS, num_scans)),
+            )
+            for first in range(0, num_scans, FOLDER_SCANS)
+        ]:
+            done.result()
+
+
+# one job ----------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, slots=True)
+class Stage:
+    """What one stage took; CPU in seconds, memory at its peak in MiB."""
+
+    name: str
+    wall: float
+    after: float = 0.0
+    main: float
+    others: float
+    workers: float
+    parent_mib: float = 0.0
+    worker_mib: float = 0.0
+
+
+@dataclass(kw_only=True, slots=True)
+class Run:
+    """One archive prepared: its stages, and (files, bytes) of the folders before the seal."""
+
+    scans: int
+    stages: list[Stage]
+    folders: dict[str, tuple[int, int]]
+
+
+@dataclass(slots=True)
+class Ledger:
+    """The job's reporter: what each stage takes, until the next one begins."""
+
+    store: Path
+    stages: list[Stage] = field(default_factory=list)
+    folders: dict[str, tuple[int, int]] = field(default_factory=dict)
+    over: threading.Event = field(default_factory=threading.Event)
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+        if name == "seal":  # before it tidies up
+            self.begin("(counting)")
+            self.folders = {
+                "store": folder_size(self.store),
+                "catalogue": folder_size(catalogue_folder(self.store)),
+            }
+        self.begin(name)
+        try:
+            yield lambda _: None
+        finally:
+            self.stages[-1].after = -time.perf_counter()
+            if name == "seal":
+                self.begin("end")
+
+    def begin(self, name: str) -> None:
+        """End the stage before, and begin one."""
+        now, main = time.perf_counter(), time.thread_time()
+        others, workers = time.process_time() - main, workers_cpu()
+        if self.stages:
+            last = self.stages[-1]
+            last.wall += now
+            last.after += now if last.after else 0.0
+            last.main += main
+            last.others += others
+            last.workers += workers
+        self.stages.append(
+            Stage(name=name, wall=-now, main=-main, others=-others, workers=-workers)
+        )
+
+    def watch(self) -> None:
+        """Sample memory until it is over."""
+        this = psutil.Process()
+        while not self.over.wait(SAMPLE_SECONDS):
+            stage = self.stages[-1]
+            stage.parent_mib = max(stage.parent_mib, mib(this))
+            stage.worker_mib = max(stage.worker_mib, *map(mib, this.children(recursive=True)), 0.0)
+
+
+def mib(process: psutil.Process) -> float:
+    """Resident MiB; nothing for a process that has gone."""
+    try:
+        return process.memory_info().rss / 2**20
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+def workers_cpu() -> float:
+    """CPU seconds of this process's children so far."""
+    seconds = 0.0
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = child.cpu_times()
+            seconds += times.user + times.system
+    return seconds
+
+
+def folder_size(folder: Path) -> tuple[int, int]:
+    """(files, bytes) below a folder."""
+    files = [os.path.join(at, name) for at, _, names in os.walk(folder) for name in names]
+    return len(files), sum(os.stat(file).st_size for file in files)
+
+
+def prepare(archive: Path, store: Path, num_scans: int, workers: int) -> Run:
+    """Prepare one archive in this process."""
+    from pipeline.job import prepare as prepare_store  # noqa: PLC0415
+
+    ledger = Ledger(store)
+    ledger.begin("start")
+    watcher = threading.Thread(target=ledger.watch)
+    watcher.start()
+    try:
+        summary = prepare_store([archive], store, CONFIG, workers=workers, reporter=ledger)
+    finally:
+        ledger.over.set()
+        watcher.join()
+    ledger.begin("over")
+    assert summary.accepted == num_scans, summary
+    stages = [stage for stage in ledger.stages[:-1] if stage.name != "(counting)"]
+    return Run(scans=num_scans, stages=stages, folders=ledger.folders)
+
+
+def tell_run(run: Run, workers: int) -> None:
+    print(f"\n{run.scans:,} scans")
+    print("stage       seconds   after  ms/scan  main ms  others ms  workers  parent   worker MiB")
+    per = 1000 / run.scans
+    for s in run.stages:
+        print(
+            f"{s.name:10s} {s.wall:8.2f} {s.after:7.2f} {s.wall * per:8.2f} {s.main * per:8.2f}"
+            f" {s.others * per:10.2f} {s.workers / s.wall / workers:8.0%}"
+            f" {s.parent_mib:7.0f} {s.worker_mib:8.0f}"
+        )
+    wall = sum(s.wall for s in run.stages)
+    print(
+        f"{'all':10s} {wall:8.2f} {'':7s} {wall * per:8.2f}"
+        f"   parent {max(s.parent_mib for s in run.stages):.0f} MiB at most"
+    )
+    for name, (files, size) in run.folders.items():
+        print(f"{name}: {files:,} files, {size / 2**20:,.0f} MiB, {size / run.scans:,.0f} B a scan")
+
+
+def tell_growth(runs: list[Run]) -> None:
+    """Each stage's cost per further scan from archive to archive, and the exponent."""
+    seconds = {run.scans: {s.name: s.wall for s in run.stages} for run in runs}
+    sizes = list(seconds)
+    print("\nms per further scan")
+    print(
+        f"{'stage':10s} "
+        + " ".join(f"{f'to {n:,}':>11s}" for n in sizes[1:])
+        + "   exponent, of the last two"
+    )
+    for name in [*seconds[sizes[0]], "all"]:
+        took = [sum(s.values()) if name == "all" else s[name] for s in seconds.values()]
+        further = 1000 * np.diff(took) / np.diff(sizes)
+        slope = np.polyfit(np.log(sizes), np.log(took), 1)[0]
+        last = np.log(took[-1] / took[-2]) / np.log(sizes[-1] / sizes[-2])
+        print(
+            f"{name:10s} " + " ".join(f"{f:11.2f}" for f in further) + f" {slope:9.2f} {last:9.2f}"
+        )
+
+
+def scale(sizes: list[int], workers: int, work: Path) -> None:
+    runs = []
+    for num_scans in sorted(sizes):
+        with tempfile.TemporaryDirectory(dir=work, prefix="scale-") as folder:
+            archive, store = Path(folder) / "archive", Path(folder) / "store"
+            write_archive(archive, num_scans)
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                runs.append(pool.submit(prepare, archive, store, num_scans, workers).result())
+        tell_run(runs[-1], workers)
+    if len(runs) > 1:
+        tell_growth(runs)
+
+
+# a million --------------------------------------------------------------------------------------
+
+
+def draw_embeddings(num: int, width: int) -> NDArray[np.float32]:
+    """(num, width) around centres."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((CENTRES, width), np.float32)
+    embedding = np.empty((num, width), np.float32)
+    for first in range(0, num, 65536):
+        part = embedding[first : first + 65536]
+        rng.standard_normal(out=part, dtype=np.float32)
+        part *= 0.5
+        part += centres[rng.integers(CENTRES, size=len(part))]
+    return embedding
+
+
+def million(num: int, indexes: list[str]) -> None:
+    from pipeline import discovery  # noqa: PLC0415
+    from pipeline.neighbours import Neighbours  # noqa: PLC0415
+
+    rng = np.random.default_rng(1)
+    spacing = rng.uniform([1.0, 0.6, 0.6], [3.0, 0.9, 0.9], (num, 3))
+    size = np.rint(rng.uniform([250, 300, 300], [450, 450, 450], (num, 3)) / spacing)
+    high = (size - 0.5) * spacing
+    thumbnail = np.full(THUMBNAIL_SHAPE, 130, np.uint8)
+    scans = discovery.Scans(
+        split=(rng.random(num) < PrepareConfig().validation_fraction).astype(np.uint8),
+        spacing_mm=spacing,
+        size=size.astype(np.int32),
+        frame_mm=np.stack([-0.5 * spacing, high], axis=1),
+        embedding=draw_embeddings(num, AutoencoderConfig().latent),
+        thumbnail=lambda _: thumbnail,
+    )
+    this = psutil.Process()
+    print(f"{num:,} scans, embeddings {scans.embedding.nbytes / 2**20:,.0f} MiB")
+    print("index            build s  discover s  s/class  rows s  classes  recall  MiB     peak")
+    exact: dict[tuple[int, ...], set[int]] = {}
+    for index in indexes:
+        config = PrepareConfig(index=index)
+        began = time.perf_counter()
+        built = Neighbours(scans.embedding, np.flatnonzero(scans.split == 0), index)
+        build_s = time.perf_counter() - began
+        held = mib(this)
+        del built
+        peak, over = [0.0], threading.Event()
+
+        def watch(peak: list[float] = peak, over: threading.Event = over) -> None:
+            while not over.wait(SAMPLE_SECONDS):
+                peak[0] = max(peak[0], mib(this))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        began = time.perf_counter()
+        moments: list[float] = []
+        classes = discovery.discover(
+            scans, config, progress=lambda _, to=moments: to.append(time.perf_counter())
+        )
+        discover_s = time.perf_counter() - began
+        for split in (0, 1):
+            discovery.row_tables(classes, scans, config, split)
+        rows_s = time.perf_counter() - began - discover_s
+        over.set()
+        watcher.join()
+        members = {(c.reference, *c.centre.tolist()): set(c.neighbour.tolist()) for c in classes}
+        exact = exact or members
+        recall = np.mean([len(members.get(c, set()) & exact[c]) / len(exact[c]) for c in exact])
+        each = (moments[-1] - moments[0]) / max(1, len(moments) - 1)
+        print(
+            f"{index:16s} {build_s:7.1f} {discover_s:11.1f} {each:8.2f} {rows_s:7.2f}"
+            f" {len(classes):8d} {recall:7.1%} {held:6,.0f} {peak[0]:8,.0f}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--scans", type=int, nargs="+", default=[100, 1000, 10_000, 100_000])
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--work", type=Path, help="folder for archives and stores; default: /tmp")
+    parser.add_argument("--million", action="store_true")
+    parser.add_argument("--embeddings", type=int, default=1_000_000)
+    parser.add_argument("--index", nargs="+", default=["Flat", "IVF1024,Flat"])
+    given = parser.parse_args()
+    if given.million:
+        million(given.embeddings, given.index)
+    else:
+        scale(given.scans, given.workers, given.work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Voxels of plain NIfTI files, in half the time that the reading library takes.
+
+The library unpacks gzip in small steps and copies what it has read; here a file is unpacked at
+once, and an uncompressed one is read straight into an array. Geometry is left to the library, and
+so is every file that is not plain or not sound: other byte orders, scaled values, broken gzip.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+import deflate
+import numpy as np
+from numpy.typing import NDArray
+
+_HEADER_BYTES = 348
+_LEAST_OFFSET, _MOST_OFFSET = 352, 2**16
+_DTYPES = {4: "<i2", 512: "<u2", 8: "<i4", 16: "<f4", 64: "<f8"}
+"""By NIfTI's datatype code; 8 bits cannot be HU, and the rest is rare."""
+
+
+def read_plain_nifti(path: Path, size_xyz: tuple[int, ...]) -> NDArray[Any] | None:
+    """(Z, Y, X) voxels of a single-file NIfTI, or None where the library must read it.
+
+    size_xyz
+        What the library found in the header; no more is allocated than it asks for.
+
+    Gzip's checksum is checked. The array may be written to.
+    """
+    count = math.prod(size_xyz)
+    with path.open("rb") as file:
+        header = file.read(_HEADER_BYTES)
+        content = None
+        if header.startswith(b"\x1f\x8b"):
+            content = _unpack(header + file.read(), most=_MOST_OFFSET + 8 * count)
+            if content is None:
+                return None
+            header = bytes(content[:_HEADER_BYTES])
+        plain = _parse(header)
+        if plain is None:
+            return None
+        dtype, offset = plain
+        try:
+            if content is None:
+                file.seek(offset)
+                values = np.fromfile(file, dtype, count)
+            else:
+                values = np.frombuffer(content, dtype, count, offset)
+            return values.reshape(size_xyz[::-1])
+        except ValueError:  # fewer than `count`
+            return None
+
+
+def _parse(header: bytes) -> tuple[np.dtype[Any], int] | None:
+    """Dtype and place of little-endian, unscaled voxels in the header's own file."""
+    if len(header) < _HEADER_BYTES or header[344:348] != b"n+1\0":
+        return None
+    (length,) = struct.unpack_from("<i", header, 0)
+    (datatype,) = struct.unpack_from("<h", header, 70)
+    offset, slope, intercept = struct.unpack_from("<3f", header, 108)
+    if length != _HEADER_BYTES or datatype not in _DTYPES or intercept != 0 or slope not in (0, 1):
+        return None
+    if not _LEAST_OFFSET <= offset <= _MOST_OFFSET or offset != int(offset):
+        return None
+    return np.dtype(_DTYPES[datatype]), int(offset)
+
+
+def _unpack(packed: bytes, most: int) -> bytearray | None:
+    """The content of a gzip file that is one sound member of at most so many bytes."""
+    length = int.from_bytes(packed[-4:], "little")
+    if length > most:
+        return None
+    try:
+        content: bytearray = deflate.gzip_decompress(packed, length)
+        return content
+    except deflate.DeflateError:
+        return None

@@ -1,0 +1,71 @@
+"""The file of one shard, as Zarr's sharding codec defines it: chunks, then their index.
+
+A chunk is one row. Zarr itself reads and writes the same files, several times slower, because it
+must cope with every layout; see benchmarks/RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, BinaryIO
+
+import google_crc32c
+import numpy as np
+from numcodecs import blosc
+from numpy.typing import NDArray
+
+from store.format import COMPRESSION
+
+_RESIDUE = google_crc32c.value(struct.pack("<I", google_crc32c.value(b"")))
+MISSING = 2**64 - 1
+"""Offset of a chunk that was never written."""
+
+
+def encode_shard(values: NDArray[Any], rows_per_shard: int) -> bytes:
+    """A whole file from its rows; fewer than `rows_per_shard` in the last shard of an array."""
+    chunks = [_seal(_compress(row)) for row in values]
+    index = np.full((rows_per_shard, 2), MISSING, "<u8")
+    lengths = [len(chunk) for chunk in chunks]
+    index[: len(chunks), 0] = np.cumsum([0, *lengths[:-1]])
+    index[: len(chunks), 1] = lengths
+    return b"".join([*chunks, _seal(index.tobytes())])
+
+
+def read_index(file: BinaryIO, rows_per_shard: int) -> NDArray[np.uint64]:
+    """(rows_per_shard, 2) offset and length of each chunk; ValueError when it is broken."""
+    size = 16 * rows_per_shard + 4
+    file.seek(-size, 2)
+    sealed = file.read(size)
+    if not _is_sound(sealed):
+        raise ValueError("index fails its checksum")
+    return np.frombuffer(sealed[:-4], "<u8").reshape(-1, 2)
+
+
+def decode_chunk(sealed: bytes, out: NDArray[Any]) -> bool:
+    """Unpack one row into `out`; False when it is not what was written."""
+    if not _is_sound(sealed):
+        return False
+    try:
+        blosc.decompress(memoryview(sealed)[:-4], out)
+    except (RuntimeError, ValueError):
+        return False
+    return True
+
+
+def _compress(row: NDArray[Any]) -> bytes:
+    packed: bytes = blosc.compress(
+        np.ascontiguousarray(row),
+        COMPRESSION["cname"].encode(),
+        COMPRESSION["clevel"],
+        blosc.BITSHUFFLE,
+    )
+    return packed
+
+
+def _seal(content: bytes) -> bytes:
+    return content + struct.pack("<I", google_crc32c.value(content))
+
+
+def _is_sound(sealed: bytes) -> bool:
+    """Whether the checksum at the end is right: with it, any content has the same checksum."""
+    return len(sealed) >= 4 and google_crc32c.value(sealed) == _RESIDUE
