@@ -6,14 +6,16 @@
 The first generates archives of tiny scans (16 x 16 x 16 voxels, so that reading them is little)
 and prepares each in a process of its own. A stage's time runs to the beginning of the next one,
 so that nothing between two stages is lost; `after` is what of it came when the stage had ended.
-Printed are a stage's milliseconds per scan, those per further scan since the archive before, and
-the exponent e of seconds ~ scans^e. `main` and `others` are the CPU of the job's own thread and of
-its other ones (Dask's scheduler; in embed, torch's), `workers` the share of their time that the
-workers compute. The crops are as many for every archive; the autoencoder trains for a few steps.
+Per scan are printed wall and CPU milliseconds: of the job's own thread (`main`), of its others
+(Dask's scheduler; in embed, torch's) and of the workers; `idle` is the share of their time in
+which the workers do not compute. Then, from archive to archive, the milliseconds per further scan
+and the exponent e of seconds ~ scans^e; the CPU's are those to go by on a shared machine. The
+crops are as many for every archive, and the autoencoder trains for a few steps: their share per
+scan falls. Before the seal, the thumbnails of an archive lie in the catalogue, 1 MiB a scan.
 
-The second draws embeddings around centres, with made-up geometry and thumbnails, and times the
-index, each class, and the row tables. Other indexes are judged by how many of the members that
-"Flat" finds they find.
+The second draws embeddings around centres, with made-up geometry and thumbnails, and times
+discovery with the exact index, then each index alone: building it, and the neighbours of the first
+classes; how many it finds of those wanted, and of the true ones.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -29,6 +32,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
@@ -39,11 +43,18 @@ from pipeline.catalogue import catalogue_folder
 from pipeline.config import AutoencoderConfig, PrepareConfig
 from store.format import THUMBNAIL_SHAPE
 
+if TYPE_CHECKING:
+    from pipeline.discovery import Scans
+
 SIDE = 16
 SPACING_MM = 4.0
 FOLDER_SCANS = 100
+SCAN_BYTES = 5 * 2**18
+"""Of disk, at most: its thumbnail in the catalogue and, packed, in the store."""
 SAMPLE_SECONDS = 0.1
-CENTRES = 2000
+LAST = slice(-2, None)
+CENTRES, DIMENSIONS, NOISE = 1000, 16, np.float32(0.01)
+QUERIES = 20
 CONFIG = PrepareConfig(
     classes=10,
     neighbours=20,
@@ -53,7 +64,7 @@ CONFIG = PrepareConfig(
     spacing_mm=(SPACING_MM, SPACING_MM, SPACING_MM),
     scales=1,
     min_slices=SIDE,
-    autoencoder=AutoencoderConfig(max_steps=20),
+    autoencoder=AutoencoderConfig(max_steps=20, threads=1),  # two wait on a busy machine
 )
 
 
@@ -74,12 +85,12 @@ def template() -> tuple[bytes, NDArray[np.int16]]:
 
 
 def write_folder(folder: Path, scans: range) -> None:
-    """Scans whose bodies' rows differ: noise that their thumbnails can be packed in spite of."""
+    """Scans whose bodies' slices differ, which leaves thumbnails small when packed."""
     folder.mkdir(parents=True)
     header, hu = template()
     for scan in scans:
         rng = np.random.default_rng(scan)
-        noise = rng.integers(-300, 300, (SIDE, SIDE, 1))
+        noise = rng.integers(-300, 300, (SIDE, 1, 1))
         values = np.where(hu > -1000, hu + noise, hu).astype(np.int16)
         (folder / f"{scan:07d}.nii").write_bytes(header + values.tobytes())
 
@@ -112,6 +123,10 @@ class Stage:
     workers: float
     parent_mib: float = 0.0
     worker_mib: float = 0.0
+
+    @property
+    def cpu(self) -> float:
+        return self.main + self.others + self.workers
 
 
 @dataclass(kw_only=True, slots=True)
@@ -158,7 +173,7 @@ class Ledger:
             last.after += now if last.after else 0.0
             last.main += main
             last.others += others
-            last.workers += workers
+            last.workers = max(0.0, last.workers + workers)  # they have gone at the end
         self.stages.append(
             Stage(name=name, wall=-now, main=-main, others=-others, workers=-workers)
         )
@@ -216,127 +231,157 @@ def prepare(archive: Path, store: Path, num_scans: int, workers: int) -> Run:
 
 
 def tell_run(run: Run, workers: int) -> None:
-    print(f"\n{run.scans:,} scans")
-    print("stage       seconds   after  ms/scan  main ms  others ms  workers  parent   worker MiB")
+    print(f"\n{run.scans:,} scans   per scan, ms:")
+    print(
+        "stage        seconds   after     wall    main  others  workers  idle  parent  worker MiB"
+    )
     per = 1000 / run.scans
     for s in run.stages:
         print(
-            f"{s.name:10s} {s.wall:8.2f} {s.after:7.2f} {s.wall * per:8.2f} {s.main * per:8.2f}"
-            f" {s.others * per:10.2f} {s.workers / s.wall / workers:8.0%}"
-            f" {s.parent_mib:7.0f} {s.worker_mib:8.0f}"
+            f"{s.name:10s} {s.wall:9.2f} {s.after:7.2f} {s.wall * per:8.2f} {s.main * per:7.2f}"
+            f" {s.others * per:7.2f} {s.workers * per:8.2f} {1 - s.workers / s.wall / workers:5.0%}"
+            f" {s.parent_mib:7.0f} {s.worker_mib:11.0f}"
         )
-    wall = sum(s.wall for s in run.stages)
-    print(
-        f"{'all':10s} {wall:8.2f} {'':7s} {wall * per:8.2f}"
-        f"   parent {max(s.parent_mib for s in run.stages):.0f} MiB at most"
-    )
     for name, (files, size) in run.folders.items():
         print(f"{name}: {files:,} files, {size / 2**20:,.0f} MiB, {size / run.scans:,.0f} B a scan")
 
 
-def tell_growth(runs: list[Run]) -> None:
+def tell_growth(runs: list[Run], what: str) -> None:
     """Each stage's cost per further scan from archive to archive, and the exponent."""
-    seconds = {run.scans: {s.name: s.wall for s in run.stages} for run in runs}
-    sizes = list(seconds)
-    print("\nms per further scan")
+    sizes = [run.scans for run in runs]
+    print(f"\n{what}, ms per further scan")
     print(
-        f"{'stage':10s} "
-        + " ".join(f"{f'to {n:,}':>11s}" for n in sizes[1:])
-        + "   exponent, of the last two"
+        f"{'stage':10s}" + "".join(f"{f'to {n:,}':>12s}" for n in sizes[1:]) + "  exponent  of last"
     )
-    for name in [*seconds[sizes[0]], "all"]:
-        took = [sum(s.values()) if name == "all" else s[name] for s in seconds.values()]
+    for name in [*(stage.name for stage in runs[0].stages), "all"]:
+        took = [
+            sum(getattr(s, what) for s in run.stages if name in {s.name, "all"}) for run in runs
+        ]
         further = 1000 * np.diff(took) / np.diff(sizes)
-        slope = np.polyfit(np.log(sizes), np.log(took), 1)[0]
-        last = np.log(took[-1] / took[-2]) / np.log(sizes[-1] / sizes[-2])
+        logs = np.log(sizes), np.log(np.maximum(took, 1e-3))
+        overall, last = (np.polyfit(*(v[part] for v in logs), 1)[0] for part in (slice(None), LAST))
         print(
-            f"{name:10s} " + " ".join(f"{f:11.2f}" for f in further) + f" {slope:9.2f} {last:9.2f}"
+            f"{name:10s}" + "".join(f"{f:12.2f}" for f in further) + f" {overall:9.2f} {last:8.2f}"
         )
 
 
 def scale(sizes: list[int], workers: int, work: Path) -> None:
     runs = []
     for num_scans in sorted(sizes):
+        if shutil.disk_usage(work).free < num_scans * SCAN_BYTES:
+            print(f"{num_scans:,} scans need {num_scans * SCAN_BYTES / 2**30:,.0f} GiB of disk")
+            continue
         with tempfile.TemporaryDirectory(dir=work, prefix="scale-") as folder:
             archive, store = Path(folder) / "archive", Path(folder) / "store"
+            began = time.perf_counter()
             write_archive(archive, num_scans)
+            print(
+                f"\n{num_scans:,} scans written in {time.perf_counter() - began:.1f} s", flush=True
+            )
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                 runs.append(pool.submit(prepare, archive, store, num_scans, workers).result())
         tell_run(runs[-1], workers)
     if len(runs) > 1:
-        tell_growth(runs)
+        tell_growth(runs, "wall")
+        tell_growth(runs, "cpu")
 
 
 # a million --------------------------------------------------------------------------------------
 
 
 def draw_embeddings(num: int, width: int) -> NDArray[np.float32]:
-    """(num, width) around centres."""
+    """(num, width): points around centres in few dimensions, and a little noise."""
     rng = np.random.default_rng(0)
-    centres = rng.standard_normal((CENTRES, width), np.float32)
+    centres = 3 * rng.standard_normal((CENTRES, DIMENSIONS), np.float32)
+    sheet = rng.standard_normal((DIMENSIONS, width), np.float32) / np.float32(width**0.5)
     embedding = np.empty((num, width), np.float32)
     for first in range(0, num, 65536):
         part = embedding[first : first + 65536]
         rng.standard_normal(out=part, dtype=np.float32)
-        part *= 0.5
-        part += centres[rng.integers(CENTRES, size=len(part))]
+        part *= NOISE
+        place = centres[rng.integers(CENTRES, size=len(part))]
+        part += (place + rng.standard_normal(place.shape, np.float32)) @ sheet
     return embedding
+
+
+def draw_scans(num: int) -> Scans:
+    """Scans as discovery sees them."""
+    from pipeline.discovery import Scans  # noqa: PLC0415
+
+    rng = np.random.default_rng(1)
+    spacing = rng.uniform([1.0, 0.6, 0.6], [3.0, 0.9, 0.9], (num, 3))
+    size = np.rint(rng.uniform([250, 300, 300], [450, 450, 450], (num, 3)) / spacing)
+    thumbnail = np.full(THUMBNAIL_SHAPE, 130, np.uint8)
+    return Scans(
+        split=(rng.random(num) < PrepareConfig().validation_fraction).astype(np.uint8),
+        spacing_mm=spacing,
+        size=size.astype(np.int32),
+        frame_mm=np.stack([-0.5 * spacing, (size - 0.5) * spacing], axis=1),
+        embedding=draw_embeddings(num, AutoencoderConfig().latent),
+        thumbnail=lambda _: thumbnail,
+    )
+
+
+@contextlib.contextmanager
+def peak_mib() -> Iterator[list[float]]:
+    """The one number of the list is this process's peak meanwhile."""
+    peak, over, this = [0.0], threading.Event(), psutil.Process()
+
+    def watch() -> None:
+        while not over.wait(SAMPLE_SECONDS):
+            peak[0] = max(peak[0], mib(this))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        watcher.join()
 
 
 def million(num: int, indexes: list[str]) -> None:
     from pipeline import discovery  # noqa: PLC0415
     from pipeline.neighbours import Neighbours  # noqa: PLC0415
 
-    rng = np.random.default_rng(1)
-    spacing = rng.uniform([1.0, 0.6, 0.6], [3.0, 0.9, 0.9], (num, 3))
-    size = np.rint(rng.uniform([250, 300, 300], [450, 450, 450], (num, 3)) / spacing)
-    high = (size - 0.5) * spacing
-    thumbnail = np.full(THUMBNAIL_SHAPE, 130, np.uint8)
-    scans = discovery.Scans(
-        split=(rng.random(num) < PrepareConfig().validation_fraction).astype(np.uint8),
-        spacing_mm=spacing,
-        size=size.astype(np.int32),
-        frame_mm=np.stack([-0.5 * spacing, high], axis=1),
-        embedding=draw_embeddings(num, AutoencoderConfig().latent),
-        thumbnail=lambda _: thumbnail,
-    )
-    this = psutil.Process()
+    scans = draw_scans(num)
+    train = np.flatnonzero(scans.split == 0)
+    config = PrepareConfig()
+    geometry = discovery.Geometry(scans, config)
     print(f"{num:,} scans, embeddings {scans.embedding.nbytes / 2**20:,.0f} MiB")
-    print("index            build s  discover s  s/class  rows s  classes  recall  MiB     peak")
-    exact: dict[tuple[int, ...], set[int]] = {}
-    for index in indexes:
-        config = PrepareConfig(index=index)
-        began = time.perf_counter()
-        built = Neighbours(scans.embedding, np.flatnonzero(scans.split == 0), index)
-        build_s = time.perf_counter() - began
-        held = mib(this)
-        del built
-        peak, over = [0.0], threading.Event()
-
-        def watch(peak: list[float] = peak, over: threading.Event = over) -> None:
-            while not over.wait(SAMPLE_SECONDS):
-                peak[0] = max(peak[0], mib(this))
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
+    with peak_mib() as peak:
         began = time.perf_counter()
         moments: list[float] = []
         classes = discovery.discover(
-            scans, config, progress=lambda _, to=moments: to.append(time.perf_counter())
+            scans, config, progress=lambda _: moments.append(time.perf_counter())
         )
-        discover_s = time.perf_counter() - began
+        discovered = time.perf_counter()
         for split in (0, 1):
             discovery.row_tables(classes, scans, config, split)
-        rows_s = time.perf_counter() - began - discover_s
-        over.set()
-        watcher.join()
-        members = {(c.reference, *c.centre.tolist()): set(c.neighbour.tolist()) for c in classes}
-        exact = exact or members
-        recall = np.mean([len(members.get(c, set()) & exact[c]) / len(exact[c]) for c in exact])
-        each = (moments[-1] - moments[0]) / max(1, len(moments) - 1)
+        ended = time.perf_counter()
+    print(
+        f"discover: {len(classes)} classes in {discovered - began:.1f} s, the first after"
+        f" {moments[0] - began:.1f}, {(moments[-1] - moments[0]) / max(1, len(moments) - 1):.2f}"
+        f" each; row tables {ended - discovered:.1f} s; peak {peak[0]:,.0f} MiB"
+    )
+    print("\nindex            build s  nearest s  found  of the true  peak MiB")
+    for index in indexes:
+        with peak_mib() as peak:
+            began = time.perf_counter()
+            built = Neighbours(scans.embedding, train, index)
+            build_s = time.perf_counter() - began
+            nearest_s, found, true = 0.0, [], []
+            for one in classes[:QUERIES]:
+                eligible = geometry.eligible(one.centre, scans.split)
+                began = time.perf_counter()
+                members, _ = built.nearest(one.reference, config.neighbours, eligible)
+                nearest_s += time.perf_counter() - began
+                found.append(len(members) / config.neighbours)
+                true.append(np.isin(one.neighbour, members).mean())
+            del built
         print(
-            f"{index:16s} {build_s:7.1f} {discover_s:11.1f} {each:8.2f} {rows_s:7.2f}"
-            f" {len(classes):8d} {recall:7.1%} {held:6,.0f} {peak[0]:8,.0f}"
+            f"{index:16s} {build_s:7.1f} {nearest_s / len(found):10.3f} {np.mean(found):6.0%}"
+            f" {np.mean(true):12.1%} {peak[0]:9,.0f}"
         )
 
 
@@ -344,7 +389,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--scans", type=int, nargs="+", default=[100, 1000, 10_000, 100_000])
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--work", type=Path, help="folder for archives and stores; default: /tmp")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path(tempfile.gettempdir()),
+        help="folder for archives and stores",
+    )
     parser.add_argument("--million", action="store_true")
     parser.add_argument("--embeddings", type=int, default=1_000_000)
     parser.add_argument("--index", nargs="+", default=["Flat", "IVF1024,Flat"])

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import dask
 from distributed import Client, KilledWorker, LocalCluster, as_completed
+
+_TASK_SECONDS = 0.2
+_MOST_SHARING = 16
+"""Items share a task until it takes so long, or holds so many."""
 
 
 def run_bounded(
@@ -19,16 +25,27 @@ def run_bounded(
 ) -> Iterator[tuple[Any, Any]]:
     """(item, function(item, *arguments)) as they finish, few in flight, so memory stays flat.
 
-    A task that kills its worker time and again yields a KilledWorker instead of a result. Dask
-    blames every task that a dead worker held; those that it gave up are tried again, each alone.
+    Items that take little time share tasks, since a task costs the scheduler milliseconds. A task
+    that kills its worker time and again yields a KilledWorker instead of a result. Dask blames
+    every task that a dead worker held; the items of those that it gave up are tried again, each
+    alone.
     """
     blamed = []
-    for item, result in _run(client, function, items, arguments, 2 * num_threads(client) + 2):
+    limit = 2 * num_threads(client) + 2
+    for item, result in _run(client, function, items, arguments, limit, _MOST_SHARING):
         if isinstance(result, KilledWorker):
             blamed.append(item)
         else:
             yield item, result
-    yield from _run(client, function, blamed, arguments, 1)
+    yield from _run(client, function, blamed, arguments, 1, 1)
+
+
+def run_items(
+    items: Sequence[Any], function: Callable[..., Any], *arguments: Any
+) -> tuple[list[Any], float]:
+    """In a worker: the results, and the seconds that they took."""
+    began = time.perf_counter()
+    return [function(item, *arguments) for item in items], time.perf_counter() - began
 
 
 def _run(
@@ -37,30 +54,35 @@ def _run(
     items: Iterable[Any],
     arguments: tuple[Any, ...],
     limit: int,
+    most_sharing: int,
 ) -> Iterator[tuple[Any, Any]]:
     items = iter(items)
-    waiting: dict[Any, Any] = {}  # item by future
+    waiting: dict[Any, tuple[Any, ...]] = {}  # items by future
     finished = as_completed(loop=client.loop)
+    sharing = 1
 
     def submit_next() -> None:
-        for item in items:
-            future = client.submit(function, item, *arguments, pure=False)
-            waiting[future] = item
+        shared = tuple(itertools.islice(items, sharing))
+        if shared:
+            future = client.submit(run_items, shared, function, *arguments, pure=False)
+            waiting[future] = shared
             finished.add(future)
-            return
 
     for _ in range(limit):
         submit_next()
     while waiting:
         future = next(finished)
-        item = waiting.pop(future)
+        shared = waiting.pop(future)
         try:
-            result = future.result()
+            results, seconds = future.result()
         except KilledWorker as error:
-            result = error
+            results = [error] * len(shared)
+        else:
+            wanted = int(_TASK_SECONDS / max(seconds / len(shared), 1e-6))
+            sharing = max(1, min(wanted, 2 * sharing, most_sharing))
         future.release()
         submit_next()
-        yield item, result
+        yield from zip(shared, results, strict=True)
 
 
 def raise_if_failed(result: object) -> None:

@@ -83,9 +83,10 @@ class Geometry:
         if config.scales > 1:
             self.full_reach = np.maximum(self.base_reach, drawn)
 
-    def centre_mm(self, centre: Floats) -> Floats:
-        """(N, 3) the place of one coordinate in every scan."""
-        return self.low_mm + centre * self.unit_mm
+    def centre_mm(self, centre: Floats, scans: Any = slice(None)) -> Floats:
+        """(..., 3) the place of one coordinate in every scan, or in those given."""
+        place: Floats = self.low_mm[scans] + centre * self.unit_mm[scans]
+        return place
 
     def eligible(self, centre: Floats, split: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """(N,) scans that hold the base crop, and for training the drawn ones, entirely."""
@@ -199,7 +200,7 @@ def discover(
                 if not has_content(
                     thumbnail,
                     scans.frame_mm[reference],
-                    geometry.centre_mm(centre)[reference],
+                    geometry.centre_mm(centre, reference),
                     geometry.step_mm[reference],
                     config,
                 ):
@@ -271,7 +272,7 @@ def row_tables(
         rng = np.random.default_rng([config.seed, _SCALES, number])
         side = rng.integers(*config.side_steps, size=(len(members), 2))
         shift = rng.integers(*config.shift_steps, size=(len(members), 2, 2))
-        centre = geometry.centre_mm(found.centre)[members]
+        centre = geometry.centre_mm(found.centre, members)
         step = geometry.step_mm[members]
         for level in range(num_scales):
             size, place = geometry.extent_mm[members].copy(), centre.copy()

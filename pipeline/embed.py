@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pipeline.autoencoder import Autoencoder
 from pipeline.config import AutoencoderConfig, ConfigError
-from store.format import AUTOENCODER_FILE
+from store.format import AUTOENCODER_FILE, THUMBNAIL_SHAPE
 
 _ORDER, _AUGMENT, _INIT = 11, 12, 13
 _MOST_SHIFT = (0.02, 0.05, 0.05)
@@ -137,9 +137,11 @@ def embed(model: Autoencoder, thumbnails: Thumbnails, num_scans: int) -> NDArray
     """(num_scans, latent) embeddings, scan by scan, so that no batch shapes the last bits."""
     model.eval()
     load = _loader(thumbnails)
+    embedding = np.empty((num_scans, model.latent), np.float32)
     with torch.no_grad():
-        rows = [model.encode(load(np.array([row]))) for row in range(num_scans)]
-    return torch.cat(rows).numpy()
+        for row in range(num_scans):
+            embedding[row] = model.encode(load(np.array([row])))[0].numpy()
+    return embedding
 
 
 def save_autoencoder(model: Autoencoder, file: Path) -> None:
@@ -168,11 +170,14 @@ def load_autoencoder(file: Path) -> Autoencoder:
 
 def _loader(thumbnails: Thumbnails) -> Callable[[NDArray[Any]], Tensor]:
     """Rows (n,) -> (n, 1, 16, 32, 32), the model's input; a bounded number is kept."""
+    # one buffer for all: fresh ones, large, between the small tensors that stay, would leave holes
+    # in memory that nothing fits into, several MiB a scan
+    image = torch.empty(1, 1, *THUMBNAIL_SHAPE)
 
     @lru_cache(maxsize=_CACHED_THUMBNAILS)
     def load_one(row: int) -> Tensor:
-        image = torch.from_numpy(thumbnails(np.array([row]))).unsqueeze(1).float() / 255
-        return Autoencoder.reduce(image)
+        image.copy_(torch.from_numpy(thumbnails(np.array([row]))).unsqueeze(1))
+        return Autoencoder.reduce(image.div_(255))
 
     return lambda rows: torch.cat([load_one(int(row)) for row in rows])
 

@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 
 from pipeline.config import ConfigError
 
+_PROBED = 8
+"""One in so many of an inverted file's lists is searched."""
+
 
 class Neighbours:
     """An index over some scans' embeddings."""
@@ -24,6 +27,8 @@ class Neighbours:
             self._index = faiss.index_factory(embedding.shape[1], index, faiss.METRIC_L2)
             if len(rows):
                 self._index.train(vectors)
+                if (lists := faiss.try_extract_index_ivf(self._index)) is not None:
+                    lists.nprobe = -(-lists.nlist // _PROBED)  # FAISS would look into one only
                 self._index.add(vectors)
         except RuntimeError as error:
             reason = str(error).split(": ")[-1].strip()
@@ -50,8 +55,8 @@ class Neighbours:
             found = self._index.search(query[None], wanted)[1][0]
             candidates = self.rows[found[found >= 0]]
             candidates = candidates[eligible[candidates]]
-            if len(candidates) >= num or wanted == len(self.rows):
-                break
+            if len(candidates) >= num or wanted == len(self.rows) or found[-1] < 0:
+                break  # -1: the index has no more to offer
             wanted = min(4 * wanted, len(self.rows))
         offset = self._embedding[candidates].astype(np.float64) - query
         distance = np.sqrt((offset * offset).sum(axis=1))

@@ -98,8 +98,10 @@ class Survey:
         return accepted
 
     def _list_series(self, client: Client) -> None:
-        folders = list(find_folders(self.archive))
-        with self.stage("catalogue", len(folders), "folders") as advance:
+        # walked twice: the names of all files of a large archive would not fit into memory
+        num_folders = sum(1 for _ in find_folders(self.archive))
+        with self.stage("catalogue", num_folders, "folders") as advance:
+            folders = find_folders(self.archive)
             for folder, found in run_bounded(client, read_folder, folders, self.config):
                 crashed = isinstance(found, BaseException)
                 series = [crashed_folder(folder)] if crashed else found

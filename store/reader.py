@@ -7,6 +7,8 @@ fetching rows at random through it costs ten times as much (see benchmarks/RESUL
 from __future__ import annotations
 
 import html
+import itertools
+import os
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -31,6 +33,7 @@ class ShardedReader:
         self.name = name
         self.shape: tuple[int, ...] = array.shape
         self.dtype: np.dtype[Any] = array.dtype
+        self._rows_per_shard = self.grid.rows_per_shard
         self._folder = path / name
         self._index = lru_cache(maxsize=_CACHED_INDEXES)(self._read_index)
 
@@ -55,33 +58,37 @@ class ShardedReader:
         self, rows: Sequence[int] | NDArray[np.integer[Any]], out: NDArray[Any]
     ) -> list[int]:
         """Read rows into `out`; returns those that could not be read, whose place is undefined."""
-        bad: list[int] = []
         wanted = np.asarray(rows, dtype=np.int64)
         if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self)):
             raise IndexError(f"rows of {self.name} must be in [0, {len(self)})")
-        shards = wanted // self.grid.rows_per_shard
-        for shard in np.unique(shards):
-            places = np.flatnonzero(shards == shard)
-            bad += self._read_from_shard(int(shard), wanted[places], places, out)
-        return sorted(bad)
+        order = np.argsort(wanted, kind="stable")  # a shard is opened once
+        places = itertools.groupby(order.tolist(), key=(wanted // self._rows_per_shard).__getitem__)
+        bad: list[int] = []
+        for shard, of_shard in places:
+            bad += self._read_from_shard(int(shard), wanted, list(of_shard), out)
+        return bad
 
     def _read_from_shard(
-        self, shard: int, rows: NDArray[np.int64], places: NDArray[np.intp], out: NDArray[Any]
+        self, shard: int, rows: NDArray[np.int64], places: list[int], out: NDArray[Any]
     ) -> list[int]:
         bad: list[int] = []
+        every = [int(rows[place]) for place in places]
         try:
             index = self._index(shard)
-            with self._file(shard).open("rb", buffering=0) as file:
-                for row, place in zip(rows.tolist(), places.tolist(), strict=True):
-                    offset, length = index[row - shard * self.grid.rows_per_shard].tolist()
-                    if offset == MISSING:
-                        bad.append(row)
-                        continue
-                    file.seek(offset)
-                    if not decode_chunk(file.read(length), out[place]):
-                        bad.append(row)
+            descriptor = os.open(self._file(shard), os.O_RDONLY)
         except (OSError, ValueError):
-            return [int(row) for row in rows]
+            return every
+        try:
+            for place, row in zip(places, every, strict=True):
+                offset, length = index[row - shard * self._rows_per_shard]
+                if offset == MISSING or not decode_chunk(
+                    os.pread(descriptor, length, offset), out[place]
+                ):
+                    bad.append(row)
+        except OSError:
+            return every
+        finally:
+            os.close(descriptor)
         return bad
 
     def digest(self, shard: int) -> str | None:
@@ -90,12 +97,13 @@ class ShardedReader:
         values = np.empty((len(rows), *self.shape[1:]), self.dtype)
         return None if self.read_into(rows, values) else digest_values(values)
 
-    def _file(self, shard: int) -> Path:
-        return self._folder / shard_key(shard, len(self.shape))
+    def _file(self, shard: int) -> str:
+        return f"{self._folder}/{shard_key(shard, len(self.shape))}"
 
-    def _read_index(self, shard: int) -> NDArray[np.uint64]:
-        with self._file(shard).open("rb") as file:
-            return read_index(file, self.grid.rows_per_shard)
+    def _read_index(self, shard: int) -> list[list[int]]:
+        """Offset and length of each chunk."""
+        with open(self._file(shard), "rb") as file:
+            return read_index(file, self._rows_per_shard)
 
 
 def _read_table(group: Any, name: str) -> NDArray[Any]:

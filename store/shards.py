@@ -31,14 +31,15 @@ def encode_shard(values: NDArray[Any], rows_per_shard: int) -> bytes:
     return b"".join([*chunks, _seal(index.tobytes())])
 
 
-def read_index(file: BinaryIO, rows_per_shard: int) -> NDArray[np.uint64]:
-    """(rows_per_shard, 2) offset and length of each chunk; ValueError when it is broken."""
+def read_index(file: BinaryIO, rows_per_shard: int) -> list[list[int]]:
+    """Offset and length of each chunk; ValueError when it is broken."""
     size = 16 * rows_per_shard + 4
     file.seek(-size, 2)
     sealed = file.read(size)
     if not _is_sound(sealed):
         raise ValueError("index fails its checksum")
-    return np.frombuffer(sealed[:-4], "<u8").reshape(-1, 2)
+    index: list[list[int]] = np.frombuffer(sealed[:-4], "<u8").reshape(-1, 2).tolist()
+    return index
 
 
 def decode_chunk(sealed: bytes, out: NDArray[Any]) -> bool:
