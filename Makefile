@@ -1,8 +1,9 @@
 # Two commands, each from nothing to done: make demo, make test.
 PYTHON ?= python3
 BIN := .venv/bin
+PEERS := .venv-peers/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check bench-peers clean
 
 demo: .venv/done
 	$(BIN)/semgen demo semgen-demo
@@ -15,6 +16,16 @@ check: .venv/done  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# make bench-peers STORE=chest.store [OPTIONS="--rounds 3 --write"]
+bench-peers: .venv/done .venv-peers/done
+	$(BIN)/python -m benchmarks.stream $(STORE) --peers $(PEERS)/python $(OPTIONS)
+
+.venv-peers/done: benchmarks/peers-requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	$(PEERS)/pip install --quiet --disable-pip-version-check -c $< torch
+	$(PEERS)/pip install --quiet --disable-pip-version-check --no-deps -r $<
+	touch $@
+
 # constraints.txt pins every dependency; for the CPU build of torch see README, Install
 .venv/done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -22,4 +33,4 @@ check: .venv/done  ## lint, format, types
 	touch $@
 
 clean:
-	rm -rf .venv semgen-demo
+	rm -rf .venv .venv-peers semgen-demo

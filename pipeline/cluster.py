@@ -123,6 +123,7 @@ def connect(workers: int, scheduler: str | None) -> Iterator[Client]:
                 n_workers=workers,
                 threads_per_worker=1,
                 processes=True,
+                preload="pipeline.tasks",  # imports take a second, while the workers start
                 dashboard_address="127.0.0.1:0",
                 memory_limit=0,
                 silence_logs=50,

@@ -132,10 +132,11 @@ def cut_scan(store: str, cut: ScanCut, config: PrepareConfig) -> dict[int, Piece
     _, grid = open_sharded(Path(store), name)
     stop_row = cut.first_row + len(cut.origin_mm)
     pieces: dict[int, Piece] = {}
+    buffer = np.empty((grid.rows_per_shard, *config.shape), np.int16)  # fresh memory costs time
     for shard in cut.shards:
         rows = grid.rows_of(shard)
         ours = range(max(cut.first_row, rows.start), min(stop_row, rows.stop))
-        crops = np.empty((len(ours), *config.shape), np.int16)
+        crops = buffer[: len(ours)]
         for crop, row in zip(crops, ours, strict=True):
             crop[...] = cut_crop(
                 volume,
@@ -145,7 +146,7 @@ def cut_scan(store: str, cut: ScanCut, config: PrepareConfig) -> dict[int, Piece
                 window_hu=config.window_hu,
             )
         alone = len(ours) == len(rows)
-        pieces[shard] = write_shard(Path(store), name, shard, crops) if alone else crops
+        pieces[shard] = write_shard(Path(store), name, shard, crops) if alone else crops.copy()
     return pieces
 
 

@@ -21,14 +21,14 @@ MISSING = 2**64 - 1
 """Offset of a chunk that was never written."""
 
 
-def encode_shard(values: NDArray[Any], rows_per_shard: int) -> bytes:
-    """A whole file from its rows; fewer than `rows_per_shard` in the last shard of an array."""
+def encode_shard(values: NDArray[Any], rows_per_shard: int) -> list[bytes]:
+    """A whole file, in pieces; in the last shard of an array fewer than `rows_per_shard` rows."""
     chunks = [_seal(_compress(row)) for row in values]
     index = np.full((rows_per_shard, 2), MISSING, "<u8")
     lengths = [len(chunk) for chunk in chunks]
     index[: len(chunks), 0] = np.cumsum([0, *lengths[:-1]])
     index[: len(chunks), 1] = lengths
-    return b"".join([*chunks, _seal(index.tobytes())])
+    return [*chunks, _seal(index.tobytes())]
 
 
 def read_index(file: BinaryIO, rows_per_shard: int) -> list[list[int]]:

@@ -183,7 +183,9 @@ def write_shard(path: Path, name: str, shard: int, values: NDArray[Any]) -> str:
     file = path / name / shard_key(shard, array.ndim)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f"{uuid.uuid4().hex}.partial")
-    partial.write_bytes(encode_shard(values, grid.rows_per_shard))
+    with partial.open("wb") as opened:
+        for piece in encode_shard(values, grid.rows_per_shard):
+            opened.write(piece)
     os.replace(partial, file)
     return digest_values(values)
 
