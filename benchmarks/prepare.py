@@ -7,17 +7,17 @@ ARCHIVE holds a few real scans; DIR keeps what is made of them: six copies of ea
 some voxels, and phantoms of 512 x 512 x 300, plain and gzip. For each archive and round: the floor
 (as many processes read the same files and do nothing else), then a whole job; of both the median
 is taken. Of each stage: wall time, the share of the cores' time that its processes computed, the
-share that the machine waited for disks, and the rest, idle. Memory is resident set size, and
-"added" what a worker has above one that has only imported what its tasks need.
+share that the machine waited for disks, and the rest, idle. Memory is the peak of the resident set,
+and "added" what a worker has above one that has only imported what its tasks need.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shutil
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -68,26 +68,20 @@ class Watch:
         cores = wall * (psutil.cpu_count() or 1)
         waited = psutil.cpu_times().iowait - waiting
         self.shares[name] = (_cpu_seconds() - busy) / cores, waited / cores
+        self._note_memory()
 
-    @contextlib.contextmanager
-    def sampled(self) -> Iterator[None]:
-        """Sample memory in a thread."""
-        ended = threading.Event()
+    def _note_memory(self) -> None:
+        self.parent_mib = _peak_mib(os.getpid())
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):
+                if "spawn_main" in " ".join(child.cmdline()):
+                    self.worker_mib[child.pid] = _peak_mib(child.pid)
 
-        def sample() -> None:
-            parent = psutil.Process()
-            while not ended.wait(0.05):
-                self.parent_mib = max(self.parent_mib, parent.memory_info().rss / 2**20)
-                for pid, mib in _workers():
-                    self.worker_mib[pid] = max(self.worker_mib.get(pid, 0.0), mib)
 
-        thread = threading.Thread(target=sample)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
+def _peak_mib(pid: int) -> float:
+    """The most that a process ever held, of which the kernel keeps count."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return float(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def _cpu_seconds() -> float:
@@ -96,13 +90,6 @@ def _cpu_seconds() -> float:
         with contextlib.suppress(psutil.NoSuchProcess):
             total += sum(process.cpu_times()[:2])
     return total
-
-
-def _workers() -> Iterator[tuple[int, float]]:
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "spawn_main" in " ".join(child.cmdline()):
-                yield child.pid, child.memory_info().rss / 2**20
 
 
 def read_series(store: Path) -> list[Series]:
@@ -140,8 +127,7 @@ def run_job(archive: Path, store: Path, config: PrepareConfig, workers: int, **m
     for folder in (store, catalogue_folder(store)):
         shutil.rmtree(folder, ignore_errors=True)
     watch = Watch()
-    with watch.sampled():
-        prepare([archive], store, config, workers=workers, reporter=watch, **more)
+    prepare([archive], store, config, workers=workers, reporter=watch, **more)
     return watch
 
 
@@ -222,10 +208,10 @@ def compare_published(archive: Path, work: Path, workers: int) -> None:
         )
     opened = PatchStore(store)
     crops, scans = len(opened.train), len(opened.scans.id)
-    mine = sum(ours.seconds.values())
+    mine = sum(seconds for stage, seconds in ours.seconds.items() if stage != "embed")
     mib = ours.parent_mib + sum(sorted(ours.worker_mib.values())[-workers:])
     print(f"\n### The published procedure, {opened.num_classes} classes of {_PUBLISHED_MEMBERS}\n")
-    print("| | s | memory MiB |\n|---|---|---|")
+    print("| (without training an autoencoder) | s | memory MiB |\n|---|---|---|")
     print(f"| every class loads every member | {theirs:.0f} | {theirs_mib:.0f} |")
     print(f"| semgen, {workers} workers, {scans} scans, {crops} crops | {mine:.0f} | {mib:.0f} |")
     full = _PUBLISHED

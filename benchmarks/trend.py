@@ -1,7 +1,7 @@
 """A small fixed set of timings, to run before and after a change.
 
-    python -m benchmarks.trend             # prints each figure and its ratio to the recorded one
-    python -m benchmarks.trend --record    # and records them in benchmarks/trend.json
+    OMP_NUM_THREADS=1 python -m benchmarks.trend             # figures, ratios to the recorded ones
+    OMP_NUM_THREADS=1 python -m benchmarks.trend --record    # and records them in trend.json
 
 About a minute, one thread, CPU time, the least of several rounds, on phantoms. Each figure is also
 divided by that of a fixed piece of work (hashing, a matrix product, a sort), so that ratios hold on
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -136,6 +137,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--record", action="store_true")
     record = parser.parse_args().record
+    if os.environ.get("OMP_NUM_THREADS") != "1":
+        parser.error("set OMP_NUM_THREADS=1, as workers do: NumPy's threads shape these figures")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder))
