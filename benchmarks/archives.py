@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,40 +24,46 @@ def replicate(archive: Path, out: Path, copies: int) -> Path:
 
     Copies are the same but for a few voxels, so that none is a duplicate of another.
     """
-    if not out.exists():
-        partial = out.with_name(out.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
+
+    def fill(folder: Path) -> None:
         for source in sorted(archive.iterdir()):
             for copy in range(copies):
-                target = partial / f"{copy:03d}" / source.name
-                target.parent.mkdir(parents=True, exist_ok=True)
+                target = folder / f"{copy:03d}" / source.name
+                target.parent.mkdir(exist_ok=True)
                 (_copy_series if source.is_dir() else _copy_nifti)(source, target, copy)
-        partial.rename(out)
-    return out
+
+    return _make_once(out, fill)
 
 
 def large_phantoms(out: Path, scans: int) -> Path:
     """Phantoms of 512 x 512 x 300 voxels as `.nii`, half of them stored turned."""
-    if not out.exists():
-        partial = out.with_name(out.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+
+    def fill(folder: Path) -> None:
         with get_context("spawn").Pool(2) as pool:
-            places = [(n, partial / f"{n:03d}.nii") for n in range(scans)]
+            places = [(n, folder / f"{n:03d}.nii") for n in range(scans)]
             pool.starmap(_write_large, places, chunksize=1)
-        partial.rename(out)
-    return out
+
+    return _make_once(out, fill)
 
 
 def pack(archive: Path, out: Path) -> Path:
     """The files of an archive as gzip."""
+
+    def fill(folder: Path) -> None:
+        for file in archive.iterdir():
+            packed = deflate.gzip_compress(file.read_bytes(), 6)
+            (folder / (file.name + ".gz")).write_bytes(packed)
+
+    return _make_once(out, fill)
+
+
+def _make_once(out: Path, fill: Callable[[Path], None]) -> Path:
+    """A folder that is there when it is whole."""
     if not out.exists():
         partial = out.with_name(out.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        for file in archive.iterdir():
-            packed = deflate.gzip_compress(file.read_bytes(), 6)
-            (partial / (file.name + ".gz")).write_bytes(packed)
+        fill(partial)
         partial.rename(out)
     return out
 

@@ -174,7 +174,7 @@ def run_published(files: list[str], classes: int, members: int) -> tuple[float, 
     """The published procedure on some scans: seconds, and peak MiB added.
 
     Each class loads every member's whole volume, takes the base crop and two more of other sizes,
-    and keeps them in three float64 arrays until all are saved. One process, as published.
+    and keeps them in three float64 arrays, which are not saved here. One process, as published.
     """
     rng = np.random.default_rng(0)
     before, begun = psutil.Process().memory_info().rss, time.perf_counter()

@@ -159,7 +159,7 @@ def _read_file(series: Series, config: PrepareConfig) -> _Image:
         raise Rejected("unreadable", _first_line(error)) from error
     _check_header(reader.GetSize(), reader.GetNumberOfComponents(), config)
     if reader.HasMetaDataKey("vox_offset"):  # NIfTI
-        values = read_plain_nifti(path, reader.GetSize())
+        values = read_plain_nifti(path, reader.GetSize()[:3])
         if values is not None:
             return _Image(values, reader.GetSpacing()[:3], _direction(reader))
         bits = math.prod([int(reader.GetMetaData("bitpix")), *reader.GetSize()])

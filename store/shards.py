@@ -1,7 +1,7 @@
 """The file of one shard, as Zarr's sharding codec defines it: chunks, then their index.
 
-A chunk is one row. Zarr itself reads and writes the same files, several times slower, because it
-must cope with every layout; see benchmarks/RESULTS.md.
+A chunk is one row. zarr-python reads and writes the same files, two to three times slower, because
+it must cope with every layout; see benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
