@@ -26,9 +26,9 @@ from benchmarks.plain_step import plain_batches
 from store import PatchStore
 from tests.synthetic_store import make_store
 from trainer import TrainConfig
-from trainer.loop import Session
 from trainer.perturb import Draws
 from trainer.pretexts import Example
+from trainer.pretraining import Session
 from trainer.ranks import Ranks
 
 PEAK_TFLOPS = {"H200": (67, 494, 989), "H100": (67, 494, 989), "A100": (19.5, 156, 312)}

@@ -35,7 +35,7 @@ _MOST_SCALE = (0.03, 0.08, 0.08)
 _MOST_GAIN, _NOISE = 0.1, 0.05
 _LEAST_HELD_OUT = 2
 _CHECKPOINT_STEPS = 100
-_CACHED_THUMBNAILS = 4096  # of 64 KiB
+_CACHED_THUMBNAILS = 1024  # of 64 KiB
 
 Thumbnails = Callable[[NDArray[Any]], NDArray[np.uint8]]
 """Read rows (n,) -> (n, 64, 128, 128) uint8."""
@@ -67,7 +67,7 @@ def train_autoencoder(
     held_out
         Scans to judge by; where there are none, the training scans, unaugmented.
     """
-    load = _loader(thumbnails)
+    load = _loader(thumbnails, kept=_CACHED_THUMBNAILS)
     model = new_autoencoder(config, seed)
     optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
@@ -136,7 +136,7 @@ def new_autoencoder(config: AutoencoderConfig, seed: int) -> Autoencoder:
 def embed(model: Autoencoder, thumbnails: Thumbnails, num_scans: int) -> NDArray[np.float32]:
     """(num_scans, latent) embeddings, scan by scan, so that no batch shapes the last bits."""
     model.eval()
-    load = _loader(thumbnails)
+    load = _loader(thumbnails, kept=0)
     embedding = np.empty((num_scans, model.latent), np.float32)
     with torch.no_grad():
         for row in range(num_scans):
@@ -168,13 +168,13 @@ def load_autoencoder(file: Path) -> Autoencoder:
     return model.eval()
 
 
-def _loader(thumbnails: Thumbnails) -> Callable[[NDArray[Any]], Tensor]:
-    """Rows (n,) -> (n, 1, 16, 32, 32), the model's input; a bounded number is kept."""
+def _loader(thumbnails: Thumbnails, *, kept: int) -> Callable[[NDArray[Any]], Tensor]:
+    """Rows (n,) -> (n, 1, 16, 32, 32), the model's input; the last `kept` need no reading."""
     # one buffer for all: fresh ones, large, between the small tensors that stay, would leave holes
     # in memory that nothing fits into, several MiB a scan
     image = torch.empty(1, 1, *THUMBNAIL_SHAPE)
 
-    @lru_cache(maxsize=_CACHED_THUMBNAILS)
+    @lru_cache(maxsize=kept)
     def load_one(row: int) -> Tensor:
         image.copy_(torch.from_numpy(thumbnails(np.array([row]))).unsqueeze(1))
         return Autoencoder.reduce(image.div_(255))

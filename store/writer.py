@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import uuid
@@ -31,7 +32,7 @@ from store.format import (
 from store.layout import ShardGrid
 from store.shards import encode_shard
 
-_TABLE_CHUNK_ROWS = 65536
+_TABLE_CHUNK_ROWS, _TABLE_CHUNK_BYTES = 2**16, 2**23
 
 
 class StoreWriter:
@@ -85,10 +86,9 @@ class StoreWriter:
         if values.ndim != 1 + len(table.columns):
             raise ValueError(f"{name} must have {1 + len(table.columns)} axes, got {values.shape}")
         self.remove(name)
-        chunks = (
-            max(1, min(len(values), _TABLE_CHUNK_ROWS)),
-            *(max(1, n) for n in values.shape[1:]),
-        )
+        row_shape = tuple(max(1, n) for n in values.shape[1:])
+        most = _TABLE_CHUNK_BYTES // (values.itemsize * math.prod(row_shape))
+        chunks = (max(1, min(len(values), most, _TABLE_CHUNK_ROWS)), *row_shape)
         array = self.group.create_array(
             name,
             shape=values.shape,
@@ -215,13 +215,21 @@ def compute_fingerprint(path: Path) -> str:
     attribute = read_attribute(group)
     total = hashlib.sha256(json.dumps([FORMAT, attribute["config"]], sort_keys=True).encode())
     for name in sorted(TABLES):
-        values = np.ascontiguousarray(group[name][...])  # type: ignore[index]
-        total.update(f"{name} {values.dtype} {values.shape} {digest_values(values)}".encode())
+        table: Any = group[name]
+        total.update(f"{name} {table.dtype} {table.shape} {_digest_table(table)}".encode())
     for name in SHARDED:
         array = group[name]
         total.update(f"{name} {array.shape} {array.attrs[DIGESTS]}".encode())  # type: ignore[union-attr]
     total.update(hashlib.sha256((path / AUTOENCODER_FILE).read_bytes()).digest())
     return total.hexdigest()
+
+
+def _digest_table(table: Any) -> str:
+    """`digest_values` of a table, holding one chunk at a time."""
+    digest = hashlib.sha256()
+    for first in range(0, table.shape[0], table.chunks[0]):
+        digest.update(np.ascontiguousarray(table[first : first + table.chunks[0]]).data)
+    return digest.hexdigest()
 
 
 def _flush(path: Path, *, recurse: bool = True) -> None:

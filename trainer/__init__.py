@@ -3,8 +3,8 @@
 from trainer.config import TrainConfig
 from trainer.errors import TrainError
 from trainer.events import Ended, Event, Noticed, Saved, Started, Stepped, TrainSummary, Validated
-from trainer.loop import pretrain
 from trainer.models import Encoder3D, Output, UNet3D
+from trainer.pretraining import pretrain
 from trainer.weights import (
     KeyReport,
     Weights,

@@ -20,8 +20,66 @@ SCHEDULES = ("step", "plateau")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
-    """How to pretrain. The defaults are the paper's where it gives a number."""
+class LoopConfig:
+    """What every training has."""
+
+    batch_size: int = 64
+    """Examples of one optimiser step, over all processes."""
+    epochs: int = 200
+    """Most epochs."""
+    steps: int | None = None
+    """Most optimiser steps; None leaves it to `epochs`."""
+    learning_rate: float = 1e-3
+    """Of Adam, at first."""
+    lr_schedule: str = "step"
+    """"step" cuts the learning rate every `lr_step_epochs`, "plateau" after so many epochs
+    without a better validation loss."""
+    lr_step_epochs: int = 40
+    """Epochs between two cuts of the learning rate."""
+    lr_gamma: float = 0.5
+    """Factor of each cut."""
+    lr_minimum: float = 0.0
+    """No cut goes below."""
+    patience: int = 50
+    """Epochs without a better validation loss after which the run stops."""
+    seed: int = 0
+    """Of initial weights, row order and perturbations."""
+    device: str = "auto"
+    """Any torch device; "auto" takes a GPU where there is one."""
+    precision: str = "auto"
+    """"fp32", "tf32", "bf16" (automatic mixed precision), or "auto": bf16 on a GPU, else fp32."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints, besides one after each validation."""
+    validate_every: int = 1
+    """Epochs between validations, besides one at the end."""
+    log_every: int = 10
+    """Steps between lines of metrics; each is the mean since the last."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs", "lr_step_epochs", "patience", "checkpoint_every",
+                     "validate_every", "log_every"):  # fmt: skip
+            require(self, name, getattr(self, name) >= 1, ">= 1")
+        require(self, "steps", self.steps is None or self.steps >= 1, ">= 1")
+        require(self, "seed", self.seed >= 0, ">= 0")
+        require(self, "learning_rate", self.learning_rate > 0, "> 0")
+        require(self, "lr_gamma", 0 < self.lr_gamma <= 1, "in (0, 1]")
+        require(self, "lr_minimum", self.lr_minimum >= 0, ">= 0")
+        require_one_of(self, "precision", PRECISIONS)
+        require_one_of(self, "lr_schedule", SCHEDULES)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it: tuples are lists."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig(LoopConfig):
+    """How to pretrain. The defaults are the paper's where it gives a number.
+
+    `batch_size` counts crops; `epochs` and `steps` include the warm-up, and each phase begins with
+    `learning_rate` anew.
+    """
 
     pretext: str = "restoration"
     """What is learned besides the classes: "restoration" (Models Genesis), "inpainting",
@@ -30,29 +88,12 @@ class TrainConfig:
     """Whether to learn the pseudo-labels, too."""
     width: int = 32
     """Channels of the first convolution; every other count scales with it. 32 is the paper's."""
-    batch_size: int = 64
-    """Crops of one optimiser step, over all processes."""
     accumulate: int = 1
     """In how many parts a process takes its share of a step, to need less memory. Batch norm
     sees a part at a time."""
-    epochs: int = 200
-    """Most epochs, warm-up included."""
-    steps: int | None = None
-    """Most optimiser steps, warm-up included; None leaves it to `epochs`."""
     warmup_epochs: int | None = None
     """Epochs of encoder and head alone on classification before both losses together, with a
     fresh optimiser each. None: a tenth of the run. Ignored where only one loss is learned."""
-    learning_rate: float = 1e-3
-    """Of Adam, at the start of each phase."""
-    lr_schedule: str = "step"
-    """"step" cuts the learning rate every `lr_step_epochs`, "plateau" after so many epochs
-    without a better validation loss."""
-    lr_step_epochs: int = 40
-    """Epochs between two cuts of the learning rate."""
-    lr_gamma: float = 0.5
-    """Factor of each cut."""
-    patience: int = 50
-    """Epochs without a better validation loss after which the run stops."""
     pretext_weight: float = 1.0
     """Weight of the pretext task's loss in the sum."""
     classification_weight: float | None = None
@@ -60,12 +101,6 @@ class TrainConfig:
     1 beside one that names, whose loss is of the same kind."""
     shuffle_blocks: int = NUM_BLOCKS
     """Blocks of one local shuffling; 10,000 in Models Genesis, 5 in the published code."""
-    seed: int = 0
-    """Of initial weights, row order and perturbations."""
-    device: str = "auto"
-    """Any torch device; "auto" takes a GPU where there is one."""
-    precision: str = "auto"
-    """"fp32", "tf32", "bf16" (automatic mixed precision), or "auto": bf16 on a GPU, else fp32."""
     compile: bool = False
     """Whether to compile the net: faster steps on a GPU, after minutes of compiling."""
     sync_batch_norm: bool = False
@@ -84,12 +119,6 @@ class TrainConfig:
     (`semgen classes --exclude`) excludes when the run begins."""
     fraction: float = 1.0
     """Share of the training persons to use, drawn by the seed; smaller ones are parts of larger."""
-    checkpoint_every: int = 500
-    """Steps between checkpoints, besides one after each validation."""
-    validate_every: int = 1
-    """Epochs between validations, besides one at the end."""
-    log_every: int = 10
-    """Steps between lines of metrics; each is the mean since the last."""
     validation_batches: int | None = None
     """Most batches of a validation, spread evenly over its rows; None takes all rows."""
     skip_corrupt: bool = False
@@ -101,29 +130,19 @@ class TrainConfig:
     """Take "all" of `init`, its "unet" (encoder and decoder), or its "encoder" only."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "batch_size", "accumulate", "epochs", "lr_step_epochs", "patience",
-                     "threads", "checkpoint_every", "validate_every", "log_every"):  # fmt: skip
-            _require(self, name, getattr(self, name) >= 1, ">= 1")
-        for name, least in (("steps", 1), ("validation_batches", 1), ("warmup_epochs", 0)):
+        LoopConfig.__post_init__(self)  # super() does not know classes with slots
+        for name in ("width", "accumulate", "threads"):
+            require(self, name, getattr(self, name) >= 1, ">= 1")
+        for name, least in (("validation_batches", 1), ("warmup_epochs", 0)):
             value = getattr(self, name)
-            _require(self, name, value is None or value >= least, f">= {least}")
-        _require(self, "shuffle_blocks", self.shuffle_blocks >= 0, ">= 0")
-        _require(self, "seed", self.seed >= 0, ">= 0")
-        _require(self, "learning_rate", self.learning_rate > 0, "> 0")
-        for name in ("lr_gamma", "fraction"):
-            _require(self, name, 0 < getattr(self, name) <= 1, "in (0, 1]")
-        _require(self, "accumulate", self.accumulate <= self.batch_size, "<= batch_size")
-        for name, allowed in (("pretext", tuple(PRETEXTS)), ("precision", PRECISIONS),
-                              ("lr_schedule", SCHEDULES), ("cache", MODES),
-                              ("init_part", tuple(PARTS))):  # fmt: skip
-            _require(self, name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
+            require(self, name, value is None or value >= least, f">= {least}")
+        require(self, "shuffle_blocks", self.shuffle_blocks >= 0, ">= 0")
+        require(self, "fraction", 0 < self.fraction <= 1, "in (0, 1]")
+        require(self, "accumulate", self.accumulate <= self.batch_size, "<= batch_size")
+        for name, allowed in (("pretext", PRETEXTS), ("cache", MODES), ("init_part", PARTS)):
+            require_one_of(self, name, tuple(allowed))
         if self.pretext == "none" and not self.classify:
             raise TrainError('nothing to learn: pretext "none" needs classify')
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it: tuples are lists."""
-        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        return plain
 
 
 FREE_TO_CHANGE = frozenset(
@@ -154,7 +173,7 @@ def resolve_selection(
     """
     for name in ("classes", "excluded_classes"):
         strange = [c for c in getattr(config, name) or () if not 0 <= c < num_classes]
-        _require(config, name, not strange, f"among 0 to {num_classes - 1}")
+        require(config, name, not strange, f"among 0 to {num_classes - 1}")
     if config.excluded_classes is not None:
         return config
     return dataclasses.replace(config, excluded_classes=excluded if saved is None else tuple(saved))
@@ -189,6 +208,12 @@ def resolve_warmup(
     return dataclasses.replace(config, warmup_epochs=warmup)
 
 
-def _require(config: TrainConfig, name: str, holds: bool, what: str) -> None:
+def require(config: LoopConfig, name: str, holds: bool, what: str) -> None:
+    """Raise TrainError that says what a setting must be, unless it holds."""
     if not holds:
         raise TrainError(f"{name} must be {what}, got {getattr(config, name)!r}")
+
+
+def require_one_of(config: LoopConfig, name: str, allowed: tuple[str, ...]) -> None:
+    """Raise TrainError that lists what a setting may be, unless it is one of them."""
+    require(config, name, getattr(config, name) in allowed, f"one of {', '.join(allowed)}")
