@@ -11,7 +11,7 @@ Per scan are printed wall and CPU milliseconds: of the job's own thread (`main`)
 which the workers do not compute. Then, from archive to archive, the milliseconds per further scan
 and the exponent e of seconds ~ scans^e; the CPU's are those to go by on a shared machine. The
 crops are as many for every archive, and the autoencoder trains for a few steps: their share per
-scan falls. Before the seal, the thumbnails of an archive lie in the catalogue, 1 MiB a scan.
+scan falls. Before the seal, the thumbnails of an archive lie in the catalogue, too.
 
 The second draws embeddings around centres, with made-up geometry and thumbnails, and times
 discovery with the exact index, then each index alone: building it, and the neighbours of the first
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 SIDE = 16
 SPACING_MM = 4.0
 FOLDER_SCANS = 100
-SCAN_BYTES = 5 * 2**18
+SCAN_BYTES = 2**19
 """Of disk, at most: its thumbnail in the catalogue and, packed, in the store."""
 SAMPLE_SECONDS = 0.1
 LAST = slice(-2, None)

@@ -331,7 +331,7 @@ def catalogue_folder(store: Path) -> Path:
 
 def thumbnail_path(survey_folder: Path, key: str) -> Path:
     """Where the thumbnail of a series lies until the store is sealed."""
-    return survey_folder / key[:2] / f"{key}.npy"
+    return survey_folder / key[:2] / f"{key}.chunk"
 
 
 def _paths(files: Iterable[str]) -> str:

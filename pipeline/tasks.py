@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from pipeline.frame import frame_box
 from pipeline.volume import read_volume
 from store.format import THUMBNAIL_SHAPE
 from store.reader import ShardedReader
+from store.shards import decode_chunk, encode_chunk
 from store.writer import open_sharded, write_shard
 
 Piece = str | NDArray[np.int16]
@@ -70,19 +70,23 @@ def survey_series(series: Series, config: PrepareConfig, survey_folder: str) -> 
 
 
 def save_thumbnail(file: Path, thumbnail: NDArray[np.uint8]) -> None:
-    """Leave a thumbnail for `collect_thumbnails`."""
+    """Leave a thumbnail for `collect_thumbnails`, packed as the store's chunks are."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
-    packed = io.BytesIO()
-    np.save(packed, thumbnail)
-    partial.write_bytes(packed.getvalue())
+    partial.write_bytes(encode_chunk(thumbnail))
     partial.replace(file)
 
 
 def collect_thumbnails(item: tuple[int, tuple[str, ...]], store: str, survey_folder: str) -> None:
     """Write one shard of `scans/thumbnail` from the survey's files."""
     shard, keys = item
-    thumbnails = np.stack([np.load(thumbnail_path(Path(survey_folder), key)) for key in keys])
+    thumbnails = np.empty((len(keys), *THUMBNAIL_SHAPE), np.uint8)
+    for thumbnail, key in zip(thumbnails, keys, strict=True):
+        if not decode_chunk(thumbnail_path(Path(survey_folder), key).read_bytes(), thumbnail):
+            raise ValueError(
+                f"{Path(store).name}: a thumbnail of the survey is damaged; delete the store and"
+                " its catalogue and prepare again"
+            )
     write_shard(Path(store), "scans/thumbnail", shard, thumbnails)
 
 

@@ -23,7 +23,7 @@ MISSING = 2**64 - 1
 
 def encode_shard(values: NDArray[Any], rows_per_shard: int) -> list[bytes]:
     """A whole file, in pieces; in the last shard of an array fewer than `rows_per_shard` rows."""
-    chunks = [_seal(_compress(row)) for row in values]
+    chunks = [encode_chunk(row) for row in values]
     index = np.full((rows_per_shard, 2), MISSING, "<u8")
     lengths = [len(chunk) for chunk in chunks]
     index[: len(chunks), 0] = np.cumsum([0, *lengths[:-1]])
@@ -42,6 +42,17 @@ def read_index(file: BinaryIO, rows_per_shard: int) -> list[list[int]]:
     return index
 
 
+def encode_chunk(row: NDArray[Any]) -> bytes:
+    """One row: compressed, then its checksum."""
+    packed: bytes = blosc.compress(
+        np.ascontiguousarray(row),
+        COMPRESSION["cname"].encode(),
+        COMPRESSION["clevel"],
+        blosc.BITSHUFFLE,
+    )
+    return _seal(packed)
+
+
 def decode_chunk(sealed: bytes, out: NDArray[Any]) -> bool:
     """Unpack one row into `out`; False when it is not what was written."""
     if not _is_sound(sealed):
@@ -51,16 +62,6 @@ def decode_chunk(sealed: bytes, out: NDArray[Any]) -> bool:
     except (RuntimeError, ValueError):
         return False
     return True
-
-
-def _compress(row: NDArray[Any]) -> bytes:
-    packed: bytes = blosc.compress(
-        np.ascontiguousarray(row),
-        COMPRESSION["cname"].encode(),
-        COMPRESSION["clevel"],
-        blosc.BITSHUFFLE,
-    )
-    return packed
 
 
 def _seal(content: bytes) -> bytes:

@@ -60,7 +60,7 @@ def test_two_workers_make_the_same_bytes_as_one(
 
 
 def has_survey(store: Path) -> bool:
-    return any((catalogue_folder(store) / "survey").rglob("*.npy"))
+    return any((catalogue_folder(store) / "survey").rglob("*.chunk"))
 
 
 def is_surveyed(store: Path) -> bool:
