@@ -115,6 +115,8 @@ def main() -> None:
     semgen classes STORE            name classes, exclude some
     semgen pretrain STORE RUN       train; run again to resume
     semgen export RUN FILE          weights for your own task
+    semgen finetune TASK RUN        train on your own labels, and test
+    semgen predict RUN INPUT OUT    answer about new images
     """  # noqa: D301 (\b is click's mark for text not to be wrapped)
 
 
@@ -745,6 +747,122 @@ def export(run: Path, file: Path, file_format: Any, part: Any) -> None:
     click.echo(f"{file}: {part} of {run}, {_size(file.stat().st_size)}")
 
 
+class _Sides(click.ParamType):  # type: ignore[type-arg]
+    """Three numbers z,y,x."""
+
+    name = "z,y,x"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        try:
+            numbers = tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != 3:
+            self.fail(f"{value!r}: give z,y,x such as 32,64,64", param, ctx)
+        return numbers
+
+
+@main.command()
+@click.argument("task", type=click.Path(path_type=Path))
+@click.argument("run", type=_FOLDER)
+@click.option(
+    "--init",
+    metavar="START",
+    help="scratch, a run or file of weights, medicalnet:FILE, i3d:FILE.  [scratch]",
+)
+@click.option("--init-part", type=click.Choice(["unet", "encoder"]), help="Of a U-Net.  [unet]")
+@click.option("--width", type=int, help="Channels of the first convolution from scratch.  [32]")
+@click.option("--shape", type=_Sides(), help="Voxels of the net's input.  [32,64,64]")
+@click.option("--spacing", type=_Sides(), help="Grid in mm.  [median of the training cases]")
+@click.option("--intensity", type=click.Choice(["auto", "ct", "per-image"]), help="[auto]")
+@click.option(
+    "--loss",
+    type=click.Choice(["auto", "dice", "dice+cross-entropy", "cross-entropy"]),
+    help="[dice to segment, cross-entropy to classify]",
+)
+@click.option("--batch-size", type=int, help="[16]")
+@click.option("--epochs", type=int, help="[200]")
+@click.option("--steps", type=int, help="Most optimiser steps.")
+@click.option("--learning-rate", type=float, help="[0.001]")
+@click.option("--patience", type=int, help="Epochs without a better validation loss.  [50]")
+@click.option("--patches-per-case", type=int, help="Of an epoch.  [8]")
+@click.option("--mirror/--no-mirror", default=None, help="Mirror examples at random.  [no]")
+@click.option("--label-fraction", type=float, help="Share of the training patients.  [1]")
+@click.option("--folds", type=int, help="Deal patients into so many parts for testing.")
+@click.option("--fold", type=int, help="Which of them is tested on.  [0]")
+@click.option("--seed", type=int, help="[0]")
+@click.option("--device", help='Such as "cuda" or "cpu".  [auto]')
+@click.option("--precision", type=click.Choice(["auto", "fp32", "tf32", "bf16"]), help="[auto]")
+@click.option("--cases", "cases_path", type=_FOLDER, help="Share prepared cases here.  [RUN/cases]")
+@click.option("--force", is_flag=True, help="Test on scans that were pretrained on, too.")
+@click.option("--json", "as_json", is_flag=True, help="Summary as JSON on standard output.")
+def finetune(
+    task: Path,
+    run: Path,
+    shape: tuple[float, ...] | None,
+    spacing: tuple[float, ...] | None,
+    cases_path: Path | None,
+    force: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Fine-tune on TASK, your own labeled images, into the folder RUN; then test.
+
+    TASK is a folder as nnU-Net and the Medical Segmentation Decathlon have it (dataset.json,
+    imagesTr, labelsTr), or a CSV file with columns image, one of mask (to segment) and label (to
+    classify), and maybe patient and split. Run again to resume.
+    """
+    from trainer.finetuning import FinetuneConfig
+    from trainer.finetuning import finetune as finetune_on
+
+    settings |= {"shape": shape and tuple(int(side) for side in shape), "spacing_mm": spacing}
+    config = FinetuneConfig(**{k: v for k, v in settings.items() if v is not None})
+    with _training_events("finetune") as on_event, _case_stages() as on_case:
+        summary = finetune_on(
+            task,
+            run,
+            config,
+            cases_path=cases_path,
+            force=force,
+            on_event=on_event,
+            on_case=on_case,
+        )
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(summary), default=str))
+        return
+    _print_training(summary.training)
+    scores = ", ".join(f"{name} {value:.4g}" for name, value in summary.scores.items())
+    click.echo(
+        f"test     {summary.num_test} cases: {scores}" if summary.num_test else "test     none"
+    )
+    if summary.leaked:
+        click.echo(f"WARNING: {len(summary.leaked)} of them were pretrained on; see result.json")
+    click.echo(f"Next: {_tool('semgen')} predict {run} IMAGE OUT.nii.gz")
+
+
+@main.command()
+@click.argument("run", type=_FOLDER)
+@click.argument("source", type=click.Path(path_type=Path), metavar="INPUT")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--device", default="auto", show_default=True)
+@click.option("--channel", type=click.IntRange(0), default=0, help="Of 4-D images.  [0]")
+def predict(run: Path, source: Path, out: Path, device: str, channel: int) -> None:
+    """Answer with the fine-tuned RUN about INPUT: an image, a DICOM folder, a folder of images.
+
+    Segmenting, OUT is a mask (of several images a folder) with the geometry of the image;
+    classifying, a CSV file with the probability of each class.
+    """
+    from trainer.finetuning import predict as predict_with
+
+    with _Reporter().stage("predict", None, "images") as advance:
+        written = predict_with(
+            run, source, out, device=device, channel=channel, progress=lambda *_: advance(1)
+        )
+    click.echo(f"{out}: {len(written)} file{'s' * (len(written) > 1)}")
+
+
 # Progress --------------------------------------------------------------------------------------
 
 
@@ -809,21 +927,39 @@ def _lines(name: str, total: int | None, unit: str) -> Iterator[Callable[[int], 
 
 
 @contextlib.contextmanager
-def _training_events() -> Iterator[Callable[[Event], None]]:
+def _case_stages() -> Iterator[Callable[[str, int, int], None]]:
+    """Render what fine-tuning does with whole cases as stages."""
+    with contextlib.ExitStack() as stack:
+        running: dict[str, tuple[Callable[[int], None], contextlib.ExitStack]] = {}
+
+        def on_case(what: str, done: int, total: int) -> None:
+            if what not in running:
+                inner = stack.enter_context(contextlib.ExitStack())
+                running[what] = inner.enter_context(_Reporter().stage(what, total, "cases")), inner
+            advance, inner = running[what]
+            advance(1)
+            if done == total:
+                inner.close()
+
+        yield on_case
+
+
+@contextlib.contextmanager
+def _training_events(name: str = "pretrain") -> Iterator[Callable[[Event], None]]:
     """Render a training run's events as lines on standard error."""
     from trainer import Noticed, Started, Stepped, Validated
 
     told = 0.0
 
     def show(values: dict[str, float]) -> str:
-        return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        return ", ".join(f"{key} {value:.4g}" for key, value in values.items())
 
     def on_event(event: Event) -> None:
         nonlocal told
         text = ""
         if isinstance(event, Started):
             text = (
-                f"pretrain: {event.num_train} train and {event.num_validation} validation crops of"
+                f"{name}: {event.num_train} train and {event.num_validation} validation crops of"
                 f" {event.num_classes} classes; {event.num_parameters / 1e6:.3g} M parameters on"
                 f" {event.device}; up to {event.total_steps} steps"
             )

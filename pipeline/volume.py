@@ -15,18 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813 (as its own documentation does)
-from blake3 import blake3
 from numpy.typing import NDArray
 
 from pipeline.archive import Rejected, Series
 from pipeline.config import PrepareConfig
 from pipeline.nifti import read_plain_nifti
+from store.identity import AIR_HU, PADDING_HU, scan_id
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # its warnings name files
-
-PADDING_HU = -2000
-"""Values at or below are padding outside the field of view."""
-AIR_HU = -1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,11 +60,7 @@ class Volume:
 
     def scan_id(self) -> int:
         """64-bit pseudonym from voxels and geometry alone, never from a header or a path."""
-        geometry = f"{self.hu.shape} {[round(s, 4) for s in self.spacing_mm]}"
-        digest = blake3(geometry.encode())
-        for slice_yx in self.hu:
-            digest.update(np.ascontiguousarray(slice_yx).view(np.uint8).data)
-        return int.from_bytes(digest.digest(length=8), "big")
+        return scan_id(self.hu, self.spacing_mm)
 
 
 class _Image(NamedTuple):

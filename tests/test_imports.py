@@ -34,7 +34,7 @@ def imports_of(package: str) -> set[tuple[str, str]]:
     ("package", "forbidden"),
     [
         ("store", {"pipeline", "trainer", "cli", "torch", "dask", "distributed", "SimpleITK"}),
-        ("trainer", {"pipeline", "cli", "dask", "distributed", "faiss", "SimpleITK", "pydicom"}),
+        ("trainer", {"pipeline", "cli", "dask", "distributed", "faiss", "pydicom"}),
         ("pipeline", {"trainer", "cli"}),
     ],
 )

@@ -14,7 +14,7 @@ import torch
 from trainer.config import find_differences
 from trainer.errors import TrainError
 
-VERSION = 2
+VERSION = 3
 LAST, BEST = "last.pt", "best.pt"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -71,6 +71,9 @@ class LoopConfig:
         """As JSON holds it: tuples are lists."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return plain
+
+
+Config = TypeVar("Config", bound=LoopConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,7 +182,7 @@ def resolve_selection(
     return dataclasses.replace(config, excluded_classes=excluded if saved is None else tuple(saved))
 
 
-def resolve_precision(config: TrainConfig, device: torch.device) -> TrainConfig:
+def resolve_precision(config: Config, device: torch.device) -> Config:
     """The config with its precision as a word."""
     if config.precision != "auto":
         return config

@@ -7,10 +7,11 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from trainer.config import TrainConfig
+from trainer.config import LoopConfig
 from trainer.errors import TrainError
 
 CONFIG = "config.json"
@@ -27,11 +28,11 @@ def make_folder(run: Path) -> None:
         raise TrainError(f"{run}: not a run, and not empty ({others[0].name}); give another RUN")
 
 
-def write_config(run: Path, config: TrainConfig, fingerprint: str) -> None:
-    """The resolved settings, the store and the software, for people and for export."""
+def write_config(run: Path, config: LoopConfig, **facts: Any) -> None:
+    """The resolved settings, what was learned from, and the software, for people."""
     content = {
         "config": config.to_dict(),
-        "store_fingerprint": fingerprint,
+        **facts,
         "software": {"torch": torch.__version__, "threads": torch.get_num_threads()},
     }
     partial = run / (CONFIG + ".partial")

@@ -188,11 +188,18 @@ class UNet3D(Encoder3D):
         if pretext and self.pretext_out is not None:
             answers = self.pretext_out(bottleneck)  # (n, answers)
         if pretext and self.decodes:
-            up256 = self.up_tr256(bottleneck, skip256)  # (n, 8w, Z/4, Y/4, X/4)
-            up128 = self.up_tr128(up256, skip128)  # (n, 4w, Z/2, Y/2, X/2)
-            up64 = self.up_tr64(up128, skip64)  # (n, 2w, Z, Y, X)
-            restored = self.out_tr(up64)  # (n, 1, Z, Y, X)
+            features = self.decode(bottleneck, skip256, skip128, skip64)
+            restored = self.out_tr(features)  # (n, 1, Z, Y, X)
         return Output(restored, logits, answers)
+
+    def decode(
+        self, bottleneck: Tensor, skip256: Tensor, skip128: Tensor, skip64: Tensor
+    ) -> Tensor:
+        """The decoder's features, (n, 2w, Z, Y, X), from what `encode` returned."""
+        up256 = self.up_tr256(bottleneck, skip256)  # (n, 8w, Z/4, Y/4, X/4)
+        up128 = self.up_tr128(up256, skip128)  # (n, 4w, Z/2, Y/2, X/2)
+        up64: Tensor = self.up_tr64(up128, skip64)
+        return up64
 
 
 def build_unet(*, seed: int = 0, **parts: Any) -> UNet3D:

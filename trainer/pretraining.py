@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from store import PatchStore, read_annotation
+from store.identity import scan_name
 from trainer.checkpoint import LAST, load_checkpoint, refuse_other_run
 from trainer.config import TrainConfig, resolve_precision, resolve_selection, resolve_warmup
 from trainer.device import check_precision, pick_device, set_precision
@@ -31,7 +32,7 @@ from trainer.pretexts import Example, make_pretext
 from trainer.ranks import Ranks, join_ranks, sync_batch_norm
 from trainer.record import Recorder
 from trainer.stream import Batch, open_stream
-from trainer.weights import load_weights
+from trainer.weights import load_weights, read_weights
 
 NUM_PICTURED = 8
 
@@ -160,8 +161,14 @@ class Session(Loop[Batch]):
             self.optimiser.load_state_dict(saved["optimiser"])
         self.judge = Judge(config, self.pretext, device, self.num_classes, ranks)
         self.pictured = self._read_pictured()
+        before_us: list[str] = []
+        if saved:
+            before_us = saved["scans"]
+        elif config.init:
+            before_us = read_weights(config.init).metadata.get("scans", [])
+        self.scans = sorted({*before_us, *self._name_scans(store)})
         if ranks.is_main:
-            write_config(run, config, fingerprint)
+            write_config(run, config, store_fingerprint=fingerprint)
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
         return self.train_stream.epoch(epoch, start=start)
@@ -175,7 +182,7 @@ class Session(Loop[Batch]):
         return len(self.train_stream.skipped) + len(self.validation_stream.skipped)
 
     def _facts(self) -> dict[str, Any]:
-        return {"num_classes": self.net.num_classes}
+        return {"num_classes": self.net.num_classes, "scans": self.scans}
 
     # One step
 
@@ -307,6 +314,17 @@ class Session(Loop[Batch]):
             self.on_event(Noticed(text=text))
 
     # Setting up
+
+    def _name_scans(self, store: PatchStore) -> list[str]:
+        """Pseudonyms of all scans that shape the weights, so that no one tests on them."""
+        used = [
+            split.scan[stream.plan.rows]
+            for split, stream in (
+                (store.train, self.train_stream),
+                (store.validation, self.validation_stream),
+            )
+        ]
+        return [scan_name(store.scans.id[row]) for row in np.unique(np.concatenate(used))]
 
     def _read_pictured(self) -> Tensor:
         """A few whole crops, spread over the validation rows (or the train rows)."""

@@ -37,8 +37,9 @@ class Weights:
 
     tensors: dict[str, Tensor]
     metadata: dict[str, Any]
-    """width, num_classes, fingerprint, axes, part, pretext, step. Official files have none of it
-    but axes: "x,y,z", though `tensors` are turned already."""
+    """width, num_classes, fingerprint, axes, part, pretext, step, scans (pseudonyms of those that
+    were learned from). Official files have none of it but axes: "x,y,z", though `tensors` are
+    turned already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +220,7 @@ def _from_checkpoint(content: dict[str, Any]) -> Weights:
         "part": "all",
         "pretext": config["pretext"],
         "step": progress["step"],
+        "scans": content["scans"],
     }
     return Weights(content["model"], metadata)
 

@@ -1,0 +1,153 @@
+"""Images of a task: read, turned to LPS, brought to one grid, and answers brought back.
+
+SimpleITK keeps the physical frame, so whatever way an image was stored, oblique or flipped, an
+answer is resampled in space onto the very grid that the image came with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+from numpy.typing import NDArray
+
+from store.identity import AIR_HU, PADDING_HU, scan_id, scan_name
+from trainer.errors import TrainError
+
+sitk.ProcessObject.SetGlobalWarningDisplay(False)  # its warnings name files
+_PERCENTILES = (0.5, 99.5)
+_ALIKE = 1e-3
+
+
+def read_image(path: Path, channel: int = 0) -> sitk.Image:
+    """A 3-D image from a file or a folder of one DICOM series, as it was stored.
+
+    channel
+        Of a 4-D image, whichever way its file says so.
+
+    Raises TrainError when it cannot be read as such.
+    """
+    try:
+        if path.is_dir():
+            files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path))
+            image = sitk.ReadImage(files)
+        else:
+            image = sitk.ReadImage(str(path))
+        if image.GetDimension() == 4:
+            size = [*image.GetSize()[:3], 0]
+            image = sitk.Extract(image, size, [0, 0, 0, channel])
+        if image.GetNumberOfComponentsPerPixel() > 1:
+            image = sitk.VectorIndexSelectionCast(image, channel)
+    except RuntimeError as error:
+        raise TrainError(f"{path}: cannot be read as an image; check or drop the case") from error
+    if image.GetDimension() != 3:
+        raise TrainError(f"{path}: must have three axes, has {image.GetDimension()}")
+    return image
+
+
+def read_mask(path: Path, image: sitk.Image, num_classes: int) -> sitk.Image:
+    """A mask of whole numbers on an image's grid; TrainError when it is something else."""
+    mask = read_image(path)
+    same = mask.GetSize() == image.GetSize() and all(
+        np.allclose(one, other, atol=_ALIKE)
+        for one, other in (
+            (mask.GetSpacing(), image.GetSpacing()),
+            (mask.GetOrigin(), image.GetOrigin()),
+            (mask.GetDirection(), image.GetDirection()),
+        )
+    )
+    if not same:
+        raise TrainError(f"{path}: does not lie on the grid of its image; resample it there")
+    values = sitk.GetArrayViewFromImage(mask)
+    low, high = float(values.min()), float(values.max())
+    if low < 0 or high >= num_classes or not np.array_equal(values, np.rint(values)):
+        raise TrainError(
+            f"{path}: holds values from {low:g} to {high:g}; expected whole numbers below"
+            f" {num_classes}, one a class"
+        )
+    whole: sitk.Image = sitk.Cast(mask, sitk.sitkUInt8)
+    return whole
+
+
+def turn(image: sitk.Image) -> sitk.Image:
+    """The image with its axes as near to L, P, S as they come."""
+    turned: sitk.Image = sitk.DICOMOrient(image, "LPS")
+    return turned
+
+
+def spacing_zyx(image: sitk.Image) -> tuple[float, float, float]:
+    """Millimetres between voxels along z, y and x of an image that was turned."""
+    x, y, z = image.GetSpacing()
+    return (z, y, x)
+
+
+def resample(
+    image: sitk.Image,
+    *,
+    spacing_mm: Sequence[float] | None = None,
+    shape: Sequence[int] | None = None,
+    nearest: bool = False,
+) -> sitk.Image:
+    """An image on a grid of that (z, y, x) spacing, or shape, over the same extent.
+
+    Linear, smoothed first along axes that get coarser; or the nearest voxel's value. Beyond the
+    outermost voxels' centres the edge is repeated.
+    """
+    old = np.array(image.GetSpacing())
+    extent = old * image.GetSize()
+    if shape is not None:
+        size = np.array(shape[::-1])
+    else:
+        assert spacing_mm is not None
+        size = np.maximum(1, np.rint(extent / np.array(spacing_mm[::-1]))).astype(int)
+    new = extent / size
+    if not nearest:
+        image = sitk.Cast(image, sitk.sitkFloat32)
+        for axis, (coarse, fine) in enumerate(zip(new, old, strict=True)):
+            if coarse > fine * (1 + _ALIKE) and image.GetSize()[axis] >= 4:
+                sigma = 0.5 * float(np.sqrt(coarse**2 - fine**2))
+                image = sitk.RecursiveGaussian(image, sigma, direction=axis)
+    corner = image.TransformContinuousIndexToPhysicalPoint(
+        (0.5 * new / old - 0.5).tolist()  # the first centre, from the shared corner
+    )
+    return sitk.Resample(
+        image,
+        size.tolist(),
+        sitk.Transform(),
+        sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear,
+        corner,
+        new.tolist(),
+        image.GetDirection(),
+        0.0,
+        image.GetPixelID(),
+        True,  # the edge is repeated
+    )
+
+
+def to_unit(
+    image: sitk.Image, *, is_ct: bool, window_hu: tuple[float, float]
+) -> NDArray[np.float16]:
+    """(Z, Y, X) in [0, 1]: CT by its window, others by their own 0.5th and 99.5th percentile."""
+    values = sitk.GetArrayFromImage(image).astype(np.float32)
+    low, high = window_hu if is_ct else np.percentile(values, _PERCENTILES)
+    scaled = (values - low) / max(float(high - low), 1e-6)
+    return np.clip(scaled, 0, 1).astype(np.float16)
+
+
+def pseudonym(image: sitk.Image) -> str:
+    """What preparing calls this scan, if it takes it: from voxels and geometry alone."""
+    turned = turn(image)
+    values = np.rint(sitk.GetArrayFromImage(turned)).clip(-32768, 32767).astype(np.int16)
+    values[values <= PADDING_HU] = AIR_HU
+    return scan_name(scan_id(values, spacing_zyx(turned)))
+
+
+def bring_back(values: NDArray[np.float32], grid: sitk.Image, image: sitk.Image) -> sitk.Image:
+    """(Z, Y, X) values on one grid, as an image on another's: linear, in physical space."""
+    answer = sitk.GetImageFromArray(values)
+    answer.CopyInformation(grid)
+    return sitk.Resample(
+        answer, image, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32, True
+    )

@@ -1,0 +1,172 @@
+"""Cases brought to one grid and kept on disk, so that every epoch and trial reads patches only."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+from numpy.typing import NDArray
+
+from trainer.finetuning.config import FinetuneConfig
+from trainer.finetuning.images import (
+    read_image,
+    read_mask,
+    resample,
+    spacing_zyx,
+    to_unit,
+    turn,
+)
+from trainer.finetuning.task import Case, Task
+from trainer.plan import derive_seeds
+
+_MOST_FOREGROUND = 20_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grid:
+    """How images are brought to the net."""
+
+    spacing_mm: tuple[float, float, float] | None
+    """(z, y, x); None: every image is brought to `shape`, whatever its spacing."""
+    shape: tuple[int, int, int]
+    is_ct: bool
+    window_hu: tuple[float, float]
+
+    def bring(self, image: sitk.Image, *, nearest: bool = False) -> sitk.Image:
+        """An image turned to LPS on this grid; values stay what they are."""
+        turned = turn(image)
+        if self.spacing_mm is None:
+            return resample(turned, shape=self.shape, nearest=nearest)
+        return resample(turned, spacing_mm=self.spacing_mm, nearest=nearest)
+
+    def to_unit(self, image: sitk.Image) -> NDArray[np.float16]:
+        """(Z, Y, X) values in [0, 1] of an image on this grid."""
+        return to_unit(image, is_ct=self.is_ct, window_hu=self.window_hu)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """A case on the grid."""
+
+    case: Case
+    folder: Path
+    digest: str
+    """SHA-256 (hex) of what the net sees of it."""
+
+    @property
+    def image(self) -> NDArray[np.float16]:
+        """(Z, Y, X) in [0, 1], read as it is used."""
+        values: NDArray[np.float16] = np.load(self.folder / "image.npy", mmap_mode="r")
+        return values
+
+    @property
+    def mask(self) -> NDArray[np.uint8]:
+        """(Z, Y, X) class of each voxel, read as it is used."""
+        values: NDArray[np.uint8] = np.load(self.folder / "mask.npy", mmap_mode="r")
+        return values
+
+    @property
+    def foreground(self) -> NDArray[np.int32]:
+        """(n, 3) z, y, x of some voxels of every class but the first."""
+        values: NDArray[np.int32] = np.load(self.folder / "foreground.npy", mmap_mode="r")
+        return values
+
+
+def choose_grid(task: Task, config: FinetuneConfig) -> Grid:
+    """The grid that the settings name, or that the training cases suggest."""
+    spacing = config.spacing_mm
+    if spacing is None and task.segments:
+        train = [case for case in task.cases if case.split == "train"]
+        found = [spacing_zyx(turn(read_image(case.image, case.channel))) for case in train]
+        z, y, x = np.round(np.median(found, axis=0), 3).tolist()
+        spacing = (z, y, x)
+    is_ct = task.is_ct if config.intensity == "auto" else config.intensity == "ct"
+    return Grid(spacing_mm=spacing, shape=config.shape, is_ct=is_ct, window_hu=config.window_hu)
+
+
+def prepare_cases(
+    task: Task,
+    grid: Grid,
+    folder: Path,
+    *,
+    threads: int = 2,
+    progress: Callable[[int], None] = lambda count: None,
+) -> list[Prepared]:
+    """Bring every case to the grid, into a folder of its own; what is there already is kept.
+
+    Raises TrainError naming the file of a case that cannot be used.
+    """
+
+    def prepare(case: Case) -> Prepared:
+        done = _prepare_case(case, grid, folder / case.name, len(task.classes))
+        progress(1)
+        return done
+
+    with ThreadPoolExecutor(threads) as pool:  # SimpleITK lets go of the lock
+        return list(pool.map(prepare, task.cases))
+
+
+def fingerprint(task: Task, cases: Sequence[Prepared]) -> str:
+    """SHA-256 (hex) of what there is to learn and how it is dealt out."""
+    known = [[p.case.name, p.case.patient, p.case.split, p.case.label, p.digest] for p in cases]
+    content = json.dumps([task.classes, task.segments, sorted(known)])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _prepare_case(case: Case, grid: Grid, folder: Path, num_classes: int) -> Prepared:
+    wanted = {
+        "grid": json.loads(json.dumps(dataclasses.asdict(grid))),
+        "sources": [_stamp(path) for path in (case.image, case.mask) if path],
+        "channel": case.channel,
+    }
+    note = folder / "case.json"
+    if note.is_file():
+        found = json.loads(note.read_text())
+        if {name: found.get(name) for name in wanted} == wanted:
+            return Prepared(case=case, folder=folder, digest=found["digest"])
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    image = read_image(case.image, case.channel)
+    arrays: dict[str, NDArray[Any]] = {"image": grid.to_unit(grid.bring(image))}
+    if case.mask is not None:
+        mask = read_mask(case.mask, image, num_classes)
+        arrays["mask"] = sitk.GetArrayFromImage(grid.bring(mask, nearest=True))
+        arrays["foreground"] = _some_foreground(arrays["mask"], case.name)
+    digest = hashlib.sha256()
+    for name, values in arrays.items():
+        np.save(partial / f"{name}.npy", values)
+        digest.update(f"{name} {values.shape}".encode() + np.ascontiguousarray(values).data)
+    (partial / note.name).write_text(json.dumps({**wanted, "digest": digest.hexdigest()}))
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return Prepared(case=case, folder=folder, digest=digest.hexdigest())
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size and time of a file or of all files of a folder: whether it changed."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    stats = [file.stat() for file in files]
+    return [len(files), sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)]
+
+
+def _some_foreground(mask: NDArray[np.uint8], name: str) -> NDArray[np.int32]:
+    """Up to so many voxels of each class but the first, z, y, x."""
+    rng = np.random.default_rng(derive_seeds(0, name))
+    found: list[NDArray[Any]] = [np.empty((0, 3))]
+    for number in range(1, int(mask.max(initial=0)) + 1):
+        places = np.argwhere(mask == number)
+        if len(places) > _MOST_FOREGROUND:
+            places = places[np.sort(rng.choice(len(places), _MOST_FOREGROUND, replace=False))]
+        found.append(places)
+    return np.concatenate(found).astype(np.int32)

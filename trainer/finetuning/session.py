@@ -1,0 +1,289 @@
+"""Fine-tuning, from top to bottom: prepare the cases, train, test on the held-out ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.checkpoint import BEST, LAST, load_checkpoint, refuse_other_run
+from trainer.config import resolve_precision
+from trainer.device import check_precision, pick_device, set_precision
+from trainer.errors import TrainError
+from trainer.events import Ended, Event, Noticed, Started, TrainSummary
+from trainer.finetuning.answers import to_probability
+from trainer.finetuning.config import FinetuneConfig
+from trainer.finetuning.images import pseudonym, read_image
+from trainer.finetuning.init import Start, make_start
+from trainer.finetuning.losses import make_loss
+from trainer.finetuning.patches import Examples, Patches
+from trainer.finetuning.prepared import Grid, Prepared, choose_grid, fingerprint, prepare_cases
+from trainer.finetuning.scores import classification_scores, mean, overlap
+from trainer.finetuning.task import SPLITS, Task, deal_splits, load_task
+from trainer.finetuning.testing import score_cases, write_result
+from trainer.folder import hold_run, make_folder, write_config
+from trainer.loop import Loop
+from trainer.losses import Means
+from trainer.ranks import Ranks
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneSummary:
+    """How a fine-tuning ended."""
+
+    training: TrainSummary
+    scores: dict[str, float]
+    """Means over the test cases: dice and iou, or auc and accuracy; NaN without test cases."""
+    num_test: int
+    leaked: tuple[str, ...]
+    """Test cases that the weights were pretrained on."""
+
+
+def finetune(
+    task_path: str | Path,
+    run_path: str | Path,
+    config: FinetuneConfig | None = None,
+    *,
+    cases_path: str | Path | None = None,
+    force: bool = False,
+    on_event: Callable[[Event], None] = lambda event: None,
+    on_case: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> FinetuneSummary:
+    """Fine-tune on a task and test; called again on the same run, go on where it stopped.
+
+    task_path
+        A folder or a manifest (see `trainer.finetuning.task`).
+    run_path
+        Folder of the run: config.json, metrics.jsonl, last.pt, best.pt, tensorboard/, cases.csv
+        (scores of each test case), result.json (their means), test/ (masks of test cases).
+    cases_path
+        Folder for the cases brought to the grid, which several runs may share; by default in the
+        run's.
+    force
+        Test also on scans that the weights were pretrained on; the result names them.
+    on_case
+        Called with "prepare" or "test", how many cases are done, and of how many.
+
+    Raises TrainError when the task, the weights or the run do not fit; StoreError never.
+    """
+    config = config or FinetuneConfig()
+    run = Path(run_path)
+    task = deal_splits(load_task(Path(task_path)), config)
+    device = pick_device(config.device, Ranks())
+    config = resolve_precision(config, device)
+    start = make_start(config, outputs=task.num_outputs, segments=task.segments)
+    leaked = find_leaks(task, start.scans)
+    if leaked and not force:
+        raise TrainError(
+            f"{task.name}: {len(leaked)} test cases were pretrained on ({', '.join(leaked[:3])});"
+            " take other weights or other splits, or --force to test on them and say so"
+        )
+    make_folder(run)
+    with hold_run(run):
+        done = 0
+
+        def count(num: int) -> None:
+            nonlocal done
+            done += num
+            on_case("prepare", done, len(task.cases))
+
+        grid = choose_grid(task, config)
+        cases = prepare_cases(
+            task, grid, Path(cases_path or run / "cases"), threads=config.threads, progress=count
+        )
+        saved = load_checkpoint(run / LAST) if (run / LAST).exists() else None
+        session = Session(task, cases, grid, start, run, config, saved, device, on_event)
+        try:
+            training = session.train()
+        finally:
+            session.close()
+        scores = session.test(leaked, on_case)
+        on_event(Ended(summary=training))
+    num_test = sum(case.split == "test" for case in task.cases)
+    return FinetuneSummary(training=training, scores=scores, num_test=num_test, leaked=leaked)
+
+
+def find_leaks(task: Task, scans: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the test cases whose images are among those scans."""
+    if not scans:
+        return ()
+    known = set(scans)
+    return tuple(
+        case.name
+        for case in task.cases
+        if case.split == "test" and pseudonym(read_image(case.image, case.channel)) in known
+    )
+
+
+class Session(Loop[Examples]):
+    """One fine-tuning."""
+
+    config: FinetuneConfig
+
+    def __init__(
+        self,
+        task: Task,
+        cases: Sequence[Prepared],
+        grid: Grid,
+        start: Start,
+        run: Path,
+        config: FinetuneConfig,
+        saved: dict[str, Any] | None,
+        device: torch.device,
+        on_event: Callable[[Event], None],
+    ) -> None:
+        self.task, self.grid, self.start = task, grid, start
+        self.cases = {
+            split: [case for case in cases if case.case.split == split] for split in SPLITS
+        }
+        self.train_patches, self.validation_patches = (
+            Patches(self.cases[split], config, segments=task.segments, role=split)
+            for split in ("train", "validation")
+        )
+        check_precision(config.precision, device, config.shape)
+        set_precision(config.precision)
+        identity = fingerprint(task, cases)
+        if saved:
+            refuse_other_run(
+                run / LAST,
+                saved,
+                fingerprint=identity,
+                config=config.to_dict(),
+                num_processes=1,
+            )
+        super().__init__(
+            run,
+            config,
+            fingerprint=identity,
+            steps_per_epoch=len(self.train_patches),
+            device=device,
+            ranks=Ranks(),
+            saved=saved,
+            on_event=on_event,
+        )
+        self.loss = make_loss(config.loss, segments=task.segments)
+        self.net = self.model = start.net
+        if saved:
+            self.net.load_state_dict(saved["model"])
+        self.net.to(device)
+        self.optimiser = torch.optim.Adam(self.net.parameters(), lr=config.learning_rate)
+        if saved:
+            self.optimiser.load_state_dict(saved["optimiser"])
+        write_config(run, config, task_fingerprint=identity, task=task.name)
+
+    def _announce(self) -> None:
+        self.on_event(
+            Started(
+                run=self.run,
+                fingerprint=self.fingerprint,
+                num_train=self.train_patches.num_examples,
+                num_validation=self.validation_patches.num_examples,
+                num_classes=len(self.task.classes),
+                num_parameters=sum(p.numel() for p in self.net.parameters()),
+                device=str(self.device),
+                steps_per_epoch=self.steps_per_epoch,
+                total_steps=self.total_steps,
+                warmup_epochs=0,
+                resumed_at=self.progress.step,
+            )
+        )
+        if not self.cases["validation"]:
+            text = "no validation cases: the best weights are chosen by training loss"
+            self.on_event(Noticed(text=text))
+
+    def _batches(self, epoch: int, start: int) -> Iterator[Examples]:
+        return self.train_patches.epoch(epoch, start=start)
+
+    def _step(self, batch: Examples) -> None:
+        self.optimiser.zero_grad(set_to_none=True)
+        images, truths = self._load(batch)
+        with self._autocast():
+            logits = self.model(images)
+        loss = self.loss(logits, truths)
+        loss.backward()
+        self.optimiser.step()
+        self.window.add({"loss": loss}, len(batch))
+        self.whole.add({"loss": loss}, len(batch))
+
+    @torch.no_grad()
+    def _measure(self) -> dict[str, float]:
+        """Loss, and the scores of what is shown: of patches, not of whole images."""
+        self.net.eval()
+        means = Means(self.device)
+        named, truth = [], []
+        for batch in self.validation_patches.epoch(0):
+            images, truths = self._load(batch)
+            with self._autocast():
+                logits = self.net(images)
+            means.add({"loss": self.loss(logits, truths)}, len(batch))
+            probability = to_probability(logits)
+            named.append((probability.argmax(1) if self.task.segments else probability).cpu())
+            truth.append(batch.truths)
+        if not named:
+            return {}
+        found = (torch.cat(named).numpy(), torch.cat(truth).numpy())
+        if self.task.segments:
+            scores = {k: mean(v) for k, v in overlap(*found, len(self.task.classes)).items()}
+        else:
+            scores = classification_scores(*found)
+        return means.values() | {k: v for k, v in scores.items() if not math.isnan(v)}
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "task": {
+                "name": self.task.name,
+                "classes": list(self.task.classes),
+                "segments": self.task.segments,
+                "grid": json.loads(json.dumps(dataclasses.asdict(self.grid))),
+                "kind": self.start.kind,
+            },
+            "scans": list(self.start.scans),
+        }
+
+    def test(
+        self, leaked: tuple[str, ...], on_case: Callable[[str, int, int], None]
+    ) -> dict[str, float]:
+        """Score the best weights on every test case; write them down."""
+        self.net.load_state_dict(load_checkpoint(self.run / BEST)["model"])
+        self.net.eval()
+        cases = self.cases["test"]
+        scores = score_cases(
+            self.net,
+            cases,
+            self.task,
+            self.grid,
+            self.run,
+            overlap=self.config.overlap,
+            device=self.device,
+            autocast=self._autocast(),
+            progress=lambda done: on_case("test", done, len(cases)),
+        )
+        write_result(
+            self.run,
+            {
+                "task": self.task.name,
+                "init": self.config.init,
+                "seed": self.config.seed,
+                "fingerprint": self.fingerprint,
+                "steps": self.progress.step,
+                "best_step": self.progress.best_step,
+                "num_test": len(cases),
+                "leaked": list(leaked),
+                "scores": {k: None if math.isnan(v) else v for k, v in scores.items()},
+            },
+        )
+        return scores
+
+    def _load(self, batch: Examples) -> tuple[Tensor, Tensor]:
+        """Images (n, 1, Z, Y, X) float32 and truths, on the device."""
+        return batch.images.to(self.device).float(), batch.truths.to(self.device)
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.config.precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)

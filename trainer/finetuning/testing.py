@@ -1,0 +1,89 @@
+"""Scores of a fine-tuned net on whole, held-out cases."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+import torch
+from torch import nn
+
+from trainer.finetuning import scores
+from trainer.finetuning.answers import classify, segment
+from trainer.finetuning.images import read_image, read_mask
+from trainer.finetuning.prepared import Grid, Prepared
+from trainer.finetuning.task import Task
+
+CASES, RESULT, MASKS = "cases.csv", "result.json", "test"
+
+
+def score_cases(
+    net: nn.Module,
+    cases: Sequence[Prepared],
+    task: Task,
+    grid: Grid,
+    run: Path,
+    *,
+    overlap: float,
+    device: torch.device,
+    autocast: torch.autocast,
+    progress: Callable[[int], None],
+) -> dict[str, float]:
+    """Means over the cases; each case's go to `run`/cases.csv, answered masks to `run`/test.
+
+    Masks are compared on the grid that the image came with.
+    """
+    rows: list[dict[str, Any]] = []
+    probabilities = np.zeros((len(cases), len(task.classes)))
+    for number, prepared in enumerate(cases):
+        case = prepared.case
+        if task.segments:
+            assert case.mask is not None
+            image = read_image(case.image, case.channel)
+            answer = segment(net, image, grid, overlap=overlap, device=device, autocast=autocast)
+            (run / MASKS).mkdir(exist_ok=True)
+            sitk.WriteImage(answer, str(run / MASKS / f"{case.name}.nii.gz"), useCompression=True)
+            truth = read_mask(case.mask, image, len(task.classes))
+            found = scores.overlap(
+                sitk.GetArrayViewFromImage(answer),
+                sitk.GetArrayViewFromImage(truth),
+                len(task.classes),
+            )
+            row = {name: scores.mean(values) for name, values in found.items()}
+            if len(task.classes) > 2:
+                for name, values in found.items():
+                    for kind, value in zip(task.classes[1:], values, strict=True):
+                        row[f"{name} {kind}"] = value
+        else:
+            images = torch.from_numpy(np.array(prepared.image))[None, None]
+            probability = classify(net, images, device=device, autocast=autocast)[0]
+            probabilities[number] = probability
+            row = dict(zip(task.classes, probability.tolist(), strict=True))
+        rows.append({"case": case.name, **({} if task.segments else {"label": case.label}), **row})
+        progress(number + 1)
+    _write_rows(run / CASES, rows)
+    if task.segments:
+        return {name: scores.mean([row[name] for row in rows]) for name in ("dice", "iou")}
+    truths = np.array([prepared.case.label for prepared in cases], np.int64)
+    return scores.classification_scores(probabilities, truths)
+
+
+def write_result(run: Path, result: dict[str, Any]) -> None:
+    """What a run came to, for programs."""
+    partial = run / (RESULT + ".partial")
+    partial.write_text(json.dumps(result, indent=2) + "\n")
+    partial.replace(run / RESULT)
+
+
+def _write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    partial = file.with_name(file.name + ".partial")
+    with partial.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]) if rows else ["case"])
+        writer.writeheader()
+        writer.writerows(rows)
+    partial.replace(file)
