@@ -1,0 +1,155 @@
+"""Images come in any orientation, and answers lie where the image lies."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+
+from pipeline.archive import Series
+from pipeline.config import PrepareConfig
+from pipeline.volume import read_volume
+from trainer import TrainError
+from trainer.finetuning.answers import to_mask
+from trainer.finetuning.images import pseudonym, read_image, read_mask, resample, turn
+from trainer.finetuning.prepared import Grid
+
+SIZE, SPACING = (30, 26, 20), (1.5, 1.0, 3.0)
+GRID = Grid(spacing_mm=(2.0, 1.6, 1.4), shape=(8, 8, 8), is_ct=True, window_hu=(-1000.0, 1000.0))
+
+
+def turned_by(degrees: float) -> np.ndarray:
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    about_z, about_x = [[c, -s, 0], [s, c, 0], [0, 0, 1]], [[1, 0, 0], [0, c, -s], [0, s, c]]
+    return np.array(about_z) @ np.array(about_x)
+
+
+DIRECTIONS = {
+    "as it comes": np.eye(3),
+    "x flipped": np.diag([-1, 1, 1]),
+    "all flipped": np.diag([-1, -1, -1]),
+    "sagittal": np.eye(3)[[2, 0, 1]],
+    "coronal, flipped": np.eye(3)[[0, 2, 1]] * [[1], [-1], [1]],
+    "oblique by 20 degrees": turned_by(20),
+    "oblique and flipped": turned_by(-35) @ np.diag([1, -1, 1]),
+}
+ALL = pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=list(DIRECTIONS))
+
+
+def make_image(direction: np.ndarray) -> sitk.Image:
+    """Voxels that hold the sum of their coordinates in space, in mm."""
+    image = sitk.Image(SIZE, sitk.sitkFloat32)
+    image.SetSpacing(SPACING)
+    image.SetOrigin((-20.0, 11.0, 5.0))
+    image.SetDirection(direction.ravel().tolist())
+    for index in itertools.product(*map(range, SIZE)):
+        image[index] = sum(image.TransformIndexToPhysicalPoint(index))
+    return image
+
+
+def make_ball(image: sitk.Image) -> sitk.Image:
+    """One where a point is within 9 mm of the image's middle."""
+    middle = image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in SIZE])
+    mask = sitk.Image(SIZE, sitk.sitkUInt8)
+    mask.CopyInformation(image)
+    for index in itertools.product(*map(range, SIZE)):
+        point = image.TransformIndexToPhysicalPoint(index)
+        mask[index] = int(np.linalg.norm(np.subtract(point, middle)) < 9)
+    return mask
+
+
+@ALL
+def test_the_grid_has_its_spacing_and_every_voxel_its_place(direction: np.ndarray) -> None:
+    """A linear ramp in space survives linear resampling, but near the edge."""
+    brought = GRID.bring(make_image(direction))
+    assert np.allclose(brought.GetSpacing()[::-1], GRID.spacing_mm, rtol=0.1)
+    extent = np.multiply(brought.GetSize(), brought.GetSpacing())
+    turned = turn(make_image(direction))
+    assert np.allclose(extent, np.multiply(turned.GetSize(), turned.GetSpacing()))
+    values = sitk.GetArrayFromImage(brought)
+    for index in itertools.product(*(range(6, n - 6) for n in brought.GetSize())):
+        expected = sum(brought.TransformIndexToPhysicalPoint(index))
+        assert abs(values[index[::-1]] - expected) < 0.05
+
+
+@ALL
+def test_a_mask_comes_back_to_where_the_image_lies(direction: np.ndarray) -> None:
+    image = make_image(direction)
+    ball = make_ball(image)
+    grid = GRID.bring(ball, nearest=True)
+    inside = sitk.GetArrayFromImage(grid).astype(np.float32)
+    answer = to_mask(np.stack([1 - inside, inside]), grid, image)
+    assert (answer.GetSize(), answer.GetSpacing(), answer.GetOrigin(), answer.GetDirection()) == (
+        image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())  # fmt: skip
+    one, other = sitk.GetArrayFromImage(answer) == 1, sitk.GetArrayFromImage(ball) == 1
+    assert 2 * (one & other).sum() / (one.sum() + other.sum()) > 0.9
+
+
+@ALL
+def test_how_an_image_is_stored_does_not_matter(direction: np.ndarray) -> None:
+    """The same voxels in another order of axes give the same array on the grid."""
+    image = make_image(direction)
+    other = sitk.DICOMOrient(image, "RSA")
+    one, two = (sitk.GetArrayFromImage(GRID.bring(i)) for i in (image, other))
+    np.testing.assert_allclose(one, two, atol=1e-3)
+
+
+def test_several_classes_come_back(tmp_path: Path) -> None:
+    image = make_image(np.eye(3))
+    grid = GRID.bring(image)
+    shape = grid.GetSize()[::-1]
+    probability = np.zeros((3, *shape), np.float32)
+    thirds = np.array_split(np.arange(shape[0]), 3)
+    for number, slices in enumerate(thirds):
+        probability[number, slices] = 1
+    named = sitk.GetArrayFromImage(to_mask(probability, grid, image))
+    assert np.unique(named).tolist() == [0, 1, 2]
+    assert (np.diff(named[:, 5, 5].astype(int)) >= 0).all()
+
+
+def test_a_coarser_grid_is_smoothed_first() -> None:
+    noise = sitk.GetImageFromArray(np.random.default_rng(0).normal(0, 100, (32, 32, 32)))
+    coarse = resample(noise, spacing_mm=(4.0, 4.0, 4.0))
+    assert sitk.GetArrayFromImage(coarse).std() < 30, "every fourth voxel alone would give 100"
+
+
+def test_a_mask_on_another_grid_is_refused(tmp_path: Path) -> None:
+    image = make_image(np.eye(3))
+    shifted = make_ball(image)
+    shifted.SetOrigin((0.0, 0.0, 0.0))
+    sitk.WriteImage(shifted, str(tmp_path / "mask.nii.gz"))
+    with pytest.raises(TrainError, match=r"mask\.nii\.gz: does not lie on the grid"):
+        read_mask(tmp_path / "mask.nii.gz", image, 2)
+
+
+def test_a_mask_of_unknown_classes_is_refused(tmp_path: Path) -> None:
+    image = make_image(np.eye(3))
+    mask = make_ball(image) * 7
+    sitk.WriteImage(mask, str(tmp_path / "mask.nii.gz"))
+    with pytest.raises(TrainError, match="values from 0 to 7; expected whole numbers below 2"):
+        read_mask(tmp_path / "mask.nii.gz", image, 2)
+
+
+def test_what_is_no_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "no.nii.gz").write_bytes(b"nothing")
+    with pytest.raises(TrainError, match=r"no\.nii\.gz: cannot be read as an image"):
+        read_image(tmp_path / "no.nii.gz")
+
+
+def test_a_channel_of_a_4d_image_is_taken(tmp_path: Path) -> None:
+    volumes = [sitk.Image((6, 5, 4), sitk.sitkInt16) + n for n in range(3)]
+    sitk.WriteImage(sitk.JoinSeries(volumes), str(tmp_path / "four.nii.gz"))
+    image = read_image(tmp_path / "four.nii.gz", 2)
+    assert (image.GetSize(), image[0, 0, 0]) == ((6, 5, 4), 2)
+
+
+def test_a_scan_has_the_name_that_preparing_gives_it(ct: Path) -> None:
+    """What leaks are found by."""
+    files = sorted((ct / "archive-2mm").glob("*.nii.gz"))[:3]
+    files += sorted((ct / "sts").glob("*CT_image*"))[:2]
+    assert len(files) == 5
+    for file in files:
+        series = Series(key="k", kind="nifti", files=(str(file),), patient="p")
+        identity = read_volume(series, PrepareConfig()).scan_id()
+        assert pseudonym(read_image(file)) == f"{identity:016x}"
