@@ -117,6 +117,7 @@ def main() -> None:
     semgen export RUN FILE          weights for your own task
     semgen finetune TASK RUN        train on your own labels, and test
     semgen predict RUN INPUT OUT    answer about new images
+    semgen compare PLAN OUT         which start helps which task, with statistics
     """  # noqa: D301 (\b is click's mark for text not to be wrapped)
 
 
@@ -775,7 +776,7 @@ class _Sides(click.ParamType):  # type: ignore[type-arg]
 @click.option("--init-part", type=click.Choice(["unet", "encoder"]), help="Of a U-Net.  [unet]")
 @click.option("--width", type=int, help="Channels of the first convolution from scratch.  [32]")
 @click.option("--shape", type=_Sides(), help="Voxels of the net's input.  [32,64,64]")
-@click.option("--spacing", type=_Sides(), help="Grid in mm.  [median of the training cases]")
+@click.option("--spacing", type=_Sides(), help="Grid in mm.  [median of all cases]")
 @click.option("--intensity", type=click.Choice(["auto", "ct", "per-image"]), help="[auto]")
 @click.option(
     "--loss",
@@ -863,6 +864,56 @@ def predict(run: Path, source: Path, out: Path, device: str, channel: int) -> No
     click.echo(f"{out}: {len(written)} file{'s' * (len(written) > 1)}")
 
 
+@main.command()
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.argument("out", type=_FOLDER)
+@click.option(
+    "--devices",
+    default="auto",
+    show_default=True,
+    help="One process each, such as cuda:0,cuda:1 or cpu,cpu.",
+)
+@click.option("--force", is_flag=True, help="Test on scans that were pretrained on, too.")
+@click.option("--table", "table_only", is_flag=True, help="Train nothing; tables of what is done.")
+@click.option("--json", "as_json", is_flag=True, help="Results as JSON on standard output.")
+def compare(
+    plan: Path, out: Path, devices: str, force: bool, table_only: bool, as_json: bool
+) -> None:
+    """Compare starting points on tasks, as PLAN (a TOML file) says, into the folder OUT.
+
+    OUT gets results.jsonl, one line a trial, and the tables and figures made from it. Run again to
+    resume; run elsewhere at the same time to share the work.
+    """
+    from trainer.finetuning.comparison import compare as compare_by
+    from trainer.finetuning.comparison import read_results
+    from trainer.finetuning.figures import write_figures
+    from trainer.finetuning.tables import write_tables
+
+    if table_only:
+        results = read_results(out)
+    else:
+        with _case_stages("trials") as on_case:
+            results = compare_by(
+                plan,
+                out,
+                devices=devices.split(","),
+                force=force,
+                on_trial=lambda done, total: on_case("compare", done, total),
+            )
+    if not results:
+        raise click.ClickException(f"{out}: no trial is done yet")
+    written = [*write_tables(results, out), *write_figures(results, out)]
+    if as_json:
+        click.echo(json.dumps(results))
+        return
+    click.echo(written[0].read_text("utf-8"))
+    click.echo(f"{len(results)} trials in {out / 'results.jsonl'}; made {_listed(written)}")
+
+
+def _listed(files: Sequence[Path]) -> str:
+    return ", ".join(str(file) for file in files)
+
+
 # Progress --------------------------------------------------------------------------------------
 
 
@@ -927,17 +978,21 @@ def _lines(name: str, total: int | None, unit: str) -> Iterator[Callable[[int], 
 
 
 @contextlib.contextmanager
-def _case_stages() -> Iterator[Callable[[str, int, int], None]]:
-    """Render what fine-tuning does with whole cases as stages."""
+def _case_stages(unit: str = "cases") -> Iterator[Callable[[str, int, int], None]]:
+    """Render how many of a total are done as stages."""
     with contextlib.ExitStack() as stack:
         running: dict[str, tuple[Callable[[int], None], contextlib.ExitStack]] = {}
+        told: dict[str, int] = {}
 
         def on_case(what: str, done: int, total: int) -> None:
             if what not in running:
                 inner = stack.enter_context(contextlib.ExitStack())
-                running[what] = inner.enter_context(_Reporter().stage(what, total, "cases")), inner
+                advance = inner.enter_context(_Reporter().stage(what, total, unit))
+                running[what] = advance, inner
+                told[what] = 0
             advance, inner = running[what]
-            advance(1)
+            advance(done - told[what])
+            told[what] = done
             if done == total:
                 inner.close()
 

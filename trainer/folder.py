@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,10 @@ from trainer.errors import TrainError
 
 CONFIG = "config.json"
 _LOCK = ".lock"
+
+
+class BusyError(TrainError):
+    """Another process trains there."""
 
 
 def make_folder(run: Path) -> None:
@@ -40,14 +44,19 @@ def write_config(run: Path, config: LoopConfig, **facts: Any) -> None:
     partial.replace(run / CONFIG)
 
 
+def hold_run(run: Path) -> AbstractContextManager[None]:
+    """Keep every other writer out of a run's folder; BusyError when there is one."""
+    return hold(run / _LOCK, run)
+
+
 @contextmanager
-def hold_run(run: Path) -> Iterator[None]:
-    """Keep every other writer out of a run's folder; TrainError when there is one."""
-    with (run / _LOCK).open("w") as file:
+def hold(lock: Path, run: Path) -> Iterator[None]:
+    """Keep out all others that hold the same file; BusyError, about `run`, when there is one."""
+    with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise TrainError(
+            raise BusyError(
                 f"{run}: another process is training here; wait for it or give another RUN"
             ) from error
         yield

@@ -30,8 +30,8 @@ class FinetuneConfig(LoopConfig):
     shape: tuple[int, int, int] = (32, 64, 64)
     """(Z, Y, X) voxels of the net's input."""
     spacing_mm: tuple[float, float, float] | None = None
-    """(z, y, x) of the grid that images are brought to; None takes the median of the training
-    cases (classifying: none, each image is brought to `shape`)."""
+    """(z, y, x) of the grid that images are brought to; None takes the median of all cases
+    (classifying: none, each image is brought to `shape`)."""
     intensity: str = "auto"
     """"ct" maps the window to 0..1, "per-image" each image's 0.5th and 99.5th percentile; "auto"
     goes by what the task says it is."""

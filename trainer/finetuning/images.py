@@ -47,6 +47,24 @@ def read_image(path: Path, channel: int = 0) -> sitk.Image:
     return image
 
 
+def read_spacing(path: Path) -> tuple[float, float, float]:
+    """Millimetres between voxels along z, y and x, once turned; reads no voxel of a file."""
+    if path.is_dir():
+        return spacing_zyx(turn(read_image(path)))
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise TrainError(f"{path}: cannot be read as an image; check or drop the case") from error
+    like = sitk.Image([1, 1, 1], sitk.sitkUInt8)
+    like.SetSpacing(reader.GetSpacing()[:3])
+    sides = reader.GetDimension()
+    direction = np.reshape(reader.GetDirection(), (sides, sides))[:3, :3]
+    like.SetDirection(direction.ravel().tolist())
+    return spacing_zyx(turn(like))
+
+
 def read_mask(path: Path, image: sitk.Image, num_classes: int) -> sitk.Image:
     """A mask of whole numbers on an image's grid; TrainError when it is something else."""
     mask = read_image(path)

@@ -21,8 +21,8 @@ from trainer.finetuning.config import FinetuneConfig
 from trainer.finetuning.images import (
     read_image,
     read_mask,
+    read_spacing,
     resample,
-    spacing_zyx,
     to_unit,
     turn,
 )
@@ -83,13 +83,11 @@ class Prepared:
 
 
 def choose_grid(task: Task, config: FinetuneConfig) -> Grid:
-    """The grid that the settings name, or that the training cases suggest."""
+    """The grid that the settings name, or that the images' own spacings suggest."""
     spacing = config.spacing_mm
     if spacing is None and task.segments:
-        train = [case for case in task.cases if case.split == "train"]
-        found = [spacing_zyx(turn(read_image(case.image, case.channel))) for case in train]
-        z, y, x = np.round(np.median(found, axis=0), 3).tolist()
-        spacing = (z, y, x)
+        z, y, x = np.median([read_spacing(case.image) for case in task.cases], axis=0).round(3)
+        spacing = (float(z), float(y), float(x))
     is_ct = task.is_ct if config.intensity == "auto" else config.intensity == "ct"
     return Grid(spacing_mm=spacing, shape=config.shape, is_ct=is_ct, window_hu=config.window_hu)
 

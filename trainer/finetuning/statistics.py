@@ -1,0 +1,186 @@
+"""What trials say: means, and whether starts differ, by task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+ALPHA = 0.05
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """One sample of scores against another, which is the better or the reference."""
+
+    mean: float
+    """Of the other minus of the one."""
+    p_student: float
+    """Two-sided two-sample t-test with equal variances, as published; NaN for fewer than two."""
+    p_welch: float
+    """The same without equal variances."""
+    low: float
+    high: float
+    """95 % confidence interval of the difference, by Welch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """A start on a task, over its trials."""
+
+    task: str
+    start: str
+    label_fraction: float
+    metric: str
+    scores: tuple[float, ...]
+    is_best: bool
+    behind: Difference | None
+    """Against the best start of the task; None for that one."""
+    p_holm: float
+    """`behind.p_student`, corrected for the number of starts (Holm); NaN where there is none."""
+    leaked: bool
+    """Whether some test case was pretrained on."""
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.scores))
+
+    @property
+    def std(self) -> float:
+        """Over trials, of a sample; NaN for one trial."""
+        return float(np.std(self.scores, ddof=1)) if len(self.scores) > 1 else math.nan
+
+    @property
+    def is_equivalent(self) -> bool:
+        """The best, or not told from it: p > 0.05, as published."""
+        return self.is_best or (self.behind is not None and self.behind.p_student > ALPHA)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """A start with classification added, against the same without (Result I)."""
+
+    task: str
+    label_fraction: float
+    metric: str
+    without: str
+    with_: str
+    scores_without: tuple[float, ...]
+    scores_with: tuple[float, ...]
+    gain: Difference
+    """With minus without."""
+
+
+def difference(one: Sequence[float], other: Sequence[float]) -> Difference:
+    """How much the other's mean is above the one's, and how surely."""
+    gap = float(np.mean(other) - np.mean(one))
+    if min(len(one), len(other)) < 2:
+        return Difference(
+            mean=gap, p_student=math.nan, p_welch=math.nan, low=math.nan, high=math.nan
+        )
+    if np.ptp(one) == 0 and np.ptp(other) == 0:  # no spread: no test, but a plain answer
+        p = 1.0 if gap == 0 else 0.0
+        return Difference(mean=gap, p_student=p, p_welch=p, low=gap, high=gap)
+    welch = stats.ttest_ind(other, one, equal_var=False)
+    interval = welch.confidence_interval(1 - ALPHA)
+    return Difference(
+        mean=gap,
+        p_student=float(stats.ttest_ind(other, one).pvalue),
+        p_welch=float(welch.pvalue),
+        low=float(interval.low),
+        high=float(interval.high),
+    )
+
+
+def correct(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction; NaN stays NaN and does not count."""
+    known = [i for i, p in enumerate(p_values) if not math.isnan(p)]
+    corrected, most = [math.nan] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(known, key=lambda i: p_values[i])):
+        most = max(most, min(1.0, (len(known) - rank) * p_values[i]))
+        corrected[i] = most
+    return corrected
+
+
+def summarise(results: Iterable[dict[str, Any]]) -> list[Row]:
+    """A row for each task, share of labels and start, in the order of the results."""
+    trials = _gather(results)
+    rows = []
+    for task, fraction in dict.fromkeys((t, f) for t, f, _ in trials):
+        found = {s: v for (t, f, s), v in trials.items() if (t, f) == (task, fraction)}
+        best = max(found, key=lambda start: float(np.mean(found[start]["scores"])))
+        behind = {
+            start: difference(v["scores"], found[best]["scores"])
+            for start, v in found.items()
+            if start != best
+        }
+        holm = dict(zip(behind, correct([d.p_student for d in behind.values()]), strict=True))
+        rows += [
+            Row(
+                task=task,
+                start=start,
+                label_fraction=fraction,
+                metric=v["metric"],
+                scores=tuple(v["scores"]),
+                is_best=start == best,
+                behind=behind.get(start),
+                p_holm=holm.get(start, math.nan),
+                leaked=v["leaked"],
+            )
+            for start, v in found.items()
+        ]
+    return rows
+
+
+def pair_up(results: Iterable[dict[str, Any]]) -> list[Pair]:
+    """Each start that adds classification, beside the one that it adds to."""
+    trials = _gather(results)
+    pairs = []
+    for (task, fraction, start), v in trials.items():
+        base = trials.get((task, fraction, v["adds_to"]))
+        if base is not None:
+            pairs.append(
+                Pair(
+                    task=task,
+                    label_fraction=fraction,
+                    metric=v["metric"],
+                    without=v["adds_to"],
+                    with_=start,
+                    scores_without=tuple(base["scores"]),
+                    scores_with=tuple(v["scores"]),
+                    gain=difference(base["scores"], v["scores"]),
+                )
+            )
+    return pairs
+
+
+def _gather(results: Iterable[dict[str, Any]]) -> dict[tuple[str, float, str], dict[str, Any]]:
+    """Scores by task, share of labels and start, one a trial: the mean over its test cases.
+
+    A trial of several folds counts when all are done that any trial of its task has.
+    """
+    folds: dict[tuple[str, float, str, int], list[dict[str, Any]]] = {}
+    for result in results:
+        if result["score"] is not None:
+            key = (result["task"], result["label_fraction"], result["start"], result["trial"])
+            folds.setdefault(key, []).append(result)
+    most: dict[str, int] = {}
+    for (task, *_), found in folds.items():
+        most[task] = max(most.get(task, 0), len(found))
+    gathered: dict[tuple[str, float, str], dict[str, Any]] = {}
+    for (task, fraction, start, _), found in folds.items():
+        if len(found) < most[task]:
+            continue
+        first = found[0]
+        entry = gathered.setdefault(
+            (task, fraction, start),
+            {"scores": [], "metric": first["metric"], "adds_to": first["adds_to"], "leaked": False},
+        )
+        cases = [result["num_test"] for result in found]
+        entry["scores"].append(float(np.average([r["score"] for r in found], weights=cases)))
+        entry["leaked"] |= any(result["leaked"] for result in found)
+    return gathered
