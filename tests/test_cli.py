@@ -19,6 +19,7 @@ from pipeline.config import AutoencoderConfig, PrepareConfig
 from store import PatchStore
 from tests.conftest import ROOT, Semgen
 from trainer import TrainConfig
+from trainer.finetuning import FinetuneConfig
 
 
 def run(*arguments: object) -> Result:
@@ -366,9 +367,17 @@ def test_an_option_is_documented(option: str) -> None:
     assert re.search(rf"{option}(?![\w-])", documentation())
 
 
-@pytest.mark.parametrize("kind", [PrepareConfig, AutoencoderConfig, TrainConfig])
-def test_every_setting_is_in_the_page_on_configuration(kind: type) -> None:
-    page = (ROOT / "docs" / "configuration.md").read_text("utf-8")
+@pytest.mark.parametrize(
+    ("kind", "file"),
+    [
+        (PrepareConfig, "configuration.md"),
+        (AutoencoderConfig, "configuration.md"),
+        (TrainConfig, "configuration.md"),
+        (FinetuneConfig, "finetuning.md"),
+    ],
+)
+def test_every_setting_is_in_its_page(kind: type, file: str) -> None:
+    page = (ROOT / "docs" / file).read_text("utf-8")
     missing = [f.name for f in dataclasses.fields(kind) if not re.search(rf"\b{f.name}\b", page)]
     assert missing == []
 

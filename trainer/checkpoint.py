@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from trainer.config import find_differences
+from trainer.config import LoopConfig, find_differences
 from trainer.errors import TrainError
 
 VERSION = 3
@@ -88,7 +88,7 @@ def refuse_other_run(
     saved: dict[str, Any],
     *,
     fingerprint: str,
-    config: dict[str, Any],
+    config: LoopConfig,
     num_processes: int,
 ) -> None:
     """Raise TrainError when a checkpoint is of another store or of other settings, naming them.
@@ -106,7 +106,7 @@ def refuse_other_run(
             f"{path}: was started with other settings ({'; '.join(differences)}); "
             "give the same ones or another RUN"
         )
-    if saved["num_processes"] != num_processes and not config["sync_batch_norm"]:
+    if saved["num_processes"] != num_processes and not saved["config"].get("sync_batch_norm"):
         raise TrainError(
             f"{path}: was trained by {saved['num_processes']} processes, now there are"
             f" {num_processes}; start as many, or another RUN with sync_batch_norm"

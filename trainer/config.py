@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
@@ -22,6 +22,12 @@ SCHEDULES = ("step", "plateau")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoopConfig:
     """What every training has."""
+
+    free_to_change: ClassVar[frozenset[str]] = frozenset(
+        {"epochs", "steps", "patience", "device", "threads", "checkpoint_every", "validate_every",
+         "log_every"}
+    )  # fmt: skip
+    """Settings that a resumed run may have otherwise; another one would be another run."""
 
     batch_size: int = 64
     """Examples of one optimiser step, over all processes."""
@@ -84,6 +90,7 @@ class TrainConfig(LoopConfig):
     `learning_rate` anew.
     """
 
+    free_to_change = LoopConfig.free_to_change | {"init", "init_part", "cache", "compile"}
     pretext: str = "restoration"
     """What is learned besides the classes: "restoration" (Models Genesis), "inpainting",
     "shuffling", "rotation", "rubik" or "none"."""
@@ -148,19 +155,12 @@ class TrainConfig(LoopConfig):
             raise TrainError('nothing to learn: pretext "none" needs classify')
 
 
-FREE_TO_CHANGE = frozenset(
-    {"epochs", "steps", "patience", "device", "threads", "checkpoint_every", "validate_every",
-     "log_every", "init", "init_part", "cache", "compile"}
-)  # fmt: skip
-"""Settings that a resumed run may have otherwise; another one would be another run."""
-
-
-def find_differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+def find_differences(saved: dict[str, Any], wanted: LoopConfig) -> list[str]:
     """The settings that forbid going on, as "name saved -> wanted"."""
     return [
         f"{name} {saved.get(name)!r} -> {value!r}"
-        for name, value in wanted.items()
-        if name not in FREE_TO_CHANGE and saved.get(name) != value
+        for name, value in wanted.to_dict().items()
+        if name not in wanted.free_to_change and saved.get(name) != value
     ]
 
 

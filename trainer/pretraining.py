@@ -122,7 +122,7 @@ class Session(Loop[Batch]):
                 run / LAST,
                 saved,
                 fingerprint=fingerprint,
-                config=config.to_dict(),
+                config=config,
                 num_processes=ranks.size,
             )
         self.warmup_epochs = config.warmup_epochs or 0

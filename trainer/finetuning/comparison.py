@@ -253,19 +253,21 @@ def compare(
 def _hold_plan(plan: Plan, file: Path, out: Path) -> None:
     """Note what is compared here; TrainError when it was something else."""
     note = out / "plan.json"
-    known = [[*trial.key, trial.config.to_dict()] for trial in list_trials(plan, file)]
+    trials = list_trials(plan, file)
     if note.exists():
         before = {json.dumps(line[:-1]): line[-1] for line in json.loads(note.read_text())}
-        for *key, settings in known:
-            changed = find_differences(before.get(json.dumps(key), settings), settings)
+        for trial in trials:
+            was = before.get(json.dumps(trial.key))
+            changed = find_differences(was, trial.config) if was else []
             if changed:
                 raise TrainError(
-                    f"{out}: compared with other settings before ({key[0]}, {key[1]}:"
+                    f"{out}: compared with other settings before ({trial.task}, {trial.start}:"
                     f" {'; '.join(changed)}); give the same ones or another OUT"
                 )
     elif any(out.iterdir()):
         raise TrainError(f"{out}: no comparison, and not empty; give another OUT")
     partial = note.with_name(f"{note.name}.{os.getpid()}.partial")
+    known = [[*trial.key, trial.config.to_dict()] for trial in trials]
     partial.write_text(json.dumps(known))
     partial.replace(note)
 
@@ -330,17 +332,25 @@ def _run(plan: Plan, trial: Trial, out: Path, device: str, force: bool) -> None:
            ("seed", "scores", "num_test", "steps", "best_step", "leaked", "fingerprint")},
         "curve": list(_read_curve(run / METRICS, planned.metric)),
     }  # fmt: skip
-    with (out / RESULTS).open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(json.dumps(line).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    _append(out / RESULTS, line)
     if not plan.keep_weights:
         for name in (BEST, LAST):
             (run / name).unlink(missing_ok=True)
         for name in (TENSORBOARD, MASKS):
             if name != MASKS or trial.trial:  # the first trial's masks are there to look at
                 shutil.rmtree(run / name, ignore_errors=True)
+
+
+def _append(file: Path, line: dict[str, Any]) -> None:
+    """Add a line, after ending one that a killed process left half written."""
+    with file.open("a+b") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - 1))
+        end = b"" if stream.read(1) in {b"", b"\n"} else b"\n"
+        stream.write(end + json.dumps(line).encode() + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _read_curve(file: Path, metric: str) -> Iterator[tuple[int, float]]:

@@ -154,7 +154,7 @@ class Session(Loop[Examples]):
                 run / LAST,
                 saved,
                 fingerprint=identity,
-                config=config.to_dict(),
+                config=config,
                 num_processes=1,
             )
         super().__init__(

@@ -1,0 +1,306 @@
+"""Which start is best: plans, statistics against SciPy, tables made again from the lines alone."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests.conftest import ROOT, Semgen
+from tests.test_finetuning import draw_case
+from tests.test_finetuning_task import write_manifest
+from trainer import TrainError
+from trainer.finetuning.comparison import compare, list_trials, read_plan, read_results
+from trainer.finetuning.figures import write_figures
+from trainer.finetuning.statistics import correct, difference, pair_up, summarise
+from trainer.finetuning.tables import to_markdown, write_tables
+
+# Statistics
+
+ONE, OTHER = [0.71, 0.74, 0.69, 0.73], [0.78, 0.75, 0.80, 0.77, 0.79]
+
+
+def test_differences_are_those_of_scipy() -> None:
+    found = difference(ONE, OTHER)
+    assert found.mean == pytest.approx(np.mean(OTHER) - np.mean(ONE))
+    assert found.p_student == pytest.approx(stats.ttest_ind(ONE, OTHER).pvalue)
+    assert found.p_welch == pytest.approx(stats.ttest_ind(ONE, OTHER, equal_var=False).pvalue)
+
+
+def test_differences_are_those_of_the_textbook() -> None:
+    """By hand, from means, variances and the quantile of t."""
+    n, m = len(ONE), len(OTHER)
+    a, b = np.var(ONE, ddof=1) / n, np.var(OTHER, ddof=1) / m
+    freedom = (a + b) ** 2 / (a**2 / (n - 1) + b**2 / (m - 1))
+    reach = stats.t.ppf(0.975, freedom) * math.sqrt(a + b)
+    gap = np.mean(OTHER) - np.mean(ONE)
+    found = difference(ONE, OTHER)
+    assert (found.low, found.high) == pytest.approx((gap - reach, gap + reach))
+    assert found.p_welch == pytest.approx(2 * stats.t.sf(gap / math.sqrt(a + b), freedom))
+
+
+def test_a_single_trial_says_nothing_of_significance() -> None:
+    found = difference([0.5], [0.9])
+    assert found.mean == pytest.approx(0.4)
+    assert math.isnan(found.p_student)
+    assert math.isnan(found.low)
+
+
+def test_trials_without_spread_make_no_fuss() -> None:
+    assert difference([0.5, 0.5], [0.5, 0.5]).p_student == 1
+    assert difference([0.5, 0.5], [0.6, 0.6]).p_welch == 0
+
+
+def test_holm_on_known_numbers() -> None:
+    """The example of Holm's correction: 0.01, 0.04, 0.03, 0.005 become 0.03, 0.06, 0.06, 0.02."""
+    assert correct([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert correct([0.9, math.nan, 0.8])[::2] == [1.0, 1.0]
+
+
+# From results to tables
+
+
+def make_result(start: str, trial: int, score: float, **more: Any) -> dict[str, Any]:
+    return {
+        "task": "liver", "start": start, "label_fraction": 1.0, "trial": trial, "fold": 0,
+        "order": ["scratch", "restoration", "joint"].index(start),
+        "adds_to": "restoration" if start == "joint" else None,
+        "metric": "dice", "score": score, "num_test": 4, "leaked": [],
+        "curve": [[10, score / 2], [20, score]], **more,
+    }  # fmt: skip
+
+
+SCORES = {
+    "scratch": [0.60, 0.62, 0.61],
+    "restoration": [0.70, 0.74, 0.72],
+    "joint": [0.73, 0.75, 0.74],
+}
+RESULTS = [make_result(start, n, s) for start, found in SCORES.items() for n, s in enumerate(found)]
+
+
+def test_the_best_and_what_is_not_told_from_it() -> None:
+    rows = {row.start: row for row in summarise(RESULTS)}
+    assert [row.start for row in rows.values() if row.is_best] == ["joint"]
+    p = stats.ttest_ind(SCORES["joint"], SCORES["restoration"]).pvalue
+    assert p > 0.05
+    assert rows["restoration"].is_equivalent
+    assert not rows["scratch"].is_equivalent
+    assert rows["scratch"].std == pytest.approx(np.std(SCORES["scratch"], ddof=1))
+
+
+def test_classification_is_paired_with_what_it_adds_to() -> None:
+    (pair,) = pair_up(RESULTS)
+    assert (pair.without, pair.with_) == ("restoration", "joint")
+    assert pair.gain.mean == pytest.approx(0.02)
+
+
+def test_folds_make_one_score_weighed_by_their_cases() -> None:
+    folded = [
+        make_result("scratch", 0, 0.5, num_test=1),
+        make_result("scratch", 0, 0.8, num_test=2, fold=1),
+        make_result("scratch", 1, 0.9, num_test=1),  # its other fold is not done yet
+    ]
+    (row,) = summarise(folded)
+    assert row.scores == (pytest.approx(0.7),)
+
+
+def test_the_table_in_markdown() -> None:
+    text = to_markdown(summarise(RESULTS), pair_up(RESULTS))
+    assert "| joint | **74.00 ± 1.00 (3)** |" in text
+    assert "| restoration | 72.00 ± 2.00 (3) = |" in text
+    assert "| scratch | 61.00 ± 1.00 (3) |" in text
+    assert "| liver | restoration | 72.00 ± 2.00 (3) | joint | 74.00 ± 1.00 (3) | +2.00 |" in text
+
+
+def test_leaked_scores_are_marked() -> None:
+    leaked = [{**r, "leaked": ["a"]} if r["start"] == "joint" else r for r in RESULTS]
+    text = to_markdown(summarise(leaked), [])
+    assert "**74.00 ± 1.00 (3)** †" in text
+    assert "† tested on scans that it was pretrained on" in text
+
+
+def test_figures_and_tables_come_from_the_lines_alone(tmp_path: Path) -> None:
+    few = [{**r, "label_fraction": 0.1, "score": r["score"] / 2} for r in RESULTS]
+    lines = [json.dumps(result) for result in (*RESULTS, *few)]
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.jsonl").write_text("\n".join(lines) + '\n{"half a li')
+        results = read_results(tmp_path / name)
+        assert len(results) == 18
+        write_tables(results, tmp_path / name)
+        write_figures(results, tmp_path / name)
+        lines.reverse()
+    names = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.*"))
+    assert {"liver.png", "liver-labels.png", "liver-curves.png", "tables.md", "table.csv"} <= {
+        name.name for name in names
+    }
+    for name in names:
+        if name.name != "results.jsonl":
+            assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert "10% of labels" in (tmp_path / "one" / "tables.md").read_text()
+
+
+# Plans
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A task of six images, and a plan of two starts and two trials."""
+    import SimpleITK as sitk  # noqa: N813
+
+    folder = tmp_path_factory.mktemp("desk")
+    rows: list[dict[str, object]] = []
+    for number in range(6):
+        for name, image in zip(("image", "mask"), draw_case(number), strict=True):
+            sitk.WriteImage(image, str(folder / f"{number}_{name}.nii.gz"))
+        rows.append({"image": f"{number}_image.nii.gz", "mask": f"{number}_mask.nii.gz"})
+    write_manifest(folder / "balls.csv", rows)
+    (folder / "plan.toml").write_text(PLAN)
+    return folder
+
+
+PLAN = """
+trials = 2
+
+[defaults]
+width = 2
+shape = [8, 16, 16]
+batch_size = 4
+steps = 3
+device = "cpu"
+
+[tasks.balls]
+path = "balls.csv"
+folds = 2
+
+[starts.scratch]
+
+[starts.faster]
+learning_rate = 0.01
+adds_to = "scratch"
+"""
+
+
+def test_a_plan_lists_its_trials(desk: Path) -> None:
+    plan = read_plan(desk / "plan.toml")
+    trials = list_trials(plan, desk / "plan.toml")
+    assert len(trials) == 2 * 2 * 2
+    assert {trial.config.seed for trial in trials} == {0, 1}
+    assert {trial.config.split_seed for trial in trials} == {0}
+    assert {t.config.learning_rate for t in trials if t.start == "faster"} == {0.01}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("[tasks.balls]", "[task.balls]", "needs .tasks.NAME"),
+        ("width = 2", "widht = 2", "widht"),
+        ("width = 2", "width = 0", "task balls, start scratch: width must be >= 1"),
+        ('adds_to = "scratch"', 'adds_to = "none"', "adds_to 'none' is no start"),
+        ('path = "balls.csv"', 'path = "no.csv"', "no such task"),
+        ("trials = 2", "trials = ", "cannot be read as TOML"),
+        ("folds = 2", 'folds = 2\nmetric = "size"', "metric must be one of"),
+        ("[starts.faster]", '[starts."../x"]', "plain name"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused(desk: Path, old: str, new: str, says: str) -> None:
+    file = desk / "broken.toml"
+    file.write_text(PLAN.replace(old, new))
+    with pytest.raises(TrainError, match=says):
+        read_plan(file)
+
+
+@pytest.fixture(scope="module")
+def compared(desk: Path) -> Path:
+    compare(desk / "plan.toml", desk / "whole")
+    return desk / "whole"
+
+
+def test_every_trial_is_a_line(compared: Path) -> None:
+    results = read_results(compared)
+    assert len(results) == 8
+    assert all(0 <= result["score"] <= 1 and result["num_test"] == 3 for result in results)
+    assert not list(compared.rglob("best.pt")), "weights are not kept"
+    assert list((compared / "trials").rglob("test/*.nii.gz")), "masks of the first trial are"
+
+
+def test_what_is_done_is_not_done_again(desk: Path, compared: Path) -> None:
+    before = (compared / "results.jsonl").read_bytes()
+    compare(desk / "plan.toml", compared)
+    assert (compared / "results.jsonl").read_bytes() == before
+
+
+def test_killed_and_resumed_it_ends_the_same(desk: Path, compared: Path) -> None:
+    """Killed for good in the middle of training, as a machine may be."""
+    out = desk / "killed"
+    command = [sys.executable, "-m", "cli", "compare", str(desk / "plan.toml"), str(out)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        until = time.monotonic() + 120
+        while not read_results(out) and time.monotonic() < until:
+            time.sleep(0.02)
+        process.kill()
+    assert 0 < len(read_results(out)) < 8
+    compare(desk / "plan.toml", out)
+    assert read_results(out) == read_results(compared)
+
+
+def test_half_a_line_is_no_trial_and_spoils_none(desk: Path, compared: Path) -> None:
+    out = desk / "half"
+    shutil.copytree(compared, out)
+    lines = (compared / "results.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "results.jsonl").write_bytes(b"".join(lines[:-1]) + lines[-1][:20])
+    assert compare(desk / "plan.toml", out) == read_results(compared)
+
+
+def test_several_processes_share_the_work(desk: Path, compared: Path) -> None:
+    told: list[tuple[int, int]] = []
+    results = compare(
+        desk / "plan.toml",
+        desk / "shared",
+        devices=("cpu", "cpu"),
+        on_trial=lambda *done: told.append(done),
+    )
+    assert told[-1] == (8, 8)
+    lines = (desk / "shared" / "results.jsonl").read_text().splitlines()
+    assert len(lines) == 8, "no trial was done twice"
+    for one, other in zip(results, read_results(compared), strict=True):
+        assert one["score"] == pytest.approx(other["score"], abs=0.02)  # threads differ
+
+
+def test_other_settings_need_another_folder(desk: Path, compared: Path) -> None:
+    file = desk / "other.toml"
+    file.write_text(PLAN.replace("learning_rate = 0.01", "learning_rate = 0.02"))
+    with pytest.raises(TrainError, match=r"learning_rate 0\.01 -> 0\.02"):
+        compare(file, compared)
+
+
+def test_more_trials_may_be_added(desk: Path, compared: Path) -> None:
+    more = desk / "more"
+    shutil.copytree(compared, more)
+    file = desk / "more.toml"
+    file.write_text(PLAN.replace("trials = 2", "trials = 3"))
+    assert len(compare(file, more)) == 12
+
+
+def test_the_command_line(desk: Path, compared: Path, semgen: Semgen) -> None:
+    done = semgen("compare", desk / "plan.toml", compared)
+    assert done.returncode == 0, done.stderr
+    assert "Which start is best" in done.stdout
+    assert "What classification adds" in done.stdout
+    assert (compared / "figures" / "balls.png").exists()
+    assert semgen("compare", "--table", desk / "plan.toml", compared).stdout == done.stdout
+
+
+def test_a_folder_of_something_else_is_left_alone(desk: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(TrainError, match="not empty"):
+        compare(desk / "plan.toml", tmp_path)
