@@ -116,6 +116,7 @@ def main() -> None:
     semgen pretrain STORE RUN       train; run again to resume
     semgen export RUN FILE          weights for your own task
     semgen finetune TASK RUN        train on your own labels, and test
+    semgen task KIND DOWNLOAD OUT   a task from a public data set
     semgen predict RUN INPUT OUT    answer about new images
     semgen compare PLAN OUT         which start helps which task, with statistics
     """  # noqa: D301 (\b is click's mark for text not to be wrapped)
@@ -862,6 +863,35 @@ def predict(run: Path, source: Path, out: Path, device: str, channel: int) -> No
             run, source, out, device=device, channel=channel, progress=lambda *_: advance(1)
         )
     click.echo(f"{out}: {len(written)} file{'s' * (len(written) > 1)}")
+
+
+@main.command()
+@click.argument("kind", type=click.Choice(["ncc", "ncs", "lcs", "bms", "medmnist"]))
+@click.argument("source", type=click.Path(path_type=Path), metavar="DOWNLOAD")
+@click.argument("out", type=_FOLDER)
+@click.option(
+    "--negatives",
+    type=click.IntRange(0),
+    default=20,
+    show_default=True,
+    help="ncc: other candidates kept for each nodule; 0 keeps all.",
+)
+def task(kind: str, source: Path, out: Path, negatives: int) -> None:
+    """Make a task from a public DOWNLOAD into the folder OUT.
+
+    \b
+    ncc       LUNA16: is a candidate a nodule?
+    ncs       LIDC-IDRI: which voxels are the nodule?
+    lcs       LiTS: which voxels are the liver?
+    bms       BraTS, FLAIR: which voxels are the tumour?
+    medmnist  a 3-D .npz file of MedMNIST v2
+    """  # noqa: D301
+    from trainer.finetuning.public import convert
+
+    with _Reporter().stage("task", None, "cases") as advance:
+        manifest = convert(kind, source, out, negatives=negatives, progress=advance)
+    intensity = " --intensity per-image" if kind == "bms" else ""
+    click.echo(f"{manifest}\nNext: {_tool('semgen')} finetune {manifest} RUN{intensity}")
 
 
 @main.command()

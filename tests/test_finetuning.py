@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
+from click.testing import CliRunner
 
-from tests.conftest import Semgen
+from cli import main
 from tests.synthetic_store import make_store
 from tests.test_finetuning_task import write_manifest
 from trainer import Saved, TrainConfig, TrainError, pretrain
@@ -263,18 +264,19 @@ def test_area_under_curve_counts_pairs() -> None:
 # On the command line
 
 
-def test_the_command_line(balls: Path, semgen: Semgen, tmp_path: Path) -> None:
-    options = ("--width", 2, "--shape", "8,16,16", "--steps", 2, "--spacing", "2,1,1", "--json")
-    done = semgen("finetune", balls, tmp_path / "run", *options)
-    assert done.returncode == 0, done.stderr
+def test_the_command_line(balls: Path, tmp_path: Path) -> None:
+    options = ["--width", "2", "--shape", "8,16,16", "--steps", "2", "--spacing", "2,1,1", "--json"]
+    done = CliRunner().invoke(main, ["finetune", str(balls), str(tmp_path / "run"), *options])
+    assert done.exit_code == 0, done.stderr
     summary: dict[str, Any] = json.loads(done.stdout)
     assert summary["num_test"] == 2
     assert "prepare: 8 cases" in done.stderr
     assert "test: 2 cases" in done.stderr
     image = balls.parent / "0.nii.gz"
-    done = semgen("predict", tmp_path / "run", image, tmp_path / "mask.nii.gz")
-    assert done.returncode == 0, done.stderr
-    assert sitk.ReadImage(str(tmp_path / "mask.nii.gz")).GetSize() == (24, 24, 14)
+    mask = tmp_path / "mask.nii.gz"
+    done = CliRunner().invoke(main, ["predict", str(tmp_path / "run"), str(image), str(mask)])
+    assert done.exit_code == 0, done.stderr
+    assert sitk.ReadImage(str(mask)).GetSize() == (24, 24, 14)
 
 
 @pytest.mark.parametrize(
@@ -285,10 +287,11 @@ def test_the_command_line(balls: Path, semgen: Semgen, tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_take_one_line(
-    arguments: tuple[str, ...], says: str, semgen: Semgen, tmp_path: Path
+    arguments: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    done = semgen(*arguments, cwd=tmp_path)
-    assert done.returncode == 1
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 1
     assert says in done.stderr
     assert len(done.stderr.splitlines()) == 1
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from scipy import stats
 
-from tests.conftest import ROOT, Semgen
+from cli import main
+from tests.conftest import ROOT
 from tests.test_finetuning import draw_case
 from tests.test_finetuning_task import write_manifest
 from trainer import TrainError
@@ -291,13 +293,14 @@ def test_more_trials_may_be_added(desk: Path, compared: Path) -> None:
     assert len(compare(file, more)) == 12
 
 
-def test_the_command_line(desk: Path, compared: Path, semgen: Semgen) -> None:
-    done = semgen("compare", desk / "plan.toml", compared)
-    assert done.returncode == 0, done.stderr
+def test_the_command_line(desk: Path, compared: Path) -> None:
+    arguments = ["compare", str(desk / "plan.toml"), str(compared)]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.stderr
     assert "Which start is best" in done.stdout
     assert "What classification adds" in done.stdout
     assert (compared / "figures" / "balls.png").exists()
-    assert semgen("compare", "--table", desk / "plan.toml", compared).stdout == done.stdout
+    assert CliRunner().invoke(main, [*arguments, "--table"]).stdout == done.stdout
 
 
 def test_a_folder_of_something_else_is_left_alone(desk: Path, tmp_path: Path) -> None:

@@ -144,6 +144,35 @@ def resample(
     )
 
 
+def crop_around(
+    image: sitk.Image,
+    centre_mm: Sequence[float],
+    *,
+    spacing_mm: Sequence[float] | None,
+    shape: Sequence[int],
+    is_ct: bool,
+) -> sitk.Image:
+    """A (Z, Y, X) crop of an image that was turned, its middle at a point (x, y, z) in space.
+
+    Smoothed and resampled where `spacing_mm` (z, y, x) is given. Beyond the image is air, or zero.
+    """
+    if spacing_mm is not None:
+        image = resample(image, spacing_mm=spacing_mm)
+    spacing, size = np.array(image.GetSpacing()), np.array(shape[::-1])
+    axes = np.reshape(image.GetDirection(), (3, 3))
+    corner = np.array(centre_mm) - axes @ (0.5 * (size - 1) * spacing)
+    return sitk.Resample(
+        sitk.Cast(image, sitk.sitkFloat32),
+        size.tolist(),
+        sitk.Transform(),
+        sitk.sitkLinear,
+        corner.tolist(),
+        spacing.tolist(),
+        image.GetDirection(),
+        AIR_HU if is_ct else 0,
+    )
+
+
 def to_unit(
     image: sitk.Image, *, is_ct: bool, window_hu: tuple[float, float]
 ) -> NDArray[np.float16]:

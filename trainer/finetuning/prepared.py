@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 
 from trainer.finetuning.config import FinetuneConfig
 from trainer.finetuning.images import (
+    crop_around,
     read_image,
     read_mask,
     read_spacing,
@@ -42,9 +45,24 @@ class Grid:
     is_ct: bool
     window_hu: tuple[float, float]
 
-    def bring(self, image: sitk.Image, *, nearest: bool = False) -> sitk.Image:
-        """An image turned to LPS on this grid; values stay what they are."""
+    def bring(
+        self,
+        image: sitk.Image,
+        *,
+        nearest: bool = False,
+        centre_mm: tuple[float, float, float] | None = None,
+    ) -> sitk.Image:
+        """An image turned to LPS on this grid; values stay what they are.
+
+        centre_mm
+            Take `shape` voxels around this point (x, y, z), at the image's own spacing where the
+            grid has none; beyond the image is air.
+        """
         turned = turn(image)
+        if centre_mm is not None:
+            return crop_around(
+                turned, centre_mm, spacing_mm=self.spacing_mm, shape=self.shape, is_ct=self.is_ct
+            )
         if self.spacing_mm is None:
             return resample(turned, shape=self.shape, nearest=nearest)
         return resample(turned, spacing_mm=self.spacing_mm, nearest=nearest)
@@ -105,13 +123,23 @@ def prepare_cases(
     Raises TrainError naming the file of a case that cannot be used.
     """
 
-    def prepare(case: Case) -> Prepared:
-        done = _prepare_case(case, grid, folder / case.name, len(task.classes))
-        progress(1)
+    def prepare(group: list[Case]) -> list[Prepared]:
+        """Cases of one image, which is read at most once."""
+
+        @lru_cache(maxsize=1)
+        def read(channel: int) -> sitk.Image:
+            return read_image(group[0].image, channel)
+
+        done = []
+        for case in group:
+            read_case = partial(read, case.channel)
+            done.append(_prepare_case(case, grid, folder / case.name, len(task.classes), read_case))
+            progress(1)
         return done
 
+    groups = [list(group) for _, group in itertools.groupby(task.cases, key=lambda c: c.image)]
     with ThreadPoolExecutor(threads) as pool:  # SimpleITK lets go of the lock
-        return list(pool.map(prepare, task.cases))
+        return list(itertools.chain.from_iterable(pool.map(prepare, groups)))
 
 
 def fingerprint(task: Task, cases: Sequence[Prepared]) -> str:
@@ -121,33 +149,37 @@ def fingerprint(task: Task, cases: Sequence[Prepared]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _prepare_case(case: Case, grid: Grid, folder: Path, num_classes: int) -> Prepared:
+def _prepare_case(
+    case: Case, grid: Grid, folder: Path, num_classes: int, read: Callable[[], sitk.Image]
+) -> Prepared:
     wanted = {
         "grid": json.loads(json.dumps(dataclasses.asdict(grid))),
         "sources": [_stamp(path) for path in (case.image, case.mask) if path],
         "channel": case.channel,
+        "centre_mm": case.centre_mm and list(case.centre_mm),
     }
     note = folder / "case.json"
     if note.is_file():
         found = json.loads(note.read_text())
         if {name: found.get(name) for name in wanted} == wanted:
             return Prepared(case=case, folder=folder, digest=found["digest"])
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    image = read_image(case.image, case.channel)
-    arrays: dict[str, NDArray[Any]] = {"image": grid.to_unit(grid.bring(image))}
+    begun = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(begun, ignore_errors=True)
+    begun.mkdir(parents=True)
+    image = read()
+    brought = grid.bring(image, centre_mm=case.centre_mm)
+    arrays: dict[str, NDArray[Any]] = {"image": grid.to_unit(brought)}
     if case.mask is not None:
         mask = read_mask(case.mask, image, num_classes)
         arrays["mask"] = sitk.GetArrayFromImage(grid.bring(mask, nearest=True))
         arrays["foreground"] = _some_foreground(arrays["mask"], case.name)
     digest = hashlib.sha256()
     for name, values in arrays.items():
-        np.save(partial / f"{name}.npy", values)
+        np.save(begun / f"{name}.npy", values)
         digest.update(f"{name} {values.shape}".encode() + np.ascontiguousarray(values).data)
-    (partial / note.name).write_text(json.dumps({**wanted, "digest": digest.hexdigest()}))
+    (begun / note.name).write_text(json.dumps({**wanted, "digest": digest.hexdigest()}))
     shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    begun.rename(folder)
     return Prepared(case=case, folder=folder, digest=digest.hexdigest())
 
 

@@ -24,7 +24,8 @@ from trainer.plan import derive_seeds, draw_persons
 
 SPLITS = ("train", "validation", "test")
 _DATASET, _ENDINGS = "dataset.json", (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
-_COLUMNS = {"image", "mask", "label", "split", "patient", "channel"}
+_CENTRE = ("x_mm", "y_mm", "z_mm")
+_COLUMNS = {"name", "image", "mask", "label", "split", "patient", "channel", *_CENTRE}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +44,8 @@ class Case:
     """To segment: whole numbers on the image's grid."""
     label: int = -1
     """To classify."""
+    centre_mm: tuple[float, float, float] | None = None
+    """x, y, z in the image's own frame (LPS): a crop around it is classified, not all."""
     split: str | None = None
     """"train", "validation", "test", or None where that is left to the settings."""
 
@@ -211,7 +214,7 @@ def _stem(file: Path, endings: Iterable[str]) -> str | None:
 
 
 def _read_manifest(file: Path) -> Task:
-    """`image` and `mask` or `label`; `patient`, `split` and `channel` may be missing or empty."""
+    """`image` and `mask` or `label`; the other columns may be missing, or empty."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
@@ -221,8 +224,9 @@ def _read_manifest(file: Path) -> Task:
         raise TrainError(f"{file}: cannot be read as CSV ({type(error).__name__})") from error
     if "image" not in columns or len(columns & {"mask", "label"}) != 1 or columns - _COLUMNS:
         raise TrainError(
-            f"{file}: needs columns image and one of mask and label, and may have patient, split"
-            f" and channel; got {', '.join(sorted(columns)) or 'none'}"
+            f"{file}: needs columns image and one of mask and label, and may have"
+            f" {', '.join(sorted(_COLUMNS - {'image', 'mask', 'label'}))};"
+            f" got {', '.join(sorted(columns)) or 'none'}"
         )
     segments = "mask" in columns
     known: list[str] = []
@@ -235,7 +239,8 @@ def _read_manifest(file: Path) -> Task:
         if not row["image"] or not row["mask" if segments else "label"]:
             raise TrainError(f"{file}: line {number} lacks an image or its label")
         image = file.parent / row["image"]
-        name = re.sub(r"[^\w.-]", "_", _stem(image, _ENDINGS) or image.name)
+        name = row.get("name") or _stem(image, _ENDINGS) or image.name
+        name = re.sub(r"[^\w.-]", "_", name)
         cases.append(
             Case(
                 name=name,
@@ -244,12 +249,24 @@ def _read_manifest(file: Path) -> Task:
                 channel=int(row.get("channel") or 0),
                 mask=file.parent / row["mask"] if segments else None,
                 label=-1 if segments else known.index(row["label"]),
+                centre_mm=_read_centre(file, number, row),
                 split=row.get("split") or None,
             )
         )
     check_cases(str(file), cases)
     classes = ("background", "foreground") if segments else tuple(known)
     return Task(name=file.stem, classes=classes, segments=segments, is_ct=True, cases=tuple(cases))
+
+
+def _read_centre(file: Path, line: int, row: dict[str, str]) -> tuple[float, float, float] | None:
+    given = [row.get(name, "") for name in _CENTRE]
+    if not any(given):
+        return None
+    try:
+        x, y, z = (float(text) for text in given)
+    except ValueError as error:
+        raise TrainError(f"{file}: line {line}: {', '.join(_CENTRE)} must be numbers") from error
+    return (x, y, z)
 
 
 def _by_number(text: str) -> tuple[float, str]:
