@@ -9,7 +9,7 @@ demo: .venv/done
 	$(BIN)/semgen demo semgen-demo
 
 test: .venv/done
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: .venv/done  ## lint, format, types
 	$(BIN)/ruff check .

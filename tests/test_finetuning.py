@@ -11,6 +11,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from cli import main
 from tests.synthetic_store import make_store
@@ -99,6 +100,13 @@ def test_the_ball_is_found(segmenter: Path) -> None:
     rows = read_rows(segmenter / "cases.csv")
     assert len(rows) == result["num_test"] == 2
     assert np.mean([float(row["dice"]) for row in rows]) == pytest.approx(result["scores"]["dice"])
+
+
+def test_the_picture_shows_truth_and_answer(segmenter: Path) -> None:
+    with Image.open(segmenter / "test.png") as picture:
+        colours = {colour for _, colour in picture.getcolors(2**20)}
+    assert {(80, 220, 80), (255, 70, 70)} & colours
+    assert len(colours) > 50
 
 
 def test_masks_of_test_cases_lie_on_their_images(segmenter: Path, balls: Path) -> None:

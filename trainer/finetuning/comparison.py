@@ -159,7 +159,8 @@ def list_trials(plan: Plan, file: Path) -> list[Trial]:
     ):
         settings = {**planned.settings, **begun.settings}
         settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-        settings |= {"init": begun.init, "label_fraction": fraction}
+        share = settings.get("label_fraction", 1.0) * fraction
+        settings |= {"init": begun.init, "label_fraction": share}
         settings["seed"] = settings.get("seed", 0) + number
         for fold in range(settings.get("folds") or 1):
             try:

@@ -16,10 +16,12 @@ from torch import nn
 from trainer.finetuning import scores
 from trainer.finetuning.answers import classify, segment
 from trainer.finetuning.images import read_image, read_mask
+from trainer.finetuning.pictures import Tile, draw_tile, join_tiles
 from trainer.finetuning.prepared import Grid, Prepared
 from trainer.finetuning.task import Task
 
-CASES, RESULT, MASKS = "cases.csv", "result.json", "test"
+CASES, RESULT, MASKS, PICTURE = "cases.csv", "result.json", "test", "test.png"
+_MOST_TILES = 8
 
 
 def score_cases(
@@ -34,11 +36,12 @@ def score_cases(
     autocast: torch.autocast,
     progress: Callable[[int], None],
 ) -> dict[str, float]:
-    """Means over the cases; each case's go to `run`/cases.csv, answered masks to `run`/test.
+    """Means over the cases; each case's go to `run`/cases.csv, masks to `run`/test and test.png.
 
     Masks are compared on the grid that the image came with.
     """
     rows: list[dict[str, Any]] = []
+    tiles: list[Tile] = []
     probabilities = np.zeros((len(cases), len(task.classes)))
     for number, prepared in enumerate(cases):
         case = prepared.case
@@ -55,6 +58,9 @@ def score_cases(
                 len(task.classes),
             )
             row = {name: scores.mean(values) for name, values in found.items()}
+            if number < _MOST_TILES:
+                caption = f"{case.name}: Dice {row['dice']:.2f}"
+                tiles.append(draw_tile(caption, image, truth, answer))
             if len(task.classes) > 2:
                 for name, values in found.items():
                     for kind, value in zip(task.classes[1:], values, strict=True):
@@ -67,6 +73,8 @@ def score_cases(
         rows.append({"case": case.name, **({} if task.segments else {"label": case.label}), **row})
         progress(number + 1)
     _write_rows(run / CASES, rows)
+    if tiles:
+        join_tiles(tiles).save(run / PICTURE)
     if task.segments:
         return {name: scores.mean([row[name] for row in rows]) for name in ("dice", "iou")}
     truths = np.array([prepared.case.label for prepared in cases], np.int64)

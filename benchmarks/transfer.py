@@ -1,0 +1,128 @@
+"""Does pretraining help? The whole chain on real data, small enough for a CPU.
+
+    python -m benchmarks.transfer --ct CT --work DIR [--width 8] [--pretrain-steps 400]
+        [--steps 120] [--trials 3] [--devices cpu,cpu]
+
+Prepares a store from CT/archive, without any patient of the tasks; pretrains `restoration`, `none`
+(self-classification alone) and both together; and compares them with scratch on three tasks:
+soft-tissue sarcomas of CT/sts in CT and in MR, cross-validated by patient, and AdrenalMNIST3D at
+64^3 with its official split. DIR/plan.toml is the plan, for `semgen compare`, too. What is done is
+not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from pathlib import Path
+
+import torch
+from click.testing import CliRunner
+
+from cli import main as semgen
+from trainer import TrainConfig, pretrain
+from trainer.finetuning.public import MANIFEST, convert
+
+PRETEXTS = {
+    "restoration": {"pretext": "restoration", "classify": False},
+    "classification": {"pretext": "none"},
+    "joint": {"pretext": "restoration"},
+}
+PLAN = """# Tumours of soft tissue in CT and in MR, adrenal glands: does pretraining help?
+trials = {trials}
+
+[defaults]
+width = {width}
+batch_size = 8
+steps = {steps}
+patience = 1000
+
+[tasks.sarcoma-ct]
+path = "sarcoma-ct.csv"
+folds = 3
+spacing_mm = [4.0, 3.0, 3.0]
+shape = [16, 48, 48]
+
+[tasks.sarcoma-mr]
+path = "sarcoma-mr.csv"
+folds = 3
+intensity = "per-image"
+spacing_mm = [4.0, 3.0, 3.0]
+shape = [16, 48, 48]
+
+[tasks.adrenal]
+path = "adrenal/task.csv"
+window_hu = [0.0, 255.0]
+shape = [64, 64, 64]
+label_fraction = 0.25
+
+[starts.scratch]
+
+[starts.restoration]
+init = "runs/restoration"
+
+[starts.classification]
+init = "runs/classification"
+
+[starts.joint]
+init = "runs/joint"
+adds_to = "restoration"
+"""
+
+
+def run_semgen(*arguments: object) -> str:
+    """A command as a user types it; raises when it fails."""
+    done = CliRunner().invoke(semgen, [str(argument) for argument in arguments])
+    if done.exit_code:
+        raise RuntimeError(done.stderr)
+    return done.stdout
+
+
+def write_sarcomas(ct: Path, kind: str, file: Path) -> None:
+    """The manifest of the images of one kind, each a patient."""
+    with file.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["image", "mask", "patient"])
+        for image in sorted((ct / "sts").resolve().glob(f"*_{kind}_image.nii.gz")):
+            mask = image.with_name(image.name.replace("_image", "_mask"))
+            writer.writerow([image, mask, image.name[:7]])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ct", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--width", type=int, default=8)
+    parser.add_argument("--pretrain-steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--trials", type=int, default=3)
+    parser.add_argument("--devices", default="auto")
+    arguments = parser.parse_args()
+    work: Path = arguments.work
+    work.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+
+    store = work / "archive.store"
+    print(run_semgen("prepare", arguments.ct / "archive", store, "--validation-fraction", 0.2))
+    for name, settings in PRETEXTS.items():
+        config = TrainConfig(
+            width=arguments.width, batch_size=16, steps=arguments.pretrain_steps, **settings
+        )
+        done = pretrain(store, work / "runs" / name, config)
+        print(f"{name}: {done.best} in {done.seconds:.0f} s", flush=True)
+    write_sarcomas(arguments.ct, "CT", work / "sarcoma-ct.csv")
+    write_sarcomas(arguments.ct, "MR_T1", work / "sarcoma-mr.csv")
+    if not (work / "adrenal" / MANIFEST).exists():
+        source = arguments.ct / "downstream" / "adrenalmnist3d_64.npz"
+        convert("medmnist", source, work / "adrenal")
+    plan = PLAN.format(width=arguments.width, steps=arguments.steps, trials=arguments.trials)
+    (work / "plan.toml").write_text(plan)
+    compared = ("compare", work / "plan.toml", work / "compared")
+    print(run_semgen(*compared, "--devices", arguments.devices))
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    print(f"width {arguments.width}, {where}, {(time.perf_counter() - began) / 60:.0f} min")
+
+
+if __name__ == "__main__":
+    main()

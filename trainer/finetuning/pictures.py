@@ -1,0 +1,71 @@
+"""Answers over their images, to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from trainer.finetuning.images import turn
+
+_SIDE_PIXELS, _CAPTION_PIXELS, _COLUMNS = 320, 18, 4
+_TRUTH, _ANSWER = (80, 220, 80), (255, 70, 70)
+_DARKEST, _BRIGHTEST = 2, 99.5  # percentiles of what is shown
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One slice of a case."""
+
+    caption: str
+    picture: Image.Image
+
+
+def draw_tile(caption: str, image: sitk.Image, truth: sitk.Image, answer: sitk.Image) -> Tile:
+    """The axial slice with most of the truth, outlined in green; the answer in red."""
+    turned = turn(image)
+    values, true, said = (
+        sitk.GetArrayFromImage(turn(one)) for one in (image, truth, answer)
+    )  # (Z, Y, X)
+    number = int(np.argmax((true > 0).sum(axis=(1, 2))))
+    width_mm, height_mm = (
+        side * step
+        for side, step in zip(turned.GetSize()[:2], turned.GetSpacing()[:2], strict=True)
+    )
+    zoom = _SIDE_PIXELS / max(width_mm, height_mm)
+    size = (max(1, round(width_mm * zoom)), max(1, round(height_mm * zoom)))
+    slice_yx = values[number].astype(np.float32)
+    low, high = np.percentile(slice_yx, (_DARKEST, _BRIGHTEST))
+    grey = np.clip((slice_yx - low) / max(float(high - low), 1e-6) * 255, 0, 255).astype(np.uint8)
+    colours = np.array(Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR).convert("RGB"))
+    for mask, colour in ((true[number], _TRUTH), (said[number], _ANSWER)):
+        colours[_outline(mask, size)] = colour
+    return Tile(f"{caption}, slice {number + 1} of {len(values)}", Image.fromarray(colours))
+
+
+def join_tiles(tiles: Sequence[Tile]) -> Image.Image:
+    """Tiles side by side, each under its caption."""
+    columns = min(_COLUMNS, len(tiles))
+    rows = -(-len(tiles) // columns)
+    step = (_SIDE_PIXELS + 4, _SIDE_PIXELS + _CAPTION_PIXELS)
+    canvas = Image.new("RGB", (columns * step[0], rows * step[1]), "white")
+    pen = ImageDraw.Draw(canvas)
+    for place, tile in enumerate(tiles):
+        row, column = divmod(place, columns)
+        pen.text((column * step[0] + 4, row * step[1] + 3), tile.caption, fill="black")
+        canvas.paste(tile.picture, (column * step[0], row * step[1] + _CAPTION_PIXELS))
+    return canvas
+
+
+def _outline(mask: NDArray[Any], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """(height, width) pixels where one class borders on another."""
+    large = np.array(Image.fromarray(mask.astype(np.uint8)).resize(size, Image.Resampling.NEAREST))
+    edge = np.zeros(large.shape, bool)
+    edge[:-1] |= large[:-1] != large[1:]
+    edge[:, :-1] |= large[:, :-1] != large[:, 1:]
+    return edge
