@@ -239,7 +239,10 @@ def test_testing_on_what_was_pretrained_on_is_refused(
 ) -> None:
     with pytest.raises(TrainError, match=r"2 test cases were pretrained on .*--force"):
         finetune(balls, tmp_path / "run", replace(CONFIG, init=str(leaky)))
-    assert not (tmp_path / "run").exists()
+    config = replace(CONFIG, steps=1)
+    assert not finetune(balls, tmp_path / "run", config).leaked, (
+        "from scratch, the same RUN will do"
+    )
 
 
 def test_forced_it_is_marked(balls: Path, leaky: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import itertools
 import json
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from trainer.finetuning.config import FinetuneConfig
 from trainer.finetuning.images import (
     crop_around,
+    pseudonym,
     read_image,
     read_mask,
     read_spacing,
@@ -80,6 +82,8 @@ class Prepared:
     folder: Path
     digest: str
     """SHA-256 (hex) of what the net sees of it."""
+    scan: str
+    """Pseudonym of its image, by which leaks are found."""
 
     @property
     def image(self) -> NDArray[np.float16]:
@@ -120,25 +124,33 @@ def prepare_cases(
 ) -> list[Prepared]:
     """Bring every case to the grid, into a folder of its own; what is there already is kept.
 
+    Several processes may ask for the same: one prepares, the others wait.
+
     Raises TrainError naming the file of a case that cannot be used.
     """
+    settings = json.dumps(dataclasses.asdict(grid))
+    place = folder / hashlib.sha256(settings.encode()).hexdigest()[:8]
+    place.mkdir(parents=True, exist_ok=True)
 
     def prepare(group: list[Case]) -> list[Prepared]:
         """Cases of one image, which is read at most once."""
 
         @lru_cache(maxsize=1)
-        def read(channel: int) -> sitk.Image:
-            return read_image(group[0].image, channel)
+        def read(channel: int) -> tuple[sitk.Image, str]:
+            image = read_image(group[0].image, channel)
+            return image, pseudonym(image)
 
         done = []
         for case in group:
             read_case = partial(read, case.channel)
-            done.append(_prepare_case(case, grid, folder / case.name, len(task.classes), read_case))
+            done.append(_prepare_case(case, grid, place / case.name, len(task.classes), read_case))
             progress(1)
         return done
 
     groups = [list(group) for _, group in itertools.groupby(task.cases, key=lambda c: c.image)]
-    with ThreadPoolExecutor(threads) as pool:  # SimpleITK lets go of the lock
+    with (place / ".lock").open("w") as lock, ThreadPoolExecutor(threads) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # threads do, as SimpleITK lets go of Python's lock
         return list(itertools.chain.from_iterable(pool.map(prepare, groups)))
 
 
@@ -150,10 +162,13 @@ def fingerprint(task: Task, cases: Sequence[Prepared]) -> str:
 
 
 def _prepare_case(
-    case: Case, grid: Grid, folder: Path, num_classes: int, read: Callable[[], sitk.Image]
+    case: Case,
+    grid: Grid,
+    folder: Path,
+    num_classes: int,
+    read: Callable[[], tuple[sitk.Image, str]],
 ) -> Prepared:
     wanted = {
-        "grid": json.loads(json.dumps(dataclasses.asdict(grid))),
         "sources": [_stamp(path) for path in (case.image, case.mask) if path],
         "channel": case.channel,
         "centre_mm": case.centre_mm and list(case.centre_mm),
@@ -162,11 +177,12 @@ def _prepare_case(
     if note.is_file():
         found = json.loads(note.read_text())
         if {name: found.get(name) for name in wanted} == wanted:
-            return Prepared(case=case, folder=folder, digest=found["digest"])
+            known = {name: found[name] for name in ("digest", "scan")}
+            return Prepared(case=case, folder=folder, **known)
     begun = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(begun, ignore_errors=True)
     begun.mkdir(parents=True)
-    image = read()
+    image, scan = read()
     brought = grid.bring(image, centre_mm=case.centre_mm)
     arrays: dict[str, NDArray[Any]] = {"image": grid.to_unit(brought)}
     if case.mask is not None:
@@ -177,10 +193,11 @@ def _prepare_case(
     for name, values in arrays.items():
         np.save(begun / f"{name}.npy", values)
         digest.update(f"{name} {values.shape}".encode() + np.ascontiguousarray(values).data)
-    (begun / note.name).write_text(json.dumps({**wanted, "digest": digest.hexdigest()}))
+    known = {"digest": digest.hexdigest(), "scan": scan}
+    (begun / note.name).write_text(json.dumps({**wanted, **known}))
     shutil.rmtree(folder, ignore_errors=True)
     begun.rename(folder)
-    return Prepared(case=case, folder=folder, digest=digest.hexdigest())
+    return Prepared(case=case, folder=folder, **known)
 
 
 def _stamp(path: Path) -> list[int]:

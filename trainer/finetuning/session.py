@@ -19,7 +19,6 @@ from trainer.errors import TrainError
 from trainer.events import Ended, Event, Noticed, Started, TrainSummary
 from trainer.finetuning.answers import to_probability
 from trainer.finetuning.config import FinetuneConfig
-from trainer.finetuning.images import pseudonym, read_image
 from trainer.finetuning.init import Start, make_start
 from trainer.finetuning.losses import make_loss
 from trainer.finetuning.patches import Examples, Patches
@@ -27,7 +26,7 @@ from trainer.finetuning.prepared import Grid, Prepared, choose_grid, fingerprint
 from trainer.finetuning.scores import classification_scores, mean, overlap
 from trainer.finetuning.task import SPLITS, Task, deal_splits, load_task
 from trainer.finetuning.testing import score_cases, write_result
-from trainer.folder import hold_run, make_folder, write_config
+from trainer.folder import CONFIG, hold_run, make_folder, write_config
 from trainer.loop import Loop
 from trainer.losses import Means
 from trainer.ranks import Ranks
@@ -78,14 +77,10 @@ def finetune(
     device = pick_device(config.device, Ranks())
     config = resolve_precision(config, device)
     start = make_start(config, outputs=task.num_outputs, segments=task.segments)
-    leaked = find_leaks(task, start.scans)
-    if leaked and not force:
-        raise TrainError(
-            f"{task.name}: {len(leaked)} test cases were pretrained on ({', '.join(leaked[:3])});"
-            " take other weights or other splits, or --force to test on them and say so"
-        )
     make_folder(run)
     with hold_run(run):
+        if not (run / CONFIG).exists():  # so that this is known to be a run from now on
+            write_config(run, config, task=task.name)
         done = 0
 
         def count(num: int) -> None:
@@ -97,6 +92,13 @@ def finetune(
         cases = prepare_cases(
             task, grid, Path(cases_path or run / "cases"), threads=config.threads, progress=count
         )
+        leaked = find_leaks(cases, start.scans)
+        if leaked and not force:
+            raise TrainError(
+                f"{task.name}: {len(leaked)} test cases were pretrained on"
+                f" ({', '.join(leaked[:3])}); take other weights or other splits, or --force to"
+                " test on them and say so"
+            )
         saved = load_checkpoint(run / LAST) if (run / LAST).exists() else None
         session = Session(task, cases, grid, start, run, config, saved, device, on_event)
         try:
@@ -109,16 +111,10 @@ def finetune(
     return FinetuneSummary(training=training, scores=scores, num_test=num_test, leaked=leaked)
 
 
-def find_leaks(task: Task, scans: tuple[str, ...]) -> tuple[str, ...]:
+def find_leaks(cases: Sequence[Prepared], scans: Sequence[str]) -> tuple[str, ...]:
     """Names of the test cases whose images are among those scans."""
-    if not scans:
-        return ()
     known = set(scans)
-    return tuple(
-        case.name
-        for case in task.cases
-        if case.split == "test" and pseudonym(read_image(case.image, case.channel)) in known
-    )
+    return tuple(p.case.name for p in cases if p.case.split == "test" and p.scan in known)
 
 
 class Session(Loop[Examples]):
