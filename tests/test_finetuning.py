@@ -16,7 +16,7 @@ from PIL import Image
 from cli import main
 from tests.synthetic_store import make_store
 from tests.test_finetuning_task import write_manifest
-from trainer import Saved, TrainConfig, TrainError, pretrain
+from trainer import Saved, TrainConfig, TrainError, export_weights, pretrain, read_weights
 from trainer.finetuning import FinetuneConfig, finetune, predict
 from trainer.finetuning.images import pseudonym, read_image
 from trainer.finetuning.scores import area_under_curve, overlap
@@ -251,6 +251,17 @@ def test_forced_it_is_marked(balls: Path, leaky: Path, tmp_path: Path) -> None:
     assert len(summary.leaked) == 2
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["leaked"] == list(summary.leaked)
+
+
+def test_a_fine_tuned_run_is_a_start_too_and_knows_what_it_was_shown(
+    balls: Path, segmenter: Path, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, init=str(segmenter), steps=1)
+    assert not finetune(balls, tmp_path / "again", config).leaked
+    with pytest.raises(TrainError, match="test cases were pretrained on"):
+        finetune(balls, tmp_path / "other", replace(config, split_seed=1))
+    export_weights(segmenter, tmp_path / "w.safetensors", part="unet")
+    assert len(read_weights(tmp_path / "w.safetensors").metadata["scans"]) == 6
 
 
 # Scores

@@ -211,18 +211,22 @@ def _copy(
 
 
 def _from_checkpoint(content: dict[str, Any]) -> Weights:
-    config, progress = content["config"], content["progress"]
+    """Weights of a pretrained run, or the U-Net in a fine-tuned one."""
+    config, tensors = content["config"], content["model"]
+    if "task" in content:
+        body = "body."
+        tensors = {k.removeprefix(body): t for k, t in tensors.items() if k.startswith(body)}
     metadata = {
-        "width": config["width"],
-        "num_classes": content["num_classes"],
+        "width": len(tensors[_FIRST]) if _FIRST in tensors else None,
+        "num_classes": content.get("num_classes"),
         "fingerprint": content["fingerprint"],
         "axes": OURS,
         "part": "all",
-        "pretext": config["pretext"],
-        "step": progress["step"],
+        "pretext": config.get("pretext"),
+        "step": content["progress"]["step"],
         "scans": content["scans"],
     }
-    return Weights(content["model"], metadata)
+    return Weights(tensors, metadata)
 
 
 def _with_axes(file: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Weights:

@@ -138,6 +138,7 @@ class Session(Loop[Examples]):
         self.cases = {
             split: [case for case in cases if case.case.split == split] for split in SPLITS
         }
+        self.shown = [*self.cases["train"], *self.cases["validation"]]
         self.train_patches, self.validation_patches = (
             Patches(self.cases[split], config, segments=task.segments, role=split)
             for split in ("train", "validation")
@@ -239,7 +240,7 @@ class Session(Loop[Examples]):
                 "grid": json.loads(json.dumps(dataclasses.asdict(self.grid))),
                 "kind": self.start.kind,
             },
-            "scans": list(self.start.scans),
+            "scans": sorted({*self.start.scans, *(p.scan for p in self.shown)}),
         }
 
     def test(
