@@ -58,11 +58,12 @@ def _draw_bars(rows: Sequence[Row], file: Path) -> Path:
     values = [100 * score for row in rows for score in row.scores]
     room = max(float(np.ptp(values)), 1.0)
     low = min(*values, *(m - s for m, s in zip(means, spreads, strict=True)))
-    axes.set_ylim(max(0.0, low - 0.3 * room), min(105.0, max(values) + 0.4 * room))
+    bottom = max(0.0, low - 0.3 * room)
+    axes.set_ylim(bottom, min(105.0, max(values) + 0.4 * room))
     axes.set_xticks(places, [row.start for row in rows], rotation=30, ha="right")
-    axes.set_ylabel(f"{rows[0].metric} (%)")
+    axes.set_ylabel(f"{rows[0].metric} (%)" + (", not from 0" if bottom else ""))
     told = f"* worse than the best, p < {ALPHA} (t-test); = not told from it"
-    axes.set_title(f"{rows[0].task}: {len(rows[0].scores)} trials\n{told}", fontsize=9)
+    axes.set_title(f"{rows[0].task}, trials: {len(rows[0].scores)}\n{told}", fontsize=9)
     return _save(figure, file)
 
 
