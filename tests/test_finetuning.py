@@ -163,7 +163,11 @@ def test_a_killed_run_goes_on_as_if_it_was_not(balls: Path, tmp_path: Path) -> N
 
 def test_a_finished_run_is_not_trained_again(segmenter: Path, balls: Path) -> None:
     before = (segmenter / "best.pt").read_bytes()
-    assert finetune(balls, segmenter, CONFIG).training.already_complete
+    stages: list[str] = []
+    again = finetune(balls, segmenter, CONFIG, on_case=lambda what, *_: stages.append(what))
+    assert again.training.already_complete
+    assert "test" not in stages
+    assert again.scores == json.loads((segmenter / "result.json").read_text())["scores"]
     assert (segmenter / "best.pt").read_bytes() == before
 
 

@@ -25,7 +25,7 @@ from trainer.finetuning.patches import Examples, Patches
 from trainer.finetuning.prepared import Grid, Prepared, choose_grid, fingerprint, prepare_cases
 from trainer.finetuning.scores import classification_scores, mean, overlap
 from trainer.finetuning.task import SPLITS, Task, deal_splits, load_task
-from trainer.finetuning.testing import score_cases, write_result
+from trainer.finetuning.testing import read_scores, score_cases, write_result
 from trainer.folder import CONFIG, hold_run, make_folder, write_config
 from trainer.loop import Loop
 from trainer.losses import Means
@@ -105,7 +105,9 @@ def finetune(
             training = session.train()
         finally:
             session.close()
-        scores = session.test(leaked, on_case)
+        scores = read_scores(run, training.best_step) if training.already_complete else None
+        if scores is None:
+            scores = session.test(leaked, on_case)
         on_event(Ended(summary=training))
     num_test = sum(case.split == "test" for case in task.cases)
     return FinetuneSummary(training=training, scores=scores, num_test=num_test, leaked=leaked)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,16 @@ def write_result(run: Path, result: dict[str, Any]) -> None:
     partial = run / (RESULT + ".partial")
     partial.write_text(json.dumps(result, indent=2) + "\n")
     partial.replace(run / RESULT)
+
+
+def read_scores(run: Path, best_step: int) -> dict[str, float] | None:
+    """The scores of those weights, where they were tested already."""
+    if not (run / RESULT).exists():
+        return None
+    result = json.loads((run / RESULT).read_text())
+    if result["best_step"] != best_step:
+        return None
+    return {k: math.nan if v is None else v for k, v in result["scores"].items()}
 
 
 def _write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
