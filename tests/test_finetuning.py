@@ -133,13 +133,20 @@ def test_predicting_answers_as_testing_did(segmenter: Path, balls: Path, tmp_pat
 def test_a_folder_of_images_becomes_a_folder_of_masks(segmenter: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for seed in (100, 101):
-        sitk.WriteImage(draw_case(seed)[0], str(tmp_path / "images" / f"new{seed}.nii.gz"))
+        sitk.WriteImage(draw_case(seed)[0], str(tmp_path / "images" / f"new{seed}_0000.nii.gz"))
     written = predict(segmenter, tmp_path / "images", tmp_path / "masks")
     assert [file.name for file in written] == ["new100.nii.gz", "new101.nii.gz"]
     for seed, file in zip((100, 101), written, strict=True):
         truth = sitk.GetArrayFromImage(draw_case(seed)[1])
         found = overlap(sitk.GetArrayFromImage(sitk.ReadImage(str(file))), truth, 2)
         assert found["dice"][0] > 0.7
+
+
+def test_a_name_that_no_image_has_is_refused_before_the_work(
+    segmenter: Path, balls: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainError, match=r"mask\.png: a mask's name must end in \.nii\.gz"):
+        predict(segmenter, balls.parent / "0.nii.gz", tmp_path / "mask.png")
 
 
 def test_a_killed_run_goes_on_as_if_it_was_not(balls: Path, tmp_path: Path) -> None:

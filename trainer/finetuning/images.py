@@ -47,6 +47,18 @@ def read_image(path: Path, channel: int = 0) -> sitk.Image:
     return image
 
 
+def write_image(image: sitk.Image, file: Path) -> None:
+    """Write under a temporary name of the same ending, then rename; makes the folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    begun = file.with_name(f".partial-{file.name}")
+    try:
+        sitk.WriteImage(image, str(begun), useCompression=True)
+        begun.replace(file)
+    except RuntimeError as error:
+        begun.unlink(missing_ok=True)
+        raise TrainError(f"{file}: cannot be written; make room, or look at its rights") from error
+
+
 def read_spacing(path: Path) -> tuple[float, float, float]:
     """Millimetres between voxels along z, y and x, once turned; reads no voxel of a file."""
     if path.is_dir():

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
 import torch
 
 from trainer.checkpoint import BEST, load_checkpoint
 from trainer.device import pick_device
 from trainer.errors import TrainError
 from trainer.finetuning.answers import classify, segment
-from trainer.finetuning.images import read_image
+from trainer.finetuning.images import read_image, write_image
 from trainer.finetuning.init import rebuild
 from trainer.finetuning.prepared import Grid
 from trainer.ranks import Ranks
@@ -62,20 +61,17 @@ def predict(
     autocast = torch.autocast(where.type, enabled=False)
     images = _list_images(source)
     several = images != [source]
+    if task["segments"] and not several and not out.name.endswith(ENDINGS):
+        raise TrainError(f"{out}: a mask's name must end in {', '.join(ENDINGS)}")
     written: list[Path] = []
     rows: list[dict[str, float | str]] = []
     for number, file in enumerate(images, 1):
         image = read_image(file, channel)
         if task["segments"]:
             mask = segment(net, image, grid, overlap=overlap, device=where, autocast=autocast)
-            target = out / (_stem(file) + ".nii.gz") if several else out
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                sitk.WriteImage(mask, str(target), useCompression=True)
-            except RuntimeError as error:
-                raise TrainError(
-                    f"{target}: cannot be written; name a file that ends in .nii.gz"
-                ) from error
+            name = _stem(file).removesuffix("_0000")  # nnU-Net's mark of a first channel
+            target = out / f"{name}.nii.gz" if several else out
+            write_image(mask, target)
             written.append(target)
         else:
             values = torch.from_numpy(np.asarray(grid.to_unit(grid.bring(image))))[None, None]

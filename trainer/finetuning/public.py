@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from trainer.errors import TrainError
-from trainer.finetuning.images import read_image
+from trainer.finetuning.images import read_image, write_image
 from trainer.plan import derive_seeds
 
 MANIFEST = "task.csv"
@@ -220,9 +220,7 @@ def _write_nodule(
     row: Row = {"patient": patient}
     for kind, whole in (("image", image), ("mask", mask)):
         file = out / f"{kind}s" / f"{name}.nii.gz"
-        file.parent.mkdir(exist_ok=True)
-        crop = sitk.RegionOfInterest(whole, size[::-1].tolist(), low[::-1].tolist())
-        sitk.WriteImage(crop, str(file), useCompression=True)
+        write_image(sitk.RegionOfInterest(whole, size[::-1].tolist(), low[::-1].tolist()), file)
         row[kind] = file.relative_to(out)
     return row
 
@@ -292,7 +290,6 @@ def medmnist(source: Path, out: Path) -> Iterator[Row]:
         }
     except (OSError, ValueError, KeyError) as error:
         raise TrainError(f"{source}: no file of MedMNIST; give its .npz") from error
-    (out / "images").mkdir(exist_ok=True)
     for split, (images, labels) in splits.items():
         if images.ndim != 4:
             raise TrainError(
@@ -300,7 +297,7 @@ def medmnist(source: Path, out: Path) -> Iterator[Row]:
             )
         for number, (image, label) in enumerate(zip(images, labels.reshape(-1), strict=True)):
             file = out / "images" / f"{split}-{number:05d}.nii.gz"
-            sitk.WriteImage(sitk.GetImageFromArray(image), str(file), useCompression=True)
+            write_image(sitk.GetImageFromArray(image), file)
             yield {"image": file.relative_to(out), "label": int(label), "split": split}
 
 
@@ -317,6 +314,5 @@ def _number(file: Path) -> int:
 
 def _binary(source: Path, target: Path) -> Path:
     """A mask of one where the source has any label."""
-    target.parent.mkdir(exist_ok=True)
-    sitk.WriteImage(sitk.Greater(read_image(source), 0), str(target), useCompression=True)
+    write_image(sitk.Greater(read_image(source), 0), target)
     return target

@@ -67,7 +67,7 @@ def finetune(
     force
         Test also on scans that the weights were pretrained on; the result names them.
     on_case
-        Called with "prepare" or "test", how many cases are done, and of how many.
+        Called with "prepare" or "test", how many cases are done (0 at first), and of how many.
 
     Raises TrainError when the task, the weights or the run do not fit; StoreError never.
     """
@@ -88,6 +88,7 @@ def finetune(
             done += num
             on_case("prepare", done, len(task.cases))
 
+        count(0)
         grid = choose_grid(task, config)
         cases = prepare_cases(
             task, grid, Path(cases_path or run / "cases"), threads=config.threads, progress=count
@@ -252,6 +253,8 @@ class Session(Loop[Examples]):
         self.net.load_state_dict(load_checkpoint(self.run / BEST)["model"])
         self.net.eval()
         cases = self.cases["test"]
+        if cases:
+            on_case("test", 0, len(cases))
         scores = score_cases(
             self.net,
             cases,

@@ -16,7 +16,7 @@ from torch import nn
 
 from trainer.finetuning import scores
 from trainer.finetuning.answers import classify, segment
-from trainer.finetuning.images import read_image, read_mask
+from trainer.finetuning.images import read_image, read_mask, write_image
 from trainer.finetuning.pictures import Tile, draw_tile, join_tiles
 from trainer.finetuning.prepared import Grid, Prepared
 from trainer.finetuning.task import Task
@@ -50,8 +50,7 @@ def score_cases(
             assert case.mask is not None
             image = read_image(case.image, case.channel)
             answer = segment(net, image, grid, overlap=overlap, device=device, autocast=autocast)
-            (run / MASKS).mkdir(exist_ok=True)
-            sitk.WriteImage(answer, str(run / MASKS / f"{case.name}.nii.gz"), useCompression=True)
+            write_image(answer, run / MASKS / f"{case.name}.nii.gz")
             truth = read_mask(case.mask, image, len(task.classes))
             found = scores.overlap(
                 sitk.GetArrayViewFromImage(answer),
