@@ -94,7 +94,7 @@ def _list_images(source: Path) -> list[Path]:
         raise TrainError(f"{source}: no such image or folder")
     if source.is_file():
         return [source]
-    images = sorted(path for path in source.iterdir() if path.name.endswith(ENDINGS))
+    images = sorted(p for p in source.glob("[!.]*") if p.name.endswith(ENDINGS))
     return images or [source]  # a DICOM series
 
 
