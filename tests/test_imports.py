@@ -44,6 +44,13 @@ def test_imports_point_towards_the_store(package: str, forbidden: set[str]) -> N
     assert sorted((file, name) for file, name in found if name in forbidden) == []
 
 
+def test_pretraining_needs_no_reader_of_images() -> None:
+    """Only fine-tuning does."""
+    found = {(f, n) for f, n in imports_of("trainer") if n in {"SimpleITK", "monai", "matplotlib"}}
+    assert {name for _, name in found} == {"SimpleITK", "monai", "matplotlib"}
+    assert {str(Path(file).parent) for file, _ in found} == {"trainer/finetuning"}
+
+
 def test_the_packages_do_not_import_the_tests_or_benchmarks() -> None:
     found = set().union(*(imports_of(package) for package in ("pipeline", "store", "trainer")))
     assert sorted(pair for pair in found if pair[1] in {"tests", "benchmarks"}) == []
