@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from click.testing import CliRunner
 from scipy import stats
@@ -276,6 +277,23 @@ def test_several_processes_share_the_work(desk: Path, compared: Path) -> None:
     assert len(lines) == 8, "no trial was done twice"
     for one, other in zip(results, read_results(compared), strict=True):
         assert one["score"] == pytest.approx(other["score"], abs=0.02)  # threads differ
+
+
+def test_a_process_that_dies_is_told(desk: Path) -> None:
+    """As when the machine runs out of memory; nobody waits for it for ever."""
+    out = desk / "died"
+    command = [sys.executable, "-m", "cli", "compare", str(desk / "plan.toml"), str(out)]
+    with subprocess.Popen(
+        [*command, "--devices", "cpu,cpu"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as process:
+        until = time.monotonic() + 120
+        while not read_results(out) and time.monotonic() < until:
+            time.sleep(0.02)
+        children = psutil.Process(process.pid).children()
+        next(child for child in children if "spawn_main" in " ".join(child.cmdline())).kill()
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "a process died" in told
 
 
 def test_other_settings_need_another_folder(desk: Path, compared: Path) -> None:

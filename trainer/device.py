@@ -30,6 +30,11 @@ def set_precision(precision: str) -> None:
     torch.backends.cudnn.benchmark = True
 
 
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context in which a net runs at that precision."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
 def check_precision(
     precision: str, device: torch.device, shape: tuple[int, ...], blocks: int = 1
 ) -> None:

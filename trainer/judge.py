@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trainer.config import TrainConfig
+from trainer.device import autocast
 from trainer.losses import Means, classification_loss, weigh
 from trainer.models import Output, UNet3D
 from trainer.perturb import Draws
@@ -36,8 +37,7 @@ class Judge:
 
     def autocast(self) -> torch.autocast:
         """The context in which the net runs at the run's precision."""
-        enabled = self.config.precision == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+        return autocast(self.config.precision, self.device)
 
     def losses(self, output: Output, example: Example | None, labels: Tensor) -> dict[str, Tensor]:
         """The weighted sum as `loss`, and its parts as they are.

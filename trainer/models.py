@@ -6,7 +6,8 @@ axes are z, y, x, each divisible by 8.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -202,13 +203,20 @@ class UNet3D(Encoder3D):
         return up64
 
 
+@contextlib.contextmanager
+def seeded_weights(seed: int) -> Iterator[None]:
+    """Initial weights drawn inside depend on the seed alone; global random state is kept."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seeds(seed, "weights")[0])
+        yield
+
+
 def build_unet(*, seed: int = 0, **parts: Any) -> UNet3D:
     """A `UNet3D` whose initial weights depend on `seed` alone; global random state is kept.
 
     The memory layout is channels last: several times faster on the CPU and on tensor cores.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seeds(seed, "weights")[0])
+    with seeded_weights(seed):
         net = UNet3D(**parts)
     return net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload,no-any-return]
 

@@ -70,12 +70,11 @@ def export_weights(
     run, file = Path(run), Path(file)
     _require("format", format, FORMATS)
     _require("part", part, tuple(PARTS))
-    source = run / BEST if (run / BEST).exists() else run / LAST
-    if not source.exists():
-        raise TrainError(f"{run}: no checkpoint here yet; run `semgen pretrain` first")
-    weights = _from_checkpoint(load_checkpoint(source))
+    weights = _from_checkpoint(load_checkpoint(_best_of(run)))
     tensors = {
-        key: tensor.contiguous() for key, tensor in weights.tensors.items() if _belongs(key, part)
+        key: tensor.contiguous()
+        for key, tensor in weights.tensors.items()
+        if key.startswith(PARTS[part])
     }
     metadata = {**weights.metadata, "part": part}
     partial = file.with_name(file.name + ".partial")
@@ -94,32 +93,54 @@ def export_weights(
 
 
 def read_weights(file: str | Path) -> Weights:
-    """Read a checkpoint or export of ours, or an official one, told apart by content.
+    """Read a run's best, a checkpoint or export of ours, or an official one, told by content.
 
     A file without our metadata is taken for official: its kernels are turned, `module.` before
     keys is dropped. Raises TrainError for anything else.
     """
-    file = Path(file)
+    file = _best_of(Path(file)) if Path(file).is_dir() else Path(file)
     if not file.is_file():
         raise TrainError(f"{file}: no such file of weights")
     if _is_safetensors(file):
         return _from_safetensors(file)
+    content = _load_torch(file)
+    if isinstance(content, dict) and {"model", "config", "fingerprint"} <= content.keys():
+        return _from_checkpoint(content)
+    return _with_axes(file, *_take_tensors(file, content))
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of any torch file that holds nothing else, as they are."""
+    return _take_tensors(file, _load_torch(file))[0]
+
+
+def _load_torch(file: Path) -> Any:
     try:
         with warnings.catch_warnings():  # about what then proves to be no file of tensors
             warnings.simplefilter("ignore")
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise TrainError(
             f"{file}: expected safetensors or a torch file of plain tensors; "
             f"cannot be read as either ({type(error).__name__})"
         ) from error
-    if isinstance(content, dict) and {"model", "config", "fingerprint"} <= content.keys():
-        return _from_checkpoint(content)
+
+
+def _take_tensors(file: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a dict of tensors, or one with `state_dict`."""
     if isinstance(content, dict):
         tensors = content.get("state_dict", content)
         if isinstance(tensors, dict) and all(isinstance(t, Tensor) for t in tensors.values()):
-            return _with_axes(file, tensors, content.get("metadata") or {})
+            return tensors, content.get("metadata") or {}
     raise TrainError(f"{file}: expected a dict of tensors, or one with `state_dict`")
+
+
+def _best_of(run: Path) -> Path:
+    """A run's checkpoint to use: the best, or the last where none was chosen."""
+    for name in (BEST, LAST):
+        if (run / name).exists():
+            return run / name
+    raise TrainError(f"{run}: no checkpoint here yet; run `semgen pretrain` first")
 
 
 def load_encoder(file: str | Path) -> Encoder3D:
@@ -129,7 +150,7 @@ def load_encoder(file: str | Path) -> Encoder3D:
     (n, 16 width, Z/8, Y/8, X/8). `encode` gives the skips, too. See `load_unet`.
     """
     weights = read_weights(file)
-    net = Encoder3D(width=_width(file, weights))
+    net = Encoder3D(width=find_width(file, weights))
     _copy(net, weights, file, part="encoder")
     return _in_mode(net, weights)
 
@@ -150,7 +171,7 @@ def load_unet(file: str | Path) -> UNet3D:
     head = weights.tensors.get(_HEAD)
     own = {k: t for k, t in weights.tensors.items() if not k.startswith("pretext_out.")}
     net = UNet3D(
-        width=_width(file, weights),
+        width=find_width(file, weights),
         num_classes=None if head is None else len(head),
         decoder=any(key.startswith("up_tr") for key in own),
     )
@@ -176,10 +197,27 @@ def load_weights(
 def _copy(
     net: nn.Module, weights: Weights, file: str | Path, *, part: str = "all", strict: bool = True
 ) -> KeyReport:
-    def considered(keys: Iterable[str]) -> list[str]:
-        return [key for key in keys if _belongs(key, part)]
+    hint = ' (part "unet" or "encoder" takes less; width must be the same)'
+    return copy_tensors(
+        net, weights.tensors, file, beginnings=PARTS[part], strict=strict, hint=hint
+    )
 
-    theirs, ours = weights.tensors, net.state_dict()
+
+def copy_tensors(
+    net: nn.Module,
+    theirs: dict[str, Tensor],
+    file: str | Path,
+    *,
+    beginnings: tuple[str, ...] = ("",),
+    strict: bool = True,
+    hint: str = "",
+) -> KeyReport:
+    """Copy into a net what a file holds of the keys that begin so; see `load_weights`."""
+
+    def considered(keys: Iterable[str]) -> list[str]:
+        return [key for key in keys if key.startswith(beginnings)]
+
+    ours = net.state_dict()
     shared = [key for key in considered(ours) if key in theirs]
     fitting = tuple(key for key in shared if theirs[key].shape == ours[key].shape)
     report = KeyReport(
@@ -203,8 +241,8 @@ def _copy(
     ]
     if strict and (problems or not fitting):
         raise TrainError(
-            f"{file}: weights do not fit the net; {'; '.join(problems) or 'no keys in common'}"
-            ' (part "unet" or "encoder" takes less; width must be the same)'
+            f"{file}: weights do not fit the net;"
+            f" {'; '.join(problems) or 'no keys in common'}{hint}"
         )
     net.load_state_dict({**ours, **{key: theirs[key] for key in fitting}})
     return report
@@ -247,11 +285,8 @@ def _turn(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _belongs(key: str, part: str) -> bool:
-    return key.startswith(PARTS[part])
-
-
-def _width(file: str | Path, weights: Weights) -> int:
+def find_width(file: str | Path, weights: Weights) -> int:
+    """Channels of the first convolution; TrainError when there is no encoder."""
     if _FIRST not in weights.tensors:
         raise TrainError(f"{file}: holds no encoder; export it with --part encoder or all")
     return len(weights.tensors[_FIRST])

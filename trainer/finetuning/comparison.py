@@ -17,6 +17,8 @@ import os
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from trainer.folder import BusyError, hold
 from trainer.record import METRICS, TENSORBOARD
 
 RESULTS = "results.jsonl"
+_TELL_SECONDS = 2.0
 _METRICS = {True: "dice", False: "auc"}
 _KEY = ("task", "start", "label_fraction", "trial", "fold")
 
@@ -216,47 +219,40 @@ def compare(
     plan_file, out = Path(plan_path), Path(out_path)
     plan = read_plan(plan_file)
     out.mkdir(parents=True, exist_ok=True)
-    _hold_plan(plan, plan_file, out)
     trials = list_trials(plan, plan_file)
+    _hold_plan(trials, out)
     on_trial(_count_done(trials, out), len(trials))
     if len(devices) == 1:
-        for _ in _work(plan, trials, out, devices[0], force, threads=None):
+        for _ in _work(plan, trials, out, devices[0], force):
             on_trial(_count_done(trials, out), len(trials))
         return read_results(out)
-    context = multiprocessing.get_context("spawn")
     threads = max(1, len(os.sched_getaffinity(0)) // len(devices))
-    told = context.SimpleQueue()
-    workers = [
-        context.Process(
-            target=_work_apart, args=(plan, trials, out, device, force, threads, told), daemon=True
-        )
-        for device in devices
-    ]
-    for worker in workers:
-        worker.start()
-    running = len(workers)
-    failures = []
-    while running:
-        message = told.get()
-        if message is None:
-            running -= 1
-        elif message:
-            failures.append(message)
-        else:
+    with ProcessPoolExecutor(len(devices), multiprocessing.get_context("spawn")) as pool:
+        workers = [
+            pool.submit(_work_apart, plan, trials, out, device, force, threads)
+            for device in devices
+        ]
+        running = set(workers)
+        while running:
+            _, running = wait(running, timeout=_TELL_SECONDS, return_when=FIRST_COMPLETED)
             on_trial(_count_done(trials, out), len(trials))
     for worker in workers:
-        worker.join()
-    if failures:
-        raise TrainError(failures[0])
+        try:
+            worker.result()
+        except BrokenProcessPool as error:
+            raise TrainError(
+                f"{out}: a process died, most likely for lack of memory; run again with fewer"
+                " --devices"
+            ) from error
     return read_results(out)
 
 
-def _hold_plan(plan: Plan, file: Path, out: Path) -> None:
+def _hold_plan(trials: Sequence[Trial], out: Path) -> None:
     """Note what is compared here; TrainError when it was something else."""
     note = out / "plan.json"
-    trials = list_trials(plan, file)
+    before: dict[str, dict[str, Any]] = {}  # settings by key, as JSON
     if note.exists():
-        before = {json.dumps(line[:-1]): line[-1] for line in json.loads(note.read_text())}
+        before = json.loads(note.read_text())
         for trial in trials:
             was = before.get(json.dumps(trial.key))
             changed = find_differences(was, trial.config) if was else []
@@ -268,48 +264,42 @@ def _hold_plan(plan: Plan, file: Path, out: Path) -> None:
     elif any(out.iterdir()):
         raise TrainError(f"{out}: no comparison, and not empty; give another OUT")
     partial = note.with_name(f"{note.name}.{os.getpid()}.partial")
-    known = [[*trial.key, trial.config.to_dict()] for trial in trials]
-    partial.write_text(json.dumps(known))
+    now = {json.dumps(trial.key): trial.config.to_dict() for trial in trials}
+    partial.write_text(json.dumps(before | now))
     partial.replace(note)
 
 
+def _done(out: Path) -> set[tuple[Any, ...]]:
+    """Keys of the trials that are done."""
+    return {tuple(result[name] for name in _KEY) for result in read_results(out)}
+
+
 def _count_done(trials: Sequence[Trial], out: Path) -> int:
-    done = {tuple(result[name] for name in _KEY) for result in read_results(out)}
+    done = _done(out)
     return sum(trial.key in done for trial in trials)
 
 
 def _work_apart(
-    plan: Plan, trials: list[Trial], out: Path, device: str, force: bool, threads: int, told: Any
+    plan: Plan, trials: list[Trial], out: Path, device: str, force: bool, threads: int
 ) -> None:
-    """In a process of its own: work, telling of each trial, of a failure, and of the end."""
-    try:
-        for _ in _work(plan, trials, out, device, force, threads=threads):
-            told.put("")
-    except (TrainError, OSError, RuntimeError) as error:
-        told.put(str(error) or type(error).__name__)
-    finally:
-        told.put(None)
+    """In a process of its own: work with a share of the threads."""
+    torch.set_num_threads(threads)
+    for _ in _work(plan, trials, out, device, force):
+        pass
 
 
-def _work(
-    plan: Plan, trials: list[Trial], out: Path, device: str, force: bool, *, threads: int | None
-) -> Iterator[Trial]:
+def _work(plan: Plan, trials: list[Trial], out: Path, device: str, force: bool) -> Iterator[Trial]:
     """Run trials that nobody did or does; yields each when it is done."""
-    if threads and device in {"cpu", "auto"}:
-        torch.set_num_threads(threads)
+    before = _done(out)
     for trial in trials:
-        if _is_done(trial, out):
+        if trial.key in before:
             continue
         run = out / trial.folder
         run.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(BusyError), hold(run.with_name(f".{run.name}.lock"), run):
-            if not _is_done(trial, out):  # another process may just have been at it
+            if trial.key not in _done(out):  # another process may have been at it meanwhile
                 _run(plan, trial, out, device, force)
                 yield trial
-
-
-def _is_done(trial: Trial, out: Path) -> bool:
-    return _count_done([trial], out) == 1
 
 
 def _run(plan: Plan, trial: Trial, out: Path, device: str, force: bool) -> None:

@@ -17,8 +17,14 @@ from store.identity import AIR_HU, PADDING_HU, scan_id, scan_name
 from trainer.errors import TrainError
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # its warnings name files
+ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 _PERCENTILES = (0.5, 99.5)
 _ALIKE = 1e-3
+
+
+def find_stem(file: Path, endings: Sequence[str] = ENDINGS) -> str | None:
+    """A file's name without its ending; None when it has another."""
+    return next((file.name[: -len(e)] for e in endings if file.name.endswith(e)), None)
 
 
 def read_image(path: Path, channel: int = 0) -> sitk.Image:

@@ -11,15 +11,14 @@ import numpy as np
 import torch
 
 from trainer.checkpoint import BEST, load_checkpoint
-from trainer.device import pick_device
+from trainer.device import autocast, pick_device
 from trainer.errors import TrainError
 from trainer.finetuning.answers import classify, segment
-from trainer.finetuning.images import read_image, write_image
+from trainer.finetuning.images import ENDINGS, find_stem, read_image, write_image
 from trainer.finetuning.init import rebuild
 from trainer.finetuning.prepared import Grid
+from trainer.finetuning.task import count_outputs
 from trainer.ranks import Ranks
-
-ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 
 
 def predict(
@@ -55,10 +54,10 @@ def predict(
     grid = Grid(**settings)
     where = pick_device(device, Ranks())
     classes = task["classes"]
-    outputs = 1 if len(classes) == 2 else len(classes)
+    outputs = count_outputs(classes)
     net = rebuild(task["kind"], saved["model"], outputs=outputs, segments=task["segments"])
     net.to(where)
-    autocast = torch.autocast(where.type, enabled=False)
+    exact = autocast("fp32", where)
     images = _list_images(source)
     several = images != [source]
     if task["segments"] and not several and not out.name.endswith(ENDINGS):
@@ -68,14 +67,16 @@ def predict(
     for number, file in enumerate(images, 1):
         image = read_image(file, channel)
         if task["segments"]:
-            mask = segment(net, image, grid, overlap=overlap, device=where, autocast=autocast)
-            name = _stem(file).removesuffix("_0000")  # nnU-Net's mark of a first channel
+            mask = segment(net, image, grid, overlap=overlap, device=where, autocast=exact)
+            name = (find_stem(file) or file.name).removesuffix(
+                "_0000"
+            )  # nnU-Net's mark of a first channel
             target = out / f"{name}.nii.gz" if several else out
             write_image(mask, target)
             written.append(target)
         else:
             values = torch.from_numpy(np.asarray(grid.to_unit(grid.bring(image))))[None, None]
-            found = classify(net, values, device=where, autocast=autocast)[0]
+            found = classify(net, values, device=where, autocast=exact)[0]
             rows.append({"image": file.name, **dict(zip(classes, found.tolist(), strict=True))})
         progress(number, len(images))
     if rows:
@@ -96,7 +97,3 @@ def _list_images(source: Path) -> list[Path]:
         return [source]
     images = sorted(p for p in source.glob("[!.]*") if p.name.endswith(ENDINGS))
     return images or [source]  # a DICOM series
-
-
-def _stem(file: Path) -> str:
-    return next((file.name[: -len(e)] for e in ENDINGS if file.name.endswith(e)), file.name)

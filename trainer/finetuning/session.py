@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trainer.checkpoint import BEST, LAST, load_checkpoint, refuse_other_run
 from trainer.config import resolve_precision
-from trainer.device import check_precision, pick_device, set_precision
+from trainer.device import autocast, check_precision, pick_device, set_precision
 from trainer.errors import TrainError
 from trainer.events import Ended, Event, Noticed, Started, TrainSummary
 from trainer.finetuning.answers import to_probability
@@ -69,7 +69,7 @@ def finetune(
     on_case
         Called with "prepare" or "test", how many cases are done (0 at first), and of how many.
 
-    Raises TrainError when the task, the weights or the run do not fit; StoreError never.
+    Raises TrainError when the task, the weights or the run do not fit.
     """
     config = config or FinetuneConfig()
     run = Path(run_path)
@@ -223,7 +223,8 @@ class Session(Loop[Examples]):
                 logits = self.net(images)
             means.add({"loss": self.loss(logits, truths)}, len(batch))
             probability = to_probability(logits)
-            named.append((probability.argmax(1) if self.task.segments else probability).cpu())
+            answer = probability.argmax(1).to(torch.uint8) if self.task.segments else probability
+            named.append(answer.cpu())
             truth.append(batch.truths)
         if not named:
             return {}
@@ -287,5 +288,4 @@ class Session(Loop[Examples]):
         return batch.images.to(self.device).float(), batch.truths.to(self.device)
 
     def _autocast(self) -> torch.autocast:
-        enabled = self.config.precision == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+        return autocast(self.config.precision, self.device)

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ import numpy as np
 
 from trainer.errors import TrainError
 from trainer.finetuning.config import FinetuneConfig
+from trainer.finetuning.images import ENDINGS, find_stem
 from trainer.plan import derive_seeds, draw_persons
 
 SPLITS = ("train", "validation", "test")
-_DATASET, _ENDINGS = "dataset.json", (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
+_DATASET = "dataset.json"
 _CENTRE = ("x_mm", "y_mm", "z_mm")
 _COLUMNS = {"name", "image", "mask", "label", "split", "patient", "channel", *_CENTRE}
 
@@ -64,8 +65,12 @@ class Task:
 
     @property
     def num_outputs(self) -> int:
-        """Channels of the net's answer: one where there are two classes."""
-        return 1 if len(self.classes) == 2 else len(self.classes)
+        return count_outputs(self.classes)
+
+
+def count_outputs(classes: Sequence[str]) -> int:
+    """Channels of the net's answer: one where there are two classes."""
+    return 1 if len(classes) == 2 else len(classes)
 
 
 def load_task(path: Path) -> Task:
@@ -191,7 +196,7 @@ def _list_cases(folder: Path, about: dict[str, Any], which: str, split: str | No
     cases = []
     labels = folder / f"labels{which}"
     for mask in sorted(labels.iterdir()) if labels.is_dir() else []:
-        name = _stem(mask, (ending,) if ending else _ENDINGS)
+        name = find_stem(mask, (ending,) if ending else ENDINGS)
         if name is None or name.startswith("."):
             continue
         suffix = mask.name[len(name) :]
@@ -204,10 +209,6 @@ def _list_cases(folder: Path, about: dict[str, Any], which: str, split: str | No
             )
         cases.append(Case(name=name, patient=name, image=image, mask=mask, split=split))
     return cases
-
-
-def _stem(file: Path, endings: Iterable[str]) -> str | None:
-    return next((file.name[: -len(e)] for e in endings if file.name.endswith(e)), None)
 
 
 # A manifest ------------------------------------------------------------------------------------
@@ -239,7 +240,7 @@ def _read_manifest(file: Path) -> Task:
         if not row["image"] or not row["mask" if segments else "label"]:
             raise TrainError(f"{file}: line {number} lacks an image or its label")
         image = file.parent / row["image"]
-        name = row.get("name") or _stem(image, _ENDINGS) or image.name
+        name = row.get("name") or find_stem(image) or image.name
         name = re.sub(r"[^\w.-]", "_", name)
         cases.append(
             Case(
