@@ -65,6 +65,27 @@ class _Named(click.ParamType):  # type: ignore[type-arg]
         return int(number), text
 
 
+class _Vector(click.ParamType):  # type: ignore[type-arg]
+    """As many numbers as names, or a word instead."""
+
+    def __init__(self, name: str, example: str, word: str | None = None) -> None:
+        self.name, self.example, self.word = name, example, word
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...] | str:
+        if self.word and value == self.word:
+            return self.word
+        try:
+            numbers = tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != len(self.name.split(",")):
+            word = f", or {self.word}" if self.word else ""
+            self.fail(f"{value!r}: give {self.name} such as {self.example}{word}", param, ctx)
+        return numbers
+
+
 _NUMBERS, _NAMED = _Numbers(), _Named()
 
 
@@ -225,16 +246,6 @@ def phantom(directory: Path, patients: int, file_format: Any, seed: int, matrix:
     )
 
 
-def _parse_spacing(_: click.Context, __: click.Parameter, value: str | None) -> Any:
-    if value is None or value == "native":
-        return value
-    try:
-        z, y, x = (float(v) for v in value.split(","))
-    except ValueError as error:
-        raise click.BadParameter('give z,y,x in mm such as 1.25,0.75,0.75, or "native"') from error
-    return (z, y, x)
-
-
 @main.command()
 @click.argument(
     "paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ARCHIVE... STORE"
@@ -263,7 +274,7 @@ def _parse_spacing(_: click.Context, __: click.Parameter, value: str | None) -> 
 )
 @click.option(
     "--spacing",
-    callback=_parse_spacing,
+    type=_Vector("z,y,x", "1.25,0.75,0.75", "native"),
     metavar="Z,Y,X|native",
     help="Crop grid in mm.  [1.25,0.75,0.75]",
 )
@@ -749,23 +760,6 @@ def export(run: Path, file: Path, file_format: Any, part: Any) -> None:
     click.echo(f"{file}: {part} of {run}, {_size(file.stat().st_size)}")
 
 
-class _Sides(click.ParamType):  # type: ignore[type-arg]
-    """Three numbers z,y,x."""
-
-    name = "z,y,x"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, ...]:
-        try:
-            numbers = tuple(float(part) for part in str(value).split(","))
-        except ValueError:
-            numbers = ()
-        if len(numbers) != 3:
-            self.fail(f"{value!r}: give z,y,x such as 32,64,64", param, ctx)
-        return numbers
-
-
 @main.command()
 @click.argument("task", type=click.Path(path_type=Path))
 @click.argument("run", type=_FOLDER)
@@ -776,9 +770,18 @@ class _Sides(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option("--init-part", type=click.Choice(["unet", "encoder"]), help="Of a U-Net.  [unet]")
 @click.option("--width", type=int, help="Channels of the first convolution from scratch.  [32]")
-@click.option("--shape", type=_Sides(), help="Voxels of the net's input.  [32,64,64]")
-@click.option("--spacing", type=_Sides(), help="Grid in mm.  [median of all cases]")
+@click.option(
+    "--shape", type=_Vector("z,y,x", "32,64,64"), help="Voxels of the net's input.  [32,64,64]"
+)
+@click.option(
+    "--spacing", type=_Vector("z,y,x", "3,1.5,1.5"), help="Grid in mm.  [median of all cases]"
+)
 @click.option("--intensity", type=click.Choice(["auto", "ct", "per-image"]), help="[auto]")
+@click.option(
+    "--window",
+    type=_Vector("low,high", "-150,250"),
+    help="Of CT, in HU.  [what START was pretrained with]",
+)
 @click.option(
     "--loss",
     type=click.Choice(["auto", "dice", "dice+cross-entropy", "cross-entropy"]),
@@ -805,6 +808,7 @@ def finetune(
     run: Path,
     shape: tuple[float, ...] | None,
     spacing: tuple[float, ...] | None,
+    window: tuple[float, ...] | None,
     cases_path: Path | None,
     force: bool,
     as_json: bool,
@@ -819,7 +823,8 @@ def finetune(
     from trainer.finetuning import FinetuneConfig
     from trainer.finetuning import finetune as finetune_on
 
-    settings |= {"shape": shape and tuple(int(side) for side in shape), "spacing_mm": spacing}
+    settings |= {"spacing_mm": spacing, "window_hu": window}
+    settings["shape"] = shape and tuple(int(side) for side in shape)
     config = FinetuneConfig(**{k: v for k, v in settings.items() if v is not None})
     with _training_events("finetune") as on_event, _case_stages() as on_case:
         summary = finetune_on(

@@ -1,7 +1,7 @@
 """Does pretraining help? The whole chain on real data, small enough for a CPU.
 
-    python -m benchmarks.transfer --ct CT --work DIR [--width 8] [--pretrain-steps 400]
-        [--steps 120] [--trials 3] [--devices cpu,cpu]
+    python -m benchmarks.transfer --ct CT --work DIR [--width 8] [--pretrain-epochs 16]
+        [--steps 300] [--trials 3] [--devices cpu,cpu]
 
 Prepares a store from CT/archive, without any patient of the tasks; pretrains `restoration`, `none`
 (self-classification alone) and both together; and compares them with scratch on three tasks:
@@ -29,6 +29,11 @@ PRETEXTS = {
     "classification": {"pretext": "none"},
     "joint": {"pretext": "restoration"},
 }
+STORE = """classes = 44
+validation_fraction = 0.2
+window_hu = [{window[0]}, {window[1]}]
+"""
+WINDOW_HU = (-150, 250)  # soft tissue, to pretrain and to fine-tune
 PLAN = """# Tumours of soft tissue in CT and in MR, adrenal glands: does pretraining help?
 trials = {trials}
 
@@ -36,11 +41,13 @@ trials = {trials}
 width = {width}
 batch_size = 8
 steps = {steps}
+validate_every = 4
 patience = 1000
 
 [tasks.sarcoma-ct]
 path = "sarcoma-ct.csv"
 folds = 3
+window_hu = [{window[0]}, {window[1]}]
 spacing_mm = [4.0, 3.0, 3.0]
 shape = [16, 48, 48]
 
@@ -94,8 +101,8 @@ def main() -> None:
     parser.add_argument("--ct", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--width", type=int, default=8)
-    parser.add_argument("--pretrain-steps", type=int, default=400)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--pretrain-epochs", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--trials", type=int, default=3)
     parser.add_argument("--devices", default="auto")
     arguments = parser.parse_args()
@@ -103,11 +110,17 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
 
-    store = work / "archive.store"
-    print(run_semgen("prepare", arguments.ct / "archive", store, "--validation-fraction", 0.2))
-    for name, settings in PRETEXTS.items():
+    store, settings = work / "archive.store", work / "archive.toml"
+    settings.write_text(STORE.format(window=WINDOW_HU))
+    print(run_semgen("prepare", arguments.ct / "archive", store, "--config", settings))
+    for name, pretext in PRETEXTS.items():
+        epochs = arguments.pretrain_epochs
         config = TrainConfig(
-            width=arguments.width, batch_size=16, steps=arguments.pretrain_steps, **settings
+            width=arguments.width,
+            batch_size=16,
+            epochs=epochs,
+            warmup_epochs=epochs // 2,  # of `joint`
+            **pretext,
         )
         done = pretrain(store, work / "runs" / name, config)
         print(f"{name}: {done.best} in {done.seconds:.0f} s", flush=True)
@@ -116,7 +129,9 @@ def main() -> None:
     if not (work / "adrenal" / MANIFEST).exists():
         source = arguments.ct / "downstream" / "adrenalmnist3d_64.npz"
         convert("medmnist", source, work / "adrenal")
-    plan = PLAN.format(width=arguments.width, steps=arguments.steps, trials=arguments.trials)
+    plan = PLAN.format(
+        width=arguments.width, steps=arguments.steps, trials=arguments.trials, window=WINDOW_HU
+    )
     (work / "plan.toml").write_text(plan)
     compared = ("compare", work / "plan.toml", work / "compared")
     print(run_semgen(*compared, "--devices", arguments.devices))

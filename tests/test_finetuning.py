@@ -275,6 +275,32 @@ def test_a_fine_tuned_run_is_a_start_too_and_knows_what_it_was_shown(
     assert len(read_weights(tmp_path / "w.safetensors").metadata["scans"]) == 6
 
 
+# Intensities
+
+
+def test_images_are_windowed_as_in_pretraining(balls: Path, tmp_path: Path) -> None:
+    store = make_store(
+        tmp_path / "tiny.store", num_classes=3, num_train=4, num_validation=1, window_hu=(-150, 250)
+    )
+    pretrain(store, tmp_path / "run", TrainConfig(width=4, batch_size=6, steps=1))
+    export_weights(tmp_path / "run", tmp_path / "w.safetensors", part="encoder")
+    inits = {"run": None, "w.safetensors": None, "scratch": None, "run/best.pt": (-500.0, 500.0)}
+    windows = []
+    for number, (name, window_hu) in enumerate(inits.items()):
+        init = name if name == "scratch" else str(tmp_path / name)
+        config = replace(CONFIG, init=init, window_hu=window_hu, steps=1)
+        finetune(balls, tmp_path / str(number), config, cases_path=tmp_path / "cases")
+        again = replace(config, init=str(tmp_path / str(number)), window_hu=None)
+        finetune(balls, tmp_path / f"{number}-again", again, cases_path=tmp_path / "cases")
+        grids = [
+            torch.load(tmp_path / run / "best.pt", weights_only=True)["task"]["grid"]
+            for run in (str(number), f"{number}-again")
+        ]
+        assert grids[0] == grids[1]
+        windows.append(grids[0]["window_hu"])
+    assert windows == [[-150, 250], [-150, 250], [-1000, 1000], [-500, 500]]
+
+
 # Scores
 
 
@@ -299,6 +325,7 @@ def test_area_under_curve_counts_pairs() -> None:
 
 def test_the_command_line(balls: Path, tmp_path: Path) -> None:
     options = ["--width", "2", "--shape", "8,16,16", "--steps", "2", "--spacing", "2,1,1", "--json"]
+    options += ["--window", "-200,800"]
     done = CliRunner().invoke(main, ["finetune", str(balls), str(tmp_path / "run"), *options])
     assert done.exit_code == 0, done.stderr
     summary: dict[str, Any] = json.loads(done.stdout)

@@ -182,7 +182,11 @@ class Session(Loop[Batch]):
         return len(self.train_stream.skipped) + len(self.validation_stream.skipped)
 
     def _facts(self) -> dict[str, Any]:
-        return {"num_classes": self.net.num_classes, "scans": self.scans}
+        return {
+            "num_classes": self.net.num_classes,
+            "scans": self.scans,
+            "window_hu": list(self.train_stream.window_hu),
+        }
 
     # One step
 

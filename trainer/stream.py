@@ -40,8 +40,8 @@ class Batch:
 class Stream:
     """Batches of one split, read ahead by a few threads (decoding releases the lock).
 
-    Attributes: `waited_s`, seconds that the consumer waited for data so far, and `skipped`,
-    the corrupt rows left out so far.
+    Attributes: `waited_s`, seconds that the consumer waited for data so far, `skipped`, the
+    corrupt rows left out so far, and `window_hu`, what becomes 0 and 1.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Stream:
         self.waited_s = 0.0
         self.skipped: set[int] = set()
         self._split = split
-        self._low_hu, self._high_hu = window_hu
+        self.window_hu = window_hu
         self._threads = threads
         self._skip_corrupt = skip_corrupt
         self._cache = cache
@@ -122,7 +122,8 @@ class Stream:
         else:
             assert self._cache is not None
             crops = self._cache.take(batch.rows).to(self.device, non_blocking=True)
-        cubes = crops.float().sub_(self._low_hu).mul_(1.0 / (self._high_hu - self._low_hu))
+        low, high = self.window_hu
+        cubes = crops.float().sub_(low).mul_(1.0 / (high - low))
         return cubes.clamp_(0.0, 1.0), batch.labels.to(self.device, non_blocking=True)
 
 

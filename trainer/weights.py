@@ -38,8 +38,8 @@ class Weights:
     tensors: dict[str, Tensor]
     metadata: dict[str, Any]
     """width, num_classes, fingerprint, axes, part, pretext, step, scans (pseudonyms of those that
-    were learned from). Official files have none of it but axes: "x,y,z", though `tensors` are
-    turned already."""
+    were learned from), window_hu. Official files have none of it but axes: "x,y,z", though
+    `tensors` are turned already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +263,7 @@ def _from_checkpoint(content: dict[str, Any]) -> Weights:
         "pretext": config.get("pretext"),
         "step": content["progress"]["step"],
         "scans": content["scans"],
+        "window_hu": content.get("window_hu"),  # older runs do not say
     }
     return Weights(tensors, metadata)
 

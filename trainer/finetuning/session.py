@@ -89,7 +89,7 @@ def finetune(
             on_case("prepare", done, len(task.cases))
 
         count(0)
-        grid = choose_grid(task, config)
+        grid = choose_grid(task, config, start.window_hu)
         cases = prepare_cases(
             task, grid, Path(cases_path or run / "cases"), threads=config.threads, progress=count
         )
@@ -245,6 +245,7 @@ class Session(Loop[Examples]):
                 "kind": self.start.kind,
             },
             "scans": sorted({*self.start.scans, *(p.scan for p in self.shown)}),
+            "window_hu": list(self.grid.window_hu),
         }
 
     def test(
