@@ -1014,22 +1014,21 @@ def _lines(name: str, total: int | None, unit: str) -> Iterator[Callable[[int], 
 
 @contextlib.contextmanager
 def _case_stages(unit: str = "cases") -> Iterator[Callable[[str, int, int], None]]:
-    """Render how many of a total are done as stages."""
-    with contextlib.ExitStack() as stack:
-        running: dict[str, tuple[Callable[[int], None], contextlib.ExitStack]] = {}
-        told: dict[str, int] = {}
+    """Render how many of a total are done as stages, one after the other."""
+    with contextlib.ExitStack() as stage:
+        running, told = "", 0
+        advance: Callable[[int], None]
 
         def on_case(what: str, done: int, total: int) -> None:
-            if what not in running:
-                inner = stack.enter_context(contextlib.ExitStack())
-                advance = inner.enter_context(_Reporter().stage(what, total, unit))
-                running[what] = advance, inner
-                told[what] = 0
-            advance, inner = running[what]
-            advance(done - told[what])
-            told[what] = done
+            nonlocal running, told, advance
+            if what != running:
+                stage.close()
+                advance = stage.enter_context(_Reporter().stage(what, total, unit))
+                running, told = what, 0
+            advance(done - told)
+            told = done
             if done == total:
-                inner.close()
+                stage.close()
 
         yield on_case
 

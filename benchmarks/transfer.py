@@ -54,6 +54,7 @@ shape = [16, 48, 48]
 [tasks.sarcoma-mr]
 path = "sarcoma-mr.csv"
 folds = 3
+validation_fraction = 0.0
 intensity = "per-image"
 spacing_mm = [4.0, 3.0, 3.0]
 shape = [16, 48, 48]
@@ -63,6 +64,7 @@ path = "adrenal/task.csv"
 window_hu = [0.0, 255.0]
 shape = [64, 64, 64]
 label_fraction = 0.25
+steps = {half}
 
 [starts.scratch]
 
@@ -130,7 +132,11 @@ def main() -> None:
         source = arguments.ct / "downstream" / "adrenalmnist3d_64.npz"
         convert("medmnist", source, work / "adrenal")
     plan = PLAN.format(
-        width=arguments.width, steps=arguments.steps, trials=arguments.trials, window=WINDOW_HU
+        width=arguments.width,
+        steps=arguments.steps,
+        half=arguments.steps // 2,
+        trials=arguments.trials,
+        window=WINDOW_HU,
     )
     (work / "plan.toml").write_text(plan)
     compared = ("compare", work / "plan.toml", work / "compared")
