@@ -1004,7 +1004,7 @@ def _lines(name: str, total: int | None, unit: str) -> Iterator[Callable[[int], 
         if now - told >= _PLAIN_SECONDS:
             told = now
             rate = done / (now - begun)
-            left = f", {_duration((total - done) / rate)} left" if total else ""
+            left = f", {_duration((total - done) / rate)} left" if total and done else ""
             of = f" of {total}" if total else ""
             click.echo(f"{name}: {done}{of} {unit}, {rate:.3g}/s{left}", err=True)
 
@@ -1014,7 +1014,10 @@ def _lines(name: str, total: int | None, unit: str) -> Iterator[Callable[[int], 
 
 @contextlib.contextmanager
 def _case_stages(unit: str = "cases") -> Iterator[Callable[[str, int, int], None]]:
-    """Render how many of a total are done as stages, one after the other."""
+    """Render how many of a total are done as stages, one after the other.
+
+    What an earlier call did counts neither as done nor for the rate.
+    """
     with contextlib.ExitStack() as stage:
         running, told = "", 0
         advance: Callable[[int], None]
@@ -1023,8 +1026,8 @@ def _case_stages(unit: str = "cases") -> Iterator[Callable[[str, int, int], None
             nonlocal running, told, advance
             if what != running:
                 stage.close()
-                advance = stage.enter_context(_Reporter().stage(what, total, unit))
-                running, told = what, 0
+                advance = stage.enter_context(_Reporter().stage(what, total - done, unit))
+                running, told = what, done
             advance(done - told)
             told = done
             if done == total:

@@ -48,6 +48,7 @@ patience = 1000
 path = "sarcoma-ct.csv"
 folds = 3
 window_hu = [{window[0]}, {window[1]}]
+learning_rate = 4e-3
 spacing_mm = [4.0, 3.0, 3.0]
 shape = [16, 48, 48]
 
@@ -55,6 +56,8 @@ shape = [16, 48, 48]
 path = "sarcoma-mr.csv"
 folds = 3
 validation_fraction = 0.0
+steps = {half}
+learning_rate = 4e-3
 intensity = "per-image"
 spacing_mm = [4.0, 3.0, 3.0]
 shape = [16, 48, 48]

@@ -1,11 +1,13 @@
 """Which start is best: plans, statistics against SciPy, tables made again from the lines alone."""
 
+import contextlib
 import json
 import math
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 from scipy import stats
 
+import cli
 from cli import main
 from tests.conftest import ROOT
 from tests.test_finetuning import draw_case
@@ -240,16 +243,28 @@ def test_what_is_done_is_not_done_again(desk: Path, compared: Path) -> None:
     assert (compared / "results.jsonl").read_bytes() == before
 
 
-def test_killed_and_resumed_it_ends_the_same(desk: Path, compared: Path) -> None:
-    """Killed for good in the middle of training, as a machine may be."""
-    out = desk / "killed"
-    command = [sys.executable, "-m", "cli", "compare", str(desk / "plan.toml"), str(out)]
+@contextlib.contextmanager
+def begun(desk: Path, out: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """The command in a process of its own, one trial of which is done."""
+    command = [sys.executable, "-m", "cli", "compare", str(desk / "plan.toml"), str(out), *options]
     with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
         until = time.monotonic() + 120
         while not read_results(out) and time.monotonic() < until:
             time.sleep(0.02)
+        yield process
+
+
+def find_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    children = psutil.Process(process.pid).children()
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
+def test_killed_and_resumed_it_ends_the_same(desk: Path, compared: Path) -> None:
+    """Killed for good in the middle of training, as a machine may be."""
+    out = desk / "killed"
+    with begun(desk, out) as process:
         process.kill()
     assert 0 < len(read_results(out)) < 8
     compare(desk / "plan.toml", out)
@@ -281,19 +296,36 @@ def test_several_processes_share_the_work(desk: Path, compared: Path) -> None:
 
 def test_a_process_that_dies_is_told(desk: Path) -> None:
     """As when the machine runs out of memory; nobody waits for it for ever."""
-    out = desk / "died"
-    command = [sys.executable, "-m", "cli", "compare", str(desk / "plan.toml"), str(out)]
-    with subprocess.Popen(
-        [*command, "--devices", "cpu,cpu"], cwd=ROOT, stderr=subprocess.PIPE, text=True
-    ) as process:
-        until = time.monotonic() + 120
-        while not read_results(out) and time.monotonic() < until:
-            time.sleep(0.02)
-        children = psutil.Process(process.pid).children()
-        next(child for child in children if "spawn_main" in " ".join(child.cmdline())).kill()
+    with begun(desk, desk / "died", "--devices", "cpu,cpu") as process:
+        find_workers(process)[0].kill()
         _, told = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "a process died" in told
+
+
+def test_processes_end_with_the_one_that_began_them(desk: Path) -> None:
+    """Killed, a comparison stops: nothing goes on that nobody sees."""
+    with begun(desk, desk / "orphaned", "--devices", "cpu,cpu") as process:
+        workers = find_workers(process)
+        process.kill()
+        _, alive = psutil.wait_procs(workers, timeout=20)
+    assert len(workers) == 2
+    assert not alive
+
+
+def test_progress_is_told_before_a_trial_is_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of what is left; trials of an earlier call say nothing about how fast this one is."""
+    monkeypatch.setattr(cli, "_PLAIN_SECONDS", 0.0)
+    with cli._case_stages("trials") as on_case:
+        for done in (2, 2, 5):
+            on_case("compare", done, 8)
+    told = capsys.readouterr().err.splitlines()
+    assert told[1].startswith("compare: 0 of 6 trials, 0/s")
+    assert "left" not in told[1]
+    assert told[2].startswith("compare: 3 of 6 trials, ")
+    assert told[2].endswith(" left")
 
 
 def test_other_settings_need_another_folder(desk: Path, compared: Path) -> None:

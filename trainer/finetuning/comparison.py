@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import threading
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -227,7 +228,8 @@ def compare(
             on_trial(_count_done(trials, out), len(trials))
         return read_results(out)
     threads = max(1, len(os.sched_getaffinity(0)) // len(devices))
-    with ProcessPoolExecutor(len(devices), multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(devices), context, _end_with_parent) as pool:
         workers = [
             pool.submit(_work_apart, plan, trials, out, device, force, threads)
             for device in devices
@@ -277,6 +279,18 @@ def _done(out: Path) -> set[tuple[Any, ...]]:
 def _count_done(trials: Sequence[Trial], out: Path) -> int:
     done = _done(out)
     return sum(trial.key in done for trial in trials)
+
+
+def _end_with_parent() -> None:
+    """In a process of its own: end as soon as the one that made it does, killed or not."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _work_apart(
