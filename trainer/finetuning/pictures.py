@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from trainer.finetuning.images import turn
+from trainer.finetuning.prepared import Grid
 
 _SIDE_PIXELS, _CAPTION_PIXELS, _COLUMNS = 320, 18, 4
 _TRUTH, _ANSWER = (80, 220, 80), (255, 70, 70)
-_DARKEST, _BRIGHTEST = 2, 99.5  # percentiles of what is shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +26,16 @@ class Tile:
     picture: Image.Image
 
 
-def draw_tile(caption: str, image: sitk.Image, truth: sitk.Image, answer: sitk.Image) -> Tile:
-    """The axial slice with most of the truth, outlined in green; the answer in red."""
+def draw_tile(
+    caption: str, image: sitk.Image, truth: sitk.Image, answer: sitk.Image, grid: Grid
+) -> Tile:
+    """The axial slice with most of the truth, outlined in green; the answer in red.
+
+    Grey is what the net sees: in CT the window.
+    """
     turned = turn(image)
-    values, true, said = (
-        sitk.GetArrayFromImage(turn(one)) for one in (image, truth, answer)
-    )  # (Z, Y, X)
+    values = grid.to_unit(turned)  # (Z, Y, X), as the masks
+    true, said = (sitk.GetArrayFromImage(turn(one)) for one in (truth, answer))
     number = int(np.argmax((true > 0).sum(axis=(1, 2))))
     width_mm, height_mm = (
         side * step
@@ -39,9 +43,7 @@ def draw_tile(caption: str, image: sitk.Image, truth: sitk.Image, answer: sitk.I
     )
     zoom = _SIDE_PIXELS / max(width_mm, height_mm)
     size = (max(1, round(width_mm * zoom)), max(1, round(height_mm * zoom)))
-    slice_yx = values[number].astype(np.float32)
-    low, high = np.percentile(slice_yx, (_DARKEST, _BRIGHTEST))
-    grey = np.clip((slice_yx - low) / max(float(high - low), 1e-6) * 255, 0, 255).astype(np.uint8)
+    grey = (values[number].astype(np.float32) * 255).astype(np.uint8)
     colours = np.array(Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR).convert("RGB"))
     for mask, colour in ((true[number], _TRUTH), (said[number], _ANSWER)):
         colours[_outline(mask, size)] = colour

@@ -60,7 +60,7 @@ def score_cases(
             row = {name: scores.mean(values) for name, values in found.items()}
             if number < _MOST_TILES:
                 caption = f"{case.name}: Dice {row['dice']:.2f}"
-                tiles.append(draw_tile(caption, image, truth, answer))
+                tiles.append(draw_tile(caption, image, truth, answer, grid))
             if len(task.classes) > 2:
                 for name, values in found.items():
                     for kind, value in zip(task.classes[1:], values, strict=True):
