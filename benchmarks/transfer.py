@@ -87,7 +87,7 @@ def run_semgen(*arguments: object) -> str:
     """A command as a user types it; raises when it fails."""
     done = CliRunner().invoke(semgen, [str(argument) for argument in arguments])
     if done.exit_code:
-        raise RuntimeError(done.stderr)
+        raise RuntimeError(done.stderr) from done.exception
     return done.stdout
 
 

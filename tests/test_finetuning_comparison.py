@@ -150,6 +150,8 @@ def test_figures_and_tables_come_from_the_lines_alone(tmp_path: Path) -> None:
     for name in names:
         if name.name != "results.jsonl":
             assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    blind = [{**result, "curve": []} for result in RESULTS]  # no validation cases
+    assert [file.name for file in write_figures(blind, tmp_path)] == ["liver.png"]
     assert "10% of labels" in (tmp_path / "one" / "tables.md").read_text()
 
 

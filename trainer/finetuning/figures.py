@@ -28,12 +28,11 @@ def write_figures(results: Sequence[dict[str, Any]], out: Path) -> list[Path]:
         most = max(row.label_fraction for row in of_task)
         whole = [row for row in of_task if row.label_fraction == most]
         written.append(_draw_bars(whole, folder / f"{task}.png"))
-        written.append(
-            _draw_curves(
-                [r for r in results if r["task"] == task and r["label_fraction"] == most],
-                folder / f"{task}-curves.png",
-            )
-        )
+        validated = [
+            r for r in results if r["task"] == task and r["label_fraction"] == most and r["curve"]
+        ]
+        if validated:
+            written.append(_draw_curves(validated, folder / f"{task}-curves.png"))
         if len({row.label_fraction for row in of_task}) > 1:
             written.append(_draw_fractions(of_task, folder / f"{task}-labels.png"))
     return written
@@ -100,19 +99,22 @@ def _draw_fractions(rows: Sequence[Row], file: Path) -> Path:
 
 
 def _draw_curves(results: Sequence[dict[str, Any]], file: Path) -> Path:
-    """Validation score as training goes on: the mean over trials, and each of them."""
+    """Validation score as training goes on: the mean over trials, and each of them.
+
+    results
+        Those with a curve: without validation cases there is none.
+    """
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(5.5, 4), dpi=_DPI)
     for number, start in enumerate(dict.fromkeys(r["start"] for r in results)):
         colour = f"C{number}"
-        curves = [np.array(r["curve"]) for r in results if r["start"] == start and r["curve"]]
+        curves = [np.array(r["curve"]) for r in results if r["start"] == start]
         for curve in curves:
             axes.plot(curve[:, 0], 100 * curve[:, 1], color=colour, alpha=0.25, linewidth=0.8)
-        if curves:
-            steps = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
-            mean = np.mean([np.interp(steps, curve[:, 0], curve[:, 1]) for curve in curves], axis=0)
-            axes.plot(steps, 100 * mean, color=colour, label=start)
+        steps = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
+        mean = np.mean([np.interp(steps, curve[:, 0], curve[:, 1]) for curve in curves], axis=0)
+        axes.plot(steps, 100 * mean, color=colour, label=start)
     axes.set_xlabel("optimiser step")
     axes.set_ylabel(f"validation {results[0]['metric']} (%)")
     axes.set_title(results[0]["task"], fontsize=9)
