@@ -68,8 +68,10 @@ class _Named(click.ParamType):  # type: ignore[type-arg]
 class _Vector(click.ParamType):  # type: ignore[type-arg]
     """As many numbers as names, or a word instead."""
 
-    def __init__(self, name: str, example: str, word: str | None = None) -> None:
-        self.name, self.example, self.word = name, example, word
+    def __init__(
+        self, name: str, example: str, *, number: type = float, word: str | None = None
+    ) -> None:
+        self.name, self.example, self.number, self.word = name, example, number, word
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -77,7 +79,7 @@ class _Vector(click.ParamType):  # type: ignore[type-arg]
         if self.word and value == self.word:
             return self.word
         try:
-            numbers = tuple(float(part) for part in str(value).split(","))
+            numbers = tuple(self.number(part) for part in str(value).split(","))
         except ValueError:
             numbers = ()
         if len(numbers) != len(self.name.split(",")):
@@ -274,7 +276,7 @@ def phantom(directory: Path, patients: int, file_format: Any, seed: int, matrix:
 )
 @click.option(
     "--spacing",
-    type=_Vector("z,y,x", "1.25,0.75,0.75", "native"),
+    type=_Vector("z,y,x", "1.25,0.75,0.75", word="native"),
     metavar="Z,Y,X|native",
     help="Crop grid in mm.  [1.25,0.75,0.75]",
 )
@@ -771,7 +773,9 @@ def export(run: Path, file: Path, file_format: Any, part: Any) -> None:
 @click.option("--init-part", type=click.Choice(["unet", "encoder"]), help="Of a U-Net.  [unet]")
 @click.option("--width", type=int, help="Channels of the first convolution from scratch.  [32]")
 @click.option(
-    "--shape", type=_Vector("z,y,x", "32,64,64"), help="Voxels of the net's input.  [32,64,64]"
+    "--shape",
+    type=_Vector("z,y,x", "32,64,64", number=int),
+    help="Voxels of the net's input.  [32,64,64]",
 )
 @click.option(
     "--spacing", type=_Vector("z,y,x", "3,1.5,1.5"), help="Grid in mm.  [median of all cases]"
@@ -806,7 +810,6 @@ def export(run: Path, file: Path, file_format: Any, part: Any) -> None:
 def finetune(
     task: Path,
     run: Path,
-    shape: tuple[float, ...] | None,
     spacing: tuple[float, ...] | None,
     window: tuple[float, ...] | None,
     cases_path: Path | None,
@@ -824,7 +827,6 @@ def finetune(
     from trainer.finetuning import finetune as finetune_on
 
     settings |= {"spacing_mm": spacing, "window_hu": window}
-    settings["shape"] = shape and tuple(int(side) for side in shape)
     config = FinetuneConfig(**{k: v for k, v in settings.items() if v is not None})
     with _training_events("finetune") as on_event, _case_stages() as on_case:
         summary = finetune_on(

@@ -119,12 +119,11 @@ def main() -> None:
     settings.write_text(STORE.format(window=WINDOW_HU))
     print(run_semgen("prepare", arguments.ct / "archive", store, "--config", settings))
     for name, pretext in PRETEXTS.items():
-        epochs = arguments.pretrain_epochs
         config = TrainConfig(
             width=arguments.width,
             batch_size=16,
-            epochs=epochs,
-            warmup_epochs=epochs // 2,  # of `joint`
+            epochs=arguments.pretrain_epochs,
+            warmup_epochs=arguments.pretrain_epochs // 2,  # of `joint`
             **pretext,
         )
         done = pretrain(store, work / "runs" / name, config)

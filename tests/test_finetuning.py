@@ -356,6 +356,16 @@ def test_mistakes_take_one_line(
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--shape", "32.5,64,64"), ("--shape", "32,64"), ("--window", "-150"), ("--spacing", "a,b,c")],
+)
+def test_numbers_that_are_none_are_named(option: str, value: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["finetune", "no.csv", str(tmp_path / "run"), option, value])
+    assert done.exit_code == 2
+    assert f"{value!r}: give " in done.stderr
+
+
 def test_a_pretrained_run_cannot_predict(leaky: Path, balls: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="pretrained, not fine-tuned"):
         predict(leaky, balls.parent / "0.nii.gz", tmp_path / "mask.nii.gz")

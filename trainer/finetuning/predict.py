@@ -68,9 +68,8 @@ def predict(
         image = read_image(file, channel)
         if task["segments"]:
             mask = segment(net, image, grid, overlap=overlap, device=where, autocast=exact)
-            name = (find_stem(file) or file.name).removesuffix(
-                "_0000"
-            )  # nnU-Net's mark of a first channel
+            # nnU-Net marks a first channel so
+            name = (find_stem(file) or file.name).removesuffix("_0000")
             target = out / f"{name}.nii.gz" if several else out
             write_image(mask, target)
             written.append(target)
