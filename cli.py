@@ -105,16 +105,28 @@ class _Group(click.Group):
         except (KeyboardInterrupt, RuntimeError) as error:
             if not _is_interrupt(error):
                 raise
-            raise click.ClickException("interrupted; the same command again goes on") from error
-        except (ValueError, OSError) as error:
-            # ValueError: StoreError, ConfigError, PrepareError, TrainError and their like
-            if isinstance(error, OSError) and error.strerror:
-                text = f"{error.filename or ''}: {error.strerror}".lstrip(": ")
-                if error.errno == errno.ENOSPC:
-                    text += "; make room, and the same command goes on"
-            else:
-                text = " ".join(str(error).split())
+            raise click.ClickException(
+                "interrupted; run the same command again to resume"
+            ) from error
+        except Exception as error:
+            text = _explain(error)
+            if text is None or ctx.params["debug"]:
+                raise  # a bug keeps its traceback
             raise click.ClickException(text) from error
+
+
+def _explain(error: Exception) -> str | None:
+    """One line for an error that is meant for the user; None for a bug."""
+    from store.errors import SemgenError
+
+    if isinstance(error, SemgenError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:  # the system's: rights, disks, networks
+        text = f"{error.filename or ''}: {error.strerror}".lstrip(": ")
+        if error.errno == errno.ENOSPC:
+            text += "; free disk space, then run the same command again to resume"
+        return text
+    return None
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
@@ -126,7 +138,8 @@ def _is_interrupt(error: BaseException | None) -> bool:
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="semgen", prog_name="semgen")
-def main() -> None:
+@click.option("--debug", is_flag=True, help="Show the traceback of every error.")
+def main(debug: bool) -> None:
     """Turn an archive of unlabeled CT scans into a labeled patch store and pretrained 3-D models.
 
     \b

@@ -25,6 +25,7 @@ import pydicom.config
 from numpy.typing import NDArray
 
 from pipeline.config import PrepareConfig
+from store.errors import SemgenError
 
 # pydicom's warnings quote header text, which must not reach a terminal or a log
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -60,6 +61,10 @@ _OF_WHOLES: Final = ("missing slices", "too large")
 JOINED: Final = "joined"
 """Reason of a series whose slices belong to the same series in another folder."""
 DUPLICATE: Final = "duplicate"
+
+
+class ArchiveError(SemgenError):
+    """The archive as a whole cannot be read as asked."""
 
 
 class Rejected(Exception):
@@ -138,7 +143,7 @@ class Folder:
 def find_folders(archive: Sequence[Path]) -> Iterator[Folder]:
     """Folders below the given folders and files, in a stable order; links are not followed.
 
-    Raises FileNotFoundError when one of them does not exist.
+    Raises ArchiveError when one of them does not exist.
     """
     for number, root in enumerate(archive):
         if root.is_file():
@@ -150,7 +155,7 @@ def find_folders(archive: Sequence[Path]) -> Iterator[Folder]:
                     origin = f"{number}/{Path(path).relative_to(root).as_posix()}"
                     yield Folder(origin, path, tuple(sorted(files)))
         else:
-            raise FileNotFoundError(f"{root}: no such file or folder")
+            raise ArchiveError(f"{root}: no such file or folder")
 
 
 def read_folder(folder: Folder, config: PrepareConfig) -> list[Series]:

@@ -15,9 +15,15 @@ from typing import Any
 import dask
 from distributed import Client, KilledWorker, LocalCluster, as_completed
 
+from store.errors import SemgenError
+
 _TASK_SECONDS = 0.2
 _MOST_SHARING = 16
 """Items share a task until it takes so long, or holds so many."""
+
+
+class ClusterError(SemgenError):
+    """The Dask cluster cannot be used as asked."""
 
 
 def run_bounded(
@@ -137,7 +143,7 @@ def _start_explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise ConnectionError("a worker died as it started; run the same command again") from error
+        raise ClusterError("a worker died as it started; run the same command again") from error
 
 
 @contextlib.contextmanager

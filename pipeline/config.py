@@ -7,24 +7,20 @@ workers, scheduler and paths do not and live elsewhere.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from store.errors import ConfigError
+from store.settings import build, check_types, read_toml
+
 FRAMES: Final = ("body", "scan", "voxel")
 Triple: TypeAlias = tuple[float, float, float]
-T = TypeVar("T")
-
-
-class ConfigError(ValueError):
-    """A setting is unknown or out of its range."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +48,7 @@ class AutoencoderConfig:
 
     def __post_init__(self) -> None:
         """Raise ConfigError naming the setting, what is allowed and what came."""
-        _settle(self, "autoencoder.")
+        check_types(self, prefix="autoencoder.")
         for name in ("latent", "batch_size", "max_epochs", "max_steps", "threads"):
             _check(self, name, low=1)
         for name in ("lr_patience", "patience"):
@@ -137,7 +133,7 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         """Raise ConfigError naming the setting, what is allowed and what came."""
-        _settle(self)
+        check_types(self)
         for name in (
             "classes",
             "neighbours",
@@ -221,68 +217,18 @@ def load_config(
         raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     values: dict[str, Any] = dict(PRESETS[preset])
     if file is not None:
-        try:
-            values.update(tomllib.loads(file.read_text("utf-8")))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{file}: not readable as TOML: {error}") from error
+        values.update(read_toml(file))
     values.update({k: v for k, v in (overrides or {}).items() if v is not None})
     nested = values.pop("autoencoder", {})
     if not isinstance(nested, Mapping):
         raise ConfigError(f"autoencoder must be a table [autoencoder], got {nested!r}")
-    return _build(
-        PrepareConfig, {**values, "autoencoder": _build(AutoencoderConfig, nested, "autoencoder.")}
-    )
+    autoencoder = build(AutoencoderConfig, nested, prefix="autoencoder.")
+    return build(PrepareConfig, {**values, "autoencoder": autoencoder})
 
 
 def config_from_json(values: Mapping[str, Any]) -> PrepareConfig:
     """The settings that `to_json` wrote."""
     return load_config(overrides=values)
-
-
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Settings that differ between two resolved configurations, as `name: theirs -> ours`."""
-    return [
-        f"{name}: {theirs.get(name)} -> {ours.get(name)}"
-        for name in sorted({*ours, *theirs})
-        if ours.get(name) != theirs.get(name)
-    ]
-
-
-def _build(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
-    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
-            raise ConfigError(f"unknown setting {prefix}{name}{hint}")
-    return kind(**values)
-
-
-def _settle(config: object, prefix: str = "") -> None:
-    """Give every setting the type of its default, so that 5 and 5.0 are one; or ConfigError."""
-    for f in fields(config):  # type: ignore[arg-type]
-        if f.default is not dataclasses.MISSING:
-            value = getattr(config, f.name)
-            if f.name != "spacing_mm" or not isinstance(value, str):
-                value = _like(f.default, value, prefix + f.name)
-            object.__setattr__(config, f.name, value)
-
-
-def _like(default: Any, value: Any, name: str) -> Any:
-    if isinstance(default, tuple):
-        right = isinstance(value, list | tuple) and len(value) == len(default)
-        _require(right, name, f"a list of {len(default)} numbers", value)
-        return tuple(_like(d, v, name) for d, v in zip(default, value, strict=True))
-    if isinstance(default, bool):
-        _require(isinstance(value, bool), name, "true or false", value)
-        return value
-    if isinstance(default, str):
-        _require(isinstance(value, str), name, "text", value)
-        return value
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    _require(number and math.isfinite(value), name, "a number", value)
-    _require(isinstance(default, float) or value == int(value), name, "a whole number", value)
-    return type(default)(value)
 
 
 def _check(config: object, name: str, *, low: float, high: float = math.inf) -> None:

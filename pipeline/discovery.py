@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import PrepareConfig
 from pipeline.neighbours import Neighbours
+from store.errors import SemgenError
 
 _REFERENCES, _COORDINATE, _SCALES, _PERSONS = 1, 2, 3, 4
 """Roles of random draws: a generator is keyed by (seed, role, index)."""
@@ -307,8 +308,8 @@ def split_persons(
         (N,) 0 or 1 where it is given for the scan's person, -1 where it is to be drawn.
 
     Returns (N,) `patient` and `split`. Persons are numbered by their first scan, so that no
-    header shapes the numbers. At least one person is left for training. Raises ValueError when
-    a person is wanted in both splits, or everyone in one for validation.
+    header shapes the numbers. At least one person is left for training. Raises SemgenError
+    when a person is wanted in both splits, or everyone in one for validation.
     """
     first: dict[Any, int] = {}
     patient = np.array([first.setdefault(word, len(first)) for word in person.tolist()], np.int32)
@@ -316,10 +317,10 @@ def split_persons(
     if wanted_split is not None:
         for number, split in zip(patient, wanted_split, strict=True):
             if split >= 0 and given[number] not in (-1, split):
-                raise ValueError(f"the manifest wants one person in both splits; {_MEND}")
+                raise SemgenError(f"the manifest wants one person in both splits; {_MEND}")
             given[number] = max(given[number], split)
     if (given == 1).all():
-        raise ValueError(f"the manifest leaves no person for training; {_MEND}")
+        raise SemgenError(f"the manifest leaves no person for training; {_MEND}")
     wanted = round(config.validation_fraction * len(first))
     if config.validation_fraction > 0:
         wanted = max(1, wanted)

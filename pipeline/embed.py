@@ -25,7 +25,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pipeline.autoencoder import Autoencoder
-from pipeline.config import AutoencoderConfig, ConfigError
+from pipeline.config import AutoencoderConfig
+from store.errors import ConfigError
 from store.format import AUTOENCODER_FILE, THUMBNAIL_SHAPE
 
 _ORDER, _AUGMENT, _INIT = 11, 12, 13

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from distributed import Client, KilledWorker
 
+from pipeline.archive import ArchiveError
 from pipeline.catalogue import Catalogue, catalogue_folder
 from pipeline.cluster import connect, num_threads, raise_if_failed, run_bounded
 from pipeline.config import PrepareConfig
@@ -31,6 +32,7 @@ from pipeline.manifest import Manifest
 from pipeline.preflight import check_extension, check_same_job, digest_inputs, is_begun
 from pipeline.survey import Survey
 from pipeline.tasks import ScanCut, check_shards, cut_scan, finish_shard
+from store.errors import SemgenError
 from store.format import AUTOENCODER_FILE, SPLITS, StoreError
 from store.reader import PatchStore, ShardedReader
 from store.writer import StoreWriter, sweep
@@ -42,7 +44,7 @@ _SOFTWARE = ("semgen", "numpy", "SimpleITK", "torch", "faiss-cpu", "zarr", "numc
 _SHARDS_PER_CHECK = 16
 
 
-class PrepareError(ValueError):
+class PrepareError(SemgenError):
     """The job cannot go on; the message says why and what to do."""
 
 
@@ -97,13 +99,13 @@ def prepare(
         did not change is used again. The result is the same as without.
 
     Raises StoreError (the store is something else, other settings, in use), PrepareError (no
-    usable series) or FileNotFoundError (archive). Nothing is left behind when no series is
-    usable.
+    usable series) or ArchiveError (no such file or folder). Nothing is left behind when no series
+    is usable.
     """
     archive = [Path(os.path.abspath(path)) for path in archive]  # workers may be elsewhere
     for path in archive:
         if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or folder")
+            raise ArchiveError(f"{path}: no such file or folder")
     if extend is not None and extend.resolve() == store.resolve():
         raise StoreError(f"{store}: is the store to extend; give another folder for the new one")
     if autoencoder is not None:

@@ -10,12 +10,13 @@ from typing import Final
 
 from pipeline.archive import Series, person_key
 from pipeline.catalogue import NOT_LISTED
+from store.errors import SemgenError
 
 _COLUMNS: Final = ("path", "patient", "split")
 _SPLITS: Final = {"": None, "train": 0, "validation": 1}
 
 
-class ManifestError(ValueError):
+class ManifestError(SemgenError):
     """The manifest cannot be used; the message names the line."""
 
 

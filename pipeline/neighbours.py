@@ -6,7 +6,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import ConfigError
+from store.errors import ConfigError
 
 _PROBED = 8
 """One in so many of an inverted file's lists is searched."""

@@ -7,9 +7,10 @@ import hashlib
 from pathlib import Path
 
 from pipeline.catalogue import read_inputs, read_rejections
-from pipeline.config import PrepareConfig, differences
+from pipeline.config import PrepareConfig
 from store.format import StoreError
 from store.reader import PatchStore
+from store.settings import differences
 
 _SURVEY_SETTINGS = (
     "frame",

@@ -21,6 +21,7 @@ from pipeline.config import PrepareConfig
 from pipeline.crops import cut_crop, make_thumbnail
 from pipeline.frame import frame_box
 from pipeline.volume import read_volume
+from store.errors import SemgenError
 from store.format import THUMBNAIL_SHAPE
 from store.reader import ShardedReader
 from store.shards import decode_chunk, encode_chunk
@@ -30,7 +31,7 @@ Piece = str | NDArray[np.int16]
 """What cutting a scan gives for a shard: its digest when written, or this scan's rows of it."""
 
 
-class SourceChanged(ValueError):
+class SourceChanged(SemgenError):
     """A scan's voxels are no longer those that were surveyed."""
 
 
@@ -83,7 +84,7 @@ def collect_thumbnails(item: tuple[int, tuple[str, ...]], store: str, survey_fol
     thumbnails = np.empty((len(keys), *THUMBNAIL_SHAPE), np.uint8)
     for thumbnail, key in zip(thumbnails, keys, strict=True):
         if not decode_chunk(thumbnail_path(Path(survey_folder), key).read_bytes(), thumbnail):
-            raise ValueError(
+            raise SemgenError(
                 f"{Path(store).name}: a thumbnail of the survey is damaged; delete the store and"
                 " its catalogue and prepare again"
             )

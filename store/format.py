@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+from store.errors import SemgenError
+
 FORMAT: Final = 1
 ATTRIBUTE: Final = "semgen"
 """Name of the group attribute with format, state, fingerprint, config, software and stages."""
@@ -21,7 +23,7 @@ SPLITS: Final = ("train", "validation")
 THUMBNAIL_SHAPE: Final = (64, 128, 128)
 
 
-class StoreError(ValueError):
+class StoreError(SemgenError):
     """The store cannot be used as asked; the message says where and how to mend it."""
 
 

@@ -122,7 +122,7 @@ def test_a_problem_is_status_1_and_one_line(
     [
         ("clases = 7", ["unknown setting clases", "did you mean classes?"]),
         ("[autoencoder]\nwitdh = 4", ["unknown setting autoencoder.witdh", "autoencoder.width?"]),
-        ("classes = [", ["settings.toml", "not readable as TOML"]),
+        ("classes = [", ["settings.toml", "cannot be read as TOML"]),
         ("autoencoder = 5", ["autoencoder must be a table"]),
         ("[autoencoder]\nlatent = 0", ["latent must be >= 1, got 0"]),
         ('frame = "head"', ["frame must be one of body, scan, voxel, got 'head'"]),

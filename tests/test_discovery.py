@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.config import ConfigError, PrepareConfig, load_config
+from pipeline.config import PrepareConfig, load_config
 from pipeline.discovery import (
     ClassPlan,
     Scans,
@@ -20,6 +20,7 @@ from pipeline.discovery import (
     split_persons,
 )
 from pipeline.neighbours import Neighbours
+from store.errors import ConfigError
 
 NUM_TRAIN, NUM_VALIDATION = 24, 8
 NUM_SCANS = NUM_TRAIN + NUM_VALIDATION

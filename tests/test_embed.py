@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from pipeline import embed as embed_module
 from pipeline.autoencoder import Autoencoder
-from pipeline.config import AutoencoderConfig, ConfigError
+from pipeline.config import AutoencoderConfig
 from pipeline.embed import (
     Training,
     embed,
@@ -23,6 +23,7 @@ from pipeline.embed import (
     train_autoencoder,
 )
 from store import PatchStore
+from store.errors import ConfigError
 
 CONFIG = AutoencoderConfig(width=4, latent=16, max_steps=24, batch_size=6, threads=1)
 NUM_SCANS = 16

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 
+from store.settings import check_types
 from trainer.cache import MODES
 from trainer.errors import TrainError
 from trainer.models import PARTS
@@ -62,6 +63,7 @@ class LoopConfig:
     """Steps between lines of metrics; each is the mean since the last."""
 
     def __post_init__(self) -> None:
+        check_types(self, error=TrainError)
         for name in ("batch_size", "epochs", "lr_step_epochs", "patience", "checkpoint_every",
                      "validate_every", "log_every"):  # fmt: skip
             require(self, name, getattr(self, name) >= 1, ">= 1")

@@ -1,5 +1,7 @@
-"""The one error of training that is meant for people to read."""
+"""The errors of training that are meant for the user."""
+
+from store.errors import SemgenError
 
 
-class TrainError(ValueError):
+class TrainError(SemgenError):
     """Training cannot go on as asked; one line: expected, got, where, how to mend."""
