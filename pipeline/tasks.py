@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.archive import Rejected, Series
+from pipeline.archive import INTERNAL, Series
 from pipeline.catalogue import Surveyed, thumbnail_path
 from pipeline.config import PrepareConfig
 from pipeline.crops import cut_crop, make_thumbnail
@@ -23,6 +24,7 @@ from pipeline.frame import frame_box
 from pipeline.volume import read_volume
 from store.errors import SemgenError
 from store.format import THUMBNAIL_SHAPE
+from store.images import Rejected
 from store.reader import ShardedReader
 from store.shards import decode_chunk, encode_chunk
 from store.writer import open_sharded, write_shard
@@ -58,8 +60,10 @@ def survey_series(series: Series, config: PrepareConfig, survey_folder: str) -> 
         thumbnail = make_thumbnail(volume, box, THUMBNAIL_SHAPE, config)
     except Rejected as rejected:
         return Surveyed(key=series.key, reason=rejected.reason, detail=rejected.detail)
-    except (MemoryError, RuntimeError, OSError) as error:
+    except (MemoryError, OSError) as error:
         return Surveyed(key=series.key, reason="unreadable", detail=type(error).__name__)
+    except Exception:  # a bug: it costs this series, not the job
+        return Surveyed(key=series.key, reason=INTERNAL, detail=traceback.format_exc())
     save_thumbnail(thumbnail_path(Path(survey_folder), series.key), thumbnail)
     return Surveyed(
         key=series.key,

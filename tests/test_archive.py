@@ -13,16 +13,13 @@ import pytest
 import SimpleITK
 from numpy.typing import NDArray
 
-from pipeline.archive import (
-    Rejected,
-    Series,
-    check_positions,
-    find_folders,
-    read_folder,
-)
+from pipeline.archive import Series, find_folders, read_folder
 from pipeline.config import PrepareConfig
 from pipeline.phantom import Phantom, draw_phantom, write_dicom
+from pipeline.tasks import survey_series
 from pipeline.volume import Volume, read_volume
+from store.images import Rejected
+from store.images.slices import check_positions
 from tests.conftest import Semgen
 
 CONFIG = PrepareConfig()
@@ -183,6 +180,81 @@ def test_files_that_claim_to_be_no_image_are_passed_over(tmp_path: Path) -> None
     assert find(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["scans.zip", "scans.tar", "scans.tar.gz", "SCANS.TGZ", "scans.7z", "scan.nii.xz", "1.dcm.gz"],
+)
+def test_a_packed_archive_is_reported(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"PK" * 100)
+    assert reasons(tmp_path) == ["packed archive"]
+
+
+def test_a_dicomdir_is_passed_over(series: Path) -> None:
+    shutil.copy(slice_file(series, 0), series / "DICOMDIR")
+    assert reasons(series) == [None]
+
+
+def test_a_linked_folder_outside_the_archive_is_followed_once(series: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    for name in ("a", "b"):
+        (archive / name).symlink_to(tmp_path / "series")
+    (series / "loop").symlink_to(archive)
+    (series / "up").symlink_to(tmp_path)
+    (found,) = find(archive)
+    assert found.files[0].startswith(str(archive / "a"))
+    assert reasons(archive) == [None]
+
+
+def test_a_linked_folder_inside_the_archive_is_found_without_the_link(
+    series: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a-link").symlink_to(series)
+    (series / "self").symlink_to(".")
+    (found,) = find(tmp_path)
+    assert found.files[0].startswith(str(series))
+
+
+def test_a_link_to_a_folder_above_a_followed_one_finds_only_the_rest(
+    series: Path, tmp_path: Path
+) -> None:
+    archive, outside = tmp_path / "archive", tmp_path / "outside"
+    archive.mkdir()
+    outside.mkdir()
+    series.rename(outside / "series")
+    write_image(voxels(4), outside / "scan.nii")
+    (archive / "1").symlink_to(outside / "series")
+    (archive / "2").symlink_to(outside)
+    assert sorted(one.kind for one in find(archive)) == ["dicom", "file"]
+
+
+def test_a_link_that_leads_nowhere_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "scan").symlink_to(tmp_path / "gone")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    assert reasons(tmp_path) == ["broken link", "broken link"]
+
+
+def test_what_cannot_be_read_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder and a file that the system denies, whoever runs the test."""
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "patient").write_bytes(b"perhaps a slice")
+    scandir, opened = os.scandir, open
+
+    def deny(path: str, *arguments: object) -> object:
+        if str(path).endswith(("locked", "patient")):
+            raise PermissionError(13, "Permission denied", path)
+        return (opened if arguments else scandir)(path, *arguments)  # type: ignore[operator]
+
+    monkeypatch.setattr("os.scandir", deny)
+    monkeypatch.setattr("builtins.open", deny)
+    found = {Path(one.files[0]).name: (one.reason, one.detail) for one in find(tmp_path)}
+    monkeypatch.undo()
+    assert found == {
+        "patient": ("file not readable", "Permission denied"),
+        "locked": ("folder not readable", "Permission denied"),
+    }
+
+
 def test_what_is_no_file_is_passed_over(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "scan.nii.gz")  # opening it would wait for ever
     os.mkfifo(tmp_path / "slice")
@@ -219,13 +291,14 @@ def test_series_without_a_patient_are_persons_of_their_own(series: Path, tmp_pat
     assert one.patient != other.patient
 
 
-def test_the_catalogue_reads_no_pixel(series: Path) -> None:
+def test_the_catalogue_judges_headers_alone(series: Path) -> None:
     for file in series.iterdir():
         content = file.read_bytes()
-        file.write_bytes(content[: content.index(b"\xe0\x7f\x10\x00") + 12])
+        start = content.index(b"\xe0\x7f\x10\x00") + 12
+        file.write_bytes(content[:start] + b"\x40" * (len(content) - start))
     (series / "scan.nii").write_bytes(b"")
     assert [found.reason for found in find(series)] == [None, None]
-    assert reasons(series) == ["unreadable", "unreadable"]
+    assert reasons(series) == ["unreadable", "not in HU"]
 
 
 # Slice positions ---------------------------------------------------------------------------------
@@ -295,6 +368,14 @@ def test_slices_that_shift_sideways_are_a_tilted_gantry() -> None:
     assert caught.value.reason == "gantry tilt"
 
 
+def test_a_slice_that_is_shifted_in_its_plane_is_rejected() -> None:
+    position = positions(EVEN)
+    position[20, 0] += 3
+    with pytest.raises(Rejected) as caught:
+        check_positions(position, AXIAL, CONFIG.spacing_tolerance)
+    assert caught.value.reason == "shifted slices"
+
+
 def test_a_table_that_moves_by_a_hair_is_no_tilt() -> None:
     assert check(EVEN, tilt=0.005)[1] == pytest.approx(2.5)
 
@@ -340,6 +421,47 @@ def forget_positions(folder: Path) -> None:
     change_headers(folder, change)
 
 
+def jitter(folder: Path) -> None:
+    def change(data: pydicom.Dataset, number: int) -> None:
+        x, y, z = data.ImagePositionPatient
+        data.ImagePositionPatient = [x + 40 * (number % 2), y, z]
+
+    change_headers(folder, change)
+
+
+def spread_out(folder: Path) -> None:
+    def change(data: pydicom.Dataset, number: int) -> None:
+        x, y, _ = data.ImagePositionPatient
+        data.ImagePositionPatient = [x, y, 1000 * number]
+
+    change_headers(folder, change)
+
+
+def zoom_one(folder: Path) -> None:
+    def change(data: pydicom.Dataset, number: int) -> None:
+        if number == 5:
+            data.PixelSpacing = [0.5, 0.5]
+
+    change_headers(folder, change)
+
+
+def forget_spacing(folder: Path) -> None:
+    def change(data: pydicom.Dataset, number: int) -> None:
+        del data.PixelSpacing
+
+    change_headers(folder, change)
+
+
+def shorten(folder: Path) -> None:
+    """One slice holds less than its header says, though its file is whole."""
+
+    def change(data: pydicom.Dataset, number: int) -> None:
+        if number == 5:
+            data.PixelData = data.PixelData[:100]
+
+    change_headers(folder, change)
+
+
 def tilt(folder: Path) -> None:
     def change(data: pydicom.Dataset, number: int) -> None:
         x, y, z = data.ImagePositionPatient
@@ -361,6 +483,18 @@ def tilt(folder: Path) -> None:
         (delete_slice, "missing slices"),
         (copy_slice, "slices at one position"),
         (tilt, "gantry tilt"),
+        (jitter, "shifted slices"),
+        (forget_spacing, "no pixel spacing"),
+        (setter(PixelSpacing=[0.7]), "no pixel spacing"),
+        (setter(PixelSpacing=[0, 0]), "impossible spacing"),
+        (setter(PixelSpacing=[-0.7, -0.7]), "impossible spacing"),
+        (setter(PixelSpacing=[1e6, 1e6]), "impossible spacing"),
+        (spread_out, "impossible spacing"),
+        (zoom_one, "mixed pixel spacing"),
+        (shorten, "short pixel data"),
+        (setter(ImageOrientationPatient=[0, 0, 0, 0, 0, 0]), "no slice positions"),
+        (setter(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "no slice positions"),
+        (setter(ImagePositionPatient=[0, 0, 1e30]), "no slice positions"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -442,6 +576,54 @@ def test_an_image_that_is_no_scan_in_hu_is_rejected_by_name(
     image = SimpleITK.GetImageFromArray(values, isVector=False)
     SimpleITK.WriteImage(image, str(tmp_path / "image.nii.gz"))
     assert reasons(tmp_path) == [reason]
+
+
+def shifted() -> NDArray[np.int16]:
+    """A CT whose values were stored without the intercept, and 51 strays."""
+    values = voxels() + 1024
+    values.flat[np.arange(51) * 7] = -900
+    return values.astype(np.int16)
+
+
+def magnetic() -> NDArray[np.int16]:
+    """An MR: dark around the body, its tissues spread over hundreds, some values negative."""
+    body = voxels() > -200
+    spread = np.random.default_rng(0).normal(900, 400, body.shape)
+    return np.where(body, spread, -400).clip(-400, 3000).astype(np.int16)
+
+
+@pytest.mark.parametrize("make", [shifted, magnetic])
+def test_values_whose_histogram_is_not_that_of_ct_are_not_in_hu(
+    tmp_path: Path, make: Callable[[], NDArray[np.int16]]
+) -> None:
+    write_image(make(), tmp_path / "scan.nii")
+    assert reasons(tmp_path) == ["not in HU"]
+
+
+def test_a_real_mr_with_negative_values_is_not_in_hu(ct: Path) -> None:
+    assert reasons(ct / "awkward" / "nifti" / "anatomical.nii") == ["not in HU"]
+
+
+@pytest.mark.parametrize("absurd", [3e38, -3e38, 1e30, 40_000])
+def test_a_float_scan_with_an_absurd_value_and_padding_is_read(
+    tmp_path: Path, absurd: float
+) -> None:
+    values = voxels().astype(np.float32)
+    values[0] = -3024
+    values[5, 5, 5] = absurd
+    write_image(values, tmp_path / "scan.nii.gz")
+    (found,) = find(tmp_path)
+    hu = read_volume(found, CONFIG).hu
+    assert hu[0].max() == -1000
+    assert hu[5, 5, 5] == (32767 if absurd > 0 else -1000)
+
+
+@pytest.mark.parametrize("spacing_mm", [(1e6, 1e6, 5.0), (1.0, 1.0, 1000.0), (1e-4, 1e-4, 1e-4)])
+def test_a_spacing_that_no_scan_has_is_rejected(
+    tmp_path: Path, spacing_mm: tuple[float, float, float]
+) -> None:
+    write_image(voxels(), tmp_path / "scan.mha", spacing_mm=spacing_mm)
+    assert reasons(tmp_path) == ["impossible spacing"]
 
 
 @pytest.mark.parametrize("components", [2, 3])
@@ -529,7 +711,7 @@ def test_a_metaimage_without_its_data_is_unreadable(tmp_path: Path) -> None:
 def test_a_truncated_slice_rejects_its_series(series: Path) -> None:
     file = slice_file(series, 30)
     file.write_bytes(file.read_bytes()[:-100])
-    assert reasons(series) == ["unreadable"]
+    assert reasons(series) == ["short pixel data"]
 
 
 # Real files --------------------------------------------------------------------------------------
@@ -639,3 +821,30 @@ def test_odd_headers_are_not_printed(ct: Path, semgen: Semgen, tmp_path: Path) -
     shutil.copytree(odd.parent, tmp_path / "archive")
     done = semgen("prepare", tmp_path / "archive", tmp_path / "s", "--workers", 1)
     assert "Invalid value" not in done.stderr
+
+
+# Faults of ours ----------------------------------------------------------------------------------
+
+
+def test_a_fault_of_ours_costs_one_series_and_keeps_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_image(voxels(), tmp_path / "scan.nii")
+
+    def stumble(*_: object) -> None:
+        raise OverflowError("as a bug would")
+
+    monkeypatch.setattr("pipeline.tasks.read_volume", stumble)
+    found = survey_series(find(tmp_path)[0], CONFIG, str(tmp_path))
+    assert found.reason == "internal error"
+    assert found.detail.startswith("Traceback")
+    assert "OverflowError: as a bug would" in found.detail
+
+
+def test_a_fault_in_judging_headers_costs_one_series(
+    series: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.archive.order_slices", None)
+    (found,) = find(series)
+    assert found.reason == "internal error"
+    assert "TypeError" in found.detail

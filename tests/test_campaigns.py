@@ -10,6 +10,7 @@ import pytest
 from tests.campaigns.corrupt import campaign as corrupt
 from tests.campaigns.fuzz import campaign as fuzz
 from tests.campaigns.kills import contents
+from tests.campaigns.nifti import campaign as nifti
 from tests.conftest import Semgen
 
 
@@ -51,3 +52,9 @@ def test_a_disk_that_takes_no_more_is_told_and_costs_nothing(
     assert any(word in last for word in ("too large", "full", "disk I/O error"))
     assert semgen(*command).returncode == 0
     assert contents(tmp_path / "s") == contents(prepared)
+
+
+def test_generated_nifti_headers_are_read_as_the_library_reads_them() -> None:
+    ends = nifti(400, seed=1)
+    assert [end for end in ends if end.startswith("DIFFERENT")] == []
+    assert ends["same"] > 200

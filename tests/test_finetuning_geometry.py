@@ -6,13 +6,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
+from pydicom import dcmread
 
-from pipeline.archive import Series
+from pipeline.archive import Series, find_folders, read_folder
 from pipeline.config import PrepareConfig
+from pipeline.phantom import draw_phantom, write_dicom
 from pipeline.volume import read_volume
 from trainer import TrainError
 from trainer.finetuning.answers import to_mask
-from trainer.finetuning.images import pseudonym, read_image, read_mask, resample, turn
+from trainer.finetuning.images import (
+    pseudonym,
+    read_image,
+    read_mask,
+    read_spacing,
+    resample,
+    spacing_zyx,
+    turn,
+)
 from trainer.finetuning.prepared import Grid
 
 SIZE, SPACING = (30, 26, 20), (1.5, 1.0, 3.0)
@@ -135,6 +145,63 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "no.nii.gz").write_bytes(b"nothing")
     with pytest.raises(TrainError, match=r"no\.nii\.gz: cannot be read as an image"):
         read_image(tmp_path / "no.nii.gz")
+
+
+def test_an_image_that_ends_too_soon_is_refused(tmp_path: Path) -> None:
+    """The library would fill it with zeros."""
+    file = tmp_path / "image.nii"
+    sitk.WriteImage(make_image(np.eye(3)), str(file))
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(TrainError, match="bytes where the header asks for"):
+        read_image(file)
+
+
+def test_a_negative_pixdim_turns_the_axis_as_the_library_does(tmp_path: Path) -> None:
+    file = tmp_path / "image.nii"
+    sitk.WriteImage(make_image(np.eye(3)), str(file))
+    content = bytearray(file.read_bytes())
+    content[80:84] = np.float32(-SPACING[0]).tobytes()
+    file.write_bytes(content)
+    image, wanted = read_image(file), sitk.ReadImage(str(file))
+    assert image.GetDirection() == wanted.GetDirection()
+    assert image.GetSpacing() == wanted.GetSpacing()
+    assert read_spacing(file) == spacing_zyx(turn(wanted))
+
+
+@pytest.fixture
+def dicom(tmp_path: Path) -> Path:
+    write_dicom(draw_phantom(5, 20, matrix=16, protocol="chest"), tmp_path / "series")
+    return tmp_path / "series"
+
+
+def test_a_folder_of_slices_is_the_scan_that_preparing_reads(dicom: Path) -> None:
+    (found,) = read_folder(next(find_folders([dicom])), PrepareConfig())
+    volume = read_volume(found, PrepareConfig())
+    image = turn(read_image(dicom))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), volume.hu)
+    assert read_spacing(dicom) == spacing_zyx(image) == volume.spacing_mm
+    assert pseudonym(image) == f"{volume.scan_id():016x}"
+
+
+def test_a_folder_that_lacks_slices_is_refused(dicom: Path) -> None:
+    for file in sorted(dicom.iterdir(), key=lambda f: dcmread(f).InstanceNumber)[20:28]:
+        file.unlink()
+    for reader in (read_image, read_spacing):
+        with pytest.raises(TrainError, match="series: cannot be read as an image: missing slices"):
+            reader(dicom)
+
+
+def test_a_folder_of_two_series_is_refused(dicom: Path) -> None:
+    write_dicom(draw_phantom(5, 21, matrix=16, protocol="chest"), dicom.with_name("other"))
+    for file in dicom.with_name("other").iterdir():
+        file.rename(dicom / f"other-{file.name}")
+    with pytest.raises(TrainError, match="several series"):
+        read_image(dicom)
+
+
+def test_a_folder_without_slices_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match="no DICOM files"):
+        read_image(tmp_path)
 
 
 def test_a_channel_of_a_4d_image_is_taken(tmp_path: Path) -> None:

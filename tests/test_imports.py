@@ -33,7 +33,7 @@ def imports_of(package: str) -> set[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("package", "forbidden"),
     [
-        ("store", {"pipeline", "trainer", "cli", "torch", "dask", "distributed", "SimpleITK"}),
+        ("store", {"pipeline", "trainer", "cli", "torch", "dask", "distributed"}),
         ("trainer", {"pipeline", "cli", "dask", "distributed", "faiss", "pydicom"}),
         ("pipeline", {"trainer", "cli"}),
     ],
@@ -42,6 +42,19 @@ def test_imports_point_towards_the_store(package: str, forbidden: set[str]) -> N
     found = imports_of(package)
     assert {name for _, name in found} >= {"numpy"}, "the search sees imports at all"
     assert sorted((file, name) for file, name in found if name in forbidden) == []
+
+
+def test_only_the_reader_of_images_needs_readers_of_images() -> None:
+    found = {(f, n) for f, n in imports_of("store") if n in {"SimpleITK", "pydicom"}}
+    assert {name for _, name in found} == {"SimpleITK", "pydicom"}
+    assert {str(Path(file).parent) for file, _ in found} == {"store/images"}
+    users = {
+        file.relative_to(ROOT).as_posix()
+        for package in ("store", "trainer")
+        for file in (ROOT / package).rglob("*.py")
+        if "store.images" in file.read_text("utf-8") and file.parent.name != "images"
+    }
+    assert users == {"trainer/finetuning/images.py"}
 
 
 def test_pretraining_needs_no_reader_of_images() -> None:

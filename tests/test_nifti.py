@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from pipeline.nifti import read_plain_nifti
 from pipeline.volume import _Image, _turn_to_lps
+from store.images.nifti import read_plain_nifti
 
 SIZE = (7, 6, 5)
 

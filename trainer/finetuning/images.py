@@ -14,9 +14,10 @@ import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
 from store.identity import AIR_HU, PADDING_HU, scan_id, scan_name
+from store.images import Rejected
+from store.images.read import find_slices, load_corner, load_file, load_slices, open_file
 from trainer.errors import TrainError
 
-sitk.ProcessObject.SetGlobalWarningDisplay(False)  # its warnings name files
 ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 _PERCENTILES = (0.5, 99.5)
 _ALIKE = 1e-3
@@ -37,20 +38,24 @@ def read_image(path: Path, channel: int = 0) -> sitk.Image:
     """
     try:
         if path.is_dir():
-            files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path))
-            image = sitk.ReadImage(files)
+            slices, gap_mm = find_slices(path)
+            image = load_slices([one.path for one in slices], gap_mm)
         else:
-            image = sitk.ReadImage(str(path))
-        if image.GetDimension() == 4:
-            size = [*image.GetSize()[:3], 0]
-            image = sitk.Extract(image, size, [0, 0, 0, channel])
-        if image.GetNumberOfComponentsPerPixel() > 1:
-            image = sitk.VectorIndexSelectionCast(image, channel)
-    except RuntimeError as error:
-        raise TrainError(f"{path}: cannot be read as an image; check or drop the case") from error
+            image = load_file(open_file(path))
+    except Rejected as no:
+        raise _refused(path, no) from no
+    if image.GetDimension() == 4:
+        size = [*image.GetSize()[:3], 0]
+        image = sitk.Extract(image, size, [0, 0, 0, channel])
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        image = sitk.VectorIndexSelectionCast(image, channel)
     if image.GetDimension() != 3:
         raise TrainError(f"{path}: must have three axes, has {image.GetDimension()}")
     return image
+
+
+def _refused(path: Path, no: Rejected) -> TrainError:
+    return TrainError(f"{path}: cannot be read as an image: {no}; mend it or drop the case")
 
 
 def write_image(image: sitk.Image, file: Path) -> None:
@@ -66,19 +71,19 @@ def write_image(image: sitk.Image, file: Path) -> None:
 
 
 def read_spacing(path: Path) -> tuple[float, float, float]:
-    """Millimetres between voxels along z, y and x, once turned; reads no voxel of a file."""
-    if path.is_dir():
-        return spacing_zyx(turn(read_image(path)))
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+    """Millimetres between voxels along z, y and x, once turned; reads no voxel but one."""
     try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise TrainError(f"{path}: cannot be read as an image; check or drop the case") from error
+        if path.is_dir():
+            slices, gap_mm = find_slices(path)
+            image = load_slices([slices[0].path, slices[1].path], gap_mm)
+        else:
+            image = load_corner(open_file(path))
+    except Rejected as no:
+        raise _refused(path, no) from no
     like = sitk.Image([1, 1, 1], sitk.sitkUInt8)
-    like.SetSpacing(reader.GetSpacing()[:3])
-    sides = reader.GetDimension()
-    direction = np.reshape(reader.GetDirection(), (sides, sides))[:3, :3]
+    like.SetSpacing(image.GetSpacing()[:3])
+    sides = image.GetDimension()
+    direction = np.reshape(image.GetDirection(), (sides, sides))[:3, :3]
     like.SetDirection(direction.ravel().tolist())
     return spacing_zyx(turn(like))
 

@@ -1,0 +1,150 @@
+"""Voxels and geometry of image files, by SimpleITK; what it would invent is rejected."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import math
+import os
+import re
+import threading
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import SimpleITK as sitk  # noqa: N813 (as its own documentation does)
+
+from store.images import Rejected
+from store.images.slices import Slice, check_spacing, looks_like_dicom, order_slices, read_header
+
+sitk.ProcessObject.SetGlobalWarningDisplay(False)  # its warnings name files
+_TOLERANCE = 0.1
+"""Of a slice's position in a folder, as a share of the gap."""
+
+
+def open_file(path: Path) -> sitk.ImageFileReader:
+    """A reader that has read the file's header: size, type, number of components.
+
+    Its geometry may still differ from the image's: the library mends negative spacing only as it
+    reads the voxels. Raises Rejected.
+    """
+    with path.open("rb") as file:
+        if file.read(24).startswith(b"version https://git-lfs"):
+            raise Rejected("Git LFS pointer", "the file's content was not fetched")
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    with silence(), _explained():
+        reader.ReadImageInformation()
+    return reader
+
+
+def load_file(reader: sitk.ImageFileReader) -> sitk.Image:
+    """The image of a file that `open_file` opened, whatever its number of axes."""
+    if reader.HasMetaDataKey("vox_offset"):  # NIfTI
+        bits = math.prod([int(reader.GetMetaData("bitpix")), *reader.GetSize()])
+        offset = int(float(reader.GetMetaData("vox_offset")))
+        _check_length(Path(reader.GetFileName()), offset + bits // 8)
+    with silence(), _explained():
+        image: sitk.Image = reader.Execute()
+    check_spacing(image.GetSpacing()[:3])
+    return image
+
+
+def load_corner(reader: sitk.ImageFileReader) -> sitk.Image:
+    """The first voxel of a file's image, with the geometry of all; the rest is not looked at."""
+    reader.SetExtractSize([1] * reader.GetDimension())
+    with silence(), _explained():
+        image: sitk.Image = reader.Execute()
+    check_spacing(image.GetSpacing()[:3])
+    return image
+
+
+def load_slices(files: Sequence[str], gap_mm: float) -> sitk.Image:
+    """The image of a DICOM series' files, in the order that `order_slices` found."""
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(files)
+    with silence(), _explained():
+        image: sitk.Image = reader.Execute()
+    x, y, _ = image.GetSpacing()
+    image.SetSpacing((x, y, gap_mm))  # SimpleITK takes the first gap
+    return image
+
+
+def find_slices(folder: Path) -> tuple[list[Slice], float]:
+    """The slices of a folder's one DICOM series, in order, and their gap in mm; or Rejected."""
+    files = [str(file) for file in sorted(folder.iterdir()) if file.is_file()]
+    slices = [read_header(file) for file in files if looks_like_dicom(file)]
+    if not slices:
+        raise Rejected("no DICOM files")
+    if len({one.series for one in slices}) > 1:
+        raise Rejected("several series", "in one folder; give each a folder of its own")
+    if any(one.frames > 1 or one.samples > 1 for one in slices):
+        raise Rejected("RGB or multi-frame")
+    order, gap_mm = order_slices(slices, _TOLERANCE)
+    return [slices[i] for i in order], gap_mm
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise Rejected("unreadable", _first_line(error)) from error
+
+
+def _first_line(error: RuntimeError) -> str:
+    """The gist of an ITK error, without file names."""
+    text = re.sub(r' for "[^"]*"', "", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1].split(":")[-1].strip()[:80] if lines else "no reason given"
+
+
+def _check_length(path: Path, num_bytes: int) -> None:
+    """Reject a NIfTI file that ends too soon: ITK would fill what is missing with zeros."""
+    with path.open("rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+        length = file.seek(0, os.SEEK_END)
+        if compressed:
+            file.seek(-4, os.SEEK_END)
+            length = int.from_bytes(file.read(4), "little")
+    if compressed and length == num_bytes % 2**32:  # a gzip member ends with its length
+        return
+    if compressed:  # cut off, or of several members: only reading tells
+        try:
+            with gzip.open(path) as content:
+                length = sum(len(block) for block in iter(lambda: content.read(2**20), b""))
+        except (EOFError, OSError, zlib.error):
+            raise Rejected("unreadable", "its gzip data is cut off or broken") from None
+    if length < num_bytes:
+        raise Rejected("unreadable", f"{length} bytes where the header asks for {num_bytes}")
+
+
+class _Silence:
+    """How many threads keep the error stream closed, and the stream as it was."""
+
+    lock = threading.Lock()
+    depth = 0
+    kept = -1
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Keep what the reading library writes past Python, file names among it, off the terminal.
+
+    The error stream is the process's: the first thread that comes closes it, the last that goes
+    opens it again.
+    """
+    with _Silence.lock:
+        if _Silence.depth == 0:
+            _Silence.kept = os.dup(2)
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+        _Silence.depth += 1
+    try:
+        yield
+    finally:
+        with _Silence.lock:
+            _Silence.depth -= 1
+            if _Silence.depth == 0:
+                os.dup2(_Silence.kept, 2)
+                os.close(_Silence.kept)
