@@ -151,10 +151,11 @@ def has_content(
         Centre and step of the crop in mm.
 
     Judged on the thumbnail, sampled at the crop's own grid (nearest), with `tissue_depth - 1`
-    more slices towards the head.
+    more slices towards the head. What lies in front of, behind or beside the box is neither
+    content nor tissue; along z the box is the scan, whose last slice is repeated.
     """
     depth = config.tissue_depth
-    index = []
+    index, inside = [], []
     for axis, num in enumerate(config.shape):
         # in-plane every other sample: the thumbnail is coarser than that
         sample = np.arange(0, num + (depth - 1 if axis == 0 else 0), 1 if axis == 0 else 2)
@@ -162,12 +163,14 @@ def has_content(
         share = (mm - box[0, axis]) / (box[1, axis] - box[0, axis])
         n = thumbnail.shape[axis]
         index.append(np.clip(np.floor(share * n).astype(int), 0, n - 1))
+        inside.append((share >= 0) & (share <= 1))
     low, high = config.window_hu
     hu = thumbnail[np.ix_(*index)] * ((high - low) / 255) + low
-    tissue = hu >= config.tissue_hu
+    in_box = inside[1][:, None] & inside[2]  # (Y, X)
+    tissue = in_box & (hu >= config.tissue_hu)
     num = config.shape[0]
     tissue = np.logical_or.reduce([tissue[d : d + num] for d in range(depth)])
-    content = (hu[:num] >= config.air_hu).mean()
+    content = (in_box & (hu >= config.air_hu))[:num].mean()
     return bool(
         config.min_tissue <= tissue.mean() <= config.max_tissue and content >= config.min_content
     )

@@ -417,6 +417,33 @@ def test_tissue_towards_the_head_counts_as_deep_as_the_settings_say() -> None:
     assert judge(place_z=103, min_tissue=0.01, tissue_depth=3)
 
 
+def judge_beside(centre_yx: tuple[float, float], **settings: float) -> bool:
+    """Judge a crop of 48 x 64 x 64 mm in a box of 256 mm that is tissue up to its edges."""
+    thumbnail = np.full((64, 128, 128), SOFT, np.uint8)
+    config = dataclasses.replace(BASE, **{"min_content": 0, **settings})
+    place = np.array([128, *centre_yx])
+    return has_content(thumbnail, BOX, place, np.array(BASE.spacing_mm), config)
+
+
+@pytest.mark.parametrize(
+    ("centre_yx", "share"),
+    [((128, 16), 0.75), ((128, 240), 0.75), ((16, 128), 0.75), ((240, 128), 0.75), ((0, 256), 0.25)],
+)
+def test_what_lies_beside_the_frame_box_is_nothing(
+    centre_yx: tuple[float, float], share: float
+) -> None:
+    assert judge_beside(centre_yx, min_content=share - 0.05)
+    assert not judge_beside(centre_yx, min_content=share + 0.05)
+
+
+def test_what_lies_beside_the_frame_box_is_no_tissue() -> None:
+    assert judge_beside((128, 0), min_tissue=0.45, max_tissue=0.55)
+
+
+def test_a_crop_that_reaches_to_the_edges_of_the_frame_box_is_all_content() -> None:
+    assert judge_beside((32, 224), min_content=1, min_tissue=1)
+
+
 def test_references_are_not_drawn_where_there_is_nothing() -> None:
     empty = dataclasses.replace(SCANS, thumbnail=lambda _: np.zeros((64, 128, 128), np.uint8))
     assert discover(empty, BASE) == []
