@@ -51,9 +51,7 @@ def _edges_mm(
     return (first - 0.5) * spacing, (last + 0.5) * spacing
 
 
-def _reach(
-    beyond: NDArray[np.int16], columns: NDArray[np.bool_], step: int, least: float
-) -> int:
+def _reach(beyond: NDArray[np.int16], columns: NDArray[np.bool_], step: int, least: float) -> int:
     """How many voxels farther the body goes than its outermost coarse row.
 
     beyond

@@ -143,7 +143,7 @@ class Survey:
     def _lay_out_scans(self, client: Client, num_scans: int) -> None:
         tables = self.catalogue.scan_tables()
         tables["patient"], tables["split"] = split_persons(
-            tables.pop("person"), self.config, tables.pop("wanted_split")
+            **self.catalogue.claims(), config=self.config
         )
         for name, values in tables.items():
             self.writer.write_table(f"scans/{name}", values)
