@@ -136,16 +136,26 @@ class Catalogue:
         self._commit_now_and_then()
 
     def spread(self) -> list[tuple[Series, ...]]:
-        """Those DICOM series that lie in several folders, as their parts."""
-        may_join = f"(reason IS NULL OR reason IN {OF_PARTS}) AND scan_id IS NULL AND uid != ''"
-        parts = self._db.execute(
+        """Those DICOM series that lie in several folders, as their parts.
+
+        Parts that a manifest leaves out are among them, last, where the listed ones are no scan
+        by themselves.
+        """
+        listed = f"(reason IS NULL OR reason IN {OF_PARTS})"
+        may_join = f"(reason = '{NOT_LISTED}' OR {listed}) AND scan_id IS NULL AND uid != ''"
+        rows = self._db.execute(
             f"SELECT uid, key FROM series WHERE {may_join} AND uid IN (SELECT uid FROM series"
-            f" WHERE {may_join} GROUP BY uid HAVING count(*) > 1) ORDER BY uid, files"
+            f" WHERE {may_join} GROUP BY uid HAVING count(*) > 1 AND sum({listed}) > 0)"
+            f" ORDER BY uid, reason IS NOT NULL AND reason = '{NOT_LISTED}', files"
         ).fetchall()
-        return [
-            tuple(self._series("key = ?", key) for _, key in group)
-            for _, group in itertools.groupby(parts, key=lambda part: part[0])
-        ]
+        found = []
+        for _, group in itertools.groupby(rows, key=lambda row: row[0]):
+            parts = [self._series("key = ?", key) for _, key in group]
+            if any(part.reason is None for part in parts):
+                parts = [part for part in parts if part.reason != NOT_LISTED]
+            if len(parts) > 1:
+                found.append(tuple(parts))
+        return found
 
     def choose(self) -> None:
         """Set all but one series of each study aside: the thinnest axial one stays."""

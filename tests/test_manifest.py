@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -168,9 +169,72 @@ def test_patients_alone_say_who_is_for_validation(studies: Path, tmp_path: Path)
     assert [one.reason for one in found] == [one.reason for one in series]
 
 
+def listed_in(manifest: Manifest, archive: Path) -> dict[str, int | None]:
+    """Split of the series that are used, by folder."""
+    found = [one for one in manifest.apply(series_of(archive)) if one.reason is None]
+    return {Path(one.files[0]).parent.name: one.split for one in found}
+
+
+@pytest.mark.parametrize("place", [0, 7, -1])
+def test_any_file_of_a_series_stands_for_all_of_it(
+    studies: Path, tmp_path: Path, place: int
+) -> None:
+    name = sorted(file.name for file in (studies / "thick").iterdir())[place]
+    listed = manifest_of(tmp_path, studies, f"path,split\nthick/{name},validation\n")
+    assert listed_in(listed, studies) == {"thick": 1}
+    assert listed.unused() == []
+
+
+def test_a_line_nearer_to_a_file_counts_more_than_one_of_a_folder_above(
+    studies: Path, tmp_path: Path
+) -> None:
+    text = f"path,split\n{studies},train\nthick,validation\n"
+    found = listed_in(manifest_of(tmp_path, studies, text), studies)
+    assert (found["thick"], found["phantom-0001"]) == (1, 0)
+
+
+def test_a_linked_file_is_listed_by_the_folder_of_its_link(studies: Path, tmp_path: Path) -> None:
+    links = tmp_path / "links"
+    links.mkdir()
+    for file in (studies / "thick").iterdir():
+        (links / file.name).symlink_to(file)
+    assert listed_in(manifest_of(tmp_path, links, "path\nlinks\n"), links) == {"links": None}
+
+
+def test_lines_that_name_files_of_one_series_must_say_the_same(
+    studies: Path, tmp_path: Path
+) -> None:
+    one, other = sorted(file.name for file in (studies / "thick").iterdir())[:2]
+    text = f"path,split\nscout,\nthick/{one},train\nthick/{other},"
+    with pytest.raises(ManifestError, match="lines 3 and 4: they name files of one series"):
+        manifest_of(tmp_path, studies, f"{text}validation\n").apply(series_of(studies))
+    assert listed_in(manifest_of(tmp_path, studies, f"{text}train\n"), studies) == {"thick": 0}
+
+
+def test_lines_without_a_series_are_shown(studies: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "list.csv").write_text("path\nthick\nempty\n")
+    found = dry_run(studies, "--manifest", tmp_path / "list.csv", "--config", few(studies))
+    assert found[tmp_path.name] == "manifest line without a series"
+    assert Counter(found.values())["manifest line without a series"] == 1
+
+
+def test_a_patient_of_whom_there_is_no_series_is_shown(studies: Path, tmp_path: Path) -> None:
+    header = pydicom.dcmread(next(iter((studies / "phantom-0001").iterdir())))
+    text = f"patient,split\n{header.PatientID},train\nNobody,validation\n"
+    listed = manifest_of(tmp_path, studies, text)
+    listed.apply(series_of(studies))
+    assert [one.detail for one in listed.unused()] == ["line 3"]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        (
+            "path,split\nthick,train\nscout,train\n./scout/../thick,validation\n",
+            ["line 4", "this path is in line 2, too"],
+        ),
+        ("path,patient\nthick,A\nthick,B\n", ["line 3", "this path is in line 2, too"]),
         ("", ["first line must name columns"]),
         ("split\ntrain\n", ["first line must name columns"]),
         ("path,age\nx,3\n", ["first line must name columns"]),
