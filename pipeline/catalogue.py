@@ -136,16 +136,26 @@ class Catalogue:
         self._commit_now_and_then()
 
     def spread(self) -> list[tuple[Series, ...]]:
-        """Those DICOM series that lie in several folders, as their parts."""
-        may_join = f"(reason IS NULL OR reason IN {OF_PARTS}) AND scan_id IS NULL AND uid != ''"
-        parts = self._db.execute(
+        """Those DICOM series that lie in several folders, as their parts.
+
+        Parts that a manifest leaves out are among them, last, where the listed ones are no scan
+        by themselves.
+        """
+        listed = f"(reason IS NULL OR reason IN {OF_PARTS})"
+        may_join = f"(reason = '{NOT_LISTED}' OR {listed}) AND scan_id IS NULL AND uid != ''"
+        rows = self._db.execute(
             f"SELECT uid, key FROM series WHERE {may_join} AND uid IN (SELECT uid FROM series"
-            f" WHERE {may_join} GROUP BY uid HAVING count(*) > 1) ORDER BY uid, files"
+            f" WHERE {may_join} GROUP BY uid HAVING count(*) > 1 AND sum({listed}) > 0)"
+            f" ORDER BY uid, reason IS NOT NULL AND reason = '{NOT_LISTED}', files"
         ).fetchall()
-        return [
-            tuple(self._series("key = ?", key) for _, key in group)
-            for _, group in itertools.groupby(parts, key=lambda part: part[0])
-        ]
+        found = []
+        for _, group in itertools.groupby(rows, key=lambda row: row[0]):
+            parts = [self._series("key = ?", key) for _, key in group]
+            if any(part.reason is None for part in parts):
+                parts = [part for part in parts if part.reason != NOT_LISTED]
+            if len(parts) > 1:
+                found.append(tuple(parts))
+        return found
 
     def choose(self) -> None:
         """Set all but one series of each study aside: the thinnest axial one stays."""
@@ -274,21 +284,39 @@ class Catalogue:
         return self.count("scan_row IS NOT NULL")
 
     def scan_tables(self) -> dict[str, NDArray[Any]]:
-        """Tables of the accepted scans in row order: `id`, `spacing_mm`, `size`, `frame_mm`.
-
-        And `person`, an opaque word that scans of one person share, and `wanted_split`: 0, 1,
-        or -1 where no manifest says.
-        """
+        """Tables of the accepted scans in row order: `id`, `spacing_mm`, `size`, `frame_mm`."""
         rows = self._db.execute(
-            "SELECT scan_id, spacing_mm, size, frame_mm, patient, split FROM series"
+            "SELECT scan_id, spacing_mm, size, frame_mm FROM series"
             " WHERE scan_row IS NOT NULL ORDER BY scan_row"
         ).fetchall()
-        ids, spacing, size, frame, person, split = zip(*rows, strict=True)
+        ids, spacing, size, frame = zip(*rows, strict=True)
         return {
             "id": np.array([int(i, 16) for i in ids], np.uint64),
             "spacing_mm": np.array([json.loads(s) for s in spacing], np.float64),
             "size": np.array([json.loads(s) for s in size], np.int32),
             "frame_mm": np.array([json.loads(f) for f in frame], np.float64),
+        }
+
+    def claims(self) -> dict[str, NDArray[Any]]:
+        """Whose the accepted scans are, by every series that holds one: also by rejected copies.
+
+        `scan`, a row; `person`, an opaque word; `wanted_split`: 0, 1, or -1 where no manifest says.
+        A scan has as many lines as different series say different things of it.
+        """
+        of_copies = (
+            "SELECT kept.scan_row, copy.patient, copy.split FROM series AS copy"
+            " JOIN series AS kept ON kept.scan_id = copy.scan_id WHERE kept.scan_row IS NOT NULL"
+        )
+        of_parts = (  # folders of one series: all but the first have no scan of their own
+            "SELECT kept.scan_row, part.patient, part.split FROM series AS part"
+            " JOIN series AS whole ON whole.uid = part.uid"
+            " JOIN series AS kept ON kept.scan_id = whole.scan_id WHERE kept.scan_row IS NOT NULL"
+            f" AND part.uid != '' AND part.reason IN ('{JOINED}', '{DUPLICATE}')"
+        )
+        rows = self._db.execute(f"{of_copies} UNION {of_parts} ORDER BY 1, 2, 3").fetchall()
+        scan, person, split = zip(*rows, strict=True)
+        return {
+            "scan": np.array(scan, np.int64),
             "person": np.array(person),
             "wanted_split": np.array([-1 if s is None else s for s in split], np.int8),
         }

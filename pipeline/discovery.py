@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from pipeline.config import PrepareConfig
 from pipeline.neighbours import Neighbours
@@ -151,10 +153,11 @@ def has_content(
         Centre and step of the crop in mm.
 
     Judged on the thumbnail, sampled at the crop's own grid (nearest), with `tissue_depth - 1`
-    more slices towards the head.
+    more slices towards the head. What lies in front of, behind or beside the box is neither
+    content nor tissue; along z the box is the scan, whose last slice is repeated.
     """
     depth = config.tissue_depth
-    index = []
+    index, inside = [], []
     for axis, num in enumerate(config.shape):
         # in-plane every other sample: the thumbnail is coarser than that
         sample = np.arange(0, num + (depth - 1 if axis == 0 else 0), 1 if axis == 0 else 2)
@@ -162,12 +165,14 @@ def has_content(
         share = (mm - box[0, axis]) / (box[1, axis] - box[0, axis])
         n = thumbnail.shape[axis]
         index.append(np.clip(np.floor(share * n).astype(int), 0, n - 1))
+        inside.append((share >= 0) & (share <= 1))
     low, high = config.window_hu
     hu = thumbnail[np.ix_(*index)] * ((high - low) / 255) + low
-    tissue = hu >= config.tissue_hu
+    in_box = inside[1][:, None] & inside[2]  # (Y, X)
+    tissue = in_box & (hu >= config.tissue_hu)
     num = config.shape[0]
     tissue = np.logical_or.reduce([tissue[d : d + num] for d in range(depth)])
-    content = (hu[:num] >= config.air_hu).mean()
+    content = (in_box & (hu >= config.air_hu))[:num].mean()
     return bool(
         config.min_tissue <= tissue.mean() <= config.max_tissue and content >= config.min_content
     )
@@ -298,35 +303,49 @@ def row_tables(
 
 
 def split_persons(
-    person: NDArray[Any], config: PrepareConfig, wanted_split: NDArray[Any] | None = None
+    *,
+    scan: NDArray[np.integer[Any]],
+    person: NDArray[Any],
+    wanted_split: NDArray[np.integer[Any]],
+    config: PrepareConfig,
 ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
     """Number the persons and choose those whose scans are for validation.
 
-    person
-        (N,) an opaque word per scan, in the order of the scans' pseudonyms.
-    wanted_split
-        (N,) 0 or 1 where it is given for the scan's person, -1 where it is to be drawn.
+    scan, person, wanted_split
+        (M,) claims: the row of a scan, an opaque word for a person whose it is said to be, and 0
+        or 1 where the scan is said to be for a split, else -1. Every one of N scans has one claim
+        at least. Those who hold the same scan are one person, and so on through others' scans.
 
     Returns (N,) `patient` and `split`. Persons are numbered by their first scan, so that no
     header shapes the numbers. At least one person is left for training. Raises SemgenError
     when a person is wanted in both splits, or everyone in one for validation.
     """
-    first: dict[Any, int] = {}
-    patient = np.array([first.setdefault(word, len(first)) for word in person.tolist()], np.int32)
-    given = np.full(len(first), -1)
-    if wanted_split is not None:
-        for number, split in zip(patient, wanted_split, strict=True):
-            if split >= 0 and given[number] not in (-1, split):
-                raise SemgenError(f"the manifest wants one person in both splits; {_MEND}")
-            given[number] = max(given[number], split)
-    if (given == 1).all():
+    num_scans = int(scan.max()) + 1
+    words, word = np.unique(person, return_inverse=True)
+    size = num_scans + len(words)
+    held = coo_array((np.ones(len(scan), bool), (scan, num_scans + word)), shape=(size, size))
+    _, group = connected_components(held, directed=False)
+    first: dict[int, int] = {}
+    patient = np.array(
+        [first.setdefault(g, len(first)) for g in group[:num_scans].tolist()], np.int32
+    )
+    in_train, in_validation = (
+        np.isin(np.arange(len(first)), patient[scan[wanted_split == split]]) for split in (0, 1)
+    )
+    if (in_train & in_validation).any():
+        raise SemgenError(
+            "the manifest wants one person in both splits, that is, scans of one PatientID or"
+            " patient, or of several who hold the same scan (semgen inspect STORE --paths names"
+            f" duplicates); persons concerned: {(in_train & in_validation).sum()}; {_MEND}"
+        )
+    if in_validation.all():
         raise SemgenError(f"the manifest leaves no person for training; {_MEND}")
     wanted = round(config.validation_fraction * len(first))
     if config.validation_fraction > 0:
         wanted = max(1, wanted)
-    num_given = int((given == 1).sum())
+    num_given = int(in_validation.sum())
     wanted = max(0, min(wanted - num_given, len(first) - num_given - 1))
-    rng = np.random.default_rng([config.seed, _PERSONS])
-    order = rng.permutation(len(first))
-    chosen = np.concatenate([order[given[order] == -1][:wanted], np.flatnonzero(given == 1)])
+    order = np.random.default_rng([config.seed, _PERSONS]).permutation(len(first))
+    free = ~(in_train | in_validation)
+    chosen = np.concatenate([order[free[order]][:wanted], np.flatnonzero(in_validation)])
     return patient, np.isin(patient, chosen).astype(np.uint8)

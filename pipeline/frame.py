@@ -28,12 +28,41 @@ def frame_box(volume: Volume, frame: str) -> NDArray[np.float64]:
     mask = _body_mask(coarse)
     if not mask.any():
         return box
-    for axis, others in ((1, (0, 2)), (2, (0, 1))):
-        profile = mask.sum(axis=others)
-        inside = np.flatnonzero(profile > _EDGE_SHARE * profile.max())
-        low, high = np.array([inside[0], inside[-1] + 1]) * coarse.spacing_mm[axis] + box[0, axis]
-        box[:, axis] = low, min(box[1, axis], high)
+    for axis in (1, 2):
+        box[:, axis] = _edges_mm(volume, coarse, mask, axis)
     return box
+
+
+def _edges_mm(
+    volume: Volume, coarse: Volume, mask: NDArray[np.bool_], axis: int
+) -> tuple[float, float]:
+    """Where the body begins and ends along an axis: on the coarse grid, then to the voxel."""
+    steps = [round(c / s) for c, s in zip(coarse.spacing_mm, volume.spacing_mm, strict=True)]
+    step, steps[axis] = steps[axis], 1
+    fine = np.moveaxis(volume.hu[tuple(slice(None, None, s) for s in steps)], axis, 0)
+    rows = np.moveaxis(mask, axis, 0)
+    width = rows.sum(axis=(1, 2))
+    least = _EDGE_SHARE * width.max()
+    inside = np.flatnonzero(width > least)
+    first, last = int(inside[0]) * step, int(inside[-1]) * step
+    first -= _reach(fine[max(0, first - step) : first][::-1], rows[inside[0]], step, least)
+    last += _reach(fine[last + 1 : last + 1 + step], rows[inside[-1]], step, least)
+    spacing = volume.spacing_mm[axis]
+    return (first - 0.5) * spacing, (last + 0.5) * spacing
+
+
+def _reach(beyond: NDArray[np.int16], columns: NDArray[np.bool_], step: int, least: float) -> int:
+    """How many voxels farther the body goes than its outermost coarse row.
+
+    beyond
+        The rows from there outwards, up to the next coarse one.
+    columns
+        The body in its outermost coarse row.
+    """
+    solid = np.logical_and.accumulate(beyond[:, columns] > _BODY_HU, axis=0)
+    if len(solid) == step:  # what reaches the next coarse row was opened away: it is no body
+        solid &= ~solid[-1]
+    return int(np.count_nonzero(solid.sum(axis=1) > least))
 
 
 def _body_mask(coarse: Volume) -> NDArray[np.bool_]:

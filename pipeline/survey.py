@@ -21,7 +21,7 @@ from pipeline.catalogue import Catalogue, Surveyed, thumbnail_path
 from pipeline.cluster import raise_if_failed, run_bounded
 from pipeline.config import PrepareConfig
 from pipeline.discovery import split_persons
-from pipeline.manifest import Manifest
+from pipeline.manifest import Manifest, taken
 from pipeline.tasks import collect_thumbnails, save_thumbnail, survey_series
 from store.format import THUMBNAIL_SHAPE
 from store.reader import PatchStore
@@ -47,7 +47,9 @@ def list_series(
             found = read_folder(folder, config)
             catalogue.add(listed.apply(found) if listed else found)
         for parts in catalogue.spread():
-            catalogue.add(join_parts(parts, config), again=True)
+            catalogue.add(taken(parts, join_parts(parts, config)), again=True)
+        if listed:
+            catalogue.add(listed.unused())
         if config.one_per_study:
             catalogue.choose()
         yield from catalogue.listing()
@@ -108,9 +110,11 @@ class Survey:
                 self.catalogue.add(self.manifest.apply(series) if self.manifest else series)
                 advance(1)
             spread = self.catalogue.spread()
-            for _, joined in run_bounded(client, join_parts, spread, self.config):
+            for parts, joined in run_bounded(client, join_parts, spread, self.config):
                 if not isinstance(joined, BaseException):  # else the parts stay as they are
-                    self.catalogue.add(joined, again=True)
+                    self.catalogue.add(taken(parts, joined), again=True)
+            if self.manifest:
+                self.catalogue.add(self.manifest.unused())
             self.catalogue.commit()
 
     def _reuse(self, store: Path) -> None:
@@ -143,7 +147,7 @@ class Survey:
     def _lay_out_scans(self, client: Client, num_scans: int) -> None:
         tables = self.catalogue.scan_tables()
         tables["patient"], tables["split"] = split_persons(
-            tables.pop("person"), self.config, tables.pop("wanted_split")
+            **self.catalogue.claims(), config=self.config
         )
         for name, values in tables.items():
             self.writer.write_table(f"scans/{name}", values)

@@ -417,6 +417,39 @@ def test_tissue_towards_the_head_counts_as_deep_as_the_settings_say() -> None:
     assert judge(place_z=103, min_tissue=0.01, tissue_depth=3)
 
 
+def judge_beside(centre_yx: tuple[float, float], **settings: float) -> bool:
+    """Judge a crop of 48 x 64 x 64 mm in a box of 256 mm that is tissue up to its edges."""
+    thumbnail = np.full((64, 128, 128), SOFT, np.uint8)
+    config = dataclasses.replace(BASE, **{"min_content": 0, **settings})
+    place = np.array([128, *centre_yx])
+    return has_content(thumbnail, BOX, place, np.array(BASE.spacing_mm), config)
+
+
+@pytest.mark.parametrize(
+    ("centre_yx", "share"),
+    [
+        ((128, 16), 0.75),
+        ((128, 240), 0.75),
+        ((16, 128), 0.75),
+        ((240, 128), 0.75),
+        ((0, 256), 0.25),
+    ],
+)
+def test_what_lies_beside_the_frame_box_is_nothing(
+    centre_yx: tuple[float, float], share: float
+) -> None:
+    assert judge_beside(centre_yx, min_content=share - 0.05)
+    assert not judge_beside(centre_yx, min_content=share + 0.05)
+
+
+def test_what_lies_beside_the_frame_box_is_no_tissue() -> None:
+    assert judge_beside((128, 0), min_tissue=0.45, max_tissue=0.55)
+
+
+def test_a_crop_that_reaches_to_the_edges_of_the_frame_box_is_all_content() -> None:
+    assert judge_beside((32, 224), min_content=1, min_tissue=1)
+
+
 def test_references_are_not_drawn_where_there_is_nothing() -> None:
     empty = dataclasses.replace(SCANS, thumbnail=lambda _: np.zeros((64, 128, 128), np.uint8))
     assert discover(empty, BASE) == []
@@ -427,11 +460,23 @@ def test_references_are_not_drawn_where_there_is_nothing() -> None:
 PERSONS = np.array(["d", "a", "a", "c", "d", "b", "e", "f", "f", "f"])
 
 
+def split(
+    person: Any, *, scan: Any = None, seed: int = 0, fraction: float = 0.4
+) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+    """Patient and split, drawn; a scan each unless `scan` says which."""
+    return split_persons(
+        scan=np.arange(len(person)) if scan is None else np.array(scan),
+        person=np.array(person),
+        wanted_split=np.full(len(person), -1),
+        config=PrepareConfig(seed=seed, validation_fraction=fraction),
+    )
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_persons_scans_are_never_in_both_splits(seed: int) -> None:
-    _, split = split_persons(PERSONS, PrepareConfig(seed=seed, validation_fraction=0.4))
+    _, found = split(PERSONS, seed=seed)
     for person in set(PERSONS.tolist()):
-        assert len(set(split[person == PERSONS].tolist())) == 1
+        assert len(set(found[person == PERSONS].tolist())) == 1
 
 
 @pytest.mark.parametrize(
@@ -440,21 +485,40 @@ def test_a_persons_scans_are_never_in_both_splits(seed: int) -> None:
 def test_validation_has_its_share_of_persons_and_training_at_least_one(
     fraction: float, persons: int
 ) -> None:
-    _, split = split_persons(PERSONS, PrepareConfig(validation_fraction=fraction))
-    assert len(set(PERSONS[split == 1].tolist())) == persons
+    _, found = split(PERSONS, fraction=fraction)
+    assert len(set(PERSONS[found == 1].tolist())) == persons
 
 
 def test_the_only_person_is_trained_on() -> None:
-    _, split = split_persons(np.array(["a", "a"]), PrepareConfig(validation_fraction=0.5))
-    assert split.tolist() == [0, 0]
+    assert split(["a", "a"], fraction=0.5)[1].tolist() == [0, 0]
 
 
 def test_persons_are_numbered_in_the_order_of_their_scans_whatever_they_are_called() -> None:
-    patient, split = split_persons(PERSONS, PrepareConfig(validation_fraction=0.4))
+    patient, found = split(PERSONS)
     assert patient.tolist() == [0, 1, 1, 2, 0, 3, 4, 5, 5, 5]
-    renamed = np.array([f"{255 - ord(word)}" for word in PERSONS.tolist()])
-    others = split_persons(renamed, PrepareConfig(validation_fraction=0.4))
-    np.testing.assert_array_equal((patient, split), others)
+    renamed = [f"{255 - ord(word)}" for word in PERSONS.tolist()]
+    np.testing.assert_array_equal((patient, found), split(renamed))
+
+
+SHARED: list[tuple[int, str]] = [
+    (0, "a"), (1, "b"), (2, "c"), (3, "b"), (3, "c"), (4, "d"), (5, "a"), (6, "c"), (6, "e"),
+    (7, "e"), (8, "f"),
+]  # fmt: skip
+"""Claims: b and c hold scan 3, c and e scan 6, so that b, c and e are one person."""
+
+
+def test_those_who_hold_the_same_scan_are_one_person_also_through_others() -> None:
+    scan, person = zip(*SHARED, strict=True)
+    patient, _ = split(person, scan=scan)
+    assert patient.tolist() == [0, 1, 1, 1, 2, 0, 1, 1, 3]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_order_of_the_claims_does_not_matter(seed: int) -> None:
+    scan, person = zip(*SHARED, strict=True)
+    order = np.random.default_rng(seed).permutation(len(SHARED))
+    shuffled = split(np.array(person)[order], scan=np.array(scan)[order], seed=seed)
+    np.testing.assert_array_equal(shuffled, split(person, scan=scan, seed=seed))
 
 
 # Neighbours --------------------------------------------------------------------------------------

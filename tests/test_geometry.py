@@ -198,6 +198,15 @@ def test_a_thumbnail_spans_the_box_from_edge_to_edge() -> None:
     np.testing.assert_allclose(hu, np.tile(np.arange(16, 48) * 20 - 500, (4, 1)), atol=4)
 
 
+def test_a_thumbnail_of_a_fine_scan_that_is_thinned_is_not_shifted() -> None:
+    y = np.indices((8, 256, 256))[1]
+    ramp = Volume(hu=(y * 7 - 900).astype(np.int16), spacing_mm=(3, 0.4, 0.4))
+    thumbnail = make_thumbnail(ramp, ramp.edges_mm, (8, 32, 32), PrepareConfig())
+    hu = thumbnail[:, 2:-2].mean(axis=(0, 2)) / 255 * 2000 - 1000
+    centres = (np.arange(2, 30) + 0.5) * 8 - 0.5  # of the thumbnail's voxels, in the scan's
+    np.testing.assert_allclose(hu, centres * 7 - 900, atol=4)
+
+
 # Orientation -------------------------------------------------------------------------------------
 
 
@@ -300,7 +309,54 @@ def test_both_legs_are_in_the_body_frame() -> None:
         hu=np.where(np.tile(legs, (20, 1, 1)), 40, -1000).astype(np.int16), spacing_mm=(4, 2, 2)
     )
     low, high = frame_box(volume, "body")
-    np.testing.assert_allclose([low[2], high[2]], [2 * 25, 2 * 175], atol=8)
+    np.testing.assert_allclose([low[2], high[2]], [2 * 25, 2 * 175], atol=1.01)
+
+
+def ellipse(centre_mm: NDArray[Any], half_mm: NDArray[Any], pixel_mm: float) -> Volume:
+    """An upright elliptic cylinder of water in air, y and x in mm."""
+    y, x = (np.arange(round(side / pixel_mm)) * pixel_mm for side in (320, 400))
+    inside = np.hypot((y[:, None] - centre_mm[0]) / half_mm[0], (x - centre_mm[1]) / half_mm[1]) < 1
+    hu = np.where(np.tile(inside, (6, 1, 1)), 0, -1000).astype(np.int16)
+    return Volume(hu=hu, spacing_mm=(12.0, pixel_mm, pixel_mm))
+
+
+@cache
+def ellipse_errors(pixel_mm: float) -> NDArray[np.float64]:
+    """(ellipses, low or high, y or x) found minus true edge of the body frame in mm."""
+    errors = []
+    for rng in map(np.random.default_rng, range(20)):
+        half_mm = rng.uniform([80, 110], [110, 150])
+        centre_mm = np.array([160, 200]) + rng.uniform(-6, 6, 2)
+        box = frame_box(ellipse(centre_mm, half_mm, pixel_mm), "body")
+        errors.append(box[:, 1:] - [centre_mm - half_mm, centre_mm + half_mm])
+    return np.array(errors)
+
+
+every_pixel_size = pytest.mark.parametrize("pixel_mm", [0.4, 0.55, 0.7, 0.85, 0.977, 1.1, 1.2])
+
+
+@every_pixel_size
+def test_the_body_frame_is_shifted_to_no_side_whatever_the_pixel_size(pixel_mm: float) -> None:
+    np.testing.assert_allclose(ellipse_errors(pixel_mm).mean(axis=0), 0, atol=0.2)
+
+
+@every_pixel_size
+def test_each_edge_of_the_body_frame_is_true_to_half_a_voxel(pixel_mm: float) -> None:
+    assert np.abs(ellipse_errors(pixel_mm)).max() < 0.5 * pixel_mm + 0.1
+
+
+def test_a_body_that_the_scan_cuts_off_is_framed_at_the_scans_edge() -> None:
+    cut_off = ellipse(np.array([20.3, 395.2]), np.array([90, 110]), 0.7)
+    box, edges = frame_box(cut_off, "body"), cut_off.edges_mm
+    assert (box[0, 1], box[1, 2]) == (edges[0, 1], edges[1, 2])
+
+
+def test_something_narrow_that_touches_the_body_moves_its_frame_by_4_mm_at_most() -> None:
+    body = ellipse(np.array([160.0, 200]), np.array([90, 130]), 0.8)
+    hu = body.hu.copy()
+    hu[:, 300:340, 240:252] = 0  # 10 mm wide, from within the body to 20 mm behind it
+    touched = replace(body, hu=hu)
+    np.testing.assert_allclose(frame_box(touched, "body"), frame_box(body, "body"), atol=4.01)
 
 
 @pytest.mark.parametrize("name", [*REAL, "LungFCP-01-0001", "CRLM-CT-1004"])

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 from click.testing import CliRunner
+from numpy.typing import NDArray
 
 from cli import main
 from pipeline.archive import Series, find_folders, person_key, read_folder
@@ -18,6 +20,7 @@ from pipeline.config import PrepareConfig
 from pipeline.discovery import split_persons
 from pipeline.manifest import Manifest, ManifestError
 from pipeline.phantom import write_archive
+from store.errors import SemgenError
 
 THIN = Series(
     key="thin", kind="dicom", files=("/a/1", "/a/2"), patient="p", study="s", slice_gap_mm=1.0
@@ -166,9 +169,72 @@ def test_patients_alone_say_who_is_for_validation(studies: Path, tmp_path: Path)
     assert [one.reason for one in found] == [one.reason for one in series]
 
 
+def listed_in(manifest: Manifest, archive: Path) -> dict[str, int | None]:
+    """Split of the series that are used, by folder."""
+    found = [one for one in manifest.apply(series_of(archive)) if one.reason is None]
+    return {Path(one.files[0]).parent.name: one.split for one in found}
+
+
+@pytest.mark.parametrize("place", [0, 7, -1])
+def test_any_file_of_a_series_stands_for_all_of_it(
+    studies: Path, tmp_path: Path, place: int
+) -> None:
+    name = sorted(file.name for file in (studies / "thick").iterdir())[place]
+    listed = manifest_of(tmp_path, studies, f"path,split\nthick/{name},validation\n")
+    assert listed_in(listed, studies) == {"thick": 1}
+    assert listed.unused() == []
+
+
+def test_a_line_nearer_to_a_file_counts_more_than_one_of_a_folder_above(
+    studies: Path, tmp_path: Path
+) -> None:
+    text = f"path,split\n{studies},train\nthick,validation\n"
+    found = listed_in(manifest_of(tmp_path, studies, text), studies)
+    assert (found["thick"], found["phantom-0001"]) == (1, 0)
+
+
+def test_a_linked_file_is_listed_by_the_folder_of_its_link(studies: Path, tmp_path: Path) -> None:
+    links = tmp_path / "links"
+    links.mkdir()
+    for file in (studies / "thick").iterdir():
+        (links / file.name).symlink_to(file)
+    assert listed_in(manifest_of(tmp_path, links, "path\nlinks\n"), links) == {"links": None}
+
+
+def test_lines_that_name_files_of_one_series_must_say_the_same(
+    studies: Path, tmp_path: Path
+) -> None:
+    one, other = sorted(file.name for file in (studies / "thick").iterdir())[:2]
+    text = f"path,split\nscout,\nthick/{one},train\nthick/{other},"
+    with pytest.raises(ManifestError, match="lines 3 and 4: they name files of one series"):
+        manifest_of(tmp_path, studies, f"{text}validation\n").apply(series_of(studies))
+    assert listed_in(manifest_of(tmp_path, studies, f"{text}train\n"), studies) == {"thick": 0}
+
+
+def test_lines_without_a_series_are_shown(studies: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "list.csv").write_text("path\nthick\nempty\n")
+    found = dry_run(studies, "--manifest", tmp_path / "list.csv", "--config", few(studies))
+    assert found[tmp_path.name] == "manifest line without a series"
+    assert Counter(found.values())["manifest line without a series"] == 1
+
+
+def test_a_patient_of_whom_there_is_no_series_is_shown(studies: Path, tmp_path: Path) -> None:
+    header = pydicom.dcmread(next(iter((studies / "phantom-0001").iterdir())))
+    text = f"patient,split\n{header.PatientID},train\nNobody,validation\n"
+    listed = manifest_of(tmp_path, studies, text)
+    listed.apply(series_of(studies))
+    assert [one.detail for one in listed.unused()] == ["line 3"]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        (
+            "path,split\nthick,train\nscout,train\n./scout/../thick,validation\n",
+            ["line 4", "this path is in line 2, too"],
+        ),
+        ("path,patient\nthick,A\nthick,B\n", ["line 3", "this path is in line 2, too"]),
         ("", ["first line must name columns"]),
         ("split\ntrain\n", ["first line must name columns"]),
         ("path,age\nx,3\n", ["first line must name columns"]),
@@ -190,20 +256,88 @@ def test_a_wrong_manifest_is_told_by_its_line(
     assert [word for word in words if word not in str(told.value)] == []
 
 
+def split(
+    person: list[str], wanted: list[int], fraction: float = 0.1
+) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+    """Patient and split of a scan for each word."""
+    return split_persons(
+        scan=np.arange(len(person)),
+        person=np.array(person),
+        wanted_split=np.array(wanted),
+        config=PrepareConfig(validation_fraction=fraction),
+    )
+
+
 def test_splits_follow_the_manifest_and_the_rest_is_drawn() -> None:
-    person = np.array(list("aabcdefghij"))
-    wanted = np.array([1, 1, 0, -1, -1, -1, -1, -1, -1, -1, -1])
-    config = PrepareConfig(validation_fraction=0.3)
-    _, split = split_persons(person, config, wanted)
-    assert split[:3].tolist() == [1, 1, 0]
-    assert split.sum() == 4  # three of ten persons, one of them with two scans
+    _, found = split(list("aabcdefghij"), [1, 1, 0, -1, -1, -1, -1, -1, -1, -1, -1], 0.3)
+    assert found[:3].tolist() == [1, 1, 0]
+    assert found.sum() == 4  # three of ten persons, one of them with two scans
 
 
 def test_one_person_cannot_be_in_both_splits() -> None:
-    with pytest.raises(ValueError, match="one person in both splits"):
-        split_persons(np.array(["a", "a"]), PrepareConfig(), np.array([0, 1]))
+    with pytest.raises(SemgenError, match="one person in both splits"):
+        split(["a", "a"], [0, 1])
 
 
 def test_someone_must_be_left_for_training() -> None:
-    with pytest.raises(ValueError, match="no person for training"):
-        split_persons(np.array(["a", "b"]), PrepareConfig(), np.array([1, 1]))
+    with pytest.raises(SemgenError, match="no person for training"):
+        split(["a", "b"], [1, 1])
+
+
+# Copies ------------------------------------------------------------------------------------------
+
+FIRST = replace(THIN, key="a", study="a", patient="Anna")
+COPY = replace(THIN, key="b", study="b", patient="Berta")
+OTHER_OF_BERTA = replace(THIN, key="c", study="c", patient="Berta")
+STRANGER = replace(THIN, key="d", study="d", patient="Dora")
+HELD = {"a": 7, "b": 7, "c": 3, "d": 9}  # scans by series: Anna and Berta hold scan 7
+
+
+def survey(catalogue: Catalogue, series: list[Series], *, seed: int = 0) -> dict[int, tuple]:
+    """(person, split) by scan, once all these series were read."""
+    catalogue.add(series)
+    for one in series:
+        if one.reason is None:
+            size = {"spacing_mm": (1.0, 1.0, 1.0), "size": (9, 9, 9), "frame_mm": ((0.0,) * 3,) * 2}
+            catalogue.record(Surveyed(key=one.key, scan_id=HELD[one.key], **size))
+    catalogue.reject_duplicates()
+    catalogue.number_scans()
+    config = PrepareConfig(seed=seed, validation_fraction=0.5)
+    found = split_persons(**catalogue.claims(), config=config)
+    rows = zip(*(values.tolist() for values in found), strict=True)
+    return dict(zip(catalogue.scan_tables()["id"].tolist(), rows, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_two_who_hold_one_identical_scan_are_one_person(catalogue: Catalogue, seed: int) -> None:
+    found = survey(catalogue, [FIRST, COPY, OTHER_OF_BERTA, STRANGER], seed=seed)
+    assert found[7] == found[3]
+    assert found[9][0] != found[3][0]
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_which_of_two_copies_is_kept_shapes_neither_persons_nor_splits(
+    catalogue: Catalogue, swapped: bool
+) -> None:
+    kept = {False: FIRST, True: replace(COPY, key="a")}
+    copy = {False: COPY, True: replace(FIRST, key="b")}
+    found = survey(catalogue, [kept[swapped], copy[swapped], OTHER_OF_BERTA, STRANGER])
+    assert found == {3: (0, 1), 7: (0, 1), 9: (1, 0)}
+
+
+def test_the_split_that_a_manifest_wants_for_a_copy_is_its_persons(catalogue: Catalogue) -> None:
+    found = survey(catalogue, [FIRST, replace(COPY, split=1), OTHER_OF_BERTA, STRANGER])
+    assert [found[scan][1] for scan in (3, 7, 9)] == [1, 1, 0]
+
+
+def test_two_who_hold_one_scan_cannot_be_wanted_in_both_splits(catalogue: Catalogue) -> None:
+    with pytest.raises(SemgenError, match=r"one person in both splits.*persons concerned: 1;"):
+        survey(catalogue, [replace(FIRST, split=0), replace(COPY, split=1), STRANGER])
+
+
+def test_two_who_hold_parts_of_one_series_are_one_person(catalogue: Catalogue) -> None:
+    whole = replace(FIRST, uid="one series")
+    for reason in ("joined", "duplicate"):
+        part = replace(COPY, key=reason, uid="one series", reason=reason)
+        found = survey(catalogue, [whole, part, OTHER_OF_BERTA, STRANGER])
+        assert found[7] == found[3] != found[9]

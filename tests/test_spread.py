@@ -12,6 +12,7 @@ import pytest
 from pipeline.archive import find_folders, join_parts, read_folder
 from pipeline.catalogue import Catalogue
 from pipeline.config import PrepareConfig
+from pipeline.manifest import ManifestError
 from pipeline.phantom import draw_phantom, write_dicom
 from pipeline.survey import list_series
 from pipeline.volume import read_volume
@@ -43,9 +44,9 @@ def spread(folder: Path, parts: list[list[Path]]) -> None:
     shutil.rmtree(folder)
 
 
-def fates(archive: Path) -> dict[str, tuple[int, str | None]]:
+def fates(archive: Path, manifest: Path | None = None) -> dict[str, tuple[int, str | None]]:
     """Number of files and reason, by folder."""
-    listed = list_series([archive], CONFIG, None)
+    listed = list_series([archive], CONFIG, manifest)
     return {Path(file).parent.name: (count, reason) for file, count, reason, _ in listed}
 
 
@@ -113,6 +114,38 @@ def test_listing_parts_again_changes_nothing(series: Path, tmp_path: Path) -> No
             found = [(count, reason) for _, count, reason, _ in catalogue.listing()]
             assert found == [(59, None), (29, "joined")]
             assert catalogue.reasons() == {}
+
+
+def list_csv(folder: Path, *lines: str) -> Path:
+    file = folder / "list.csv"
+    file.write_text("\n".join(("path,split", *lines, "")))
+    return file
+
+
+def test_a_manifest_line_for_one_file_stands_for_a_series_in_several_folders(series: Path) -> None:
+    files = by_position(series)
+    spread(series, [files[:8], files[8:20], files[20:22]])  # none is a scan by itself
+    listed = list_csv(series.parent, f"part1/{files[9].name},")
+    found = sorted((count, reason) for _, count, reason, _ in list_series(
+        [series.parent], CONFIG, listed))  # fmt: skip
+    assert found == [(2, "joined"), (8, "joined"), (22, None)]
+
+
+def test_a_scan_that_a_manifest_lists_is_not_joined_with_what_it_leaves_out(series: Path) -> None:
+    files = by_position(series)
+    spread(series, [files[:30], files[31:]])
+    assert fates(series.parent, list_csv(series.parent, "part1,")) == {
+        "part0": (30, "not in the manifest"),
+        "part1": (28, None),
+    }
+
+
+def test_the_folders_of_one_series_cannot_be_listed_for_both_splits(series: Path) -> None:
+    files = by_position(series)
+    spread(series, [files[:30], files[30:]])
+    listed = list_csv(series.parent, "part0,train", "part1,validation")
+    with pytest.raises(ManifestError, match="one DICOM series, which lies in several folders"):
+        fates(series.parent, listed)
 
 
 def test_a_store_of_spread_series_is_the_same_store(
