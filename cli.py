@@ -9,6 +9,7 @@ import contextlib
 import csv
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -47,6 +48,8 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
             first, _, last = part.partition("-")
             if not (first.isdecimal() and (last.isdecimal() or not last)):
                 self.fail(f"{value!r}: give numbers such as 3 or 0-9,12", param, ctx)
+            if last and int(last) < int(first):
+                self.fail(f"{part!r} is no range; the first number must be the smaller", param, ctx)
             found += range(int(first), int(last or first) + 1)
         return tuple(dict.fromkeys(found))
 
@@ -508,13 +511,15 @@ def report(store: Path, out: Path) -> None:
 @main.command()
 @click.argument("store", type=_FOLDER)
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="[any free one]")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Interface to answer on.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Network interface to bind to."
+)
 @click.option("--open/--no-open", "opens", default=True, help="Open a browser.  [open]")
 def browse(store: Path, port: int, host: str, opens: bool) -> None:
     """Look at the classes of STORE in a browser; name them, exclude them.
 
-    What is edited is saved at once, as by semgen classes. Only this machine is answered, and only
-    who knows the address that is printed. Ctrl-C ends it.
+    Changes are saved at once, as by semgen classes. Listens on localhost only, unless --host says
+    otherwise; the URL contains an access token. Press Ctrl-C to stop.
     """
     import asyncio
     import webbrowser
@@ -526,7 +531,7 @@ def browse(store: Path, port: int, host: str, opens: bool) -> None:
     quality = _load_quality(opened)
 
     def tell(address: str) -> None:
-        click.echo(f"{address}\nCtrl-C ends it.")
+        click.echo(f"{address}\nPress Ctrl-C to stop.")
         if opens:
             webbrowser.open(address)
 
@@ -538,8 +543,13 @@ def browse(store: Path, port: int, host: str, opens: bool) -> None:
 @click.argument("store", type=_FOLDER)
 @click.option("--name", "names", type=_NAMED, multiple=True, help='Such as 3="left lung".')
 @click.option("--note", "notes", type=_NAMED, multiple=True, help='Such as 3="two organs".')
-@click.option("--exclude", type=_NUMBERS, default="", help="Leave out of training: 7 or 2-4,7.")
-@click.option("--include", type=_NUMBERS, default="", help="Take back in.")
+@click.option(
+    "--exclude",
+    type=_NUMBERS,
+    multiple=True,
+    help="Leave classes out of training, such as 7 or 2-4,7.",
+)
+@click.option("--include", type=_NUMBERS, multiple=True, help="Re-include excluded classes.")
 @click.option("--quality", is_flag=True, help="How good each class is; best first.")
 @click.option("--csv", "as_csv", is_flag=True, help="As CSV.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
@@ -547,15 +557,15 @@ def classes(
     store: Path,
     names: Sequence[tuple[int, str]],
     notes: Sequence[tuple[int, str]],
-    exclude: tuple[int, ...],
-    include: tuple[int, ...],
+    exclude: tuple[tuple[int, ...], ...],
+    include: tuple[tuple[int, ...], ...],
     quality: bool,
     as_csv: bool,
     as_json: bool,
 ) -> None:
     """List the classes of STORE; name them, exclude them from training.
 
-    What is said of classes is kept in STORE beside its content, which stays as it is.
+    Annotations are stored beside the crops; the fingerprint does not change.
 
     \b
     --quality reads all base crops once and keeps the result beside STORE:
@@ -571,10 +581,9 @@ def classes(
         changes.setdefault(label, {})["name"] = name
     for label, note in notes:
         changes.setdefault(label, {})["note"] = note
-    for label in exclude:
-        changes.setdefault(label, {})["excluded"] = True
-    for label in include:
-        changes.setdefault(label, {})["excluded"] = False
+    for lists, excluded in ((exclude, True), (include, False)):
+        for label in itertools.chain.from_iterable(lists):
+            changes.setdefault(label, {})["excluded"] = excluded
     if changes:
         annotate(store, changes)
     said, opened = read_annotation(store), PatchStore(store)
@@ -621,7 +630,7 @@ def _print_classes(rows: list[dict[str, Any]]) -> None:
     click.echo(f"class  members{more}  name")
     for row in rows:
         words = f"{row['name']}{' (excluded)' if row['excluded'] else ''}".strip()
-        words += f"  - {row['note']}" if row["note"] else ""
+        words += f"  - {' '.join(row['note'].split())}" if row["note"] else ""
         if judged:
             tissue = {k.removeprefix("tissue_"): v for k, v in row.items() if "tissue_" in k}
             most = max(tissue, key=lambda name: tissue[name])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -16,7 +17,7 @@ from typing import Any
 import zarr
 
 from store.format import StoreError
-from store.writer import open_group
+from store.writer import open_group, read_attribute
 
 _ATTRIBUTE = "annotation"
 
@@ -51,7 +52,7 @@ def read_annotation(store: str | Path) -> Annotation:
     content = _classes(Path(store)).attrs.get(_ATTRIBUTE, {})
     try:
         assert isinstance(content, dict)
-        return Annotation({int(label): ClassNote(**note) for label, note in content.items()})
+        return Annotation({int(label): _read_note(note) for label, note in content.items()})
     except (AssertionError, TypeError, ValueError) as error:
         raise StoreError(
             f'{store}: attribute "{_ATTRIBUTE}" of group classes is broken; delete it'
@@ -61,19 +62,50 @@ def read_annotation(store: str | Path) -> Annotation:
 def annotate(store: str | Path, changes: Mapping[int, Mapping[str, Any]]) -> Annotation:
     """Change fields of some classes' notes, by class number, at once and for all readers.
 
-    Raises StoreError for a class that the store does not have.
+    Raises StoreError for a class that the store does not have, for text that cannot be shown, and
+    where the store is not complete yet.
     """
     with _held(Path(store)):
+        if read_attribute(open_group(Path(store)))["state"] != "complete":
+            raise StoreError(
+                f"{store}: still building; run the same `semgen prepare` to finish it first"
+            )
         group = _classes(Path(store), mode="r+")
         num_classes = group["reference"].shape[0]  # type: ignore[union-attr]
         notes = dict(read_annotation(store).notes)
         for label, change in changes.items():
             if not 0 <= label < num_classes:
                 raise StoreError(f"{store}: no class {label}; there are {num_classes}, from 0")
+            for name, value in change.items():
+                if isinstance(value, str) and clean(value, name) != value:
+                    raise StoreError(
+                        f"{store}: the {name} of class {label} holds characters that cannot be"
+                        f" shown: {value!a}; type it again without them"
+                    )
             notes[label] = replace(notes.get(label, ClassNote()), **change)
         said = {label: note for label, note in sorted(notes.items()) if note != ClassNote()}
         group.attrs[_ATTRIBUTE] = {str(label): asdict(note) for label, note in said.items()}
     return Annotation(said)
+
+
+def clean(text: str, field: str) -> str:
+    """A text with "?" for what cannot be shown: control characters, halves of characters.
+
+    Only the field "note" may have several lines.
+    """
+    lines = "\n" if field == "note" else ""
+    return "".join(
+        c if c in lines or unicodedata.category(c) not in {"Cc", "Cs"} else "?" for c in text
+    )
+
+
+def _read_note(note: dict[str, Any]) -> ClassNote:
+    """A note as it was kept; older versions let any text in."""
+    shown: dict[str, Any] = {
+        name: clean(value, name) if isinstance(value, str) else value
+        for name, value in note.items()
+    }
+    return ClassNote(**shown)
 
 
 def _classes(store: Path, mode: str = "r") -> zarr.Group:

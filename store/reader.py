@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from store.shards import MISSING, decode_chunk, read_index
 from store.writer import digest_values, open_group, open_sharded, read_attribute, shard_key
 
 _CACHED_INDEXES = 4096
+
+Rows: TypeAlias = Sequence[int] | slice | NDArray[np.integer[Any]] | NDArray[np.bool_]
+"""Rows of a split: their numbers, a slice, or a mask of all."""
 
 
 class ShardedReader:
@@ -34,7 +37,7 @@ class ShardedReader:
         self.shape: tuple[int, ...] = array.shape
         self.dtype: np.dtype[Any] = array.dtype
         self._rows_per_shard = self.grid.rows_per_shard
-        self._folder = path / name
+        self._path, self._folder = path, path / name
         self._index = lru_cache(maxsize=_CACHED_INDEXES)(self._read_index)
 
     def __len__(self) -> int:
@@ -43,24 +46,53 @@ class ShardedReader:
     def __repr__(self) -> str:
         return f"<{self.name}: {len(self)} x {self.shape[1:]} {self.dtype}>"
 
-    def read(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[Any]:
-        """The given rows, in the given order: (len(rows), ...).
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by its place: a worker process opens it anew."""
+        return ShardedReader, (self._path.absolute(), self.name)
 
-        Raises CorruptStore naming every one of these rows that fails its checksum or is missing.
+    def read(self, rows: Rows) -> NDArray[Any]:
+        """The given rows, in the given order: (number of rows, ...).
+
+        rows
+            Row numbers, a slice, or a boolean mask of all rows, as numpy understands them; but a
+            negative number is no row, and a single number is refused: give [3] for row 3.
+
+        Raises IndexError or TypeError where `rows` are none of these, and CorruptStore naming every
+        one of them that fails its checksum or is missing.
         """
-        out = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        bad = self.read_into(rows, out)
+        wanted = self._number(rows)
+        out = np.empty((len(wanted), *self.shape[1:]), self.dtype)
+        bad = self._read_numbered(wanted, out)
         if bad:
             raise CorruptStore(self.name.split("/")[0], bad, "checksum failed or data missing")
         return out
 
-    def read_into(
-        self, rows: Sequence[int] | NDArray[np.integer[Any]], out: NDArray[Any]
-    ) -> list[int]:
+    def read_into(self, rows: Rows, out: NDArray[Any]) -> list[int]:
         """Read rows into `out`; returns those that could not be read, whose place is undefined."""
-        wanted = np.asarray(rows, dtype=np.int64)
-        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self)):
+        return self._read_numbered(self._number(rows), out)
+
+    def _number(self, rows: Rows) -> NDArray[np.int64]:
+        """Rows as their numbers."""
+        if isinstance(rows, slice):
+            return np.arange(len(self), dtype=np.int64)[rows]
+        given = np.asarray(rows)
+        if given.ndim != 1:
+            raise IndexError(f"rows of {self.name} must be a list, got {given.ndim} axes")
+        if given.dtype == bool:
+            if len(given) != len(self):
+                raise IndexError(
+                    f"a mask of {self.name} must have {len(self)} values, got {len(given)}"
+                )
+            return np.flatnonzero(given).astype(np.int64)
+        if not len(given):
+            return np.empty(0, np.int64)
+        if not np.issubdtype(given.dtype, np.integer):
+            raise TypeError(f"rows of {self.name} must be whole numbers, got {given.dtype}")
+        if given.min() < 0 or given.max() >= len(self):
             raise IndexError(f"rows of {self.name} must be in [0, {len(self)})")
+        return given.astype(np.int64, copy=False)
+
+    def _read_numbered(self, wanted: NDArray[np.int64], out: NDArray[Any]) -> list[int]:
         order = np.argsort(wanted, kind="stable")  # a shard is opened once
         places = itertools.groupby(order.tolist(), key=(wanted // self._rows_per_shard).__getitem__)
         bad: list[int] = []
@@ -141,6 +173,7 @@ class Split:
 
     def __init__(self, path: Path, group: Any, name: str) -> None:
         self.name = name
+        self._path, self._fingerprint = path, read_attribute(group)["fingerprint"]
         self.patch = ShardedReader(path, f"{name}/patch")
         self.label: NDArray[np.int32] = _read_table(group, f"{name}/label")
         self.scan: NDArray[np.int32] = _read_table(group, f"{name}/scan")
@@ -151,8 +184,12 @@ class Split:
     def __len__(self) -> int:
         return len(self.label)
 
-    def read(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.int16]:
-        """Crops of the given rows in that order, (len(rows), Z, Y, X) HU; see ShardedReader."""
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by its place: a worker process opens it anew."""
+        return _open_split, (self._path.absolute(), self._fingerprint, self.name)
+
+    def read(self, rows: Rows) -> NDArray[np.int16]:
+        """Crops of the given rows in that order, (n, Z, Y, X) HU; see `ShardedReader.read`."""
         return self.patch.read(rows)
 
 
@@ -176,6 +213,10 @@ class PatchStore:
         self.stages: dict[str, Any] = attribute["stages"]
         if self.state != "complete" and not allow_building:
             raise StoreError(f"{path}: still building; run the same `semgen prepare` to finish it")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by its place: a worker process opens it anew, and wants the same content."""
+        return _reopen, (self.path.absolute(), self.fingerprint)
 
     @cached_property
     def scans(self) -> Tables:
@@ -259,3 +300,17 @@ class PatchStore:
             f" {len(self.train)} train and {len(self.validation)} validation crops of"
             f" {self.train.patch.shape[1:]}, {(self.fingerprint or '')[:12]}>"
         )
+
+
+def _reopen(path: Path, fingerprint: str | None) -> PatchStore:
+    """A store that was pickled; StoreError when another one is in its place."""
+    store = PatchStore(path, allow_building=True)
+    if store.fingerprint != fingerprint:
+        raise StoreError(
+            f"{path}: its content changed since it was opened; open it again with PatchStore"
+        )
+    return store
+
+
+def _open_split(path: Path, fingerprint: str | None, name: str) -> Split:
+    return _reopen(path, fingerprint).split(name)

@@ -40,7 +40,8 @@ def verify(path: Path, *, progress: Callable[[int], None] = lambda _: None) -> I
     """
     store = PatchStore(path, allow_building=True)
     if store.state != "complete":
-        yield Problem("store", f'state is "{store.state}", not "complete"')
+        todo = "run the same `semgen prepare` to finish it"
+        yield Problem("store", f'state is "{store.state}", not "complete"; {todo}')
         return
     intact = True
     groups = [(name, _check_group(store, name)) for name in ("scans", "classes", *SPLITS)]

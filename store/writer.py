@@ -129,6 +129,8 @@ class StoreWriter:
 
 def open_group(path: Path, mode: str = "r") -> zarr.Group:
     """Open a format 1 store's group; raises StoreError that says what is there instead."""
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"{path}: is a file; a store is a folder")
     if not path.is_dir():
         raise StoreError(f"{path}: no such store")
     try:

@@ -1,11 +1,13 @@
 """`semgen browse`: the page served from the store, with editing, for those who know its address."""
 
+import asyncio
 import contextlib
 import http.client
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,9 +19,10 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 
-from store import PatchStore, annotate, read_annotation
+from store import PatchStore, StoreError, annotate, read_annotation
 from store.report.build import crop_sheet
 from store.report.pictures import to_grey
+from store.report.serve import serve
 from tests.browser import Page
 from tests.conftest import ROOT
 
@@ -182,3 +185,32 @@ def test_a_form_of_another_site_cannot_change_anything(address: str) -> None:
 
 def test_a_class_that_there_is_not_cannot_be_named(address: str) -> None:
     assert put(address, 99, {"name": "x"})[0] == 404
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["[" * 30_000, '{"name": ' * 5_000, '{"name": "\\ud800"}', '{"name": "two\\nlines"}'],
+    ids=["deep list", "deep object", "half a character", "two lines"],
+)
+def test_a_change_that_makes_no_sense_is_refused(address: str, store: Path, body: str) -> None:
+    before = read_annotation(store)
+    status, _ = ask(address, "class/1", "PUT", body, Content_Type="application/json")
+    assert status == 400
+    assert read_annotation(store) == before
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this system has no IPv6")
+def test_an_address_of_ipv6_stands_in_brackets(store: Path) -> None:
+    told: list[str] = []
+    stop = asyncio.sleep(0)
+    asyncio.run(serve(PatchStore(store), [], host="::1", on_start=told.append, stop=stop))
+    assert told[0].startswith("http://[::1]:")
+
+
+def test_a_port_in_use_is_told_with_its_number(store: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(StoreError, match=f"port {port}: .*give another --host or --port"):
+            asyncio.run(serve(PatchStore(store), [], port=port, on_start=print))

@@ -403,3 +403,17 @@ def test_an_error_of_ours_is_no_interrupt(prepared: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("store.PatchStore.num_classes", property(broken))
     assert isinstance(run("inspect", prepared).exception, RuntimeError)
+
+
+def test_lists_of_classes_add_up(prepared: Path, tmp_path: Path) -> None:
+    mine = shutil.copytree(prepared, tmp_path / "mine")
+    assert run("classes", mine, "--exclude", "1", "--exclude", "2-3").exit_code == 0
+    assert run("classes", mine, "--include", "2").exit_code == 0
+    found = json.loads(run("classes", mine, "--json").stdout)
+    assert [row["class"] for row in found if row["excluded"]] == [1, 3]
+
+
+def test_a_range_that_runs_backwards_is_refused(prepared: Path) -> None:
+    result = run("classes", prepared, "--exclude", "9-7")
+    assert result.exit_code == 2
+    assert "'9-7' is no range; the first number must be the smaller" in result.stderr

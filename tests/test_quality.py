@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from store import PatchStore
-from store.quality import NULL_CROPS, Quality, assess, count_crops, describe_crops, load_quality
+from store.quality import Quality, assess, count_crops, describe_crops, load_quality
 from tests.conftest import Semgen
 from tests.synthetic_store import make_store
 
@@ -136,9 +136,17 @@ def test_the_result_is_kept_and_belongs_to_the_content(
     assert sum(read) == 2 * count_crops(mine)
 
 
-def test_the_null_is_bounded(store: PatchStore) -> None:
+def test_the_null_is_bounded_and_spread_over_the_store(
+    store: PatchStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = sum(int((split.scale == 0).sum()) for split in (store.train, store.validation))
-    assert count_crops(store) <= base + NULL_CROPS
+    in_train = int((store.train.scale == 0).sum())
+    assert count_crops(store) == base + in_train
+    monkeypatch.setattr("store.quality.NULL_CROPS", 7)
+    assert count_crops(store) == base + 7
+    read: list[int] = []
+    assess(store, progress=read.append)
+    assert sum(read) == base + 7
 
 
 def test_classes_are_told_best_first(prepared: Path, semgen: Semgen, tmp_path: Path) -> None:

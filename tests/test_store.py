@@ -1,21 +1,27 @@
 """The patch store: what is written is read, by us and by plain zarr, and damage is named."""
 
 import json
+import multiprocessing
+import pickle
+import re
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorstore
+import torch
 import zarr
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader
 
 from store import ClassNote, CorruptStore, PatchStore, StoreError, annotate, read_annotation
 from store.format import SPLITS, TABLES, format_rows
 from store.layout import ShardGrid
-from store.reader import ShardedReader
+from store.reader import ShardedReader, Split
 from store.verify import Problem, verify
 from store.writer import StoreWriter, compute_fingerprint, write_shard
 from tests.synthetic_store import make_store
@@ -119,6 +125,62 @@ def test_no_rows_are_an_empty_array(written: Path) -> None:
 def test_a_row_that_the_array_does_not_have_is_refused(written: Path, row: int) -> None:
     with pytest.raises(IndexError, match=r"must be in \[0, 21\)"):
         ShardedReader(written, NAME).read([0, row])
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [slice(3, 9), slice(None, None, 5), slice(-2, None), np.arange(NUM_ROWS) % 3 == 0, [2, 2, 1]],
+    ids=["slice", "every fifth", "the last two", "mask", "twice"],
+)
+def test_rows_are_understood_as_numpy_understands_them(
+    written: Path, truth: NDArray[np.int16], rows: Any
+) -> None:
+    np.testing.assert_array_equal(ShardedReader(written, NAME).read(rows), truth[rows])
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (3, "must be a list, got 0 axes"),
+        ([[0, 1], [2, 3]], "must be a list, got 2 axes"),
+        ([0.0, 1.0], "whole numbers, got float64"),
+        ([True, False], "a mask of train/patch must have 21 values, got 2"),
+    ],
+)
+def test_what_names_no_rows_is_refused(written: Path, rows: Any, words: str) -> None:
+    with pytest.raises((IndexError, TypeError), match=words):
+        ShardedReader(written, NAME).read(rows)
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_split_is_read_by_a_process_of_its_own(patches: PatchStore, method: str) -> None:
+    with ProcessPoolExecutor(1, multiprocessing.get_context(method)) as pool:
+        found = pool.submit(Split.read, patches.train, [0, 1]).result()
+    np.testing.assert_array_equal(found, patches.train.read([0, 1]))
+
+
+def test_a_loader_of_torch_reads_a_split_in_spawned_workers(patches: PatchStore) -> None:
+    loader: DataLoader[Any] = DataLoader(
+        range(4),  # type: ignore[arg-type]
+        batch_size=2,
+        num_workers=1,
+        multiprocessing_context="spawn",
+        collate_fn=patches.train.read,
+    )
+    found = np.concatenate([batch.numpy() for batch in map(torch.as_tensor, loader)])
+    np.testing.assert_array_equal(found, patches.train.read(range(4)))
+
+
+def test_a_pickled_store_is_the_same_store_or_refused(copy: Path) -> None:
+    store = PatchStore(copy)
+    packed = pickle.dumps((store, store.train, store.train.patch))
+    again, split, patch = pickle.loads(packed)
+    assert again.fingerprint == store.fingerprint
+    np.testing.assert_array_equal(split.label, store.train.label)
+    np.testing.assert_array_equal(patch.read([1]), split.read([1]))
+    change_attribute(copy, "fingerprint", "0" * 64)
+    with pytest.raises(StoreError, match="changed since it was opened"):
+        pickle.loads(packed)
 
 
 def test_several_threads_may_share_a_reader(written: Path, truth: NDArray[np.int16]) -> None:
@@ -410,7 +472,9 @@ def test_verify_finds_a_person_in_both_splits(copy: Path, patches: PatchStore) -
 
 def test_an_unfinished_store_is_no_whole_store(copy: Path) -> None:
     change_attribute(copy, "state", "building")
-    assert problems_of(copy) == [Problem("store", 'state is "building", not "complete"')]
+    (problem,) = problems_of(copy)
+    assert 'state is "building"' in problem.what
+    assert "run the same `semgen prepare` to finish it" in problem.what
 
 
 # The fingerprint ---------------------------------------------------------------------------------
@@ -439,10 +503,6 @@ def make_plain_folder(path: Path) -> None:
     (path / "scan").mkdir(parents=True)
 
 
-def make_file(path: Path) -> None:
-    path.write_text("notes")
-
-
 def make_foreign_group(path: Path) -> None:
     zarr.create_group(str(path), attributes={"title": "someone else's"})
 
@@ -465,7 +525,6 @@ def make_zarr_2(path: Path) -> None:
     [
         make_nothing,
         make_plain_folder,
-        make_file,
         make_foreign_group,
         make_array,
         make_broken_group,
@@ -533,6 +592,35 @@ def test_an_annotation_changes_neither_content_nor_fingerprint(annotated: Path) 
 def test_a_class_that_there_is_not_is_not_annotated(annotated: Path) -> None:
     with pytest.raises(StoreError, match="no class 6; there are 6, from 0"):
         annotate(annotated, {6: {"excluded": True}})
+
+
+@pytest.mark.parametrize("text", ["half \ud800", "two\nlines", "bell \x07"])
+def test_a_name_that_cannot_be_shown_is_refused_and_an_old_one_is_mended(
+    annotated: Path, text: str
+) -> None:
+    with pytest.raises(StoreError, match="characters that cannot be shown"):
+        annotate(annotated, {1: {"name": text}})
+    group = zarr.open_group(str(annotated / "classes"), mode="r+")
+    group.attrs["annotation"] = {"1": {"name": text}}
+    assert read_annotation(annotated)[1].name == re.sub("[\ud800\n\x07]", "?", text)
+
+
+def test_a_note_may_have_several_lines(annotated: Path) -> None:
+    annotate(annotated, {1: {"note": "two\nlines"}})
+    assert read_annotation(annotated)[1].note == "two\nlines"
+
+
+def test_an_unfinished_store_is_not_annotated(copy: Path) -> None:
+    change_attribute(copy, "state", "building")
+    with pytest.raises(StoreError, match="still building"):
+        annotate(copy, {0: {"name": "liver"}})
+    assert read_annotation(copy).notes == {}
+
+
+def test_a_file_is_not_called_a_missing_store(tmp_path: Path) -> None:
+    (tmp_path / "s").write_text("")
+    with pytest.raises(StoreError, match="is a file"):
+        PatchStore(tmp_path / "s")
 
 
 def test_a_broken_annotation_is_told(annotated: Path) -> None:

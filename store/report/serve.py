@@ -21,7 +21,7 @@ from tornado.httputil import split_host_and_port
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 
-from store.classes import annotate
+from store.classes import annotate, clean
 from store.format import SPLITS, StoreError
 from store.quality import Quality
 from store.reader import PatchStore
@@ -139,7 +139,7 @@ def _read_change(body: bytes) -> dict[str, Any] | None:
     """Fields of a note and their new values; None for anything else."""
     try:
         change = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(change, dict):
         return None
@@ -147,7 +147,7 @@ def _read_change(body: bytes) -> dict[str, Any] | None:
         kind, most = _FIELDS.get(name, (None, 0))
         if kind is None or not isinstance(value, kind):
             return None
-        if isinstance(value, str) and len(value) > most:
+        if isinstance(value, str) and (len(value) > most or clean(value, name) != value):
             return None
     return change
 
@@ -178,11 +178,18 @@ async def serve(
     """Answer on `host` and `port` (0: any free one) until `stop`; `on_start` gets the address."""
     logging.getLogger("tornado.access").setLevel(logging.CRITICAL)  # it would tell the token
     desk = Desk(store, quality, any_host=host not in {LOOPBACK, "localhost"})
-    sockets = bind_sockets(port, host)
+    try:
+        sockets = bind_sockets(port, host)
+    except OSError as error:  # also a host that there is not
+        raise StoreError(
+            f"cannot listen on {host}, port {port}: {error.strerror or error}; give another --host"
+            " or --port, or no --port for any free one"
+        ) from error
     server = HTTPServer(make_application(desk), max_body_size=2**16)
     server.add_sockets(sockets)
     try:
-        on_start(f"http://{host}:{sockets[0].getsockname()[1]}/{desk.token}/")
+        name = f"[{host}]" if ":" in host else host
+        on_start(f"http://{name}:{sockets[0].getsockname()[1]}/{desk.token}/")
         await (stop or asyncio.Event().wait())
     finally:
         server.stop()
