@@ -22,15 +22,31 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from pipeline.config import PrepareConfig
     from pipeline.job import Summary
     from store import PatchStore
     from store.quality import Quality
-    from trainer import Event, TrainSummary
+    from trainer import Event, TrainConfig, TrainSummary
 
 _PLAIN_SECONDS = 10.0
-_DEMO_PATIENTS = 24
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+class _Path(click.Path):
+    """A file or folder; a URL is refused, for it would name a folder such as s3:/bucket."""
+
+    def __init__(self, **rules: bool) -> None:
+        super().__init__(path_type=Path, **rules)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if ":" in str(value):
+            from pipeline.preflight import check_local
+
+            check_local(value)
+        return super().convert(value, param, ctx)
+
+
+_FILE = _Path(exists=True, dir_okay=False)
+_FOLDER = _Path(file_okay=False)
 
 
 class _Numbers(click.ParamType):  # type: ignore[type-arg]
@@ -161,37 +177,12 @@ def main(debug: bool) -> None:
     """  # noqa: D301 (\b is click's mark for text not to be wrapped)
 
 
-@main.command()
-@click.argument("directory", type=_FOLDER, default=Path("semgen-demo"))
-def demo(directory: Path) -> None:
-    """See it work on synthetic patients, in about two minutes.
-
-    Makes phantom patients as files, prepares them, pretrains briefly, says what to look at.
-    DIRECTORY (default semgen-demo) gets archive/, store/ and run/. Run again, it goes on.
-    """
-    from pipeline.cluster import default_workers
+def _demo_recipe() -> tuple[int, PrepareConfig, TrainConfig]:
+    """How many patients the demo makes, and how it prepares them and pretrains."""
     from pipeline.config import AutoencoderConfig, PrepareConfig
-    from pipeline.job import prepare as prepare_store
-    from pipeline.phantom import write_archive
-    from store import PatchStore
-    from store.report import write_report
-    from trainer import TrainConfig, pretrain
+    from trainer import TrainConfig
 
-    archive, store, run = directory / "archive", directory / "store", directory / "run"
-    reporter = _Reporter()
-    if not (archive / "landmarks.json").exists():
-        with reporter.stage("phantoms", _DEMO_PATIENTS, "patients") as advance:
-            write_archive(
-                archive,
-                patients=_DEMO_PATIENTS,
-                format="mixed",
-                seed=1,
-                matrix=128,
-                progress=lambda *_: advance(1),
-            )
-        # one broken series, as every real archive has
-        (archive / "broken.nii.gz").write_bytes(b"this is not an image" * 100)
-    config = PrepareConfig(
+    preparing = PrepareConfig(
         classes=10,
         neighbours=8,
         validation_neighbours=3,
@@ -202,6 +193,43 @@ def demo(directory: Path) -> None:
         shift_steps=(-5, 5),
         autoencoder=AutoencoderConfig(width=8, max_steps=150),
     )
+    return (
+        24,
+        preparing,
+        TrainConfig(width=4, batch_size=12, epochs=16, warmup_epochs=6, log_every=5),
+    )
+
+
+@main.command()
+@click.argument("directory", type=_FOLDER, default=Path("semgen-demo"))
+def demo(directory: Path) -> None:
+    """See it work on synthetic patients, in about two minutes.
+
+    Makes phantom patients as files, prepares them, pretrains briefly, says what to look at.
+    DIRECTORY (default semgen-demo) gets archive/, store/ and run/. Run again to resume.
+    """
+    from pipeline.cluster import default_workers
+    from pipeline.job import prepare as prepare_store
+    from pipeline.phantom import write_archive
+    from store import PatchStore
+    from store.report import write_report
+    from trainer import pretrain
+
+    patients, config, training = _demo_recipe()
+    archive, store, run = directory / "archive", directory / "store", directory / "run"
+    reporter = _Reporter()
+    if not (archive / "landmarks.json").exists():
+        with reporter.stage("phantoms", patients, "patients") as advance:
+            write_archive(
+                archive,
+                patients=patients,
+                format="mixed",
+                seed=1,
+                matrix=128,
+                progress=lambda *_: advance(1),
+            )
+        # one broken series, as every real archive has
+        (archive / "broken.nii.gz").write_bytes(b"this is not an image" * 100)
     summary = prepare_store([archive], store, config, workers=default_workers(), reporter=reporter)
     _print_summary(summary, store)
     page = directory / "report.html"
@@ -210,7 +238,6 @@ def demo(directory: Path) -> None:
     with reporter.stage("report", opened.num_classes, "classes") as advance:
         write_report(opened, quality, page, progress=advance)
     click.echo()
-    training = TrainConfig(width=4, batch_size=12, epochs=16, warmup_epochs=6, log_every=5)
     with _training_events() as on_event:
         done = pretrain(store, run, training, on_event=on_event)
     _print_training(done)
@@ -265,9 +292,7 @@ def phantom(directory: Path, patients: int, file_format: Any, seed: int, matrix:
 
 
 @main.command()
-@click.argument(
-    "paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ARCHIVE... STORE"
-)
+@click.argument("paths", nargs=-1, required=True, type=_Path(), metavar="ARCHIVE... STORE")
 @click.option(
     "--preset",
     type=click.Choice(["default", "paper"]),
@@ -278,7 +303,7 @@ def phantom(directory: Path, patients: int, file_format: Any, seed: int, matrix:
 @click.option(
     "--config",
     "config_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=_FILE,
     help="TOML file with any settings (docs/configuration.md).",
 )
 @click.option("--classes", type=int, help="Classes wanted.  [200]")
@@ -315,8 +340,14 @@ def phantom(directory: Path, patients: int, file_format: Any, seed: int, matrix:
 )
 @click.option(
     "--autoencoder",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Embed with these weights instead of training.",
+    type=_Path(exists=True),
+    metavar="STORE|FILE",
+    help="Embed with the weights of another store, or of a file, instead of training.",
+)
+@click.option(
+    "--archive-moved",
+    is_flag=True,
+    help="The archive that STORE was begun with lies at ARCHIVE now.",
 )
 @click.option("--workers", type=click.IntRange(1), help="Worker processes.  [one a core]")
 @click.option("--scheduler", metavar="ADDRESS", help="Use a running Dask cluster.")
@@ -329,6 +360,7 @@ def prepare(
     autoencoder: Path | None,
     manifest: Path | None,
     extend: Path | None,
+    archive_moved: bool,
     workers: int | None,
     scheduler: str | None,
     dry_run: bool,
@@ -363,6 +395,7 @@ def prepare(
         autoencoder=autoencoder,
         manifest=manifest,
         extend=extend,
+        archive_moved=archive_moved,
         reporter=_Reporter(),
     )
     if as_json:
@@ -399,7 +432,13 @@ def _print_summary(summary: Summary, store: Path) -> None:
     rejected = sum(summary.rejected.values())
     reasons = ", ".join(f"{n} {reason}" for reason, n in summary.rejected.items())
     if summary.already_complete:
-        click.echo(f"{store} is complete; nothing to do.")
+        unchecked = (
+            " Whether it was made from this archive is not known: its private catalogue is missing,"
+            " or you may not read it."
+        )
+        click.echo(
+            f"{store} is complete; nothing to do.{'' if summary.archive_checked else unchecked}"
+        )
     because = f" ({reasons})" if reasons else ""
     click.echo(f"scans    {summary.accepted} accepted, {rejected} rejected{because}")
     short = ""
@@ -423,18 +462,27 @@ def _print_summary(summary: Summary, store: Path) -> None:
 @main.command()
 @click.argument("store", type=_FOLDER)
 @click.option("--class", "label", type=click.IntRange(0), help="One class and its members.")
-@click.option("--paths", is_flag=True, help="Name files, from the private catalogue.")
+@click.option(
+    "--paths",
+    is_flag=True,
+    help="Name the first file of each scan and of each rejected series, from STORE.catalogue.",
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def inspect(store: Path, label: int | None, paths: bool, as_json: bool) -> None:
     """Show scans, rejections, classes and crops of STORE."""
     from pipeline.catalogue import read_rejections, read_sources
     from store import PatchStore
-    from store.inspect import describe_class, describe_store
+    from store.inspect import describe_class, describe_store, scan_name
 
     opened = PatchStore(store, allow_building=True)
     if label is None:
         facts = describe_store(opened)
         if paths:
+            sources = read_sources(store) if "survey" in opened.stages else {}
+            facts["scan_files"] = [
+                {"scan": scan_name(opened, row), "file": file}
+                for row, file in sorted(sources.items())
+            ]
             facts["rejected_files"] = [
                 {"file": file, "reason": reason, "detail": detail}
                 for file, reason, detail in read_rejections(store)
@@ -462,6 +510,8 @@ def _print_store(path: Path, facts: dict[str, Any]) -> None:
     click.echo(f"{path}: {facts['state']}, format {facts['format']}, fingerprint {fingerprint}")
     rejected = ", ".join(f"{n} {reason}" for reason, n in facts["rejected"].items()) or "none"
     click.echo(f"scans: {facts['scans']} of {facts['patients']} patients; rejected: {rejected}")
+    for one in facts.get("scan_files", ()):
+        click.echo(f"  {one['file']}: scan {one['scan']}")
     for one in facts.get("rejected_files", ()):
         detail = f" ({one['detail']})" if one["detail"] else ""
         click.echo(f"  {one['file']}: {one['reason']}{detail}")
@@ -492,7 +542,7 @@ def _print_class(facts: dict[str, Any]) -> None:
 
 @main.command()
 @click.argument("store", type=_FOLDER)
-@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("out", type=_Path(dir_okay=False))
 def report(store: Path, out: Path) -> None:
     """Write the discovered classes of STORE as one page, OUT.html.
 
@@ -762,7 +812,7 @@ def _print_training(summary: TrainSummary) -> None:
 
 @main.command()
 @click.argument("run", type=_FOLDER)
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("file", type=_Path(dir_okay=False))
 @click.option(
     "--format",
     "file_format",
@@ -785,7 +835,7 @@ def export(run: Path, file: Path, file_format: Any, part: Any) -> None:
 
 
 @main.command()
-@click.argument("task", type=click.Path(path_type=Path))
+@click.argument("task", type=_Path())
 @click.argument("run", type=_FOLDER)
 @click.option(
     "--init",
@@ -875,8 +925,8 @@ def finetune(
 
 @main.command()
 @click.argument("run", type=_FOLDER)
-@click.argument("source", type=click.Path(path_type=Path), metavar="INPUT")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("source", type=_Path(), metavar="INPUT")
+@click.argument("out", type=_Path())
 @click.option("--device", default="auto", show_default=True)
 @click.option("--channel", type=click.IntRange(0), default=0, help="Of 4-D images.  [0]")
 def predict(run: Path, source: Path, out: Path, device: str, channel: int) -> None:
@@ -896,7 +946,7 @@ def predict(run: Path, source: Path, out: Path, device: str, channel: int) -> No
 
 @main.command()
 @click.argument("kind", type=click.Choice(["ncc", "ncs", "lcs", "bms", "medmnist"]))
-@click.argument("source", type=click.Path(path_type=Path), metavar="DOWNLOAD")
+@click.argument("source", type=_Path(), metavar="DOWNLOAD")
 @click.argument("out", type=_FOLDER)
 @click.option(
     "--negatives",
@@ -924,7 +974,7 @@ def task(kind: str, source: Path, out: Path, negatives: int) -> None:
 
 
 @main.command()
-@click.argument("plan", type=click.Path(path_type=Path))
+@click.argument("plan", type=_Path())
 @click.argument("out", type=_FOLDER)
 @click.option(
     "--devices",
@@ -980,14 +1030,17 @@ class _Reporter:
     """Progress of named stages: a bar on a terminal, now and then a line elsewhere."""
 
     @contextlib.contextmanager
-    def stage(self, name: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
-        """A stage of `total` units; advance the value by so many."""
-        with _bar(name, total, unit) if sys.stderr.isatty() else _lines(name, total, unit) as step:
+    def stage(
+        self, name: str, total: int | None, unit: str, *, done: int = 0
+    ) -> Iterator[Callable[[int], None]]:
+        """A stage of `total` units, `done` by an earlier run; advance the value by so many."""
+        shown = _bar if sys.stderr.isatty() else _lines
+        with shown(name, total, unit, done) as step:
             yield step
 
 
 @contextlib.contextmanager
-def _bar(name: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+def _bar(name: str, total: int | None, unit: str, done: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -1006,20 +1059,20 @@ def _bar(name: str, total: int | None, unit: str) -> Iterator[Callable[[int], No
     )
     begun = time.perf_counter()
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(name, total=total, unit=unit, rate="-")
+        task = progress.add_task(name, total=total, completed=done, unit=unit, rate="-")
 
         def advance(count: int) -> None:
             progress.advance(task, count)
-            done = progress.tasks[0].completed
-            progress.update(task, rate=f"{done / (time.perf_counter() - begun):.3g}")
+            fresh = progress.tasks[0].completed - done
+            progress.update(task, rate=f"{fresh / (time.perf_counter() - begun):.3g}")
 
         yield advance
 
 
 @contextlib.contextmanager
-def _lines(name: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+def _lines(name: str, total: int | None, unit: str, done: int) -> Iterator[Callable[[int], None]]:
     begun = told = time.perf_counter()
-    done = 0
+    before = done
 
     def advance(count: int) -> None:
         nonlocal done, told
@@ -1027,8 +1080,8 @@ def _lines(name: str, total: int | None, unit: str) -> Iterator[Callable[[int], 
         now = time.perf_counter()
         if now - told >= _PLAIN_SECONDS:
             told = now
-            rate = done / (now - begun)
-            left = f", {_duration((total - done) / rate)} left" if total and done else ""
+            rate = (done - before) / (now - begun)
+            left = f", {_duration((total - done) / rate)} left" if total and rate else ""
             of = f" of {total}" if total else ""
             click.echo(f"{name}: {done}{of} {unit}, {rate:.3g}/s{left}", err=True)
 

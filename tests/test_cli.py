@@ -126,9 +126,9 @@ def test_a_problem_is_status_1_and_one_line(
         ("autoencoder = 5", ["autoencoder must be a table"]),
         ("[autoencoder]\nlatent = 0", ["latent must be >= 1, got 0"]),
         ('frame = "head"', ["frame must be one of body, scan, voxel, got 'head'"]),
-        ("shape = [32, 64]", ["shape must be a list of 3 numbers, got [32, 64]"]),
+        ("shape = [32, 64]", ["shape must be a list of 3 whole numbers, got [32, 64]"]),
         ("shape = 32", ["shape"]),
-        ('classes = "many"', ["classes must be a number, got 'many'"]),
+        ('classes = "many"', ["classes must be a whole number, got 'many'"]),
         ("classes = 7.5", ["classes", "7.5"]),
         ('window_hu = ["a", 3]', ["window_hu"]),
         ("side_steps = [80, 50]", ["side_steps"]),
@@ -394,7 +394,7 @@ def test_ctrl_c_while_a_lock_changes_hands_is_still_ctrl_c(
     monkeypatch.setattr("store.PatchStore.num_classes", property(interrupted))
     done = run("inspect", prepared)
     assert done.exit_code == 1
-    assert done.stderr == "Error: interrupted; the same command again goes on\n"
+    assert done.stderr == "Error: interrupted; run the same command again to resume\n"
 
 
 def test_an_error_of_ours_is_no_interrupt(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:

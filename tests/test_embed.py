@@ -296,5 +296,5 @@ def test_files_that_are_no_autoencoder_are_refused(
     tmp_path: Path, make: Callable[[Path], None]
 ) -> None:
     make(tmp_path / "weights.file")
-    with pytest.raises(ConfigError, match=r"weights\.file: no autoencoder that semgen wrote"):
+    with pytest.raises(ConfigError, match=r"weights\.file: not an autoencoder that semgen wrote"):
         load_autoencoder(tmp_path / "weights.file")

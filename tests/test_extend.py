@@ -91,5 +91,5 @@ def test_an_old_store_without_its_catalogue_cannot_be_extended(
         *("--workers", 1),
     )
     assert done.returncode == 1
-    assert "only it knows the files" in done.stderr.splitlines()[-1]
+    assert "only this file knows" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "s").exists()

@@ -126,7 +126,7 @@ def test_an_interrupted_job_says_in_one_line_how_to_go_on(
         _, told = job.communicate()
     assert job.returncode == 1
     assert "Traceback" not in told
-    assert told.splitlines()[-1] == "Error: interrupted; the same command again goes on"
+    assert told.splitlines()[-1] == "Error: interrupted; run the same command again to resume"
 
 
 @pytest.fixture
@@ -447,7 +447,7 @@ def test_a_file_that_cannot_be_opened_costs_only_itself(
     done = semgen(
         "prepare", archive, tmp_path / "s", "--config", config_file, "--workers", 1, cwd=tmp_path
     )
-    assert "no usable CT series in the archive (1 unreadable)" in done.stderr.splitlines()[-1]
+    assert "no usable CT series in the archive (1 broken link)" in done.stderr.splitlines()[-1]
 
 
 def test_a_job_goes_on_with_the_manifest_that_it_began_with(
