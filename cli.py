@@ -1086,7 +1086,8 @@ def _lines(name: str, total: int | None, unit: str, done: int) -> Iterator[Calla
             click.echo(f"{name}: {done}{of} {unit}, {rate:.3g}/s{left}", err=True)
 
     yield advance
-    click.echo(f"{name}: {done} {unit} in {_duration(time.perf_counter() - begun)}", err=True)
+    now = f", {done - before} of them" if before else ""
+    click.echo(f"{name}: {done} {unit}{now} in {_duration(time.perf_counter() - begun)}", err=True)
 
 
 @contextlib.contextmanager

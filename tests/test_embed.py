@@ -20,6 +20,7 @@ from pipeline.embed import (
     load_autoencoder,
     new_autoencoder,
     save_autoencoder,
+    steps_done,
     train_autoencoder,
 )
 from store import PatchStore
@@ -157,6 +158,15 @@ def test_a_killed_training_ends_with_the_same_weights(
     assert_same_weights(model, trained[0])
     assert training == trained[1]
     assert epochs[after] == after - after % 3 + 1  # it went on where the checkpoint was
+
+
+def test_the_steps_of_an_interrupted_training_are_known(
+    read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed_module, "_CHECKPOINT_STEPS", 6)
+    assert steps_done(tmp_path / "none.pt") == 0
+    train(read, tmp_path / "checkpoint.pt", config=dataclasses.replace(CONFIG, max_steps=14))
+    assert steps_done(tmp_path / "checkpoint.pt") == 12
 
 
 def test_no_more_steps_are_taken_than_allowed(
