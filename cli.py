@@ -6,7 +6,6 @@ Heavy imports stand inside the commands, so that --help answers at once.
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import errno
 import itertools
@@ -600,9 +599,9 @@ def classes(
     if as_json:
         click.echo(json.dumps(found))
     elif as_csv:
-        table = csv.DictWriter(sys.stdout, list(found[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(found)
+        from store.csvfile import write_csv
+
+        write_csv(sys.stdout, found[0], (row.values() for row in found))
     else:
         _print_classes(found)
 
@@ -919,8 +918,7 @@ def task(kind: str, source: Path, out: Path, negatives: int) -> None:
 
     with _Reporter().stage("task", None, "cases") as advance:
         manifest = convert(kind, source, out, negatives=negatives, progress=advance)
-    intensity = " --intensity per-image" if kind == "bms" else ""
-    click.echo(f"{manifest}\nNext: {_tool('semgen')} finetune {manifest} RUN{intensity}")
+    click.echo(f"{manifest}\nNext: {_tool('semgen')} finetune {manifest} RUN")
 
 
 @main.command()
@@ -966,7 +964,19 @@ def compare(
         click.echo(json.dumps(results))
         return
     click.echo(written[0].read_text("utf-8"))
-    click.echo(f"{len(results)} trials in {out / 'results.jsonl'}; made {_listed(written)}")
+    failed = [result for result in results if result.get("failed")]
+    click.echo(
+        f"{len(results)} trials in {out / 'results.jsonl'}, {len(failed)} of them failed;"
+        f" made {_listed(written)}"
+    )
+    if failed:
+        first = failed[0]
+        click.echo(
+            f"First failure: {first['task']}, {first['start']}: {first['failed']}. To try a failed"
+            f" trial again, delete its line in {out / 'results.jsonl'} and run the same command;"
+            " to try other settings, give another OUT.",
+            err=True,
+        )
 
 
 def _listed(files: Sequence[Path]) -> str:

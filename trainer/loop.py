@@ -20,7 +20,7 @@ from torch import nn
 
 from trainer.checkpoint import BEST, LAST, Progress, save_checkpoint
 from trainer.config import LoopConfig
-from trainer.errors import TrainError
+from trainer.errors import Diverged, TrainError
 from trainer.events import Event, Saved, Stepped, TrainSummary, Validated
 from trainer.losses import Means
 from trainer.ranks import Ranks
@@ -274,7 +274,7 @@ class Loop(ABC, Generic[Batch]):
     def _refuse_nonsense(self, loss: float) -> None:
         if math.isfinite(loss):
             return
-        raise TrainError(
+        raise Diverged(
             f"loss is {loss} at step {self.progress.step}: training diverged; {LAST} keeps the last"
             " good state; start another RUN with a lower learning_rate, or with precision fp32"
         )
