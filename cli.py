@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from store.quality import Quality
     from trainer import Event, TrainSummary
 
+# Threads that wait by spinning make every step many times slower where other processes use the same
+# cores (benchmarks/shared_machine.py). OpenMP reads this when torch or FAISS is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 _PLAIN_SECONDS = 10.0
 _DEMO_PATIENTS = 24
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
