@@ -244,14 +244,13 @@ def test_a_plateau_cuts_the_learning_rate(store: Path, tmp_path: Path) -> None:
 def test_the_joint_phase_begins_with_an_uncut_learning_rate(store: Path, tmp_path: Path) -> None:
     """Each phase loses patience for itself."""
     config = tiny(
-        epochs=8, warmup_epochs=4, lr_schedule="plateau", lr_step_epochs=1, learning_rate=0.5,
+        epochs=11, warmup_epochs=10, lr_schedule="plateau", lr_step_epochs=1, learning_rate=0.5,
         log_every=5,
     )  # fmt: skip
     pretrain(store, tmp_path / "run", config)
-    lines = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
-    warmup, joint = lines[:4], lines[4:]
-    assert warmup[-1]["learning_rate"] < 0.5
-    assert joint[0]["learning_rate"] == 0.5
+    rates = [m["learning_rate"] for m in read_metrics(tmp_path / "run") if m["kind"] == "train"]
+    assert min(rates[:10]) < 0.5
+    assert rates[10] == 0.5
 
 
 class TestSelection:
@@ -750,7 +749,8 @@ def test_a_refused_training_leaves_no_trace(store: Path, tmp_path: Path, existed
     not any(map(shutil.which, ("c++", "g++", "clang++"))),
     reason="no C++ compiler is here",
 )
-def test_a_compiled_net_learns_the_same(store: Path, tmp_path: Path) -> None:
+def test_a_compiled_net_learns_the_same(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "bare.store", num_validation=0, shape=SHAPE)
     config = tiny(pretext="none", epochs=1, warmup_epochs=0, batch_size=36)
     plain, compiled = (
         pretrain(store, tmp_path / str(chosen), dataclasses.replace(config, compile=chosen))
