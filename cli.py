@@ -687,10 +687,16 @@ def verify(store: Path, against_archive: bool, sample: int, as_json: bool) -> No
     "--width", type=int, help="Channels of the first convolution; 32 is the paper's.  [32]"
 )
 @click.option("--batch-size", type=int, help="Crops of a step, over all processes.  [64]")
-@click.option("--accumulate", type=int, help="Take a step in so many parts, to need less memory.")
-@click.option("--epochs", type=int, help="[200]")
-@click.option("--steps", type=int, help="Most optimiser steps.")
-@click.option("--warmup-epochs", type=int, help="Encoder and head alone first.")
+@click.option(
+    "--accumulate", type=int, help="Gradient-accumulation steps, to need less memory.  [1]"
+)
+@click.option("--epochs", type=int, help="Maximum number of epochs.  [200]")
+@click.option("--steps", type=int, help="Maximum number of optimiser steps.  [none]")
+@click.option(
+    "--warmup-epochs",
+    type=int,
+    help="Epochs of encoder and head alone at the start.  [a tenth of the run]",
+)
 @click.option("--learning-rate", type=float, help="[0.001]")
 @click.option("--lr-schedule", type=click.Choice(["step", "plateau"]), help="[step]")
 @click.option("--patience", type=int, help="Epochs without a better validation loss.  [50]")
@@ -708,31 +714,35 @@ def verify(store: Path, against_archive: bool, sample: int, as_json: bool) -> No
 @click.option(
     "--cache",
     type=click.Choice(["auto", "none", "memory", "device"]),
-    help="Where crops that were read are kept.  [auto]",
+    help="Where decoded crops are cached.  [auto]",
 )
 @click.option("--classes", type=_NUMBERS, help="Classes to use, such as 0-9,12.  [all]")
 @click.option("--scales", type=_NUMBERS, help="Scales of train crops, such as 0,1.  [all]")
 @click.option("--fraction", type=float, help="Share of the training persons to use.  [1]")
 @click.option("--seed", type=int, help="[0]")
 @click.option(
-    "--skip-corrupt", is_flag=True, default=None, help="Leave broken crops out, and count them."
+    "--skip-corrupt",
+    is_flag=True,
+    default=None,
+    help="Leave out corrupt crops and count them, instead of stopping.",
 )
 @click.option(
     "--init",
-    type=click.Path(exists=True, dir_okay=False),
-    help="Weights to start from, ours or official ones.",
+    type=click.Path(),
+    help="Weights to start from: a run, a file of semgen, or an official checkpoint.",
 )
 @click.option(
     "--init-part",
     type=click.Choice(["all", "unet", "encoder"]),
-    help="What to take of them.  [all]",
+    help="Part of these weights to load.  [all]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Summary as JSON on standard output.")
 def pretrain(store: Path, run: Path, as_json: bool, **settings: Any) -> None:
     """Pretrain a 3-D U-Net on STORE into the folder RUN.
 
-    RUN gets weights, metrics, pictures and TensorBoard events. Run again to resume.
-    Classes that are excluded (semgen classes) are left out.
+    RUN gets weights, metrics, pictures and TensorBoard events. Run again to resume: Ctrl-C and
+    SIGTERM write a checkpoint, and one is written every ten minutes. Classes that are excluded
+    (semgen classes) are left out.
 
     Several GPUs: torchrun --nproc-per-node 8 --no-python semgen pretrain STORE RUN
     """
@@ -770,8 +780,7 @@ def _print_training(summary: TrainSummary) -> None:
     "--format",
     "file_format",
     type=click.Choice(["safetensors", "torch", "genesis"]),
-    default="safetensors",
-    show_default=True,
+    help="[by the suffix of FILE: .safetensors, or torch for .pt and .pth]",
 )
 @click.option(
     "--part", type=click.Choice(["all", "unet", "encoder"]), default="all", show_default=True
@@ -779,12 +788,13 @@ def _print_training(summary: TrainSummary) -> None:
 def export(run: Path, file: Path, file_format: Any, part: Any) -> None:
     """Write the best weights of RUN to FILE.
 
-    "genesis" is what the official Semantic and Models Genesis code loads.
+    Before the first validation of both losses, these are the last ones. "genesis" is what the
+    official Semantic and Models Genesis code loads.
     """
     from trainer import export_weights
 
-    export_weights(run, file, format=file_format, part=part)
-    click.echo(f"{file}: {part} of {run}, {_size(file.stat().st_size)}")
+    step = export_weights(run, file, format=file_format, part=part)["step"]
+    click.echo(f"{file}: {part} of {run} at step {step}, {_size(file.stat().st_size)}")
 
 
 @main.command()
