@@ -6,7 +6,6 @@ Heavy imports stand inside the commands, so that --help answers at once.
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import errno
 import itertools
@@ -27,6 +26,10 @@ if TYPE_CHECKING:
     from store import PatchStore
     from store.quality import Quality
     from trainer import Event, TrainConfig, TrainSummary
+
+# Threads that wait by spinning make every step many times slower where other processes use the same
+# cores (benchmarks/shared_machine.py). OpenMP reads this when torch or FAISS is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _PLAIN_SECONDS = 10.0
 
@@ -650,9 +653,9 @@ def classes(
     if as_json:
         click.echo(json.dumps(found))
     elif as_csv:
-        table = csv.DictWriter(sys.stdout, list(found[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(found)
+        from store.csvfile import write_csv
+
+        write_csv(sys.stdout, found[0], (row.values() for row in found))
     else:
         _print_classes(found)
 
@@ -734,10 +737,16 @@ def verify(store: Path, against_archive: bool, sample: int, as_json: bool) -> No
     "--width", type=int, help="Channels of the first convolution; 32 is the paper's.  [32]"
 )
 @click.option("--batch-size", type=int, help="Crops of a step, over all processes.  [64]")
-@click.option("--accumulate", type=int, help="Take a step in so many parts, to need less memory.")
-@click.option("--epochs", type=int, help="[200]")
-@click.option("--steps", type=int, help="Most optimiser steps.")
-@click.option("--warmup-epochs", type=int, help="Encoder and head alone first.")
+@click.option(
+    "--accumulate", type=int, help="Gradient-accumulation steps, to need less memory.  [1]"
+)
+@click.option("--epochs", type=int, help="Maximum number of epochs.  [200]")
+@click.option("--steps", type=int, help="Maximum number of optimiser steps.  [none]")
+@click.option(
+    "--warmup-epochs",
+    type=int,
+    help="Epochs of encoder and head alone at the start.  [a tenth of the run]",
+)
 @click.option("--learning-rate", type=float, help="[0.001]")
 @click.option("--lr-schedule", type=click.Choice(["step", "plateau"]), help="[step]")
 @click.option("--patience", type=int, help="Epochs without a better validation loss.  [50]")
@@ -755,31 +764,35 @@ def verify(store: Path, against_archive: bool, sample: int, as_json: bool) -> No
 @click.option(
     "--cache",
     type=click.Choice(["auto", "none", "memory", "device"]),
-    help="Where crops that were read are kept.  [auto]",
+    help="Where decoded crops are cached.  [auto]",
 )
 @click.option("--classes", type=_NUMBERS, help="Classes to use, such as 0-9,12.  [all]")
 @click.option("--scales", type=_NUMBERS, help="Scales of train crops, such as 0,1.  [all]")
 @click.option("--fraction", type=float, help="Share of the training persons to use.  [1]")
 @click.option("--seed", type=int, help="[0]")
 @click.option(
-    "--skip-corrupt", is_flag=True, default=None, help="Leave broken crops out, and count them."
+    "--skip-corrupt",
+    is_flag=True,
+    default=None,
+    help="Leave out corrupt crops and count them, instead of stopping.",
 )
 @click.option(
     "--init",
-    type=click.Path(exists=True, dir_okay=False),
-    help="Weights to start from, ours or official ones.",
+    type=click.Path(),
+    help="Weights to start from: a run, a file of semgen, or an official checkpoint.",
 )
 @click.option(
     "--init-part",
     type=click.Choice(["all", "unet", "encoder"]),
-    help="What to take of them.  [all]",
+    help="Part of these weights to load.  [all]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Summary as JSON on standard output.")
 def pretrain(store: Path, run: Path, as_json: bool, **settings: Any) -> None:
     """Pretrain a 3-D U-Net on STORE into the folder RUN.
 
-    RUN gets weights, metrics, pictures and TensorBoard events. Run again to resume.
-    Classes that are excluded (semgen classes) are left out.
+    RUN gets weights, metrics, pictures and TensorBoard events. Run again to resume: Ctrl-C and
+    SIGTERM write a checkpoint, and one is written every ten minutes. Classes that are excluded
+    (semgen classes) are left out.
 
     Several GPUs: torchrun --nproc-per-node 8 --no-python semgen pretrain STORE RUN
     """
@@ -817,8 +830,7 @@ def _print_training(summary: TrainSummary) -> None:
     "--format",
     "file_format",
     type=click.Choice(["safetensors", "torch", "genesis"]),
-    default="safetensors",
-    show_default=True,
+    help="[by the suffix of FILE: .safetensors, or torch for .pt and .pth]",
 )
 @click.option(
     "--part", type=click.Choice(["all", "unet", "encoder"]), default="all", show_default=True
@@ -826,12 +838,13 @@ def _print_training(summary: TrainSummary) -> None:
 def export(run: Path, file: Path, file_format: Any, part: Any) -> None:
     """Write the best weights of RUN to FILE.
 
-    "genesis" is what the official Semantic and Models Genesis code loads.
+    Before the first validation of both losses, these are the last ones. "genesis" is what the
+    official Semantic and Models Genesis code loads.
     """
     from trainer import export_weights
 
-    export_weights(run, file, format=file_format, part=part)
-    click.echo(f"{file}: {part} of {run}, {_size(file.stat().st_size)}")
+    step = export_weights(run, file, format=file_format, part=part)["step"]
+    click.echo(f"{file}: {part} of {run} at step {step}, {_size(file.stat().st_size)}")
 
 
 @main.command()
@@ -969,8 +982,7 @@ def task(kind: str, source: Path, out: Path, negatives: int) -> None:
 
     with _Reporter().stage("task", None, "cases") as advance:
         manifest = convert(kind, source, out, negatives=negatives, progress=advance)
-    intensity = " --intensity per-image" if kind == "bms" else ""
-    click.echo(f"{manifest}\nNext: {_tool('semgen')} finetune {manifest} RUN{intensity}")
+    click.echo(f"{manifest}\nNext: {_tool('semgen')} finetune {manifest} RUN")
 
 
 @main.command()
@@ -1016,7 +1028,19 @@ def compare(
         click.echo(json.dumps(results))
         return
     click.echo(written[0].read_text("utf-8"))
-    click.echo(f"{len(results)} trials in {out / 'results.jsonl'}; made {_listed(written)}")
+    failed = [result for result in results if result.get("failed")]
+    click.echo(
+        f"{len(results)} trials in {out / 'results.jsonl'}, {len(failed)} of them failed;"
+        f" made {_listed(written)}"
+    )
+    if failed:
+        first = failed[0]
+        click.echo(
+            f"First failure: {first['task']}, {first['start']}: {first['failed']}. To try a failed"
+            f" trial again, delete its line in {out / 'results.jsonl'} and run the same command;"
+            " to try other settings, give another OUT.",
+            err=True,
+        )
 
 
 def _listed(files: Sequence[Path]) -> str:

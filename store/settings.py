@@ -94,6 +94,8 @@ def _convert(hint: Any, value: Any) -> Any:
         if len(value) != len(arguments):
             raise TypeError
         return tuple(_convert(kind, one) for kind, one in zip(arguments, value, strict=True))
+    if origin is dict:
+        hint = dict
     if hint in (int, float):
         number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
         if not number or (hint is int and value != int(value)):
@@ -123,5 +125,7 @@ def _describe(hint: Any) -> str:
         return f"a list of {number}" if arguments[-1] is Ellipsis else (
             f"a list of {len(arguments)} {number}"
         )  # fmt: skip
+    if origin is dict:
+        return "a table"
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     return words.get(hint, f"a table [{getattr(hint, '__name__', hint)}]")

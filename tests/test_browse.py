@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import http.client
 import json
 import os
@@ -207,6 +208,7 @@ def test_an_address_of_ipv6_stands_in_brackets(store: Path) -> None:
     assert told[0].startswith("http://[::1]:")
 
 
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 def test_a_port_in_use_is_told_with_its_number(store: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -214,3 +216,4 @@ def test_a_port_in_use_is_told_with_its_number(store: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(StoreError, match=f"port {port}: .*give another --host or --port"):
             asyncio.run(serve(PatchStore(store), [], port=port, on_start=print))
+    gc.collect()  # tornado leaves the socket that it could not bind

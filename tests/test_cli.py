@@ -480,3 +480,20 @@ def test_a_range_that_runs_backwards_is_refused(prepared: Path) -> None:
     result = run("classes", prepared, "--exclude", "9-7")
     assert result.exit_code == 2
     assert "'9-7' is no range; the first number must be the smaller" in result.stderr
+
+
+def test_threads_that_wait_leave_the_cores_to_others() -> None:
+    """Before torch is loaded; whoever chose another way keeps it."""
+    script = "import cli, os; print(os.environ['OMP_WAIT_POLICY'])"
+    for chosen, found in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+        environment |= {"OMP_WAIT_POLICY": chosen} if chosen else {}
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == found

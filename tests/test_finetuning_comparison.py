@@ -1,6 +1,8 @@
 """Which start is best: plans, statistics against SciPy, tables made again from the lines alone."""
 
 import contextlib
+import csv
+import errno
 import json
 import math
 import shutil
@@ -23,6 +25,7 @@ from tests.conftest import ROOT
 from tests.test_finetuning import draw_case
 from tests.test_finetuning_task import write_manifest
 from trainer import TrainError
+from trainer.finetuning import comparison
 from trainer.finetuning.comparison import compare, list_trials, read_plan, read_results
 from trainer.finetuning.figures import write_figures
 from trainer.finetuning.statistics import correct, difference, pair_up, summarise
@@ -198,7 +201,7 @@ adds_to = "scratch"
 
 def test_a_plan_lists_its_trials(desk: Path) -> None:
     plan = read_plan(desk / "plan.toml")
-    trials = list_trials(plan, desk / "plan.toml")
+    trials = list_trials(plan)
     assert len(trials) == 2 * 2 * 2
     assert {trial.config.seed for trial in trials} == {0, 1}
     assert {trial.config.split_seed for trial in trials} == {0}
@@ -208,19 +211,111 @@ def test_a_plan_lists_its_trials(desk: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("[tasks.balls]", "[task.balls]", "needs .tasks.NAME"),
-        ("width = 2", "widht = 2", "widht"),
+        ("[tasks.balls]", "[task.balls]", "unknown setting task; did you mean tasks"),
+        ("trials = 2", "trials = 1.5", "trials must be a whole number, got 1.5"),
+        ("trials = 2", 'trials = "many"', "trials must be a whole number, got 'many'"),
+        ("trials = 2", "trials = 0", "trials must be >= 1"),
+        ("trials = 2", "label_fractions = 0.5", "label_fractions must be a list of numbers"),
+        ("trials = 2", "label_fractions = []", "label_fractions must be in"),
+        ("trials = 2", "label_fractions = [0.5, 1.5]", "label_fractions must be in"),
+        ("trials = 2", "label_fractions = [0.5, 0.5]", "label_fractions must differ"),
+        ("trials = 2", 'keep_weights = "no"', "keep_weights must be true or false, got 'no'"),
+        ("trials = 2", "trails = 2", "unknown setting trails; did you mean trials"),
+        (
+            '[tasks.balls]\npath = "balls.csv"\nfolds = 2',
+            "[tasks]\nballs = 3",
+            "tasks.balls must be a table",
+        ),
+        ('path = "balls.csv"', "path = 3", "task balls: path must be text, got 3"),
+        ('path = "balls.csv"', "", "task balls: needs a path"),
+        (
+            'path = "balls.csv"',
+            'path = "balls.csv"\ninit = "x"',
+            r"init cannot be set here: .* \[starts.NAME\]",
+        ),
+        ("folds = 2", "folds = 2\nfold = 1", "fold cannot be set here: every fold is run"),
+        ("folds = 2", "test_fraction = 0", "no case is tested on"),
+        (
+            "[starts.scratch]",
+            '[starts.scratch]\ninit = "runs/no"',
+            "start scratch: init: .*runs/no: no such file",
+        ),
+        ("width = 2", "widht = 2", "unknown setting widht; did you mean width"),
+        ("width = 2", 'mirror = "no"', "mirror must be true or false, got 'no'"),
+        ("width = 2", "threads = 1.5", "threads must be a whole number, got 1.5"),
+        (
+            "width = 2",
+            "seed = 1.5",
+            "task balls, start scratch: seed must be a whole number, got 1.5",
+        ),
+        ("width = 2", 'seed = "a"', "seed must be a whole number, got 'a'"),
+        ("width = 2", "window_hu = [1]", "window_hu must be a list of 2 numbers, got"),
+        ("width = 2", 'window_hu = [1, "a"]', "window_hu must be a list of 2 numbers, got"),
+        ("width = 2", 'label_fraction = "half"', "label_fraction must be a number, got 'half'"),
+        ("folds = 2", 'folds = "two"', "folds must be a whole number, got 'two'"),
         ("width = 2", "width = 0", "task balls, start scratch: width must be >= 1"),
         ('adds_to = "scratch"', 'adds_to = "none"', "adds_to 'none' is no start"),
         ('path = "balls.csv"', 'path = "no.csv"', "no such task"),
         ("trials = 2", "trials = ", "cannot be read as TOML"),
-        ("folds = 2", 'folds = 2\nmetric = "size"', "metric must be one of"),
-        ("[starts.faster]", '[starts."../x"]', "plain name"),
+        ("folds = 2", 'folds = 2\nmetric = "size"', "metric must be one of dice, iou"),
+        ("folds = 2", 'folds = 2\nmetric = "auc"', "segments: metric must be one of dice, iou"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(desk: Path, old: str, new: str, says: str) -> None:
     file = desk / "broken.toml"
     file.write_text(PLAN.replace(old, new))
+    with pytest.raises(TrainError, match=f"broken.toml.*{says}"):
+        read_plan(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("tasks = 3\n[starts.scratch]", "tasks must be a table, got 3"),
+        ("defaults = 3\n[starts.scratch]", "defaults must be a table, got 3"),
+        ('[tasks.balls]\npath = "balls.csv"', "has no starts"),
+        ("[starts.scratch]", "has no tasks"),
+    ],
+)
+def test_a_plan_without_its_tables_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "plan.toml").write_text(text)
+    with pytest.raises(TrainError, match=says):
+        read_plan(tmp_path / "plan.toml")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "...", "../x", "a/b", "a b", "-"])
+@pytest.mark.parametrize("table", ["[tasks.balls]", "[starts.faster]"])
+def test_names_that_make_no_folder_of_their_own_are_refused(
+    desk: Path, table: str, name: str
+) -> None:
+    file = desk / "named.toml"
+    file.write_text(PLAN.replace(table, f'{table.partition(".")[0]}."{name}"]'))
+    with pytest.raises(TrainError, match="must be a plain name"):
+        read_plan(file)
+
+
+@pytest.mark.parametrize(
+    ("labels", "metric", "says"),
+    [
+        ("ababab", "dice", "classifies: metric must be one of auc, accuracy, got 'dice'"),
+        ("aaaabb", "auc", "all test cases have one label"),
+    ],
+)
+def test_a_metric_that_the_test_cases_cannot_give_is_refused(
+    desk: Path, labels: str, metric: str, says: str
+) -> None:
+    splits = ["test", "test", "train", "train", "train", "train"]
+    write_manifest(
+        desk / "kinds.csv",
+        [
+            {"image": f"{number}_image.nii.gz", "label": label, "split": split}
+            for number, (label, split) in enumerate(zip(labels, splits, strict=True))
+        ],
+    )
+    file = desk / "kinds.toml"
+    file.write_text(
+        PLAN.replace("balls.csv", "kinds.csv").replace("folds = 2", f'metric = "{metric}"')
+    )
     with pytest.raises(TrainError, match=says):
         read_plan(file)
 
@@ -353,6 +448,126 @@ def test_the_command_line(desk: Path, compared: Path) -> None:
     assert "What classification adds" in done.stdout
     assert (compared / "figures" / "balls.png").exists()
     assert CliRunner().invoke(main, [*arguments, "--table"]).stdout == done.stdout
+
+
+# Trials that diverge
+
+
+def fail(result: dict[str, Any]) -> dict[str, Any]:
+    return {**result, "score": None, "failed": "loss is nan at step 3", "curve": []}
+
+
+def test_failed_trials_are_in_no_mean_and_are_counted() -> None:
+    results = [fail(RESULTS[0]), *RESULTS[1:]]
+    row = next(row for row in summarise(results) if row.start == "scratch")
+    assert (row.scores, row.failed) == ((0.62, 0.61), 1)
+    assert "| scratch | 61.50 ± 0.71 (2, 1 failed) |" in to_markdown(summarise(results), [])
+
+
+def test_a_start_that_always_fails_is_shown_and_compared_with_nothing(tmp_path: Path) -> None:
+    results = [fail(r) if r["start"] == "joint" else r for r in RESULTS]
+    rows = summarise(results)
+    assert [row.start for row in rows if row.is_best] == ["restoration"]
+    assert pair_up(results) == []
+    text = to_markdown(rows, pair_up(results))
+    assert "| joint | 3 failed |" in text
+    assert "Failed trials diverged" in text
+    write_tables(results, tmp_path)
+    with (tmp_path / "table.csv").open() as stream:
+        table = {row["start"]: row for row in csv.DictReader(stream)}
+    assert {start: row["failed"] for start, row in table.items()} == {
+        "scratch": "0", "restoration": "0", "joint": "3"}  # fmt: skip
+    assert [file.name for file in write_figures(results, tmp_path)] == [
+        "liver.png", "liver-curves.png"]  # fmt: skip
+
+
+def test_a_comparison_in_which_all_failed_has_tables_and_no_figures(tmp_path: Path) -> None:
+    results = [fail(result) for result in RESULTS]
+    assert "| scratch | 3 failed |" in to_markdown(summarise(results), pair_up(results))
+    assert write_figures(results, tmp_path) == []
+
+
+def test_a_trial_with_a_failed_fold_has_failed() -> None:
+    """Also where no trial has all its folds: what is left of one is not compared with wholes."""
+    folded = [
+        make_result("scratch", 0, 0.5),
+        fail(make_result("scratch", 0, 0.0, fold=1)),
+    ]
+    (row,) = summarise(folded)
+    assert (row.scores, row.failed) == ((), 1)
+
+
+DIVERGING = PLAN.replace(
+    "[starts.faster]\nlearning_rate = 0.01", "[starts.faster]\nlearning_rate = 1e30"
+)
+
+
+@pytest.fixture(scope="module")
+def diverged(desk: Path) -> Path:
+    (desk / "diverging.toml").write_text(DIVERGING)
+    compare(desk / "diverging.toml", desk / "diverged")
+    return desk / "diverged"
+
+
+def test_a_trial_that_diverges_is_a_line_and_the_others_go_on(diverged: Path) -> None:
+    results = read_results(diverged)
+    assert len(results) == 8
+    failed = [result["start"] for result in results if result["failed"]]
+    assert failed == ["faster"] * 4
+    assert all("training diverged" in r["failed"] for r in results if r["failed"])
+    assert not list(diverged.rglob("last.pt"))
+
+
+def test_a_failed_trial_is_not_tried_again_until_its_line_is_deleted(
+    desk: Path, diverged: Path
+) -> None:
+    out = desk / "again"
+    shutil.copytree(diverged, out)
+    before = (out / "results.jsonl").read_text()
+    compare(desk / "diverging.toml", out)
+    assert (out / "results.jsonl").read_text() == before
+    kept = [line for line in before.splitlines(keepends=True) if '"failed": null' in line]
+    (out / "results.jsonl").write_text("".join(kept))
+    compare(desk / "diverging.toml", out)
+    assert read_results(out) == read_results(diverged), "from its beginning"
+
+
+def test_the_command_line_tells_of_failed_trials(desk: Path, diverged: Path) -> None:
+    done = CliRunner().invoke(main, ["compare", str(desk / "diverging.toml"), str(diverged)])
+    assert done.exit_code == 0, done.stderr
+    assert "8 trials in" in done.stdout
+    assert "4 of them failed" in done.stdout
+    assert "2 failed" in done.stdout, "in the table, where two folds make a trial"
+    assert "First failure: balls, faster: loss is" in done.stderr
+
+
+def test_other_trouble_than_divergence_stops_everything(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(comparison, "finetune", full)
+    with pytest.raises(OSError, match="No space left"):
+        compare(desk / "plan.toml", desk / "full")
+    assert read_results(desk / "full") == []
+
+
+def test_a_device_of_the_plan_is_used_unless_another_is_given(compared: Path) -> None:
+    configs = [json.loads(file.read_text()) for file in (compared / "trials").rglob("config.json")]
+    assert {config["config"]["device"] for config in configs} == {"cpu"}
+
+
+def test_text_in_tables_is_not_computed_by_spreadsheets(tmp_path: Path) -> None:
+    results = [{**result, "start": "-" + result["start"]} for result in RESULTS]
+    write_tables(results, tmp_path)
+    with (tmp_path / "table.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["start"] for row in rows] == ["'-scratch", "'-restoration", "'-joint"]
+    assert all(float(row["mean"]) > 0 for row in rows)
+
+
+# Other folders
 
 
 def test_a_folder_of_something_else_is_left_alone(desk: Path, tmp_path: Path) -> None:

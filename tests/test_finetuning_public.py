@@ -112,25 +112,48 @@ def square(z: float, low: int, high: int, *, inclusion: str = "TRUE") -> str:
     return ROI.format(z=z, inclusion=inclusion, edges=edges)
 
 
+def write_readings(folder: Path, *readers: list[str]) -> None:
+    """The XML of a series: for each reader the regions of each of his nodules."""
+    sessions = "".join(
+        SESSION.format(
+            nodules="".join(NODULE.format(name=k, rois=rois) for k, rois in enumerate(nodules))
+        )
+        for nodules in readers
+    )
+    (folder / "069.xml").write_text(XML.format(sessions=sessions))
+
+
 @pytest.fixture
-def lidc(tmp_path: Path) -> Path:
-    """One patient; three readers mark a nodule, one of them larger, and one a dot."""
+def series(tmp_path: Path) -> Path:
+    """The DICOM series of one patient."""
     made = tmp_path / "phantoms"
     write_archive(made, patients=1, format="dicom", seed=3, matrix=64)
-    series = next(path.parent for path in made.rglob("*.dcm"))
     folder = tmp_path / "LIDC-IDRI" / "LIDC-IDRI-0001" / "study" / "series"
-    shutil.copytree(series, folder)
-    image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder)))
-    heights = [image.TransformIndexToPhysicalPoint((0, 0, k))[2] for k in (8, 9, 10)]
+    shutil.copytree(next(path.parent for path in made.rglob("*.dcm")), folder)
+    return folder
+
+
+@pytest.fixture
+def heights(series: Path) -> list[float]:
+    """z in mm of three slices."""
+    image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(series)))
+    return [image.TransformIndexToPhysicalPoint((0, 0, k))[2] for k in (8, 9, 10)]
+
+
+@pytest.fixture
+def lidc(series: Path, heights: list[float], tmp_path: Path) -> Path:
+    """One patient; three readers mark a nodule, one of them larger, and one a dot."""
     small = "".join(square(z, 20, 26) for z in heights)
     large = "".join(square(z, 20, 30) for z in heights)
     dot = ROI.format(z=heights[0], inclusion="TRUE", edges=EDGE.format(x=50, y=50))
-    sessions = "".join(
-        SESSION.format(nodules=NODULE.format(name=name, rois=rois))
-        for name, rois in (("a", small), ("b", small), ("c", large), ("dot", dot))
-    )
-    (folder / "069.xml").write_text(XML.format(sessions=sessions))
+    write_readings(series, [small], [small], [large], [dot])
     return tmp_path / "LIDC-IDRI"
+
+
+def convert_masks(tmp_path: Path) -> list[np.ndarray]:
+    task = load_task(convert("ncs", tmp_path / "LIDC-IDRI", tmp_path / "ncs"))
+    masks = [sitk.GetArrayFromImage(sitk.ReadImage(str(case.mask))) for case in task.cases]
+    return [mask.astype(bool) for mask in masks]
 
 
 def test_ncs_takes_what_half_of_the_readers_agree_on(lidc: Path, tmp_path: Path) -> None:
@@ -145,6 +168,69 @@ def test_ncs_takes_what_half_of_the_readers_agree_on(lidc: Path, tmp_path: Path)
     assert mask.GetSize()[:2] == (64, 64)
     assert (mask.GetOrigin(), mask.GetSize()) == (image.GetOrigin(), image.GetSize())
     assert np.argwhere(values).min(axis=0)[1:].tolist() == [20, 20]
+
+
+def test_a_hole_that_a_reader_marked_is_not_nodule(
+    series: Path, heights: list[float], tmp_path: Path
+) -> None:
+    """Its outline is not nodule either, for outlines lie outside; other slices have no hole."""
+    solid = "".join(square(z, 20, 30) for z in heights)
+    hole = square(heights[1], 24, 26, inclusion="FALSE")
+    for reading in (solid + hole, hole + solid):  # the order in the file does not matter
+        write_readings(series, [reading])
+        (mask,) = convert_masks(tmp_path)
+        assert mask.sum(axis=(1, 2)).tolist()[8:11] == [100, 100 - 4 * 4, 100]
+        assert not mask[9, 23:27, 23:27].any()
+        shutil.rmtree(tmp_path / "ncs")
+
+
+def test_a_hole_of_one_reader_leaves_the_nodule_of_the_others(
+    series: Path, heights: list[float], tmp_path: Path
+) -> None:
+    solid = square(heights[0], 20, 30)
+    hole = square(heights[0], 24, 26, inclusion="FALSE")
+    write_readings(series, [solid], [solid], [solid + hole])
+    (mask,) = convert_masks(tmp_path)
+    assert mask.sum() == 100
+
+
+def test_marks_that_overlap_in_a_chain_are_one_nodule(
+    series: Path, heights: list[float], tmp_path: Path
+) -> None:
+    """Five marks of which no three share a voxel; three readers made them, so two must agree."""
+    chain = [square(heights[0], low, low + 4) for low in (20, 23, 26, 29, 32)]
+    write_readings(series, [chain[0], chain[3]], [chain[1], chain[4]], [chain[2]])
+    (mask,) = convert_masks(tmp_path)
+    assert np.argwhere(mask).tolist() == [[8, k, k] for k in (23, 26, 29, 32)]
+
+
+def test_two_marks_of_one_reader_count_as_one_voice(
+    series: Path, heights: list[float], tmp_path: Path
+) -> None:
+    """One reader marks two nodules where the other marks one around both: half of two agree."""
+    parts = [square(heights[0], 20, 24), square(heights[0], 26, 30)]
+    write_readings(series, parts, [square(heights[0], 20, 30)])
+    (mask,) = convert_masks(tmp_path)
+    assert mask.sum() == 100
+
+
+def test_where_half_of_many_readers_agree_nowhere_most_of_them_decide(
+    series: Path, heights: list[float], tmp_path: Path
+) -> None:
+    chain = [square(heights[0], low, low + 4) for low in (20, 23, 26, 29, 32)]
+    write_readings(series, *([mark] for mark in chain))
+    (mask,) = convert_masks(tmp_path)
+    assert np.argwhere(mask).tolist() == [[8, k, k] for k in (23, 26, 29, 32)]
+
+
+@pytest.mark.parametrize("broken", ["imageZposition", "xCoord", "yCoord"])
+def test_an_outline_without_a_position_is_told(
+    series: Path, heights: list[float], tmp_path: Path, broken: str
+) -> None:
+    rois = square(heights[0], 20, 30).replace(f"<{broken}>", f"<{broken}>?")
+    write_readings(series, [rois])
+    with pytest.raises(TrainError, match=r"069\.xml: an outline without numbers"):
+        convert_masks(tmp_path)
 
 
 def test_lidc_without_its_images_is_told(lidc: Path, tmp_path: Path) -> None:
@@ -196,7 +282,9 @@ def test_bms_takes_flair_and_the_whole_tumour(tmp_path: Path, flair: str, mask: 
         labels = np.zeros((4, 8, 8), np.uint8)
         labels[1, 1, 1], labels[1, 1, 2] = 4, 2
         write(folder / mask.format(case), labels)
-    task = load_task(convert("bms", tmp_path / "BraTS", tmp_path / "bms"))
+    manifest = convert("bms", tmp_path / "BraTS", tmp_path / "bms")
+    assert {row["intensity"] for row in read_rows(manifest)} == {"per-image"}
+    task = load_task(manifest)
     assert sum(case.split == "test" for case in task.cases) == 2
     assert sum(case.split is None for case in task.cases) == 4
     assert task.cases[0].mask is not None
@@ -214,7 +302,9 @@ def test_brats_without_flair_is_told(tmp_path: Path) -> None:
 
 def test_medmnist_keeps_the_official_split(ct: Path, tmp_path: Path) -> None:
     source = ct / "downstream" / "adrenalmnist3d.npz"
-    task = load_task(convert("medmnist", source, tmp_path / "adrenal"))
+    manifest = convert("medmnist", source, tmp_path / "adrenal")
+    assert {row["intensity"] for row in read_rows(manifest)} == {"unit"}
+    task = load_task(manifest)
     counts = [
         sum(c.split == split for c in task.cases) for split in ("train", "validation", "test")
     ]

@@ -21,7 +21,7 @@ def write_figures(results: Sequence[dict[str, Any]], out: Path) -> list[Path]:
     mpl.use("Agg", force=False)
     folder = out / _FOLDER
     folder.mkdir(exist_ok=True)
-    rows = summarise(results)
+    rows = [row for row in summarise(results) if row.scores]  # where all failed, none is drawn
     written = []
     for task in dict.fromkeys(row.task for row in rows):
         of_task = [row for row in rows if row.task == task]
@@ -62,7 +62,9 @@ def _draw_bars(rows: Sequence[Row], file: Path) -> Path:
     axes.set_xticks(places, [row.start for row in rows], rotation=30, ha="right")
     axes.set_ylabel(f"{rows[0].metric} (%)" + (", not from 0" if bottom else ""))
     told = f"* worse than the best, p < {ALPHA} (t-test); = not told from it"
-    axes.set_title(f"{rows[0].task}, trials: {len(rows[0].scores)}\n{told}", fontsize=9)
+    axes.set_title(
+        f"{rows[0].task}, trials: {max(len(row.scores) for row in rows)}\n{told}", fontsize=9
+    )
     return _save(figure, file)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from store.csvfile import write_csv
 from trainer.checkpoint import BEST, load_checkpoint
 from trainer.device import autocast, pick_device
 from trainer.errors import TrainError
@@ -81,9 +81,7 @@ def predict(
     if rows:
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+            write_csv(stream, rows[0], (row.values() for row in rows))
         written.append(out)
     return written
 

@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -18,6 +18,7 @@ import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from store.csvfile import write_csv
 from trainer.errors import TrainError
 from trainer.finetuning.images import read_image, write_image
 from trainer.plan import derive_seeds
@@ -63,9 +64,7 @@ def convert(
         raise TrainError(f"{source}: nothing in it makes a case of {kind}")
     partial = out / (MANIFEST + ".partial")
     with partial.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+        write_csv(stream, rows[0], (row.values() for row in rows))
     partial.replace(out / MANIFEST)
     return out / MANIFEST
 
@@ -126,91 +125,141 @@ def _thin(others: list[Row], nodules: list[Row], per_nodule: int) -> list[Row]:
 
 # NCS: which voxels are the nodule? ----------------------------------------------------------------
 
+_Voxels = NDArray[np.int64]
+"""Flat indices into an image, in order, each once."""
+
+
+class _Region(NamedTuple):
+    """An outline in one slice."""
+
+    z_mm: float
+    inside: bool
+    """Whether it goes around a part of the nodule, or around a hole in it."""
+    edge: list[tuple[int, int]]
+    """x, y in pixels."""
+
+
+class _Mark(NamedTuple):
+    """A nodule of 3 mm or more as one reader outlined it."""
+
+    reader: int
+    regions: list[_Region]
+
 
 def lidc(source: Path, out: Path) -> Iterator[Row]:
     """LIDC-IDRI: a folder a patient with DICOM series and their readers' marks in XML.
 
     Each nodule of 3 mm or more is a case: a crop of 64 x 64 x 32 voxels (x, y, z) around it and the
-    voxels that half of those who marked it agree on. Patients are not dealt out here.
+    voxels that half of the readers who marked it agree on. Marks that overlap, also in a chain, are
+    one nodule; several of one reader count as one. Patients are not dealt out here.
     """
     patients = sorted(path for path in source.glob("LIDC-IDRI-*") if path.is_dir())
     if not patients:
         raise TrainError(f"{source}: has no folders LIDC-IDRI-0001, ...; give the one that has")
     for patient in patients:
         for marks in sorted(patient.rglob("*.xml")):
-            nodules = list(_read_marks(marks))
-            if not nodules:
+            found = list(_read_marks(marks))
+            if not found:
                 continue
             if not any(marks.parent.glob("*.dcm")):
                 raise TrainError(
                     f"{marks}: no DICOM files beside it; download {patient.name} again"
                 )
             image = read_image(marks.parent)
-            for number, found in enumerate(_group(nodules, image)):
+            for number, nodule in enumerate(_group(found, image)):
                 name = f"{patient.name}-{marks.stem}-{number}"
-                yield _write_nodule(name, patient.name, image, found, out)
+                yield _write_nodule(name, patient.name, image, nodule, out)
 
 
-def _read_marks(file: Path) -> Iterator[dict[float, list[list[tuple[int, int]]]]]:
-    """For each reader's nodule its outlines (x, y in pixels) by slice position z in mm."""
+def _read_marks(file: Path) -> Iterator[_Mark]:
+    """Every nodule of every reader but those below 3 mm, which one point marks."""
     try:
         root = ElementTree.parse(file).getroot()
     except ElementTree.ParseError as error:
         raise TrainError(f"{file}: cannot be read as XML; download it again") from error
     space = re.match(r"\{.*\}", root.tag)
     prefix = space.group() if space else ""
-    for nodule in root.iter(f"{prefix}unblindedReadNodule"):
-        outlines: dict[float, list[list[tuple[int, int]]]] = defaultdict(list)
-        for region in nodule.iter(f"{prefix}roi"):
-            inside = (region.findtext(f"{prefix}inclusion") or "TRUE").upper() == "TRUE"
-            edge = [
-                (int(p.findtext(f"{prefix}xCoord") or 0), int(p.findtext(f"{prefix}yCoord") or 0))
-                for p in region.iter(f"{prefix}edgeMap")
-            ]
-            if inside and len(edge) > 1:  # a single point marks a nodule below 3 mm
-                outlines[float(region.findtext(f"{prefix}imageZposition") or "nan")].append(edge)
-        if outlines:
-            yield dict(outlines)
+    for reader, session in enumerate(root.iter(f"{prefix}readingSession")):
+        for nodule in session.iter(f"{prefix}unblindedReadNodule"):
+            try:
+                regions = [_read_region(roi, prefix) for roi in nodule.iter(f"{prefix}roi")]
+            except ValueError as error:
+                raise TrainError(
+                    f"{file}: an outline without numbers as its position; download it again"
+                ) from error
+            regions = [region for region in regions if len(region.edge) > 1]
+            if any(region.inside for region in regions):
+                yield _Mark(reader, regions)
 
 
-def _group(
-    marks: Iterable[dict[float, list[list[tuple[int, int]]]]], image: sitk.Image
-) -> list[list[NDArray[np.int64]]]:
-    """Flat indices of the voxels that each reader marked, by nodule: marks that overlap are one."""
-    groups: list[list[NDArray[np.int64]]] = []
-    for outlines in marks:
-        voxels = _fill(outlines, image)
+def _read_region(roi: ElementTree.Element, prefix: str) -> _Region:
+    edge = [
+        (int(p.findtext(f"{prefix}xCoord", "")), int(p.findtext(f"{prefix}yCoord", "")))
+        for p in roi.iter(f"{prefix}edgeMap")
+    ]
+    inside = roi.findtext(f"{prefix}inclusion", "TRUE").strip().upper() != "FALSE"
+    return _Region(float(roi.findtext(f"{prefix}imageZposition", "")), inside, edge)
+
+
+def _group(marks: Iterable[_Mark], image: sitk.Image) -> list[list[_Voxels]]:
+    """The voxels that were marked, by nodule and reader: marks that overlap are one nodule."""
+    groups: list[list[tuple[int, _Voxels]]] = []
+    for mark in marks:
+        voxels = _fill(mark, image)
         if not len(voxels):
             continue
-        same = [group for group in groups if any(len(np.intersect1d(voxels, m)) for m in group)]
+        same = [g for g in groups if any(len(np.intersect1d(voxels, other)) for _, other in g)]
         groups = [group for group in groups if not any(group is other for other in same)]
-        groups.append([mask for group in same for mask in group] + [voxels])
-    return groups
+        groups.append([pair for group in same for pair in group] + [(mark.reader, voxels)])
+    return [_join_readers(group) for group in groups]
 
 
-def _fill(
-    outlines: dict[float, list[list[tuple[int, int]]]], image: sitk.Image
-) -> NDArray[np.int64]:
-    """Flat indices of the voxels inside a reader's outlines, which themselves lie outside."""
+def _join_readers(marks: Iterable[tuple[int, _Voxels]]) -> list[_Voxels]:
+    """One set of voxels a reader."""
+    by_reader: dict[int, list[_Voxels]] = defaultdict(list)
+    for reader, voxels in marks:
+        by_reader[reader].append(voxels)
+    return [np.unique(np.concatenate(parts)) for parts in by_reader.values()]
+
+
+def _fill(mark: _Mark, image: sitk.Image) -> _Voxels:
+    """Voxels inside a reader's outlines but not inside those of holes.
+
+    An outline lies outside the nodule, so it belongs to a hole that it goes around.
+    """
     x, y, _ = image.GetOrigin()
     width, height, depth = image.GetSize()
-    found = [np.empty(0, np.int64)]
-    for position, edges in outlines.items():
-        _, _, number = image.TransformPhysicalPointToIndex((x, y, position))
+    slices: dict[int, NDArray[np.bool_]] = {}
+    for region in sorted(mark.regions, key=lambda region: not region.inside):  # holes last
+        _, _, number = image.TransformPhysicalPointToIndex((x, y, region.z_mm))
         if 0 <= number < depth:
             canvas = Image.new("1", (width, height))
-            for edge in edges:
-                ImageDraw.Draw(canvas).polygon(edge, fill=1, outline=0)
-            found.append(np.flatnonzero(np.array(canvas)) + number * width * height)
-    return np.unique(np.concatenate(found))
+            ImageDraw.Draw(canvas).polygon(region.edge, fill=1, outline=int(not region.inside))
+            marked = slices.setdefault(number, np.zeros((height, width), bool))
+            if region.inside:
+                marked |= np.array(canvas)
+            else:
+                marked &= ~np.array(canvas)
+    found = [np.flatnonzero(m) + number * width * height for number, m in slices.items()]
+    return np.unique(np.concatenate([np.empty(0, np.int64), *found]))
+
+
+def _agree(readers: Sequence[_Voxels]) -> _Voxels:
+    """Voxels that half of the readers marked.
+
+    There always are some of up to four readers whose marks overlap (LIDC has four). Of more, what
+    most of them agree on.
+    """
+    voxels, votes = np.unique(np.concatenate(readers), return_counts=True)
+    agreed: _Voxels = voxels[votes >= min(_CONSENSUS * len(readers), votes.max())]
+    return agreed
 
 
 def _write_nodule(
-    name: str, patient: str, image: sitk.Image, marks: Sequence[NDArray[np.int64]], out: Path
+    name: str, patient: str, image: sitk.Image, readers: Sequence[_Voxels], out: Path
 ) -> Row:
-    voxels, votes = np.unique(np.concatenate(marks), return_counts=True)
     agreed = np.zeros(image.GetSize()[::-1], np.uint8)
-    agreed.flat[voxels[votes >= _CONSENSUS * len(marks)]] = 1
+    agreed.flat[_agree(readers)] = 1
     middle = np.rint(np.argwhere(agreed).mean(axis=0)).astype(int)
     room = np.array(agreed.shape) - _NODULE_SHAPE
     low = np.clip(middle - np.array(_NODULE_SHAPE) // 2, 0, np.maximum(room, 0))
@@ -273,6 +322,7 @@ def brats(source: Path, out: Path) -> Iterator[Row]:
             "mask": _binary(mask, out / "masks" / f"{mask.parent.name}.nii.gz").relative_to(out),
             "patient": mask.parent.name,
             "split": "test" if number % 3 == 2 else "",
+            "intensity": "per-image",
         }
 
 
@@ -298,7 +348,12 @@ def medmnist(source: Path, out: Path) -> Iterator[Row]:
         for number, (image, label) in enumerate(zip(images, labels.reshape(-1), strict=True)):
             file = out / "images" / f"{split}-{number:05d}.nii.gz"
             write_image(sitk.GetImageFromArray(image), file)
-            yield {"image": file.relative_to(out), "label": int(label), "split": split}
+            yield {
+                "image": file.relative_to(out),
+                "label": int(label),
+                "split": split,
+                "intensity": "unit",
+            }
 
 
 # Files -------------------------------------------------------------------------------------------

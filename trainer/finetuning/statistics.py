@@ -37,6 +37,9 @@ class Row:
     label_fraction: float
     metric: str
     scores: tuple[float, ...]
+    """Of each trial that has one; empty where all failed."""
+    failed: int
+    """Trials that diverged: neither in `scores` nor in any test."""
     is_best: bool
     behind: Difference | None
     """Against the best start of the task; None for that one."""
@@ -47,7 +50,8 @@ class Row:
 
     @property
     def mean(self) -> float:
-        return float(np.mean(self.scores))
+        """Over trials; NaN without any."""
+        return float(np.mean(self.scores)) if self.scores else math.nan
 
     @property
     def std(self) -> float:
@@ -112,11 +116,12 @@ def summarise(results: Iterable[dict[str, Any]]) -> list[Row]:
     rows = []
     for task, fraction in dict.fromkeys((t, f) for t, f, _ in trials):
         found = {s: v for (t, f, s), v in trials.items() if (t, f) == (task, fraction)}
-        best = max(found, key=lambda start: float(np.mean(found[start]["scores"])))
+        scored = {start: v["scores"] for start, v in found.items() if v["scores"]}
+        best = max(scored, key=lambda start: float(np.mean(scored[start])), default=None)
         behind = {
-            start: difference(v["scores"], found[best]["scores"])
-            for start, v in found.items()
-            if start != best
+            start: difference(scores, scored[best])
+            for start, scores in scored.items()
+            if best is not None and start != best
         }
         holm = dict(zip(behind, correct([d.p_student for d in behind.values()]), strict=True))
         rows += [
@@ -126,6 +131,7 @@ def summarise(results: Iterable[dict[str, Any]]) -> list[Row]:
                 label_fraction=fraction,
                 metric=v["metric"],
                 scores=tuple(v["scores"]),
+                failed=v["failed"],
                 is_best=start == best,
                 behind=behind.get(start),
                 p_holm=holm.get(start, math.nan),
@@ -142,7 +148,7 @@ def pair_up(results: Iterable[dict[str, Any]]) -> list[Pair]:
     pairs = []
     for (task, fraction, start), v in trials.items():
         base = trials.get((task, fraction, v["adds_to"]))
-        if base is not None:
+        if base is not None and base["scores"] and v["scores"]:
             pairs.append(
                 Pair(
                     task=task,
@@ -161,11 +167,12 @@ def pair_up(results: Iterable[dict[str, Any]]) -> list[Pair]:
 def _gather(results: Iterable[dict[str, Any]]) -> dict[tuple[str, float, str], dict[str, Any]]:
     """Scores by task, share of labels and start, one a trial: the mean over its test cases.
 
-    A trial of several folds counts when all are done that any trial of its task has.
+    A trial of several folds counts when all are done that any trial of its task has. A trial with
+    a failed fold has failed.
     """
     folds: dict[tuple[str, float, str, int], list[dict[str, Any]]] = {}
     for result in results:
-        if result["score"] is not None:
+        if result["score"] is not None or result.get("failed"):
             key = (result["task"], result["label_fraction"], result["start"], result["trial"])
             folds.setdefault(key, []).append(result)
     most: dict[str, int] = {}
@@ -173,13 +180,18 @@ def _gather(results: Iterable[dict[str, Any]]) -> dict[tuple[str, float, str], d
         most[task] = max(most.get(task, 0), len(found))
     gathered: dict[tuple[str, float, str], dict[str, Any]] = {}
     for (task, fraction, start, _), found in folds.items():
-        if len(found) < most[task]:
+        failed = any(result.get("failed") for result in found)
+        if len(found) < most[task] and not failed:
             continue
         first = found[0]
         entry = gathered.setdefault(
             (task, fraction, start),
-            {"scores": [], "metric": first["metric"], "adds_to": first["adds_to"], "leaked": False},
-        )
+            {"scores": [], "failed": 0, "leaked": False,
+             "metric": first["metric"], "adds_to": first["adds_to"]},
+        )  # fmt: skip
+        if failed:
+            entry["failed"] += 1
+            continue
         cases = [result["num_test"] for result in found]
         entry["scores"].append(float(np.average([r["score"] for r in found], weights=cases)))
         entry["leaked"] |= any(result["leaked"] for result in found)

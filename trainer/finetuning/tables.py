@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from store.csvfile import write_csv
 from trainer.finetuning.statistics import ALPHA, Pair, Row, pair_up, summarise
 
 TABLES, TABLE = "tables.md", "table.csv"
@@ -18,32 +18,34 @@ def write_tables(results: Sequence[dict[str, Any]], out: Path) -> list[Path]:
     """Write `out`/tables.md and `out`/table.csv from the results alone; returns the files."""
     rows, pairs = summarise(results), pair_up(results)
     (out / TABLES).write_text(to_markdown(rows, pairs), "utf-8")
+    header = (
+        "task", "label_fraction", "start", "metric", "trials", "failed", "mean", "std", "best",
+        "equivalent", "behind_best", "p_student", "p_welch", "ci_low", "ci_high", "p_holm",
+        "leaked", "scores",
+    )  # fmt: skip
     with (out / TABLE).open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(
-            ["task", "label_fraction", "start", "metric", "trials", "mean", "std", "best",
-             "equivalent", "behind_best", "p_student", "p_welch", "ci_low", "ci_high", "p_holm",
-             "leaked", "scores"]
-        )  # fmt: skip
-        for row in rows:
-            behind = row.behind
-            told = (
-                [behind.mean, behind.p_student, behind.p_welch, behind.low, behind.high]
-                if behind
-                else [""] * 5
-            )
-            writer.writerow(
-                [row.task, row.label_fraction, row.start, row.metric, len(row.scores), row.mean,
-                 row.std, row.is_best, row.is_equivalent, *told, row.p_holm, row.leaked,
-                 " ".join(map(str, row.scores))]
-            )  # fmt: skip
+        write_csv(stream, header, map(_list_cells, rows))
     return [out / TABLES, out / TABLE]
+
+
+def _list_cells(row: Row) -> list[object]:
+    behind = row.behind
+    told = (
+        [behind.mean, behind.p_student, behind.p_welch, behind.low, behind.high]
+        if behind
+        else [""] * 5
+    )
+    return [
+        row.task, row.label_fraction, row.start, row.metric, len(row.scores), row.failed, row.mean,
+        row.std, row.is_best, row.is_equivalent, *told, row.p_holm, row.leaked,
+        " ".join(map(str, row.scores)),
+    ]  # fmt: skip
 
 
 def to_markdown(rows: Sequence[Row], pairs: Sequence[Pair]) -> str:
     """Result II (every start), Result I (with against without classification), few labels."""
     if not rows:
-        return "No trial is done yet.\n"
+        return "No trial has a score yet.\n"
     most = max(row.label_fraction for row in rows)
     whole = [row for row in rows if row.label_fraction == most]
     blocks = ["# Comparison\n", _tell_starts(whole), _tell_tests(whole)]
@@ -52,6 +54,10 @@ def to_markdown(rows: Sequence[Row], pairs: Sequence[Pair]) -> str:
         blocks.append(_tell_gains(gains))
     if len(whole) < len(rows):
         blocks.append(_tell_fractions(rows))
+    if any(row.failed for row in rows):
+        blocks.append(
+            "Failed trials diverged (results.jsonl says where); means and tests leave them out.\n"
+        )
     return "\n".join(blocks)
 
 
@@ -126,7 +132,7 @@ def _tell_fractions(rows: Sequence[Row]) -> str:
 
 
 def _cell(row: Row) -> str:
-    text = _scores(row.scores)
+    text = _scores(row.scores, row.failed)
     if row.is_best:
         text = f"**{text}**"
     elif row.is_equivalent:
@@ -134,13 +140,17 @@ def _cell(row: Row) -> str:
     return text + (" †" if row.leaked else "")
 
 
-def _scores(scores: Sequence[float]) -> str:
+def _scores(scores: Sequence[float], failed: int = 0) -> str:
+    failures = f"{failed} failed" if failed else ""
+    if not scores:
+        return failures
     mean = sum(scores) / len(scores)
     spread = ""
     if len(scores) > 1:
         variance = sum((score - mean) ** 2 for score in scores) / (len(scores) - 1)
         spread = f" ± {_percent(math.sqrt(variance))}"
-    return f"{_percent(mean)}{spread} ({len(scores)})"
+    trials = ", ".join(filter(None, (str(len(scores)), failures)))
+    return f"{_percent(mean)}{spread} ({trials})"
 
 
 def _percent(value: float, *, sign: bool = False) -> str:

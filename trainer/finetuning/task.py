@@ -26,7 +26,7 @@ from trainer.plan import derive_seeds, draw_persons
 SPLITS = ("train", "validation", "test")
 _DATASET = "dataset.json"
 _CENTRE = ("x_mm", "y_mm", "z_mm")
-_COLUMNS = {"name", "image", "mask", "label", "split", "patient", "channel", *_CENTRE}
+_COLUMNS = {"name", "image", "mask", "label", "split", "patient", "channel", "intensity", *_CENTRE}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 from torch import nn
 
+from store.csvfile import write_csv
 from trainer.finetuning import scores
 from trainer.finetuning.answers import classify, segment
 from trainer.finetuning.images import read_image, read_mask, write_image
@@ -101,7 +101,5 @@ def read_scores(run: Path, best_step: int) -> dict[str, float] | None:
 def _write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
     partial = file.with_name(file.name + ".partial")
     with partial.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]) if rows else ["case"])
-        writer.writeheader()
-        writer.writerows(rows)
+        write_csv(stream, rows[0] if rows else ["case"], (row.values() for row in rows))
     partial.replace(file)
