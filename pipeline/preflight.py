@@ -24,7 +24,7 @@ from pipeline.catalogue import (
 from pipeline.config import PrepareConfig
 from pipeline.discovery import Geometry, Scans
 from store.errors import SemgenError
-from store.format import AUTOENCODER_FILE, StoreError
+from store.format import AUTOENCODER_FILE, SURVEY_VERSION, StoreError
 from store.reader import PatchStore
 from store.settings import differences
 
@@ -159,6 +159,12 @@ def check_same_job(store: PatchStore, config: PrepareConfig, inputs: dict[str, s
             f"{store.path}: begun with other settings ({'; '.join(changed)});"
             " use those, or give another folder"
         )
+    surveyed = store.state == "building" and "survey" in store.stages
+    if surveyed and survey_version(store) != SURVEY_VERSION:
+        raise StoreError(
+            f"{store.path}: begun by another version of semgen; finish it with that one, or"
+            " delete the store and prepare it again"
+        )
     if not has_catalogue(store.path):
         if store.state == "complete":
             return
@@ -269,10 +275,20 @@ def _mm(size: NDArray[np.float64]) -> str:
 def check_extension(old: Path, config: PrepareConfig) -> None:
     """StoreError unless the survey of `old` is what a survey under these settings would find."""
     read_rejections(old)  # StoreError without its private catalogue
-    theirs = PatchStore(old).config
+    store = PatchStore(old)
     changed = differences(
         {name: config.to_json()[name] for name in _SURVEY_SETTINGS},
-        {name: theirs[name] for name in _SURVEY_SETTINGS},
+        {name: store.config[name] for name in _SURVEY_SETTINGS},
     )
     if changed:
         raise StoreError(f"{old}: surveyed with other settings ({'; '.join(changed)})")
+    if survey_version(store) != SURVEY_VERSION:
+        raise StoreError(
+            f"{old}: surveyed by another version of semgen, which found other frame boxes or scans;"
+            " prepare the new store without --extend"
+        )
+
+
+def survey_version(store: PatchStore) -> int:
+    """Version of a store's survey, which must be finished."""
+    return int(store.stages["survey"].get("version", 1))

@@ -23,7 +23,7 @@ from pipeline.discovery import split_persons
 from pipeline.manifest import Manifest, taken
 from pipeline.preflight import resolve_archive
 from pipeline.tasks import collect_thumbnails, save_thumbnail, survey_series
-from store.format import THUMBNAIL_SHAPE
+from store.format import SURVEY_VERSION, THUMBNAIL_SHAPE
 from store.reader import PatchStore
 from store.writer import StoreWriter
 
@@ -93,7 +93,12 @@ class Survey:
         if accepted:
             self._lay_out_scans(client, accepted)
             self.writer.finish_stage(
-                "survey", {"accepted": accepted, "rejected": self.catalogue.reasons()}
+                "survey",
+                {
+                    "accepted": accepted,
+                    "rejected": self.catalogue.reasons(),
+                    "version": SURVEY_VERSION,
+                },
             )
         return accepted
 

@@ -376,7 +376,7 @@ def test_an_archive_without_a_usable_series_is_refused_and_nothing_made(
     (tmp_path / "archive" / "broken.nii.gz").write_bytes(b"no image" * 100)
     done = semgen("prepare", "archive", "out/s", "--workers", 1, cwd=tmp_path)
     assert done.returncode == 1
-    assert "no usable CT series in the archive (1 unreadable)" in done.stderr.splitlines()[-1]
+    assert "no usable CT series in the archive (1 broken link)" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["archive"]
 
@@ -440,7 +440,7 @@ def test_a_series_that_hangs_the_reader_costs_only_itself() -> None:
     assert json.loads(done.stdout) == [[False, True, False, False], True, False]
 
 
-def test_a_file_that_cannot_be_opened_costs_only_itself(
+def test_a_link_that_leads_nowhere_costs_only_itself(
     phantoms: Path, config_file: Path, semgen: Semgen, tmp_path: Path
 ) -> None:
     archive = tmp_path / "archive"
