@@ -39,6 +39,7 @@ _SURVEY_SETTINGS = (
 """Settings that decide which series are accepted and what the survey notes of them."""
 
 
+_ROUNDING_MM = 1e-6
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
@@ -254,7 +255,7 @@ def check_crops_fit(store: PatchStore, config: PrepareConfig) -> None:
             " validation (validation_fraction)"
         )
     needed_mm = 2 * geometry.full_reach * geometry.step_mm[train]
-    fits = train[(needed_mm <= geometry.last_mm[train]).all(axis=1)]
+    fits = train[(needed_mm <= geometry.last_mm[train] + _ROUNDING_MM).all(axis=1)]
     rng = np.random.default_rng(0)
     if len(fits) < least or all(geometry.draw_centre(row, rng) is None for row in fits.tolist()):
         size_mm = np.median(needed_mm, axis=0)
