@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import itertools
 import json
+import math
 import os
 import shutil
 import sys
@@ -865,7 +866,8 @@ def export(run: Path, file: Path, file_format: Any, part: Any) -> None:
 @click.option(
     "--spacing", type=_Vector("z,y,x", "3,1.5,1.5"), help="Grid in mm.  [median of all cases]"
 )
-@click.option("--intensity", type=click.Choice(["auto", "ct", "per-image"]), help="[auto]")
+@click.option("--intensity", type=click.Choice(["auto", "ct", "per-image", "unit"]), help="[auto]")
+@click.option("--channel", type=click.IntRange(0), help="Of images that have several, from 0.")
 @click.option(
     "--window",
     type=_Vector("low,high", "-150,250"),
@@ -924,7 +926,7 @@ def finetune(
             on_case=on_case,
         )
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(summary), default=str))
+        click.echo(_to_json(dataclasses.asdict(summary)))
         return
     _print_training(summary.training)
     scores = ", ".join(f"{name} {value:.4g}" for name, value in summary.scores.items())
@@ -933,7 +935,23 @@ def finetune(
     )
     if summary.leaked:
         click.echo(f"WARNING: {len(summary.leaked)} of them were pretrained on; see result.json")
-    click.echo(f"Next: {_tool('semgen')} predict {run} IMAGE OUT.nii.gz")
+    kind = "IMAGE OUT.nii.gz" if summary.segments else "IMAGE OUT.csv"
+    if summary.places:
+        kind = "PLACES.csv OUT.csv"
+    click.echo(f"Next: {_tool('semgen')} predict {run} {kind}")
+
+
+def _to_json(value: Any) -> str:
+    """As JSON has it: what is no finite number becomes null, a path text."""
+
+    def clean(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {str(name): clean(inner) for name, inner in part.items()}
+        if isinstance(part, list | tuple):
+            return [clean(inner) for inner in part]
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    return json.dumps(clean(value), default=str, allow_nan=False)
 
 
 @main.command()
@@ -941,18 +959,34 @@ def finetune(
 @click.argument("source", type=_Path(), metavar="INPUT")
 @click.argument("out", type=_Path())
 @click.option("--device", default="auto", show_default=True)
-@click.option("--channel", type=click.IntRange(0), default=0, help="Of 4-D images.  [0]")
-def predict(run: Path, source: Path, out: Path, device: str, channel: int) -> None:
-    """Answer with the fine-tuned RUN about INPUT: an image, a DICOM folder, a folder of images.
+@click.option(
+    "--channel", type=click.IntRange(0), help="Of images that have several.  [as RUN was trained]"
+)
+@click.option(
+    "--overlap",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Of windows that slide over an image.  [as RUN was tested]",
+)
+def predict(
+    run: Path, source: Path, out: Path, device: str, channel: int | None, overlap: float | None
+) -> None:
+    """Predict on INPUT with a fine-tuned RUN: an image, a DICOM folder, a folder of images.
 
-    Segmenting, OUT is a mask (of several images a folder) with the geometry of the image;
-    classifying, a CSV file with the probability of each class.
+    To segment, OUT is a mask (of several images a folder) with the geometry of the image; to
+    classify, a CSV file with the probability of each class. For a RUN that was trained on places
+    INPUT is a CSV file with columns image, x_mm, y_mm, z_mm.
     """
     from trainer.finetuning import predict as predict_with
 
     with _Reporter().stage("predict", None, "images") as advance:
         written = predict_with(
-            run, source, out, device=device, channel=channel, progress=lambda *_: advance(1)
+            run,
+            source,
+            out,
+            device=device,
+            channel=channel,
+            overlap=overlap,
+            progress=lambda *_: advance(1),
         )
     click.echo(f"{out}: {len(written)} file{'s' * (len(written) > 1)}")
 

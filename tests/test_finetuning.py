@@ -19,6 +19,8 @@ from tests.test_finetuning_task import write_manifest
 from trainer import Saved, TrainConfig, TrainError, export_weights, pretrain, read_weights
 from trainer.finetuning import FinetuneConfig, finetune, predict
 from trainer.finetuning.images import pseudonym, read_image
+from trainer.finetuning.pictures import draw_tile
+from trainer.finetuning.prepared import Grid
 from trainer.finetuning.scores import area_under_curve, overlap
 
 CONFIG = FinetuneConfig(
@@ -102,11 +104,31 @@ def test_the_ball_is_found(segmenter: Path) -> None:
     assert np.mean([float(row["dice"]) for row in rows]) == pytest.approx(result["scores"]["dice"])
 
 
-def test_the_picture_shows_truth_and_answer(segmenter: Path) -> None:
+GREEN, RED = (80, 220, 80), (255, 70, 70)
+
+
+def test_the_picture_shows_the_answers_over_the_images(segmenter: Path) -> None:
     with Image.open(segmenter / "test.png") as picture:
         colours = {colour for _, colour in picture.getcolors(2**20)}
-    assert {(80, 220, 80), (255, 70, 70)} & colours
+    assert RED in colours
     assert len(colours) > 50
+
+
+def test_truth_and_answer_have_a_contour_each() -> None:
+    image = sitk.Image((20, 20, 4), sitk.sitkInt16)
+    truth, answer = (sitk.Image((20, 20, 4), sitk.sitkUInt8) for _ in range(2))
+    truth[2:8, 2:8, 2:3] = 1
+    answer[12:18, 12:18, 2:3] = 1
+    grid = Grid(spacing_mm=(1, 1, 1), shape=(8, 8, 8), intensity="ct", window_hu=(-1000, 1000))
+    tile = draw_tile("case", image, truth, answer, grid)
+    pixels = np.array(tile.picture)
+    side = len(pixels) / 20
+    for colour, (low, high) in ((GREEN, (2, 8)), (RED, (12, 18))):
+        found = np.argwhere((pixels == colour).all(axis=-1)) / side
+        assert len(found) > 100, colour
+        np.testing.assert_allclose(found.min(axis=0), low, atol=0.2)
+        np.testing.assert_allclose(found.max(axis=0), high, atol=0.2)
+    assert tile.caption == "case, slice 3 of 4"
 
 
 def test_masks_of_test_cases_lie_on_their_images(segmenter: Path, balls: Path) -> None:
@@ -203,8 +225,9 @@ def test_prepared_cases_are_shared_and_made_anew_when_an_image_changes(
         finetune(balls, tmp_path / "three", config, cases_path=tmp_path / "cases")
     finally:
         image.write_bytes(content)
-    changed = {f.parent.name for f in times if f.stat().st_mtime_ns != times[f]}
-    assert changed == {"0"}
+    assert {f: f.stat().st_mtime_ns for f in times} == times
+    new = {f.parent for f in (tmp_path / "cases").rglob("*.npy")} - {f.parent for f in times}
+    assert [json.loads((f / "case.json").read_text())["name"] for f in new] == ["0"]
 
 
 # To classify

@@ -26,7 +26,9 @@ from trainer.finetuning.images import (
 from trainer.finetuning.prepared import Grid
 
 SIZE, SPACING = (30, 26, 20), (1.5, 1.0, 3.0)
-GRID = Grid(spacing_mm=(2.0, 1.6, 1.4), shape=(8, 8, 8), is_ct=True, window_hu=(-1000.0, 1000.0))
+GRID = Grid(
+    spacing_mm=(2.0, 1.6, 1.4), shape=(8, 8, 8), intensity="ct", window_hu=(-1000.0, 1000.0)
+)
 
 
 def turned_by(degrees: float) -> np.ndarray:
@@ -204,11 +206,93 @@ def test_a_folder_without_slices_is_refused(tmp_path: Path) -> None:
         read_image(tmp_path)
 
 
-def test_a_channel_of_a_4d_image_is_taken(tmp_path: Path) -> None:
-    volumes = [sitk.Image((6, 5, 4), sitk.sitkInt16) + n for n in range(3)]
-    sitk.WriteImage(sitk.JoinSeries(volumes), str(tmp_path / "four.nii.gz"))
-    image = read_image(tmp_path / "four.nii.gz", 2)
-    assert (image.GetSize(), image[0, 0, 0]) == ((6, 5, 4), 2)
+VOLUMES = [sitk.Image((6, 5, 4), sitk.sitkInt16) + n for n in range(3)]
+SEVERAL = pytest.mark.parametrize(
+    "image", [sitk.JoinSeries(VOLUMES), sitk.Compose(VOLUMES)], ids=["4-D", "vectors"]
+)
+
+
+@SEVERAL
+def test_a_channel_of_an_image_is_taken(tmp_path: Path, image: sitk.Image) -> None:
+    sitk.WriteImage(image, str(tmp_path / "a.nii.gz"))
+    found = read_image(tmp_path / "a.nii.gz", 2)
+    assert (found.GetSize(), found[0, 0, 0]) == ((6, 5, 4), 2)
+
+
+@SEVERAL
+@pytest.mark.parametrize(("channel", "says"), [(None, "none is picked"), (3, "number 3 is picked")])
+def test_further_channels_are_not_dropped_in_silence(
+    tmp_path: Path, image: sitk.Image, channel: int | None, says: str
+) -> None:
+    sitk.WriteImage(image, str(tmp_path / "a.nii.gz"))
+    with pytest.raises(TrainError, match=rf"a\.nii\.gz: has channels 0 to 2, and {says}"):
+        read_image(tmp_path / "a.nii.gz", channel)
+
+
+def test_a_fourth_axis_of_one_is_no_further_channel(tmp_path: Path) -> None:
+    sitk.WriteImage(sitk.JoinSeries(VOLUMES[:1]), str(tmp_path / "a.nii.gz"))
+    assert read_image(tmp_path / "a.nii.gz").GetSize() == (6, 5, 4)
+
+
+def test_a_mask_of_several_channels_is_refused(tmp_path: Path) -> None:
+    masks = sitk.JoinSeries([sitk.Cast(v, sitk.sitkUInt8) for v in VOLUMES[:2]])
+    sitk.WriteImage(masks, str(tmp_path / "mask.nii.gz"))
+    with pytest.raises(TrainError, match=r"mask\.nii\.gz: has channels 0 to 1"):
+        read_mask(tmp_path / "mask.nii.gz", VOLUMES[0], 2)
+
+
+# Intensities
+
+
+def ramp(high: float, kind: int) -> sitk.Image:
+    """Values from 0 to `high` along x."""
+    values = np.broadcast_to(np.linspace(0, high, 16), (12, 14, 16))
+    return sitk.Cast(sitk.GetImageFromArray(np.ascontiguousarray(values)), kind)
+
+
+@pytest.mark.parametrize(
+    ("high", "kind"),
+    [(255, sitk.sitkUInt8), (1, sitk.sitkUInt8), (1, sitk.sitkFloat32), (1, sitk.sitkInt16)],
+)
+@pytest.mark.parametrize("spacing_mm", [None, (1.0, 1.0, 1.0), (2.0, 1.0, 1.0)])
+def test_unit_shows_bytes_shapes_and_fractions_from_0_to_1(
+    tmp_path: Path, high: int, kind: int, spacing_mm: tuple[float, float, float] | None
+) -> None:
+    grid = Grid(spacing_mm=spacing_mm, shape=(12, 14, 16), intensity="unit", window_hu=(0, 1))
+    sitk.WriteImage(ramp(high, kind), str(tmp_path / "a.nii.gz"))
+    image = grid.read(tmp_path / "a.nii.gz")
+    for seen in (grid.to_unit(grid.bring(image)), grid.to_unit(turn(image))):
+        wanted = sitk.GetArrayFromImage(image)[0, 0] / high
+        np.testing.assert_allclose(seen[5, 7], wanted, atol=2e-3)
+
+
+def test_unit_leaves_masks_as_they_are() -> None:
+    grid = Grid(spacing_mm=(1, 1, 1), shape=(8, 8, 8), intensity="unit", window_hu=(0, 1))
+    mask = sitk.GetArrayFromImage(grid.bring(ramp(3, sitk.sitkUInt8), nearest=True))
+    assert np.unique(mask).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("image", [ramp(255, sitk.sitkInt16), ramp(1, sitk.sitkFloat32) - 1])
+def test_unit_refuses_values_whose_range_it_cannot_know(tmp_path: Path, image: sitk.Image) -> None:
+    sitk.WriteImage(image, str(tmp_path / "a.nii.gz"))
+    grid = Grid(spacing_mm=None, shape=(8, 8, 8), intensity="unit", window_hu=(0, 1))
+    with pytest.raises(TrainError, match=r'a\.nii\.gz: has values .* "unit" takes 0 to 1'):
+        grid.read(tmp_path / "a.nii.gz")
+
+
+def test_per_image_does_not_see_scale_and_offset() -> None:
+    grid = Grid(spacing_mm=None, shape=(8, 8, 8), intensity="per-image", window_hu=(0, 1))
+    noise = sitk.GetImageFromArray(np.random.default_rng(0).normal(0, 1, (8, 8, 8)))
+    one, other = (grid.to_unit(grid.bring(image)) for image in (noise, noise * 700 + 5000))
+    np.testing.assert_allclose(one, other, atol=2e-3)
+    assert (one.min(), one.max()) == (0, 1)
+
+
+def test_a_grid_of_an_older_checkpoint_is_understood() -> None:
+    """The first versions said no more than whether images are CT."""
+    old = {"spacing_mm": None, "shape": [8, 8, 8], "window_hu": [-150, 250]}
+    assert [Grid.from_dict({**old, "is_ct": is_ct}).intensity for is_ct in (True, False)] == [
+        "ct", "per-image"]  # fmt: skip
 
 
 def test_a_scan_has_the_name_that_preparing_gives_it(ct: Path) -> None:

@@ -69,7 +69,7 @@ def test_ncc_keeps_some_negatives_for_each_nodule(luna: Path, tmp_path: Path) ->
 
 def test_a_candidate_is_in_the_middle_of_its_crop(luna: Path, tmp_path: Path) -> None:
     task = load_task(convert("ncc", luna, tmp_path / "ncc", negatives=1))
-    grid = Grid(spacing_mm=None, shape=(9, 17, 17), is_ct=True, window_hu=(-1000.0, 1000.0))
+    grid = Grid(spacing_mm=None, shape=(9, 17, 17), intensity="ct", window_hu=(-1000.0, 1000.0))
     for prepared in prepare_cases(task, grid, tmp_path / "cases"):
         image = np.array(prepared.image)
         assert image.shape == (9, 17, 17)

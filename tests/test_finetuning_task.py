@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import SimpleITK as sitk  # noqa: N813
 
 from trainer import TrainError
 from trainer.finetuning import FinetuneConfig, Task, load_task
-from trainer.finetuning.task import deal_splits
+from trainer.finetuning.config import LOSSES
+from trainer.finetuning.task import deal_splits, fit_task
 
 
 def write_image(file: Path) -> Path:
@@ -46,8 +48,8 @@ DECATHLON = {"modality": {"0": "FLAIR"}, "labels": {"0": "background", "1": "ede
 
 def test_the_layout_of_nnunet(tmp_path: Path) -> None:
     task = load_task(write_folder(tmp_path / "Dataset1_Liver", NNUNET, ["a", "b"], "_0000"))
-    assert (task.name, task.classes, task.segments, task.is_ct) == (
-        "Dataset1_Liver", ("background", "liver"), True, True)  # fmt: skip
+    assert (task.name, task.classes, task.segments, task.intensity) == (
+        "Dataset1_Liver", ("background", "liver"), True, "ct")  # fmt: skip
     assert [(case.name, case.image.name) for case in task.cases] == [
         ("a", "a_0000.nii.gz"), ("b", "b_0000.nii.gz")]  # fmt: skip
     assert task.num_outputs == 1
@@ -55,7 +57,7 @@ def test_the_layout_of_nnunet(tmp_path: Path) -> None:
 
 def test_the_layout_of_the_decathlon(tmp_path: Path) -> None:
     task = load_task(write_folder(tmp_path / "Task01", DECATHLON, ["a"], ""))
-    assert (task.classes, task.is_ct) == (("background", "edema", "core"), False)
+    assert (task.classes, task.intensity) == (("background", "edema", "core"), "per-image")
     assert task.num_outputs == 3
 
 
@@ -81,6 +83,69 @@ def test_a_description_that_makes_no_sense_is_refused(
     folder = write_folder(tmp_path / "t", about, ["a"], "")
     with pytest.raises(TrainError, match=says):
         load_task(folder)
+
+
+def test_the_ignore_label_of_nnunet_is_no_class(tmp_path: Path) -> None:
+    labels = {"background": 0, "liver": 1, "ignore": 2}
+    task = load_task(write_folder(tmp_path / "t", {"labels": labels}, ["a"], ""))
+    assert task.classes == ("background", "liver")
+    assert (task.ignored, task.num_labels, task.num_outputs) == (2, 3, 1)
+
+
+def test_an_ignore_label_that_is_not_the_highest_is_refused(tmp_path: Path) -> None:
+    labels = {"background": 0, "ignore": 1, "liver": 2}
+    folder = write_folder(tmp_path / "t", {"labels": labels}, ["a"], "")
+    with pytest.raises(TrainError, match="'ignore' must have the highest number"):
+        load_task(folder)
+
+
+TWO_CHANNELS = {**NNUNET, "channel_names": {"0": "CT", "1": "PET"}}
+
+
+def write_two_channels(folder: Path) -> Path:
+    write_folder(folder, TWO_CHANNELS, ["a", "b"], "_0000")
+    for name in ("a", "b"):
+        write_image(folder / "imagesTr" / f"{name}_0001.nii.gz")
+    return folder
+
+
+def test_of_several_channels_one_must_be_picked(tmp_path: Path) -> None:
+    task = load_task(write_two_channels(tmp_path / "t"))
+    with pytest.raises(TrainError, match=r"2 channels \(0 CT, 1 PET\).*give --channel"):
+        fit_task(task, FinetuneConfig())
+    with pytest.raises(TrainError, match="channel must be below 2, got 2"):
+        fit_task(task, FinetuneConfig(channel=2))
+
+
+@pytest.mark.parametrize(("channel", "intensity"), [(0, "ct"), (1, "per-image")])
+def test_a_channel_is_a_file_of_nnunet(tmp_path: Path, channel: int, intensity: str) -> None:
+    task = load_task(write_two_channels(tmp_path / "t"))
+    task = fit_task(task, FinetuneConfig(channel=channel))
+    assert {c.image.name for c in task.cases} == {f"{n}_000{channel}.nii.gz" for n in "ab"}
+    assert (task.intensity, task.channel) == (intensity, channel)
+
+
+def test_a_channel_is_a_part_of_a_file_of_the_decathlon(tmp_path: Path) -> None:
+    about = {**DECATHLON, "modality": {"0": "FLAIR", "1": "CT"}}
+    task = load_task(write_folder(tmp_path / "t", about, ["a_0000", "b"], ""))
+    task = fit_task(task, FinetuneConfig(channel=1))
+    assert {c.image.name for c in task.cases} == {"a_0000.nii.gz", "b.nii.gz"}
+    assert ({c.channel for c in task.cases}, task.intensity) == ({1}, "ct")
+
+
+def test_a_channel_that_the_description_does_not_name_is_not_left_out(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "t", NNUNET, ["a"], "_0000")
+    write_image(folder / "imagesTr" / "a_0001.nii.gz")
+    with pytest.raises(TrainError, match=r"a_0001\.nii\.gz, but dataset\.json names 1 channels"):
+        load_task(folder)
+
+
+def test_a_hidden_file_among_the_labels_is_no_case(tmp_path: Path) -> None:
+    """Its name without the ending is empty, and would name the folder of all cases."""
+    folder = write_folder(tmp_path / "t", NNUNET, ["a"], "_0000")
+    write_image(folder / "labelsTr" / ".nii.gz")
+    write_image(folder / "imagesTr" / ".nii.gz")
+    assert [case.name for case in load_task(folder).cases] == ["a"]
 
 
 def test_a_label_without_its_image_is_named(tmp_path: Path) -> None:
@@ -110,7 +175,7 @@ def test_a_manifest_of_masks_and_one_of_labels(tmp_path: Path) -> None:
     [
         ([{"file": "a.nii.gz", "mask": "a.nii.gz"}], "needs columns image"),
         ([{"image": "a.nii.gz", "label": "1"}], "labels must differ"),
-        ([{"image": "a.nii.gz", "mask": ""}], "line 2 lacks"),
+        ([{"image": "a.nii.gz", "mask": ""}], "line 2: lacks"),
         ([{"image": "no.nii.gz", "mask": "a.nii.gz"}], "no.nii.gz is missing"),
         ([{"image": "a.nii.gz", "mask": "a.nii.gz"}] * 2, "is there twice"),
         (
@@ -121,6 +186,34 @@ def test_a_manifest_of_masks_and_one_of_labels(tmp_path: Path) -> None:
             "patient 'p' is in two splits",
         ),
         ([{"image": "a.nii.gz", "mask": "a.nii.gz", "split": "dev"}], "split must be one of"),
+        ([{"image": "a.nii.gz", "mask": "a.nii.gz", "channel": "x"}], "line 2: channel must be"),
+        ([{"image": "a.nii.gz", "mask": "a.nii.gz", "channel": -1}], "line 2: channel must be"),
+        ([{"image": "a.nii.gz", "mask": "a.nii.gz", "intensity": "mr"}], "intensity must be one"),
+        (
+            [
+                {"image": "a.nii.gz", "label": "0", "intensity": "ct"},
+                {"image": "b.nii.gz", "label": "1", "intensity": "unit"},
+            ],
+            "intensity must be the same on all lines",
+        ),
+        (
+            [
+                {"image": "a.nii.gz", "label": "0", "x_mm": 1, "y_mm": 2, "z_mm": 3},
+                {"image": "b.nii.gz", "label": "1"},
+            ],
+            "all lines of a manifest of labels one, or none",
+        ),
+        (
+            [{"image": "a.nii.gz", "mask": "a.nii.gz", "x_mm": 1, "y_mm": 2, "z_mm": 3}],
+            "are places to classify",
+        ),
+        (
+            [
+                {"image": "a.nii.gz", "label": "0", "x_mm": 1, "y_mm": "nan", "z_mm": 3},
+                {"image": "b.nii.gz", "label": "1", "x_mm": 1, "y_mm": 2, "z_mm": 3},
+            ],
+            "line 2: x_mm, y_mm, z_mm must be finite",
+        ),
     ],
 )
 def test_a_manifest_that_makes_no_sense_is_refused(
@@ -130,6 +223,75 @@ def test_a_manifest_that_makes_no_sense_is_refused(
         write_image(tmp_path / f"{name}.nii.gz")
     with pytest.raises(TrainError, match=says):
         load_task(write_manifest(tmp_path / "m.csv", rows))
+
+
+@pytest.mark.parametrize("name", ["..", ".", ".a", "a/b", "/a", "a\\b", "a\tb"])
+def test_a_name_that_could_lead_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    write_image(tmp_path / "a.nii.gz")
+    rows: list[dict[str, object]] = [{"name": name, "image": "a.nii.gz", "mask": "a.nii.gz"}]
+    with pytest.raises(TrainError, match=r"m\.csv: line 2: .* must be a plain file name"):
+        load_task(write_manifest(tmp_path / "m.csv", rows))
+
+
+@pytest.mark.parametrize("image", [".hidden.nii.gz", "a/.."])
+def test_an_image_whose_name_could_lead_elsewhere_needs_another(tmp_path: Path, image: str) -> None:
+    write_image(tmp_path / "a" / "b.nii.gz")
+    write_image(tmp_path / ".hidden.nii.gz")
+    row: dict[str, object] = {"image": image, "mask": "a/b.nii.gz"}
+    with pytest.raises(TrainError, match=r"line 2: .* must be a plain file name"):
+        load_task(write_manifest(tmp_path / "m.csv", [row]))
+    task = load_task(write_manifest(tmp_path / "m.csv", [{**row, "name": "other"}]))
+    assert task.cases[0].name == "other"
+
+
+def test_names_that_differ_a_little_stay_two(tmp_path: Path) -> None:
+    names = ("a b", "a_b", "a+b", "é")
+    rows = []
+    for name in names:
+        write_image(tmp_path / f"{name}.nii.gz")
+        rows.append({"image": f"{name}.nii.gz", "mask": f"{name}.nii.gz"})
+    task = load_task(write_manifest(tmp_path / "m.csv", rows))
+    assert [case.name for case in task.cases] == list(names)
+
+
+@pytest.mark.parametrize("intensity", ["ct", "per-image", "unit"])
+def test_a_manifest_says_how_values_are_scaled(tmp_path: Path, intensity: str) -> None:
+    write_image(tmp_path / "a.nii.gz")
+    rows: list[dict[str, object]] = [
+        {"name": n, "image": "a.nii.gz", "label": n, "intensity": intensity} for n in "ab"
+    ]
+    assert load_task(write_manifest(tmp_path / "m.csv", rows)).intensity == intensity
+
+
+# Settings that a task does not have
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    """A manifest of two whole images of different labels."""
+    write_image(tmp_path / "a.nii.gz")
+    return write_manifest(
+        tmp_path / "labels.csv", [{"name": n, "image": "a.nii.gz", "label": n} for n in "ab"]
+    )
+
+
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if "dice" in loss])
+def test_a_loss_of_masks_is_refused_when_classifying(labels: Path, loss: str) -> None:
+    with pytest.raises(TrainError, match=f"loss '{re.escape(loss)}' is for masks"):
+        fit_task(load_task(labels), FinetuneConfig(loss=loss))
+
+
+def test_a_spacing_is_refused_when_whole_images_are_classified(labels: Path) -> None:
+    with pytest.raises(TrainError, match="spacing has no meaning"):
+        fit_task(load_task(labels), FinetuneConfig(spacing_mm=(1, 1, 1)))
+
+
+def test_a_spacing_is_taken_when_places_are_classified(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.nii.gz")
+    place = {"image": "a.nii.gz", "x_mm": 1, "y_mm": 2, "z_mm": 3}
+    rows = [{"name": n, "label": n, **place} for n in "ab"]
+    task = load_task(write_manifest(tmp_path / "places.csv", rows))
+    assert fit_task(task, FinetuneConfig(spacing_mm=(1, 1, 1))).has_places
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from trainer.config import find_differences
 from trainer.errors import Diverged, TrainError
 from trainer.finetuning.config import FinetuneConfig
 from trainer.finetuning.session import finetune
-from trainer.finetuning.task import Task, deal_splits, load_task
+from trainer.finetuning.task import Task, fit_task, load_task
 from trainer.finetuning.testing import MASKS, RESULT
 from trainer.folder import BusyError, hold
 from trainer.record import METRICS, TENSORBOARD
@@ -242,7 +242,7 @@ def _refuse_untestable(task: Task, config: FinetuneConfig, metric: str | None) -
     """Raise TrainError where the test cases give no score: else it shows after all training."""
     labels = 0
     for fold in range(config.folds or 1):
-        dealt = deal_splits(task, dataclasses.replace(config, fold=fold))
+        dealt = fit_task(task, dataclasses.replace(config, fold=fold))
         labels = max(labels, len({case.label for case in dealt.cases if case.split == "test"}))
     if not labels:
         raise TrainError("no case is tested on; raise test_fraction, or give folds")

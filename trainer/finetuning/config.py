@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from trainer.config import LoopConfig, require, require_one_of
 
-INTENSITIES = ("auto", "ct", "per-image")
+INTENSITIES = ("auto", "ct", "per-image", "unit")
 LOSSES = ("auto", "dice", "dice+cross-entropy", "cross-entropy")
 INIT_PARTS = ("unet", "encoder")
 
@@ -33,8 +33,12 @@ class FinetuneConfig(LoopConfig):
     """(z, y, x) of the grid that images are brought to; None takes the median of all cases
     (classifying: none, each image is brought to `shape`)."""
     intensity: str = "auto"
-    """"ct" maps the window to 0..1, "per-image" each image's 0.5th and 99.5th percentile; "auto"
-    goes by what the task says it is."""
+    """"ct" maps the window to 0..1, "per-image" each image's 0.5th and 99.5th percentile; "unit"
+    takes values from 0 to 1 as they are, and 8-bit ones from 0 to 255; "auto" goes by what the
+    task says it is."""
+    channel: int | None = None
+    """Which channel of images that have several, from 0; a manifest's column `channel` comes
+    first. None: the task's images must have one."""
     window_hu: tuple[float, float] | None = None
     """Of CT; None takes what the start was pretrained with, or -1000 to 1000."""
     loss: str = "auto"
@@ -75,6 +79,7 @@ class FinetuneConfig(LoopConfig):
         require(self, "spacing_mm", fits, "three positive numbers z, y, x")
         window = self.window_hu
         require(self, "window_hu", window is None or window[0] < window[1], "low < high")
+        require(self, "channel", self.channel is None or self.channel >= 0, ">= 0")
         require(self, "folds", self.folds is None or self.folds >= 2, ">= 2")
         require(self, "fold", 0 <= self.fold < (self.folds or 1), "in 0 to folds - 1")
         for name, allowed in (("intensity", INTENSITIES), ("loss", LOSSES),

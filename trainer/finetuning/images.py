@@ -28,11 +28,11 @@ def find_stem(file: Path, endings: Sequence[str] = ENDINGS) -> str | None:
     return next((file.name[: -len(e)] for e in endings if file.name.endswith(e)), None)
 
 
-def read_image(path: Path, channel: int = 0) -> sitk.Image:
+def read_image(path: Path, channel: int | None = None) -> sitk.Image:
     """A 3-D image from a file or a folder of one DICOM series, as it was stored.
 
     channel
-        Of a 4-D image, whichever way its file says so.
+        Of an image that has several, whichever way its file says so; which must be said then.
 
     Raises TrainError when it cannot be read as such.
     """
@@ -46,12 +46,26 @@ def read_image(path: Path, channel: int = 0) -> sitk.Image:
         raise _refused(path, no) from no
     if image.GetDimension() == 4:
         size = [*image.GetSize()[:3], 0]
-        image = sitk.Extract(image, size, [0, 0, 0, channel])
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        image = sitk.VectorIndexSelectionCast(image, channel)
+        number = _pick_channel(path, channel, image.GetSize()[3])
+        image = sitk.Extract(image, size, [0, 0, 0, number])
+    count = image.GetNumberOfComponentsPerPixel()
+    if count > 1:
+        image = sitk.VectorIndexSelectionCast(image, _pick_channel(path, channel, count))
     if image.GetDimension() != 3:
         raise TrainError(f"{path}: must have three axes, has {image.GetDimension()}")
     return image
+
+
+def _pick_channel(path: Path, channel: int | None, count: int) -> int:
+    if count == 1:
+        return 0
+    if channel is None or channel >= count:
+        given = "none is picked" if channel is None else f"number {channel} is picked"
+        raise TrainError(
+            f"{path}: has channels 0 to {count - 1}, and {given}; give --channel, or a column"
+            " channel in the manifest"
+        )
+    return channel
 
 
 def _refused(path: Path, no: Rejected) -> TrainError:
@@ -196,12 +210,35 @@ def crop_around(
     )
 
 
+def scale_bytes(image: sitk.Image) -> sitk.Image:
+    """8-bit values over 255, unless none exceeds 1 (a mask, a binary shape); others as they are."""
+    if image.GetPixelID() != sitk.sitkUInt8 or sitk.GetArrayViewFromImage(image).max() <= 1:
+        return image
+    scaled: sitk.Image = sitk.Cast(image, sitk.sitkFloat32) / 255
+    return scaled
+
+
+def check_unit(path: Path, image: sitk.Image) -> None:
+    """Raise TrainError where an image has other values than the intensity "unit" takes."""
+    values = sitk.GetArrayViewFromImage(image)
+    low, high = float(values.min()), float(values.max())
+    if image.GetPixelID() != sitk.sitkUInt8 and (low < -_ALIKE or high > 1 + _ALIKE):
+        raise TrainError(
+            f'{path}: has values from {low:g} to {high:g}; intensity "unit" takes 0 to 1, or 8-bit'
+            " values; give another --intensity"
+        )
+
+
 def to_unit(
-    image: sitk.Image, *, is_ct: bool, window_hu: tuple[float, float]
+    image: sitk.Image, *, intensity: str, window_hu: tuple[float, float]
 ) -> NDArray[np.float16]:
-    """(Z, Y, X) in [0, 1]: CT by its window, others by their own 0.5th and 99.5th percentile."""
+    """(Z, Y, X) in [0, 1] by the rule of that name (see `FinetuneConfig.intensity`)."""
+    if intensity == "unit":
+        image = scale_bytes(image)
     values = sitk.GetArrayFromImage(image).astype(np.float32)
-    low, high = window_hu if is_ct else np.percentile(values, _PERCENTILES)
+    low, high = {"ct": window_hu, "unit": (0.0, 1.0)}.get(intensity) or np.percentile(
+        values, _PERCENTILES
+    )
     scaled = (values - low) / max(float(high - low), 1e-6)
     return np.clip(scaled, 0, 1).astype(np.float16)
 

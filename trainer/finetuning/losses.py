@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
@@ -11,36 +13,51 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """Of logits (n, outputs, ...) and truth (n, ...)."""
 
 
-def make_loss(kind: str, *, segments: bool) -> Loss:
+def make_loss(kind: str, *, segments: bool, ignored: int | None = None) -> Loss:
     """The loss of that name (see `FinetuneConfig.loss`), computed in float32.
 
     Dice is soft, of all classes but the first, over the batch as a whole: a patch that holds none
     of a class says little alone.
+
+    ignored
+        A number in the truth of voxels that count nowhere.
     """
     if kind == "auto":
         kind = "dice" if segments else "cross-entropy"
+    dice = partial(dice_loss, ignored=ignored)
+    entropy = partial(cross_entropy, ignored=ignored)
     if kind == "cross-entropy":
-        return cross_entropy
+        return entropy
     if kind == "dice":
-        return dice_loss
-    return lambda logits, truth: dice_loss(logits, truth) + cross_entropy(logits, truth)
+        return dice
+    return lambda logits, truth: dice(logits, truth) + entropy(logits, truth)
 
 
-def cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, truth: Tensor, ignored: int | None = None) -> Tensor:
     """Binary where there is one output."""
+    if ignored is not None:
+        known = truth != ignored
+        logits, truth = logits.movedim(1, -1)[known], truth[known]  # (voxels, outputs), (voxels,)
+        if not len(truth):
+            return logits.float().sum()  # zero, and it has gradients
     if logits.shape[1] == 1:
         return F.binary_cross_entropy_with_logits(logits[:, 0].float(), truth.float())
     return F.cross_entropy(logits.float(), truth.long())
 
 
-def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
+def dice_loss(logits: Tensor, truth: Tensor, ignored: int | None = None) -> Tensor:
     """Soft Dice."""
     from monai.losses.dice import DiceLoss  # seconds to import
 
-    one = logits.shape[1] == 1
-    loss = DiceLoss(
-        include_background=one, sigmoid=one, softmax=not one, to_onehot_y=not one, batch=True
-    )
-    wanted = truth[:, None].float() if one else truth[:, None].long()
-    found: Tensor = loss(logits.float(), wanted)
-    return found
+    outputs = logits.shape[1]
+    if outputs == 1:
+        found, wanted = logits.float().sigmoid(), truth[:, None].float()
+    else:
+        found = logits.float().softmax(1)
+        classes = torch.arange(outputs, device=truth.device)
+        wanted = (truth[..., None] == classes).movedim(-1, 1).float()
+    if ignored is not None:
+        known = (truth != ignored)[:, None]
+        found, wanted = found * known, wanted * known
+    loss: Tensor = DiceLoss(include_background=outputs == 1, batch=True)(found, wanted)
+    return loss

@@ -11,12 +11,21 @@ from scipy.stats import rankdata
 
 
 def overlap(
-    answer: NDArray[np.integer[Any]], truth: NDArray[np.integer[Any]], num_classes: int
+    answer: NDArray[np.integer[Any]],
+    truth: NDArray[np.integer[Any]],
+    num_classes: int,
+    *,
+    ignored: int | None = None,
 ) -> dict[str, list[float]]:
     """Dice and intersection over union of each class but the first.
 
     NaN where a class is neither there nor named: such a case says nothing about it.
+
+    ignored
+        A number in the truth of voxels that do not count.
     """
+    if ignored is not None:
+        answer, truth = answer[truth != ignored], truth[truth != ignored]
     dice, iou = [], []
     for number in range(1, num_classes):
         one, other = answer == number, truth == number

@@ -24,7 +24,7 @@ from trainer.finetuning.losses import make_loss
 from trainer.finetuning.patches import Examples, Patches
 from trainer.finetuning.prepared import Grid, Prepared, choose_grid, fingerprint, prepare_cases
 from trainer.finetuning.scores import classification_scores, mean, overlap
-from trainer.finetuning.task import SPLITS, Task, deal_splits, load_task
+from trainer.finetuning.task import SPLITS, Task, fit_task, load_task
 from trainer.finetuning.testing import read_scores, score_cases, write_result
 from trainer.folder import CONFIG, open_run, write_config
 from trainer.loop import Loop
@@ -40,6 +40,10 @@ class FinetuneSummary:
     scores: dict[str, float]
     """Means over the test cases: dice and iou, or auc and accuracy; NaN without test cases."""
     num_test: int
+    segments: bool
+    """Whether voxels are named, or images."""
+    places: bool
+    """Whether places in images are classified, not whole images."""
     leaked: tuple[str, ...]
     """Test cases that the weights were pretrained on."""
 
@@ -74,7 +78,7 @@ def finetune(
     """
     config = config or FinetuneConfig()
     run = Path(run_path)
-    task = deal_splits(load_task(Path(task_path)), config)
+    task = fit_task(load_task(Path(task_path)), config)
     device = pick_device(config.device, Ranks())
     config = resolve_precision(config, device)
     start = make_start(config, outputs=task.num_outputs, segments=task.segments)
@@ -111,7 +115,14 @@ def finetune(
             scores = session.test(leaked, on_case)
         on_event(Ended(summary=training))
     num_test = sum(case.split == "test" for case in task.cases)
-    return FinetuneSummary(training=training, scores=scores, num_test=num_test, leaked=leaked)
+    return FinetuneSummary(
+        training=training,
+        scores=scores,
+        num_test=num_test,
+        segments=task.segments,
+        places=task.has_places,
+        leaked=leaked,
+    )
 
 
 def find_leaks(cases: Sequence[Prepared], scans: Sequence[str]) -> tuple[str, ...]:
@@ -167,7 +178,7 @@ class Session(Loop[Examples]):
             saved=saved,
             on_event=on_event,
         )
-        self.loss = make_loss(config.loss, segments=task.segments)
+        self.loss = make_loss(config.loss, segments=task.segments, ignored=task.ignored)
         self.net = self.model = start.net
         if saved:
             self.net.load_state_dict(saved["model"])
@@ -231,7 +242,8 @@ class Session(Loop[Examples]):
             return {}
         found = (torch.cat(named).numpy(), torch.cat(truth).numpy())
         if self.task.segments:
-            scores = {k: mean(v) for k, v in overlap(*found, len(self.task.classes)).items()}
+            overlaps = overlap(*found, len(self.task.classes), ignored=self.task.ignored)
+            scores = {k: mean(v) for k, v in overlaps.items()}
         else:
             scores = classification_scores(*found)
         return means.values() | {k: v for k, v in scores.items() if not math.isnan(v)}
@@ -244,6 +256,8 @@ class Session(Loop[Examples]):
                 "segments": self.task.segments,
                 "grid": json.loads(json.dumps(dataclasses.asdict(self.grid))),
                 "kind": self.start.kind,
+                "places": self.task.has_places,
+                "channel": self.task.channel,
             },
             "scans": sorted({*self.start.scans, *(p.scan for p in self.shown)}),
             "window_hu": list(self.grid.window_hu),

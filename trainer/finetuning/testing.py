@@ -16,7 +16,7 @@ from torch import nn
 from store.csvfile import write_csv
 from trainer.finetuning import scores
 from trainer.finetuning.answers import classify, segment
-from trainer.finetuning.images import read_image, read_mask, write_image
+from trainer.finetuning.images import read_mask, write_image
 from trainer.finetuning.pictures import Tile, draw_tile, join_tiles
 from trainer.finetuning.prepared import Grid, Prepared
 from trainer.finetuning.task import Task
@@ -48,18 +48,21 @@ def score_cases(
         case = prepared.case
         if task.segments:
             assert case.mask is not None
-            image = read_image(case.image, case.channel)
+            image = grid.read(case.image, case.channel)
             answer = segment(net, image, grid, overlap=overlap, device=device, autocast=autocast)
             write_image(answer, run / MASKS / f"{case.name}.nii.gz")
-            truth = read_mask(case.mask, image, len(task.classes))
+            truth = read_mask(case.mask, image, task.num_labels)
             found = scores.overlap(
                 sitk.GetArrayViewFromImage(answer),
                 sitk.GetArrayViewFromImage(truth),
                 len(task.classes),
+                ignored=task.ignored,
             )
             row = {name: scores.mean(values) for name, values in found.items()}
             if number < _MOST_TILES:
                 caption = f"{case.name}: Dice {row['dice']:.2f}"
+                if task.ignored is not None:
+                    truth = sitk.Mask(truth, sitk.NotEqual(truth, task.ignored))
                 tiles.append(draw_tile(caption, image, truth, answer, grid))
             if len(task.classes) > 2:
                 for name, values in found.items():
