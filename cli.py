@@ -438,7 +438,7 @@ def _print_summary(summary: Summary, store: Path) -> None:
     if summary.already_complete:
         unchecked = (
             " Whether it was made from this archive is not known: its private catalogue is missing,"
-            " or you may not read it."
+            " unreadable, or of an older version."
         )
         click.echo(
             f"{store} is complete; nothing to do.{'' if summary.archive_checked else unchecked}"

@@ -440,7 +440,7 @@ def read_inputs(store: Path) -> dict[str, str]:
 
 
 def read_archive(store: Path) -> list[Path]:
-    """What `note_archive` kept; StoreError without the private catalogue."""
+    """What `note_archive` kept, nothing before it; StoreError without the private catalogue."""
     with _read_only(store) as db:
         return _archive(db)
 
@@ -484,7 +484,7 @@ def _belongs(db: sqlite3.Connection, store: Path) -> bool:
     """
     opened = PatchStore(store, allow_building=True)
     noted = db.execute("SELECT digest FROM input WHERE name = ?", (_SETTINGS,)).fetchone()
-    if noted != (_digest(opened.config),):
+    if noted not in (None, (_digest(opened.config),)):  # older versions noted none
         return False
     if "survey" not in opened.stages:
         (known,) = db.execute("SELECT count(*) FROM series WHERE scan_id IS NOT NULL").fetchone()
@@ -498,6 +498,8 @@ def _database(store: Path) -> Path:
 
 
 def _archive(db: sqlite3.Connection) -> list[Path]:
+    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'archive'").fetchone():
+        return []  # older versions kept none
     rows = db.execute("SELECT path FROM archive ORDER BY number").fetchall()
     return [Path(os.fsdecode(bytes.fromhex(path))) for (path,) in rows]
 

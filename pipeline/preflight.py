@@ -142,9 +142,9 @@ def find_job(
         return Found(state=state, archive=archive)
     existing = PatchStore(store, allow_building=True)
     check_same_job(existing, config, inputs)
-    if not has_catalogue(store):
+    known = read_archive(store) if has_catalogue(store) else []
+    if not known:
         return Found(state=state, archive=archive, archive_checked=False)
-    known = read_archive(store)
     archive = match_archive(archive, known, existing, moved=archive_moved)
     return Found(state=state, archive=archive, archive_moved=archive != known)
 

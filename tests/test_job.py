@@ -1,6 +1,8 @@
 """Which store, which catalogue, which archive: one job each, and others refused by name."""
 
+import contextlib
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -177,6 +179,19 @@ def test_a_complete_store_without_its_catalogue_is_complete_but_its_archive_unkn
     assert "Whether it was made from this archive is not known" in done.stdout
     assert PatchStore(moved).state == "complete"
     assert not catalogue_folder(moved).exists()
+
+
+def test_a_catalogue_of_an_older_version_knows_the_files_but_not_the_archive(
+    complete: Path, phantoms: Path, config_file: Path
+) -> None:
+    database = sqlite3.connect(catalogue_folder(complete) / "catalogue.sqlite")
+    with contextlib.closing(database), database:
+        database.execute("DROP TABLE archive")
+        database.execute("DELETE FROM input WHERE name = 'settings'")
+    assert len(read_sources(complete)) == len(PatchStore(complete).scans.id)
+    done = run("prepare", phantoms, complete, "--config", config_file)
+    assert done.exit_code == 0
+    assert "Whether it was made from this archive is not known" in done.stdout
 
 
 @pytest.fixture
