@@ -22,19 +22,35 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from pipeline.config import PrepareConfig
     from pipeline.job import Summary
     from store import PatchStore
     from store.quality import Quality
-    from trainer import Event, TrainSummary
+    from trainer import Event, TrainConfig, TrainSummary
 
 # Threads that wait by spinning make every step many times slower where other processes use the same
 # cores (benchmarks/shared_machine.py). OpenMP reads this when torch or FAISS is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _PLAIN_SECONDS = 10.0
-_DEMO_PATIENTS = 24
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+class _Path(click.Path):
+    """A file or folder; a URL is refused, for it would name a folder such as s3:/bucket."""
+
+    def __init__(self, **rules: bool) -> None:
+        super().__init__(path_type=Path, **rules)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if ":" in str(value):
+            from pipeline.preflight import check_local
+
+            check_local(value)
+        return super().convert(value, param, ctx)
+
+
+_FILE = _Path(exists=True, dir_okay=False)
+_FOLDER = _Path(file_okay=False)
 
 
 class _Numbers(click.ParamType):  # type: ignore[type-arg]
@@ -165,37 +181,12 @@ def main(debug: bool) -> None:
     """  # noqa: D301 (\b is click's mark for text not to be wrapped)
 
 
-@main.command()
-@click.argument("directory", type=_FOLDER, default=Path("semgen-demo"))
-def demo(directory: Path) -> None:
-    """See it work on synthetic patients, in about two minutes.
-
-    Makes phantom patients as files, prepares them, pretrains briefly, says what to look at.
-    DIRECTORY (default semgen-demo) gets archive/, store/ and run/. Run again, it goes on.
-    """
-    from pipeline.cluster import default_workers
+def _demo_recipe() -> tuple[int, PrepareConfig, TrainConfig]:
+    """How many patients the demo makes, and how it prepares them and pretrains."""
     from pipeline.config import AutoencoderConfig, PrepareConfig
-    from pipeline.job import prepare as prepare_store
-    from pipeline.phantom import write_archive
-    from store import PatchStore
-    from store.report import write_report
-    from trainer import TrainConfig, pretrain
+    from trainer import TrainConfig
 
-    archive, store, run = directory / "archive", directory / "store", directory / "run"
-    reporter = _Reporter()
-    if not (archive / "landmarks.json").exists():
-        with reporter.stage("phantoms", _DEMO_PATIENTS, "patients") as advance:
-            write_archive(
-                archive,
-                patients=_DEMO_PATIENTS,
-                format="mixed",
-                seed=1,
-                matrix=128,
-                progress=lambda *_: advance(1),
-            )
-        # one broken series, as every real archive has
-        (archive / "broken.nii.gz").write_bytes(b"this is not an image" * 100)
-    config = PrepareConfig(
+    preparing = PrepareConfig(
         classes=10,
         neighbours=8,
         validation_neighbours=3,
@@ -206,6 +197,43 @@ def demo(directory: Path) -> None:
         shift_steps=(-5, 5),
         autoencoder=AutoencoderConfig(width=8, max_steps=150),
     )
+    return (
+        24,
+        preparing,
+        TrainConfig(width=4, batch_size=12, epochs=16, warmup_epochs=6, log_every=5),
+    )
+
+
+@main.command()
+@click.argument("directory", type=_FOLDER, default=Path("semgen-demo"))
+def demo(directory: Path) -> None:
+    """See it work on synthetic patients, in about two minutes.
+
+    Makes phantom patients as files, prepares them, pretrains briefly, says what to look at.
+    DIRECTORY (default semgen-demo) gets archive/, store/ and run/. Run again to resume.
+    """
+    from pipeline.cluster import default_workers
+    from pipeline.job import prepare as prepare_store
+    from pipeline.phantom import write_archive
+    from store import PatchStore
+    from store.report import write_report
+    from trainer import pretrain
+
+    patients, config, training = _demo_recipe()
+    archive, store, run = directory / "archive", directory / "store", directory / "run"
+    reporter = _Reporter()
+    if not (archive / "landmarks.json").exists():
+        with reporter.stage("phantoms", patients, "patients") as advance:
+            write_archive(
+                archive,
+                patients=patients,
+                format="mixed",
+                seed=1,
+                matrix=128,
+                progress=lambda *_: advance(1),
+            )
+        # one broken series, as every real archive has
+        (archive / "broken.nii.gz").write_bytes(b"this is not an image" * 100)
     summary = prepare_store([archive], store, config, workers=default_workers(), reporter=reporter)
     _print_summary(summary, store)
     page = directory / "report.html"
@@ -214,7 +242,6 @@ def demo(directory: Path) -> None:
     with reporter.stage("report", opened.num_classes, "classes") as advance:
         write_report(opened, quality, page, progress=advance)
     click.echo()
-    training = TrainConfig(width=4, batch_size=12, epochs=16, warmup_epochs=6, log_every=5)
     with _training_events() as on_event:
         done = pretrain(store, run, training, on_event=on_event)
     _print_training(done)
@@ -269,9 +296,7 @@ def phantom(directory: Path, patients: int, file_format: Any, seed: int, matrix:
 
 
 @main.command()
-@click.argument(
-    "paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ARCHIVE... STORE"
-)
+@click.argument("paths", nargs=-1, required=True, type=_Path(), metavar="ARCHIVE... STORE")
 @click.option(
     "--preset",
     type=click.Choice(["default", "paper"]),
@@ -282,7 +307,7 @@ def phantom(directory: Path, patients: int, file_format: Any, seed: int, matrix:
 @click.option(
     "--config",
     "config_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=_FILE,
     help="TOML file with any settings (docs/configuration.md).",
 )
 @click.option("--classes", type=int, help="Classes wanted.  [200]")
@@ -319,8 +344,14 @@ def phantom(directory: Path, patients: int, file_format: Any, seed: int, matrix:
 )
 @click.option(
     "--autoencoder",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Embed with these weights instead of training.",
+    type=_Path(exists=True),
+    metavar="STORE|FILE",
+    help="Embed with the weights of another store, or of a file, instead of training.",
+)
+@click.option(
+    "--archive-moved",
+    is_flag=True,
+    help="The archive that STORE was begun with lies at ARCHIVE now.",
 )
 @click.option("--workers", type=click.IntRange(1), help="Worker processes.  [one a core]")
 @click.option("--scheduler", metavar="ADDRESS", help="Use a running Dask cluster.")
@@ -333,6 +364,7 @@ def prepare(
     autoencoder: Path | None,
     manifest: Path | None,
     extend: Path | None,
+    archive_moved: bool,
     workers: int | None,
     scheduler: str | None,
     dry_run: bool,
@@ -367,6 +399,7 @@ def prepare(
         autoencoder=autoencoder,
         manifest=manifest,
         extend=extend,
+        archive_moved=archive_moved,
         reporter=_Reporter(),
     )
     if as_json:
@@ -403,7 +436,13 @@ def _print_summary(summary: Summary, store: Path) -> None:
     rejected = sum(summary.rejected.values())
     reasons = ", ".join(f"{n} {reason}" for reason, n in summary.rejected.items())
     if summary.already_complete:
-        click.echo(f"{store} is complete; nothing to do.")
+        unchecked = (
+            " Whether it was made from this archive is not known: its private catalogue is missing,"
+            " or you may not read it."
+        )
+        click.echo(
+            f"{store} is complete; nothing to do.{'' if summary.archive_checked else unchecked}"
+        )
     because = f" ({reasons})" if reasons else ""
     click.echo(f"scans    {summary.accepted} accepted, {rejected} rejected{because}")
     short = ""
@@ -427,18 +466,27 @@ def _print_summary(summary: Summary, store: Path) -> None:
 @main.command()
 @click.argument("store", type=_FOLDER)
 @click.option("--class", "label", type=click.IntRange(0), help="One class and its members.")
-@click.option("--paths", is_flag=True, help="Name files, from the private catalogue.")
+@click.option(
+    "--paths",
+    is_flag=True,
+    help="Name the first file of each scan and of each rejected series, from STORE.catalogue.",
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def inspect(store: Path, label: int | None, paths: bool, as_json: bool) -> None:
     """Show scans, rejections, classes and crops of STORE."""
     from pipeline.catalogue import read_rejections, read_sources
     from store import PatchStore
-    from store.inspect import describe_class, describe_store
+    from store.inspect import describe_class, describe_store, scan_name
 
     opened = PatchStore(store, allow_building=True)
     if label is None:
         facts = describe_store(opened)
         if paths:
+            sources = read_sources(store) if "survey" in opened.stages else {}
+            facts["scan_files"] = [
+                {"scan": scan_name(opened, row), "file": file}
+                for row, file in sorted(sources.items())
+            ]
             facts["rejected_files"] = [
                 {"file": file, "reason": reason, "detail": detail}
                 for file, reason, detail in read_rejections(store)
@@ -466,6 +514,8 @@ def _print_store(path: Path, facts: dict[str, Any]) -> None:
     click.echo(f"{path}: {facts['state']}, format {facts['format']}, fingerprint {fingerprint}")
     rejected = ", ".join(f"{n} {reason}" for reason, n in facts["rejected"].items()) or "none"
     click.echo(f"scans: {facts['scans']} of {facts['patients']} patients; rejected: {rejected}")
+    for one in facts.get("scan_files", ()):
+        click.echo(f"  {one['file']}: scan {one['scan']}")
     for one in facts.get("rejected_files", ()):
         detail = f" ({one['detail']})" if one["detail"] else ""
         click.echo(f"  {one['file']}: {one['reason']}{detail}")
@@ -496,7 +546,7 @@ def _print_class(facts: dict[str, Any]) -> None:
 
 @main.command()
 @click.argument("store", type=_FOLDER)
-@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("out", type=_Path(dir_okay=False))
 def report(store: Path, out: Path) -> None:
     """Write the discovered classes of STORE as one page, OUT.html.
 
@@ -688,10 +738,16 @@ def verify(store: Path, against_archive: bool, sample: int, as_json: bool) -> No
     "--width", type=int, help="Channels of the first convolution; 32 is the paper's.  [32]"
 )
 @click.option("--batch-size", type=int, help="Crops of a step, over all processes.  [64]")
-@click.option("--accumulate", type=int, help="Take a step in so many parts, to need less memory.")
-@click.option("--epochs", type=int, help="[200]")
-@click.option("--steps", type=int, help="Most optimiser steps.")
-@click.option("--warmup-epochs", type=int, help="Encoder and head alone first.")
+@click.option(
+    "--accumulate", type=int, help="Gradient-accumulation steps, to need less memory.  [1]"
+)
+@click.option("--epochs", type=int, help="Maximum number of epochs.  [200]")
+@click.option("--steps", type=int, help="Maximum number of optimiser steps.  [none]")
+@click.option(
+    "--warmup-epochs",
+    type=int,
+    help="Epochs of encoder and head alone at the start.  [a tenth of the run]",
+)
 @click.option("--learning-rate", type=float, help="[0.001]")
 @click.option("--lr-schedule", type=click.Choice(["step", "plateau"]), help="[step]")
 @click.option("--patience", type=int, help="Epochs without a better validation loss.  [50]")
@@ -709,31 +765,35 @@ def verify(store: Path, against_archive: bool, sample: int, as_json: bool) -> No
 @click.option(
     "--cache",
     type=click.Choice(["auto", "none", "memory", "device"]),
-    help="Where crops that were read are kept.  [auto]",
+    help="Where decoded crops are cached.  [auto]",
 )
 @click.option("--classes", type=_NUMBERS, help="Classes to use, such as 0-9,12.  [all]")
 @click.option("--scales", type=_NUMBERS, help="Scales of train crops, such as 0,1.  [all]")
 @click.option("--fraction", type=float, help="Share of the training persons to use.  [1]")
 @click.option("--seed", type=int, help="[0]")
 @click.option(
-    "--skip-corrupt", is_flag=True, default=None, help="Leave broken crops out, and count them."
+    "--skip-corrupt",
+    is_flag=True,
+    default=None,
+    help="Leave out corrupt crops and count them, instead of stopping.",
 )
 @click.option(
     "--init",
-    type=click.Path(exists=True, dir_okay=False),
-    help="Weights to start from, ours or official ones.",
+    type=click.Path(),
+    help="Weights to start from: a run, a file of semgen, or an official checkpoint.",
 )
 @click.option(
     "--init-part",
     type=click.Choice(["all", "unet", "encoder"]),
-    help="What to take of them.  [all]",
+    help="Part of these weights to load.  [all]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Summary as JSON on standard output.")
 def pretrain(store: Path, run: Path, as_json: bool, **settings: Any) -> None:
     """Pretrain a 3-D U-Net on STORE into the folder RUN.
 
-    RUN gets weights, metrics, pictures and TensorBoard events. Run again to resume.
-    Classes that are excluded (semgen classes) are left out.
+    RUN gets weights, metrics, pictures and TensorBoard events. Run again to resume: Ctrl-C and
+    SIGTERM write a checkpoint, and one is written every ten minutes. Classes that are excluded
+    (semgen classes) are left out.
 
     Several GPUs: torchrun --nproc-per-node 8 --no-python semgen pretrain STORE RUN
     """
@@ -766,13 +826,12 @@ def _print_training(summary: TrainSummary) -> None:
 
 @main.command()
 @click.argument("run", type=_FOLDER)
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("file", type=_Path(dir_okay=False))
 @click.option(
     "--format",
     "file_format",
     type=click.Choice(["safetensors", "torch", "genesis"]),
-    default="safetensors",
-    show_default=True,
+    help="[by the suffix of FILE: .safetensors, or torch for .pt and .pth]",
 )
 @click.option(
     "--part", type=click.Choice(["all", "unet", "encoder"]), default="all", show_default=True
@@ -780,16 +839,17 @@ def _print_training(summary: TrainSummary) -> None:
 def export(run: Path, file: Path, file_format: Any, part: Any) -> None:
     """Write the best weights of RUN to FILE.
 
-    "genesis" is what the official Semantic and Models Genesis code loads.
+    Before the first validation of both losses, these are the last ones. "genesis" is what the
+    official Semantic and Models Genesis code loads.
     """
     from trainer import export_weights
 
-    export_weights(run, file, format=file_format, part=part)
-    click.echo(f"{file}: {part} of {run}, {_size(file.stat().st_size)}")
+    step = export_weights(run, file, format=file_format, part=part)["step"]
+    click.echo(f"{file}: {part} of {run} at step {step}, {_size(file.stat().st_size)}")
 
 
 @main.command()
-@click.argument("task", type=click.Path(path_type=Path))
+@click.argument("task", type=_Path())
 @click.argument("run", type=_FOLDER)
 @click.option(
     "--init",
@@ -896,8 +956,8 @@ def _to_json(value: Any) -> str:
 
 @main.command()
 @click.argument("run", type=_FOLDER)
-@click.argument("source", type=click.Path(path_type=Path), metavar="INPUT")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("source", type=_Path(), metavar="INPUT")
+@click.argument("out", type=_Path())
 @click.option("--device", default="auto", show_default=True)
 @click.option(
     "--channel", type=click.IntRange(0), help="Of images that have several.  [as RUN was trained]"
@@ -933,7 +993,7 @@ def predict(
 
 @main.command()
 @click.argument("kind", type=click.Choice(["ncc", "ncs", "lcs", "bms", "medmnist"]))
-@click.argument("source", type=click.Path(path_type=Path), metavar="DOWNLOAD")
+@click.argument("source", type=_Path(), metavar="DOWNLOAD")
 @click.argument("out", type=_FOLDER)
 @click.option(
     "--negatives",
@@ -960,7 +1020,7 @@ def task(kind: str, source: Path, out: Path, negatives: int) -> None:
 
 
 @main.command()
-@click.argument("plan", type=click.Path(path_type=Path))
+@click.argument("plan", type=_Path())
 @click.argument("out", type=_FOLDER)
 @click.option(
     "--devices",
@@ -1028,14 +1088,17 @@ class _Reporter:
     """Progress of named stages: a bar on a terminal, now and then a line elsewhere."""
 
     @contextlib.contextmanager
-    def stage(self, name: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
-        """A stage of `total` units; advance the value by so many."""
-        with _bar(name, total, unit) if sys.stderr.isatty() else _lines(name, total, unit) as step:
+    def stage(
+        self, name: str, total: int | None, unit: str, *, done: int = 0
+    ) -> Iterator[Callable[[int], None]]:
+        """A stage of `total` units, `done` by an earlier run; advance the value by so many."""
+        shown = _bar if sys.stderr.isatty() else _lines
+        with shown(name, total, unit, done) as step:
             yield step
 
 
 @contextlib.contextmanager
-def _bar(name: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+def _bar(name: str, total: int | None, unit: str, done: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -1054,20 +1117,20 @@ def _bar(name: str, total: int | None, unit: str) -> Iterator[Callable[[int], No
     )
     begun = time.perf_counter()
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(name, total=total, unit=unit, rate="-")
+        task = progress.add_task(name, total=total, completed=done, unit=unit, rate="-")
 
         def advance(count: int) -> None:
             progress.advance(task, count)
-            done = progress.tasks[0].completed
-            progress.update(task, rate=f"{done / (time.perf_counter() - begun):.3g}")
+            fresh = progress.tasks[0].completed - done
+            progress.update(task, rate=f"{fresh / (time.perf_counter() - begun):.3g}")
 
         yield advance
 
 
 @contextlib.contextmanager
-def _lines(name: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+def _lines(name: str, total: int | None, unit: str, done: int) -> Iterator[Callable[[int], None]]:
     begun = told = time.perf_counter()
-    done = 0
+    before = done
 
     def advance(count: int) -> None:
         nonlocal done, told
@@ -1075,13 +1138,14 @@ def _lines(name: str, total: int | None, unit: str) -> Iterator[Callable[[int], 
         now = time.perf_counter()
         if now - told >= _PLAIN_SECONDS:
             told = now
-            rate = done / (now - begun)
-            left = f", {_duration((total - done) / rate)} left" if total and done else ""
+            rate = (done - before) / (now - begun)
+            left = f", {_duration((total - done) / rate)} left" if total and rate else ""
             of = f" of {total}" if total else ""
             click.echo(f"{name}: {done}{of} {unit}, {rate:.3g}/s{left}", err=True)
 
     yield advance
-    click.echo(f"{name}: {done} {unit} in {_duration(time.perf_counter() - begun)}", err=True)
+    now = f", {done - before} of them" if before else ""
+    click.echo(f"{name}: {done} {unit}{now} in {_duration(time.perf_counter() - begun)}", err=True)
 
 
 @contextlib.contextmanager

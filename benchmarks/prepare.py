@@ -59,7 +59,9 @@ class Watch:
     worker_mib: dict[int, float] = field(default_factory=dict)
 
     @contextlib.contextmanager
-    def stage(self, name: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    def stage(
+        self, name: str, total: int | None, unit: str, *, done: int = 0
+    ) -> Iterator[Callable[[int], None]]:
         """What the job calls (see pipeline.job.Reporter)."""
         wall, busy, waiting = time.perf_counter(), _cpu_seconds(), psutil.cpu_times().iowait
         yield lambda _: None

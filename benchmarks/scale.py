@@ -148,7 +148,9 @@ class Ledger:
     over: threading.Event = field(default_factory=threading.Event)
 
     @contextlib.contextmanager
-    def stage(self, name: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    def stage(
+        self, name: str, total: int | None, unit: str, *, done: int = 0
+    ) -> Iterator[Callable[[int], None]]:
         if name == "seal":  # before it tidies up
             self.begin("(counting)")
             self.folders = {

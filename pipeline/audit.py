@@ -33,10 +33,11 @@ def audit(
     chosen = np.random.default_rng(seed).permutation(sum(counts))[:sample]
     chosen = np.stack([chosen >= counts[0], chosen - counts[0] * (chosen >= counts[0])], axis=1)
     scan_of = np.array([store.split(SPLITS[number]).scan[row] for number, row in chosen])
-    for scan in np.unique(scan_of).tolist():
+    scans = np.unique(scan_of).tolist()
+    for scan, series in zip(scans, read_series(path, scans), strict=True):
         ours = chosen[scan_of == scan]
         try:
-            volume = read_volume(read_series(path, scan), config)
+            volume = read_volume(series, config)
             unchanged = volume.scan_id() == int(store.scans.id[scan])
         except (Rejected, OSError, RuntimeError):
             unchanged = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import itertools
 import json
 import os
@@ -15,7 +16,7 @@ import shutil
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from pipeline.archive import DUPLICATE, JOINED, OF_PARTS, Series
 from store.format import StoreError
+from store.reader import PatchStore
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS series (
@@ -37,8 +39,11 @@ CREATE INDEX IF NOT EXISTS series_by_study ON series (study);
 CREATE INDEX IF NOT EXISTS series_by_uid ON series (uid);
 CREATE TABLE IF NOT EXISTS timing (stage TEXT PRIMARY KEY, seconds REAL);
 CREATE TABLE IF NOT EXISTS input (name TEXT PRIMARY KEY, digest TEXT);
+CREATE TABLE IF NOT EXISTS archive (number INTEGER PRIMARY KEY, path TEXT);
 """
 _COMMIT_SECONDS = 0.5
+_SETTINGS = "settings"  # among the inputs
+_SURVEY = "survey"
 _PREFERENCE = "axial DESC, slice_gap_mm, num_files DESC, key"
 NOT_LISTED = "not in the manifest"
 NOT_CHOSEN = "not chosen"
@@ -79,7 +84,9 @@ class Catalogue:
             self._db.executescript(_SCHEMA)
         except sqlite3.Error as error:
             self.close()
-            raise StoreError(f"{folder}: {error}; make room or give the right to write") from error
+            raise StoreError(
+                f"{folder}: {error}; free disk space or check write permission"
+            ) from error
         self._committed = time.monotonic()
 
     def close(self) -> None:
@@ -89,7 +96,7 @@ class Catalogue:
     @property
     def survey_folder(self) -> Path:
         """Where workers leave thumbnails, one file a scan."""
-        return self.folder / "survey"
+        return self.folder / _SURVEY
 
     @property
     def autoencoder_checkpoint(self) -> Path:
@@ -98,7 +105,7 @@ class Catalogue:
 
     def reset(self) -> None:
         """Forget everything."""
-        for table in ("series", "timing", "input"):
+        for table in ("series", "timing", "input", "archive"):
             self._db.execute(f"DELETE FROM {table}")
         self.commit()
         self.tidy()
@@ -343,18 +350,47 @@ class Catalogue:
         )
         self.commit()
 
-    def note_inputs(self, digests: dict[str, str]) -> None:
-        """Keep what else shaped this store: digests by name."""
-        self._db.executemany("INSERT OR REPLACE INTO input VALUES (?, ?)", digests.items())
+    def note_inputs(self, digests: dict[str, str], settings: dict[str, Any]) -> None:
+        """Keep what shaped this store beside its archive: digests by name, and its settings."""
+        noted = {**digests, _SETTINGS: _digest(settings)}
+        self._db.executemany("INSERT OR REPLACE INTO input VALUES (?, ?)", noted.items())
         self.commit()
+
+    def note_archive(self, archive: Sequence[Path]) -> None:
+        """Keep the folders and files that were named, in their order; resolved paths."""
+        self._db.execute("DELETE FROM archive")
+        self._db.executemany("INSERT INTO archive VALUES (?, ?)", enumerate(map(_hex, archive)))
+        self.commit()
+
+    def move_archive(self, archive: Sequence[Path]) -> None:
+        """The folders and files that `note_archive` kept lie here now, in the same order."""
+        pairs = zip(_archive(self._db), archive, strict=True)
+        moves = [(str(before).rstrip("/"), str(after).rstrip("/")) for before, after in pairs]
+        moves.sort(key=lambda move: len(move[0]), reverse=True)  # the folder closest above counts
+
+        def move(file: str) -> str:
+            for before, after in moves:
+                if file == before or file.startswith(f"{before}/"):
+                    return after + file[len(before) :]
+            return file
+
+        self._db.create_function("moved", 1, lambda files: _paths(map(move, _files(files))))
+        self._db.execute("UPDATE series SET files = moved(files)")
+        self.note_archive(archive)
 
     def seconds(self) -> dict[str, float]:
         return dict(self._db.execute("SELECT stage, seconds FROM timing").fetchall())
 
 
 def catalogue_folder(store: Path) -> Path:
-    """STORE.catalogue, beside the store."""
+    """STORE.catalogue, beside the store, however the store's path is spelled."""
+    store = Path(os.path.realpath(store))
     return store.with_name(store.name + ".catalogue")
+
+
+def has_catalogue(store: Path) -> bool:
+    """Whether a catalogue lies beside the store and can be read."""
+    return os.access(_database(store), os.R_OK)
 
 
 def thumbnail_path(survey_folder: Path, key: str) -> Path:
@@ -364,7 +400,20 @@ def thumbnail_path(survey_folder: Path, key: str) -> Path:
 
 def _paths(files: Iterable[str]) -> str:
     """File names as JSON, hex-coded: names may be bytes that no text encoding has."""
-    return json.dumps([os.fsencode(f).hex() for f in files])
+    return json.dumps([_hex(f) for f in files])
+
+
+def _hex(path: str | Path) -> str:
+    return os.fsencode(path).hex()
+
+
+def _files(packed: str) -> list[str]:
+    """What `_paths` packed."""
+    return [os.fsdecode(bytes.fromhex(f)) for f in json.loads(packed)]
+
+
+def _digest(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def read_rejections(store: Path) -> list[tuple[str, str, str]]:
@@ -384,25 +433,73 @@ def read_sources(store: Path) -> dict[int, str]:
 
 
 def read_inputs(store: Path) -> dict[str, str]:
-    """What `note_inputs` kept; StoreError without the private catalogue."""
+    """The digests that `note_inputs` kept; StoreError without the private catalogue."""
     with _read_only(store) as db:
-        return dict(db.execute("SELECT name, digest FROM input").fetchall())
+        noted = dict(db.execute("SELECT name, digest FROM input").fetchall())
+        return {name: digest for name, digest in noted.items() if name != _SETTINGS}
 
 
-def read_series(store: Path, scan_row: int) -> Series:
-    """The series that became a row of `scans`; StoreError without the private catalogue."""
+def read_archive(store: Path) -> list[Path]:
+    """What `note_archive` kept; StoreError without the private catalogue."""
     with _read_only(store) as db:
-        return _series(db, "scan_row = ?", scan_row)
+        return _archive(db)
+
+
+def read_series(store: Path, scan_rows: Iterable[int]) -> Iterator[Series]:
+    """The series that became these rows of `scans`; StoreError without the private catalogue."""
+    with _read_only(store) as db:
+        for row in scan_rows:
+            yield _series(db, "scan_row = ?", row)
 
 
 @contextlib.contextmanager
 def _read_only(store: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that works beside a running job."""
-    file = catalogue_folder(store) / "catalogue.sqlite"
-    if not os.access(file, os.R_OK):
-        raise StoreError(f"{file}: not here, or not yours to read; only it knows the files")
-    with contextlib.closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as db:
-        yield db
+    """A connection that works beside a running job; StoreError unless it is this store's own."""
+    file = _database(store)
+    if not has_catalogue(store):
+        raise StoreError(
+            f"{file}: missing, or you may not read it; only this file knows which scan came from"
+            " which files. Keep it beside the store when you move the store"
+        )
+    with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as db:
+        try:
+            if not _belongs(db, store):
+                raise StoreError(
+                    f"{file.parent}: the catalogue of another store; move the one that belongs to"
+                    f" {store} here"
+                )
+            yield db
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"{file}: {error}; bring the file back from a copy, or delete {store} and prepare"
+                " it again"
+            ) from error
+
+
+def _belongs(db: sqlite3.Connection, store: Path) -> bool:
+    """Whether a catalogue is this store's: the same settings, and the same scans in its rows.
+
+    A store follows from these and its archive, so a catalogue that agrees is as good as its own,
+    wherever both were moved or copied to. Nothing private needs to stand in the store.
+    """
+    opened = PatchStore(store, allow_building=True)
+    noted = db.execute("SELECT digest FROM input WHERE name = ?", (_SETTINGS,)).fetchone()
+    if noted != (_digest(opened.config),):
+        return False
+    if "survey" not in opened.stages:
+        (known,) = db.execute("SELECT count(*) FROM series WHERE scan_id IS NOT NULL").fetchone()
+        return not known or (catalogue_folder(store) / _SURVEY).is_dir()
+    rows = db.execute("SELECT scan_id FROM series WHERE scan_row IS NOT NULL ORDER BY scan_row")
+    return np.array_equal([int(scan_id, 16) for (scan_id,) in rows], opened.scans.id)
+
+
+def _database(store: Path) -> Path:
+    return catalogue_folder(store) / "catalogue.sqlite"
+
+
+def _archive(db: sqlite3.Connection) -> list[Path]:
+    rows = db.execute("SELECT path FROM archive ORDER BY number").fetchall()
+    return [Path(os.fsdecode(bytes.fromhex(path))) for (path,) in rows]
 
 
 def _series(db: sqlite3.Connection, where: str, value: str | int) -> Series:
@@ -415,7 +512,7 @@ def _series(db: sqlite3.Connection, where: str, value: str | int) -> Series:
     return Series(
         key=key,
         kind=kind,
-        files=tuple(os.fsdecode(bytes.fromhex(f)) for f in json.loads(files)),
+        files=tuple(_files(files)),
         patient=patient,
         study=study,
         uid=uid,
@@ -436,4 +533,4 @@ def _rejections(db: sqlite3.Connection) -> list[tuple[str, str, str]]:
 
 
 def _first_path(files: str) -> str:
-    return os.fsdecode(bytes.fromhex(json.loads(files)[0]))
+    return _files(files)[0]

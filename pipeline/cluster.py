@@ -7,19 +7,29 @@ import itertools
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import dask
-from distributed import Client, KilledWorker, LocalCluster, as_completed
+from distributed import Client, KilledWorker, LocalCluster, as_completed, get_worker
+from distributed.comm.addressing import parse_address, parse_host_port
+from distributed.comm.registry import get_backend
 
 from store.errors import SemgenError
 
 _TASK_SECONDS = 0.2
 _MOST_SHARING = 16
 """Items share a task until it takes so long, or holds so many."""
+_CONNECT_SECONDS = 10.0
+_WORKER_SECONDS = 300
+"""How long to wait for the first worker of a scheduler that was given."""
+
+Stage = Callable[[str, int | None, str], AbstractContextManager[Callable[[int], None]]]
+"""Enters a stage (name, total, unit); the value advances it by so many units."""
 
 
 class ClusterError(SemgenError):
@@ -50,6 +60,8 @@ def run_items(
     items: Sequence[Any], function: Callable[..., Any], *arguments: Any
 ) -> tuple[list[Any], float]:
     """In a worker: the results, and the seconds that they took."""
+    worker = get_worker()
+    _refuse_threads({worker.address: worker.state.nthreads})  # it may have joined just now
     began = time.perf_counter()
     return [function(item, *arguments) for item in items], time.perf_counter() - began
 
@@ -102,14 +114,91 @@ def num_threads(client: Client) -> int:
     return max(1, sum(int(n) for n in client.nthreads().values()))
 
 
+def check_scheduler(address: str) -> None:
+    """ClusterError when nothing can be listening at a scheduler's address."""
+    try:
+        protocol, place = parse_address(address)
+        get_backend(protocol)  # ValueError when there is no such protocol
+        host, port = parse_host_port(place, 0)
+        if not host or not port:
+            raise ValueError
+    except ValueError as error:
+        raise ClusterError(
+            f"--scheduler {address}: must be an address such as tcp://HOST:8786, which"
+            " `dask scheduler` prints"
+        ) from error
+    if protocol not in ("tcp", "tls"):
+        return  # connecting will tell
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise _not_answering(address, error) from error
+
+
+def _not_answering(address: str, error: Exception) -> ClusterError:
+    reason = (isinstance(error, OSError) and error.strerror) or "no answer"
+    return ClusterError(
+        f"--scheduler {address}: no Dask scheduler can be reached there ({reason});"
+        " start it with `dask scheduler`, or check the address"
+    )
+
+
 @contextlib.contextmanager
-def connect(workers: int, scheduler: str | None) -> Iterator[Client]:
-    """A client of a running scheduler, or of a local cluster of one-thread processes."""
+def _unseen(*_: object) -> Iterator[Callable[[int], None]]:
+    """A stage that is shown to nobody."""
+    yield lambda _: None
+
+
+@contextlib.contextmanager
+def _connect_to(scheduler: str, stage: Stage) -> Iterator[Client]:
+    for name in ("distributed", "distributed.client", "distributed.comm"):  # what matters is raised
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        client = Client(scheduler, timeout=_CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise _not_answering(scheduler, error) from error
+    with client:
+        _wait_for_workers(client, scheduler, stage)
+        _refuse_threads(client.nthreads())
+        yield client
+
+
+def _wait_for_workers(client: Client, scheduler: str, stage: Stage) -> None:
+    if client.nthreads():
+        return
+    with stage("waiting for workers", 1, "worker") as advance:
+        for _ in range(_WORKER_SECONDS):
+            advance(0)
+            with contextlib.suppress(TimeoutError):
+                client.wait_for_workers(1, timeout=1)
+                advance(1)
+                return
+    raise ClusterError(
+        f"--scheduler {scheduler}: no worker joined it within {_WORKER_SECONDS} s; start some with"
+        f" `dask worker {scheduler} --nworkers N --nthreads 1`, then run the same command again"
+    )
+
+
+def _refuse_threads(num_threads: dict[str, int]) -> None:
+    """ClusterError for a worker that does several tasks at once: a time limit holds for all."""
+    for address, number in num_threads.items():
+        if number > 1:
+            raise ClusterError(
+                f"the Dask worker {address} has {number} threads, but only one can be used: a scan"
+                " that takes too long is stopped with its whole process. Start workers with"
+                " `--nthreads 1`, and more of them"
+            )
+
+
+@contextlib.contextmanager
+def connect(workers: int, scheduler: str | None, stage: Stage = _unseen) -> Iterator[Client]:
+    """A client of a running scheduler, or of a local cluster of one-thread processes.
+
+    stage
+        Shows that the job waits for workers.
+    """
     if scheduler is not None:
-        for name in ("distributed", "distributed.client"):  # what matters is raised, too
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        with Client(scheduler, timeout=30, set_as_default=False) as client:
-            client.wait_for_workers(1, timeout=60)
+        with _connect_to(scheduler, stage) as client:
             yield client
         return
     quiet = {

@@ -182,6 +182,10 @@ class PrepareConfig:
             return spacing_mm
         return np.broadcast_to(np.asarray(self.spacing_mm), spacing_mm.shape)
 
+    def least_members(self, num_train: int) -> int:
+        """Training scans that a class needs, its reference included, of `num_train`."""
+        return max(2, round(self.min_member_share * min(self.neighbours, num_train)))
+
     def to_json(self) -> dict[str, Any]:
         """The resolved settings as plain JSON values."""
         return {

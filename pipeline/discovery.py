@@ -190,7 +190,7 @@ def discover(
     train = np.flatnonzero(scans.split == 0)
     index = Neighbours(scans.embedding, train, config.index)
     validation_index = Neighbours(scans.embedding, np.flatnonzero(scans.split == 1), config.index)
-    least = max(2, round(config.min_member_share * min(config.neighbours, len(train))))
+    least = config.least_members(len(train))
     classes: list[ClassPlan] = []
     turn = 0
     while len(classes) < config.classes:

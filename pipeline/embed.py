@@ -127,6 +127,13 @@ def train_autoencoder(
     return model.eval(), Training(**state["training"])
 
 
+def steps_done(checkpoint: Path) -> int:
+    """Steps of an interrupted training that `train_autoencoder` will not repeat."""
+    if not checkpoint.exists():
+        return 0
+    return int(torch.load(checkpoint, weights_only=True)["state"]["step"])
+
+
 def new_autoencoder(config: AutoencoderConfig, seed: int) -> Autoencoder:
     """An untrained autoencoder; global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
@@ -134,7 +141,13 @@ def new_autoencoder(config: AutoencoderConfig, seed: int) -> Autoencoder:
         return Autoencoder(latent=config.latent, width=config.width)
 
 
-def embed(model: Autoencoder, thumbnails: Thumbnails, num_scans: int) -> NDArray[np.float32]:
+def embed(
+    model: Autoencoder,
+    thumbnails: Thumbnails,
+    num_scans: int,
+    *,
+    progress: Callable[[int], None] = lambda _: None,
+) -> NDArray[np.float32]:
     """(num_scans, latent) embeddings, scan by scan, so that no batch shapes the last bits."""
     model.eval()
     load = _loader(thumbnails, kept=0)
@@ -142,6 +155,7 @@ def embed(model: Autoencoder, thumbnails: Thumbnails, num_scans: int) -> NDArray
     with torch.no_grad():
         for row in range(num_scans):
             embedding[row] = model.encode(load(np.array([row])))[0].numpy()
+            progress(1)
     return embedding
 
 
@@ -164,7 +178,7 @@ def load_autoencoder(file: Path) -> Autoencoder:
             model.load_state_dict({name: handle.get_tensor(name) for name in list(handle.keys())})
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"{file.name}: no autoencoder that semgen wrote; give a store's {AUTOENCODER_FILE}"
+            f"{file}: not an autoencoder that semgen wrote; give a store, or its {AUTOENCODER_FILE}"
         ) from error
     return model.eval()
 

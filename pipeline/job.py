@@ -24,15 +24,23 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from distributed import Client, KilledWorker
 
-from pipeline.archive import ArchiveError
 from pipeline.catalogue import Catalogue, catalogue_folder
-from pipeline.cluster import connect, num_threads, raise_if_failed, run_bounded
+from pipeline.cluster import check_scheduler, connect, num_threads, raise_if_failed, run_bounded
 from pipeline.config import PrepareConfig
 from pipeline.manifest import Manifest
-from pipeline.preflight import check_extension, check_same_job, digest_inputs, is_begun
+from pipeline.preflight import (
+    PrepareError,
+    check_crops_fit,
+    check_extension,
+    check_local,
+    digest_inputs,
+    find_job,
+    find_state,
+    find_weights,
+    resolve_archive,
+)
 from pipeline.survey import Survey
 from pipeline.tasks import ScanCut, check_shards, cut_scan, finish_shard
-from store.errors import SemgenError
 from store.format import AUTOENCODER_FILE, SPLITS, StoreError
 from store.reader import PatchStore, ShardedReader
 from store.writer import StoreWriter, sweep
@@ -44,17 +52,17 @@ _SOFTWARE = ("semgen", "numpy", "SimpleITK", "torch", "faiss-cpu", "zarr", "numc
 _SHARDS_PER_CHECK = 16
 
 
-class PrepareError(SemgenError):
-    """The job cannot go on; the message says why and what to do."""
-
-
 class Reporter(Protocol):
     """How the job tells of its progress."""
 
     def stage(
-        self, name: str, total: int | None, unit: str
+        self, name: str, total: int | None, unit: str, *, done: int = 0
     ) -> AbstractContextManager[Callable[[int], None]]:
-        """Enter a stage of `total` units; the value advances it by so many."""
+        """Enter a stage of `total` units; the value advances it by so many.
+
+        done
+            Units that an earlier run did.
+        """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +79,8 @@ class Summary:
     bytes: int
     seconds: dict[str, float]
     fingerprint: str
+    archive_checked: bool
+    """Whether the archive is known to be the store's; not where the catalogue is missing."""
 
 
 def prepare(
@@ -84,6 +94,7 @@ def prepare(
     autoencoder: Path | None = None,
     manifest: Path | None = None,
     extend: Path | None = None,
+    archive_moved: bool = False,
 ) -> Summary:
     """Make the store, or finish one that was begun.
 
@@ -97,39 +108,49 @@ def prepare(
     extend
         A complete store of an archive that has grown since: what its survey found of series that
         did not change is used again. The result is the same as without.
+    archive_moved
+        The archive that the store was begun with lies at `archive` now, its parts in the same
+        order. Voxels are checked against the survey when crops are cut.
 
-    Raises StoreError (the store is something else, other settings, in use), PrepareError (no
-    usable series) or ArchiveError (no such file or folder). Nothing is left behind when no series
-    is usable.
+    Raises StoreError (the store is something else, other settings, another archive, in use),
+    PrepareError (no usable series) or ArchiveError (no such file or folder). Nothing is left
+    behind when no series is usable.
     """
-    archive = [Path(os.path.abspath(path)) for path in archive]  # workers may be elsewhere
-    for path in archive:
-        if not path.exists():
-            raise ArchiveError(f"{path}: no such file or folder")
-    if extend is not None and extend.resolve() == store.resolve():
+    check_local(store)
+    store = Path(os.path.realpath(store))  # one lock and one catalogue, however it is spelled
+    archive = resolve_archive(archive)
+    if extend is not None and os.path.realpath(extend) == str(store):
         raise StoreError(f"{store}: is the store to extend; give another folder for the new one")
     if autoencoder is not None:
-        autoencoder = autoencoder / AUTOENCODER_FILE if autoencoder.is_dir() else autoencoder
+        autoencoder = find_weights(autoencoder)
         _load_autoencoder(autoencoder)  # better now than after the survey
     inputs = digest_inputs(manifest=manifest, autoencoder=autoencoder)
-    begun = is_begun(store)
-    if begun:
-        existing = PatchStore(store, allow_building=True)
-        check_same_job(existing, config, inputs)
-        if existing.state == "complete":
-            return _summarise(store, {}, already_complete=True)
+    found = find_job(store, archive, config, inputs, archive_moved=archive_moved)
+    archive = found.archive
+    if found.state == "complete":
+        if found.archive_moved:
+            with contextlib.closing(Catalogue(catalogue_folder(store))) as catalogue:
+                catalogue.move_archive(archive)
+        return _summarise(store, {}, already_complete=True, archive_checked=found.archive_checked)
     listed = Manifest(manifest, archive) if manifest else None
     if extend is not None:
         check_extension(extend, config)
-    made = [parent for parent in store.absolute().parents if not parent.exists()]
+    if scheduler is not None:
+        check_scheduler(scheduler)
+    made = [path for path in (store, *store.parents) if not path.exists()]
     with (
         contextlib.closing(Catalogue(catalogue_folder(store))) as catalogue,
         _failures_explained(catalogue.folder),
     ):
+        if find_state(store) != found.state:  # changed before it was locked
+            raise StoreError(f"{store}: another prepare was at work on it; run again")
+        if found.archive_moved:
+            catalogue.move_archive(archive)
         sweep(store)
-        if not begun:
+        if found.state is None:
             catalogue.reset()  # what is left of a deleted store must not shape this one
-            catalogue.note_inputs(inputs)
+            catalogue.note_inputs(inputs, config.to_json())
+            catalogue.note_archive(archive)
             software = {name: importlib.metadata.version(name) for name in _SOFTWARE}
             StoreWriter.create(store, config=config.to_json(), software=software)
         job = _Job(StoreWriter(store), catalogue, config, autoencoder, reporter)
@@ -142,9 +163,10 @@ def prepare(
             extend=extend,
             stage=job.stage,
         )
-        with connect(workers, scheduler) as client:
+        with connect(workers, scheduler, reporter.stage) as client:
             usable = survey.run(client)
             if usable:
+                check_crops_fit(PatchStore(store, allow_building=True), config)
                 job.embed()
                 job.discover()
                 job.seal(job.cut(client))
@@ -154,7 +176,7 @@ def prepare(
             raise PrepareError(
                 f"no usable CT series in the archive ({reasons or 'no images found'})"
             )
-        return _summarise(store, catalogue.seconds(), already_complete=False)
+        return _summarise(store, catalogue.seconds(), already_complete=False, archive_checked=True)
 
 
 @contextlib.contextmanager
@@ -164,7 +186,8 @@ def _failures_explained(folder: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise PrepareError(
-            f"{folder}: {error}; make room or give the right to write, and run again"
+            f"{folder}: {error}; free disk space or check write permission, then run the same"
+            " command again to resume"
         ) from error
     except KilledWorker as error:
         raise PrepareError(
@@ -178,11 +201,12 @@ def _failures_explained(folder: Path) -> Iterator[None]:
 
 
 def _remove(store: Path, catalogue: Path, made: list[Path]) -> None:
-    """Take back a store and its catalogue, and the folders above it that were made for it."""
-    shutil.rmtree(store)
+    """Delete a store and its catalogue, and those folders that were `made` for it."""
+    for path in store.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     shutil.rmtree(catalogue)
-    for parent in made:
-        parent.rmdir()
+    for folder in made:
+        folder.rmdir()
 
 
 def _load_autoencoder(file: Path) -> Autoencoder:
@@ -210,11 +234,13 @@ class _Job:
         self.reporter = reporter
 
     @contextlib.contextmanager
-    def stage(self, name: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    def stage(
+        self, name: str, total: int | None, unit: str, *, done: int = 0
+    ) -> Iterator[Callable[[int], None]]:
         """Tell of a stage, and keep the time it took."""
         begun = time.perf_counter()
         try:
-            with self.reporter.stage(name, total, unit) as advance:
+            with self.reporter.stage(name, total, unit, done=done) as advance:
                 yield advance
         finally:
             with contextlib.suppress(sqlite3.Error):  # a full disk: the stage's own error counts
@@ -238,26 +264,31 @@ class _Job:
         epoch_steps = -(-len(train) // settings.batch_size)
         most = min(settings.max_steps, settings.max_epochs * epoch_steps)
         facts: dict[str, Any] = {}
-        with self.stage("embed", None if self.autoencoder else most, "steps") as advance:
-            if self.autoencoder is not None:
+        if self.autoencoder is not None:
+            with self.stage("embed", len(split), "scans") as advance:
                 model = _load_autoencoder(self.autoencoder)
-            else:
+                embedding = embed.embed(model, read, len(split), progress=advance)
+        else:
+            checkpoint = self.catalogue.autoencoder_checkpoint
+            done = embed.steps_done(checkpoint)
+            with self.stage("embed", most, "steps", done=done) as advance:
                 model, training = embed.train_autoencoder(
                     read,
                     train=train,
                     held_out=held_out,
                     config=settings,
                     seed=self.config.seed,
-                    checkpoint=self.catalogue.autoencoder_checkpoint,
+                    checkpoint=checkpoint,
                     progress=lambda steps, _: advance(steps),
                 )
-                facts = {
-                    "epochs": training.epochs,
-                    "loss": training.loss,
-                    "held_out_loss": training.held_out_loss,
-                }
-            self.writer.write_table("scans/embedding", embed.embed(model, read, len(split)))
-            embed.save_autoencoder(model, self.path / AUTOENCODER_FILE)
+                embedding = embed.embed(model, read, len(split))
+            facts = {
+                "epochs": training.epochs,
+                "loss": training.loss,
+                "held_out_loss": training.held_out_loss,
+            }
+        self.writer.write_table("scans/embedding", embedding)
+        embed.save_autoencoder(model, self.path / AUTOENCODER_FILE)
         self.writer.finish_stage("embed", facts)
 
     def discover(self) -> None:
@@ -404,13 +435,16 @@ class _Job:
 
     def seal(self, digests: dict[str, list[str]]) -> None:
         """Fix the fingerprint; the store is complete."""
-        with self.stage("seal", None, "stores"):
+        with self.stage("seal", 1, "store") as advance:
             sweep(self.path)
             self.writer.seal(digests)
             self.catalogue.tidy()
+            advance(1)
 
 
-def _summarise(store: Path, seconds: dict[str, float], *, already_complete: bool) -> Summary:
+def _summarise(
+    store: Path, seconds: dict[str, float], *, already_complete: bool, archive_checked: bool
+) -> Summary:
     done = PatchStore(store)
     stages = done.stages
     return Summary(
@@ -426,4 +460,5 @@ def _summarise(store: Path, seconds: dict[str, float], *, already_complete: bool
         bytes=sum(file.stat().st_size for file in store.rglob("*") if file.is_file()),
         seconds=seconds,
         fingerprint=done.fingerprint or "",
+        archive_checked=archive_checked,
     )

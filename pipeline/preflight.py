@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.catalogue import read_inputs, read_rejections
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.archive import ArchiveError
+from pipeline.catalogue import (
+    catalogue_folder,
+    has_catalogue,
+    read_archive,
+    read_inputs,
+    read_rejections,
+)
 from pipeline.config import PrepareConfig
-from store.format import StoreError
+from pipeline.discovery import Geometry, Scans
+from store.errors import SemgenError
+from store.format import AUTOENCODER_FILE, SURVEY_VERSION, StoreError
 from store.reader import PatchStore
 from store.settings import differences
 
@@ -23,14 +39,61 @@ _SURVEY_SETTINGS = (
 """Settings that decide which series are accepted and what the survey notes of them."""
 
 
-def is_begun(store: Path) -> bool:
-    """Whether something lies there, but for what a kill during the store's creation leaves."""
-    if not store.is_dir():
-        return store.exists()
-    return any(
-        not (path.name.startswith("zarr.") and path.suffix == ".partial")
-        for path in store.iterdir()
-    )
+_ROUNDING_MM = 1e-6
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+class PrepareError(SemgenError):
+    """The job cannot go on; the message says why and what to do."""
+
+
+def check_local(path: str | Path) -> None:
+    """PrepareError for a URL, also where a Path made one slash of two."""
+    if _URL.match(str(path)):
+        raise PrepareError(
+            f"{path}: is a URL; only files and folders are supported. Copy it to a folder, or mount"
+            " it as one"
+        )
+
+
+def find_state(store: Path) -> str | None:
+    """State of the store that lies there, "building" or "complete"; None where none was begun.
+
+    What a kill during a store's creation leaves does not count. StoreError where it is no store.
+    """
+    if not store.exists() or (store.is_dir() and all(map(_is_partial, store.iterdir()))):
+        return None
+    return PatchStore(store, allow_building=True).state
+
+
+def _is_partial(path: Path) -> bool:
+    return path.name.startswith("zarr.") and path.suffix == ".partial"
+
+
+def resolve_archive(archive: Sequence[Path]) -> list[Path]:
+    """Each folder and file once, absolute and without links, so that spellings compare equal.
+
+    A linked file keeps its own name: its target's may not tell what it is.
+    """
+    resolved = []
+    for path in archive:
+        check_local(path)
+        if not path.exists():
+            raise ArchiveError(f"{path}: no such file or folder")
+        folder, name = (path, "") if path.is_dir() else (path.parent, path.name)
+        resolved.append(Path(os.path.realpath(folder)) / name)
+    return list(dict.fromkeys(resolved))
+
+
+def find_weights(autoencoder: Path) -> Path:
+    """The file of weights that was given, or that of the store that was given."""
+    if not autoencoder.is_dir():
+        return autoencoder
+    if "embed" not in PatchStore(autoencoder, allow_building=True).stages:
+        raise StoreError(
+            f"{autoencoder}: has no autoencoder yet; finish preparing it, or give a file of weights"
+        )
+    return autoencoder / AUTOENCODER_FILE
 
 
 def digest_inputs(**files: Path | None) -> dict[str, str]:
@@ -41,16 +104,77 @@ def digest_inputs(**files: Path | None) -> dict[str, str]:
     }
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """What lies at STORE before a job, and the archive that it is to be made from.
+
+    Attributes
+    ----------
+    state
+        "building", "complete", or None where nothing was begun.
+    archive
+        In the order in which the store's first command named it.
+    archive_checked
+        Whether it is the archive that the store was begun with, or there was none.
+    archive_moved
+        Whether it lies elsewhere than the store's catalogue says.
+    """
+
+    state: str | None
+    archive: list[Path]
+    archive_checked: bool = True
+    archive_moved: bool = False
+
+
+def find_job(
+    store: Path,
+    archive: list[Path],
+    config: PrepareConfig,
+    inputs: dict[str, str],
+    *,
+    archive_moved: bool,
+) -> Found:
+    """Look at what lies there; StoreError unless the job that is asked for may go on with it."""
+    state = find_state(store)
+    if state is None:
+        if archive_moved:
+            raise StoreError(f"{store}: not begun yet; prepare it without --archive-moved")
+        return Found(state=state, archive=archive)
+    existing = PatchStore(store, allow_building=True)
+    check_same_job(existing, config, inputs)
+    if not has_catalogue(store):
+        return Found(state=state, archive=archive, archive_checked=False)
+    known = read_archive(store)
+    archive = match_archive(archive, known, existing, moved=archive_moved)
+    return Found(state=state, archive=archive, archive_moved=archive != known)
+
+
 def check_same_job(store: PatchStore, config: PrepareConfig, inputs: dict[str, str]) -> None:
-    """StoreError when a store was begun with other settings or other inputs."""
+    """StoreError when a store was begun with other settings or other inputs.
+
+    A complete store without its catalogue is held against the settings alone.
+    """
     changed = differences(config.to_json(), store.config)
     if changed:
         raise StoreError(
             f"{store.path}: begun with other settings ({'; '.join(changed)});"
             " use those, or give another folder"
         )
-    with contextlib.suppress(StoreError):  # without its catalogue: nothing to compare with
-        changed = differences(inputs, read_inputs(store.path) or inputs)
+    surveyed = store.state == "building" and "survey" in store.stages
+    if surveyed and survey_version(store) != SURVEY_VERSION:
+        raise StoreError(
+            f"{store.path}: begun by another version of semgen; finish it with that one, or"
+            " delete the store and prepare it again"
+        )
+    if not has_catalogue(store.path):
+        if store.state == "complete":
+            return
+        raise StoreError(
+            f"{store.path}: not finished, and its private catalogue"
+            f" ({catalogue_folder(store.path)}) is missing, or you may not read it; move it back"
+            " beside the store, or delete the store and prepare it again"
+        )
+    changed = differences(inputs, read_inputs(store.path))
     if changed:
         names = " and ".join(f"--{name}" for name in inputs if any(name in c for c in changed))
         raise StoreError(
@@ -59,13 +183,113 @@ def check_same_job(store: PatchStore, config: PrepareConfig, inputs: dict[str, s
         )
 
 
+def match_archive(
+    archive: list[Path], known: list[Path], store: PatchStore, *, moved: bool
+) -> list[Path]:
+    """The same archive in the order in which the store's first command named it.
+
+    known
+        What the store's catalogue has kept of it.
+    moved
+        Whether `archive` is where the `known` ones, in this order, lie now.
+
+    Raises StoreError when it is another archive.
+    """
+    if set(archive) == set(known):
+        return known
+    if moved:
+        if len(archive) != len(known):
+            raise StoreError(
+                f"{store.path}: made from {_names(known)}; with --archive-moved name as many"
+                " folders or files, in this order"
+            )
+        return archive
+    new = [path for path in archive if path not in known]
+    missing = [path for path in known if path not in archive]
+    state = "complete" if store.state == "complete" else "not finished"
+    text = f"{store.path}: {state}, and made from {_names(known)}"
+    if not new:
+        raise StoreError(f"{text}; name all of them, not only {_names(archive)}")
+    text += f", not from {_names(new)}"
+    if len(missing) == len(new):
+        text += "; if the same scans lie there now, add --archive-moved"
+    if store.state == "complete":
+        raise StoreError(
+            f"{text}; to add scans, prepare a new store: semgen prepare {_typed([*known, *new])}"
+            f" NEW_STORE --extend {store.path}"
+        )
+    raise StoreError(f"{text}; name the same archive, or give another folder for a new store")
+
+
+def _names(paths: list[Path]) -> str:
+    return " and ".join(map(str, paths))
+
+
+def _typed(paths: list[Path]) -> str:
+    return " ".join(shlex.quote(str(path)) for path in paths)
+
+
+def check_crops_fit(store: PatchStore, config: PrepareConfig) -> None:
+    """PrepareError when the surveyed scans' number and sizes leave no class possible.
+
+    Geometry alone tells; training the autoencoder first would take minutes.
+    """
+    scans = store.scans
+    geometry = Geometry(
+        Scans(
+            split=scans.split,
+            spacing_mm=scans.spacing_mm,
+            size=scans.size,
+            frame_mm=scans.frame_mm,
+            embedding=np.empty((len(scans.id), 0), np.float32),
+            thumbnail=lambda _: np.empty(0, np.uint8),
+        ),
+        config,
+    )
+    train = np.flatnonzero(scans.split == 0)
+    least = config.least_members(len(train))
+    if len(train) < least:
+        raise PrepareError(
+            f"{store.path}: {len(train)} of {len(scans.id)} scans are for training, and a class"
+            f" needs {least}; delete the store, then add scans of other persons, or keep fewer for"
+            " validation (validation_fraction)"
+        )
+    needed_mm = 2 * geometry.full_reach * geometry.step_mm[train]
+    fits = train[(needed_mm <= geometry.last_mm[train] + _ROUNDING_MM).all(axis=1)]
+    rng = np.random.default_rng(0)
+    if len(fits) < least or all(geometry.draw_centre(row, rng) is None for row in fits.tolist()):
+        size_mm = np.median(needed_mm, axis=0)
+        scan_mm = np.median(geometry.last_mm[train], axis=0)
+        border = ", with border" if any(config.border) else ""
+        raise PrepareError(
+            f"{store.path}: crops do not fit into the scans: {len(fits)} of {len(train)} training"
+            f" scans hold one{border}, and a class needs {least}; a crop with its larger scales"
+            f" needs {_mm(size_mm)}, a scan has {_mm(scan_mm)} (z, y, x; medians). Delete the"
+            " store, then set a smaller shape, spacing_mm, side_steps or shift_steps, or scales = 1"
+        )
+
+
+def _mm(size: NDArray[np.float64]) -> str:
+    return " x ".join(f"{length:.0f}" for length in size) + " mm"
+
+
 def check_extension(old: Path, config: PrepareConfig) -> None:
     """StoreError unless the survey of `old` is what a survey under these settings would find."""
     read_rejections(old)  # StoreError without its private catalogue
-    theirs = PatchStore(old).config
+    store = PatchStore(old)
     changed = differences(
         {name: config.to_json()[name] for name in _SURVEY_SETTINGS},
-        {name: theirs[name] for name in _SURVEY_SETTINGS},
+        {name: store.config[name] for name in _SURVEY_SETTINGS},
     )
     if changed:
         raise StoreError(f"{old}: surveyed with other settings ({'; '.join(changed)})")
+    if survey_version(store) != SURVEY_VERSION:
+        raise StoreError(
+            f"{old}: surveyed by another version of semgen, which found other frame boxes or scans;"
+            " prepare the new store without --extend"
+        )
+
+
+def survey_version(store: PatchStore) -> int:
+    """Version of a store's survey, which must be finished."""
+    return int(store.stages["survey"].get("version", 1))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from distributed import Client
@@ -18,17 +17,15 @@ from pipeline.archive import (
     read_folder,
 )
 from pipeline.catalogue import Catalogue, Surveyed, thumbnail_path
-from pipeline.cluster import raise_if_failed, run_bounded
+from pipeline.cluster import Stage, raise_if_failed, run_bounded
 from pipeline.config import PrepareConfig
 from pipeline.discovery import split_persons
 from pipeline.manifest import Manifest, taken
+from pipeline.preflight import resolve_archive
 from pipeline.tasks import collect_thumbnails, save_thumbnail, survey_series
-from store.format import THUMBNAIL_SHAPE
+from store.format import SURVEY_VERSION, THUMBNAIL_SHAPE
 from store.reader import PatchStore
 from store.writer import StoreWriter
-
-Stage = Callable[[str, int | None, str], AbstractContextManager[Callable[[int], None]]]
-"""Enters a stage (name, total, unit); the value advances it by so many units."""
 
 
 def list_series(
@@ -38,6 +35,7 @@ def list_series(
 
     Yields (first file, number of files, reason to reject it or None, detail).
     """
+    archive = resolve_archive(archive)
     listed = Manifest(manifest, archive) if manifest else None
     with (
         tempfile.TemporaryDirectory() as scratch,
@@ -95,7 +93,12 @@ class Survey:
         if accepted:
             self._lay_out_scans(client, accepted)
             self.writer.finish_stage(
-                "survey", {"accepted": accepted, "rejected": self.catalogue.reasons()}
+                "survey",
+                {
+                    "accepted": accepted,
+                    "rejected": self.catalogue.reasons(),
+                    "version": SURVEY_VERSION,
+                },
             )
         return accepted
 

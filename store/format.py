@@ -19,6 +19,9 @@ DIGESTS: Final = "shard_sha256"
 """Name of the attribute of a sharded array with the SHA-256 of each shard's decoded values."""
 AUTOENCODER_FILE: Final = "scans/embedding/autoencoder.safetensors"
 """The weights that made `scans/embedding`; in that array's folder, where Zarr lists nothing."""
+SURVEY_VERSION: Final = 2
+"""Version of what a survey finds; raised when the same files and settings give another scan, frame
+box or thumbnail. Kept as `version` of stage `survey`; stores of before have none, which is 1."""
 SPLITS: Final = ("train", "validation")
 THUMBNAIL_SHAPE: Final = (64, 128, 128)
 

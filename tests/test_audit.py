@@ -78,5 +78,5 @@ def test_a_source_that_is_gone_is_told_by_its_scan(copy: Path) -> None:
 
 def test_there_is_no_audit_without_the_private_catalogue(copy: Path) -> None:
     shutil.rmtree(catalogue_folder(copy))
-    with pytest.raises(StoreError, match="only it knows the files"):
+    with pytest.raises(StoreError, match="only this file knows"):
         list(audit(copy, sample=1))

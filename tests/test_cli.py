@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 from safetensors import safe_open
 
+import cli
 from cli import main
 from pipeline.config import AutoencoderConfig, PrepareConfig
 from store import PatchStore
@@ -128,9 +129,9 @@ def test_a_problem_is_status_1_and_one_line(
         ("autoencoder = 5", ["autoencoder must be a table"]),
         ("[autoencoder]\nlatent = 0", ["latent must be >= 1, got 0"]),
         ('frame = "head"', ["frame must be one of body, scan, voxel, got 'head'"]),
-        ("shape = [32, 64]", ["shape must be a list of 3 numbers, got [32, 64]"]),
+        ("shape = [32, 64]", ["shape must be a list of 3 whole numbers, got [32, 64]"]),
         ("shape = 32", ["shape"]),
-        ('classes = "many"', ["classes must be a number, got 'many'"]),
+        ('classes = "many"', ["classes must be a whole number, got 'many'"]),
         ("classes = 7.5", ["classes", "7.5"]),
         ('window_hu = ["a", 3]', ["window_hu"]),
         ("side_steps = [80, 50]", ["side_steps"]),
@@ -255,8 +256,17 @@ def test_inspect_tells_what_was_rejected_and_why(prepared: Path) -> None:
 def test_inspect_names_files_when_asked_to(prepared: Path) -> None:
     result = run("inspect", prepared, "--paths")
     assert re.search(r"broken\.nii\.gz: unreadable", result.stdout)
+    assert re.search(r"phantom-0002\.nii\.gz: scan [0-9a-f]{16}", result.stdout)
     members = json.loads(run("inspect", prepared, "--class", 0, "--paths", "--json").stdout)
     assert all(Path(row["file"]).exists() for row in members["members"])
+
+
+def test_inspect_names_a_file_of_every_scan(prepared: Path, patches: PatchStore) -> None:
+    facts = json.loads(run("inspect", prepared, "--paths", "--json").stdout)
+    assert [row["scan"] for row in facts["scan_files"]] == [f"{i:016x}" for i in patches.scans.id]
+    files = {row["file"] for row in facts["scan_files"]}
+    assert len(files) == len(patches.scans.id)
+    assert all(Path(file).is_file() for file in files)
 
 
 def test_inspect_does_without_the_private_catalogue(copy: Path) -> None:
@@ -341,6 +351,57 @@ def test_a_prepared_store_trains_and_its_weights_are_exported(
         assert len(weights.keys()) > 10
 
 
+DEMO = """
+import sys
+from dataclasses import replace
+import cli
+
+_, preparing, training = cli._demo_recipe()
+autoencoder = replace(preparing.autoencoder, width=4, max_steps=4, threads=1)
+preparing = replace(preparing, classes=3, neighbours=4, autoencoder=autoencoder)
+training = replace(training, epochs=2, warmup_epochs=1, threads=1)
+cli._demo_recipe = lambda: (6, preparing, training)
+cli.main(sys.argv[1:])
+"""
+
+
+def test_the_demo_makes_what_it_names_and_can_be_run_again(tmp_path: Path) -> None:
+    def demo() -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", DEMO, "demo"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    told = demo()
+    assert "scans    6 accepted, 1 rejected (1 unreadable)" in told
+    (made,) = (line for line in told if line.startswith("Made: "))
+    assert "(7 series, one broken on purpose)" in made
+    folder = tmp_path / "semgen-demo"
+    assert {path.name for path in folder.iterdir()} > {"archive", "store", "run", "report.html"}
+    assert (folder / "run" / "samples.png").is_file()
+    assert str(Path("semgen-demo/report.html")) in "\n".join(told)
+    assert demo()[0] == "semgen-demo/store is complete; nothing to do."
+
+
+def bar(shown: Callable[[str, int, str, int], Any]) -> None:
+    with shown("embed", 20, "steps", 8) as advance:
+        advance(4)
+
+
+def test_a_resumed_stage_is_shown_from_where_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    bar(cli._bar)
+    bar(cli._lines)
+    told = capsys.readouterr().err
+    assert "12/20" in told
+    assert "embed: 12 steps, 4 of them in" in told
+
+
 # Documentation -----------------------------------------------------------------------------------
 
 
@@ -396,7 +457,7 @@ def test_ctrl_c_while_a_lock_changes_hands_is_still_ctrl_c(
     monkeypatch.setattr("store.PatchStore.num_classes", property(interrupted))
     done = run("inspect", prepared)
     assert done.exit_code == 1
-    assert done.stderr == "Error: interrupted; the same command again goes on\n"
+    assert done.stderr == "Error: interrupted; run the same command again to resume\n"
 
 
 def test_an_error_of_ours_is_no_interrupt(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from pipeline.embed import (
     load_autoencoder,
     new_autoencoder,
     save_autoencoder,
+    steps_done,
     train_autoencoder,
 )
 from store import PatchStore
@@ -159,6 +160,15 @@ def test_a_killed_training_ends_with_the_same_weights(
     assert epochs[after] == after - after % 3 + 1  # it went on where the checkpoint was
 
 
+def test_the_steps_of_an_interrupted_training_are_known(
+    read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed_module, "_CHECKPOINT_STEPS", 6)
+    assert steps_done(tmp_path / "none.pt") == 0
+    train(read, tmp_path / "checkpoint.pt", config=dataclasses.replace(CONFIG, max_steps=14))
+    assert steps_done(tmp_path / "checkpoint.pt") == 12
+
+
 def test_no_more_steps_are_taken_than_allowed(
     read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,5 +306,5 @@ def test_files_that_are_no_autoencoder_are_refused(
     tmp_path: Path, make: Callable[[Path], None]
 ) -> None:
     make(tmp_path / "weights.file")
-    with pytest.raises(ConfigError, match=r"weights\.file: no autoencoder that semgen wrote"):
+    with pytest.raises(ConfigError, match=r"weights\.file: not an autoencoder that semgen wrote"):
         load_autoencoder(tmp_path / "weights.file")

@@ -3,8 +3,10 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import zarr
 
 from pipeline.catalogue import catalogue_folder
 from tests.campaigns.kills import contents
@@ -91,5 +93,25 @@ def test_an_old_store_without_its_catalogue_cannot_be_extended(
         *("--workers", 1),
     )
     assert done.returncode == 1
-    assert "only it knows the files" in done.stderr.splitlines()[-1]
+    assert "only this file knows" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "s").exists()
+
+
+def test_a_survey_of_another_version_is_not_used_again(
+    grown: tuple[Path, Path], semgen: Semgen, config_file: Path, tmp_path: Path
+) -> None:
+    archive, old = grown
+    group = zarr.open_group(str(old), mode="r+")
+    attribute: Any = group.attrs["semgen"]
+    del attribute["stages"]["survey"]["version"]  # as before it was noted
+    group.attrs["semgen"] = attribute
+    done = semgen(
+        *("prepare", archive, tmp_path / "s", "--config", config_file, "--extend", old),
+        *("--workers", 1),
+    )
+    assert done.returncode == 1
+    assert "surveyed by another version of semgen" in done.stderr.splitlines()[-1]
+    group.attrs["semgen"] = {**attribute, "state": "building"}
+    done = semgen("prepare", archive, old, "--config", config_file, "--workers", 1)
+    assert done.returncode == 1
+    assert "begun by another version of semgen" in done.stderr.splitlines()[-1]

@@ -1,7 +1,9 @@
 """The job: the same bytes whatever happens to it, and nothing private in them."""
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -126,7 +128,7 @@ def test_an_interrupted_job_says_in_one_line_how_to_go_on(
         _, told = job.communicate()
     assert job.returncode == 1
     assert "Traceback" not in told
-    assert told.splitlines()[-1] == "Error: interrupted; the same command again goes on"
+    assert told.splitlines()[-1] == "Error: interrupted; run the same command again to resume"
 
 
 @pytest.fixture
@@ -374,7 +376,7 @@ def test_an_archive_without_a_usable_series_is_refused_and_nothing_made(
     (tmp_path / "archive" / "broken.nii.gz").write_bytes(b"no image" * 100)
     done = semgen("prepare", "archive", "out/s", "--workers", 1, cwd=tmp_path)
     assert done.returncode == 1
-    assert "no usable CT series in the archive (1 unreadable)" in done.stderr.splitlines()[-1]
+    assert "no usable CT series in the archive (1 broken link)" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["archive"]
 
@@ -438,7 +440,7 @@ def test_a_series_that_hangs_the_reader_costs_only_itself() -> None:
     assert json.loads(done.stdout) == [[False, True, False, False], True, False]
 
 
-def test_a_file_that_cannot_be_opened_costs_only_itself(
+def test_a_link_that_leads_nowhere_costs_only_itself(
     phantoms: Path, config_file: Path, semgen: Semgen, tmp_path: Path
 ) -> None:
     archive = tmp_path / "archive"
@@ -447,7 +449,7 @@ def test_a_file_that_cannot_be_opened_costs_only_itself(
     done = semgen(
         "prepare", archive, tmp_path / "s", "--config", config_file, "--workers", 1, cwd=tmp_path
     )
-    assert "no usable CT series in the archive (1 unreadable)" in done.stderr.splitlines()[-1]
+    assert "no usable CT series in the archive (1 broken link)" in done.stderr.splitlines()[-1]
 
 
 def test_a_job_goes_on_with_the_manifest_that_it_began_with(
@@ -489,6 +491,62 @@ def test_a_lost_right_to_write_is_told_and_costs_nothing(
         assert "Permission denied" in told.splitlines()[-1]
     assert subprocess.run(command, env=ENVIRONMENT, check=False).returncode == 0
     assert contents(store) == contents(prepared)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, num_bytes: int) -> Iterator[Callable[[int], None]]:
+    """A disk of that size, where this user may mount one; the value makes it larger."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "semgen", "-o"]
+    done = subprocess.run([*mount, f"size={num_bytes}", folder], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("no right to mount a disk")
+
+    def grow(to: int) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={to}", folder], check=True)
+
+    try:
+        yield grow
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def run_on_terminal(*arguments: object) -> tuple[int, str]:
+    """Exit status, and what standard error showed on a terminal."""
+    ours, theirs = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "cli", *map(str, arguments)],
+        env={**ENVIRONMENT, "TERM": "xterm", "COLUMNS": "200"},
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+    ) as job:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # what reading raises once the last writer is gone
+            while piece := os.read(ours, 65536):
+                shown += piece
+    os.close(ours)
+    return job.returncode, shown.decode()
+
+
+@pytest.mark.parametrize("share", [0.05, 0.6])
+def test_a_full_disk_is_told_below_the_progress_bar_and_costs_nothing(
+    prepared: Path, phantoms: Path, config_file: Path, tmp_path: Path, share: float
+) -> None:
+    whole = sum(file.stat().st_size for file in prepared.rglob("*") if file.is_file())
+    store = tmp_path / "disk" / "s"
+    command = ["prepare", phantoms, store, "--config", config_file, "--workers", 1]
+    with small_disk(tmp_path / "disk", int(share * whole)) as grow:
+        status, shown = run_on_terminal(*command)
+        assert status == 1
+        assert "\x1b[" in shown  # bars were drawn
+        assert "Traceback" not in shown
+        last = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", shown.splitlines()[-1])
+        assert last.startswith("Error: "), shown
+        assert "free disk space" in last
+        grow(20 * whole)
+        assert run_on_terminal(*command)[0] == 0
+        assert_same_bytes(store, prepared)
 
 
 # Privacy -----------------------------------------------------------------------------------------

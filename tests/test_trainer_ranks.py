@@ -29,10 +29,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_store(folder / "s", shape=(8, 16, 16), num_classes=3, num_train=17)
 
 
-def torchrun(store: Path, run: Path, **settings: Any) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    store: Path, run: Path, *, before: str = "", **settings: Any
+) -> subprocess.CompletedProcess[str]:
+    """Pretrain by two processes; `before` is code that each runs first."""
     config = {**CONFIG.to_dict(), **settings}
     code = (
-        "import torch; torch.set_num_threads(1); from trainer import *\n"
+        f"import torch; torch.set_num_threads(1); from trainer import *\n{before}\n"
         f"print(pretrain({str(store)!r}, {str(run)!r}, TrainConfig(**{config!r})).steps)"
     )
     program = run.with_suffix(".py")
@@ -115,6 +118,34 @@ def test_a_run_of_two_is_resumed_bit_for_bit(store: Path, together: Path, tmp_pa
     assert torchrun(store, run, steps=8).returncode == 0
     done = torchrun(store, run)
     assert done.returncode == 0, done.stderr
+    ours, theirs = weights(run), weights(together)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+SIGNAL_ONE = """
+import os, signal
+from trainer.pretraining import Session
+step, steps = Session._step, []
+def watched(self, batch):
+    step(self, batch)
+    steps.append(batch)
+    if self.ranks.rank == 1 and len(steps) == 7:
+        os.kill(os.getpid(), signal.SIGTERM)
+Session._step = watched
+"""
+
+
+def test_a_signal_to_one_process_stops_both_at_one_step_and_costs_nothing(
+    store: Path, together: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    done = torchrun(store, run, before=SIGNAL_ONE, checkpoint_every=10**6)
+    assert done.returncode != 0
+    assert "Interrupted" in done.stderr
+    saved = torch.load(run / "last.pt", weights_only=True)["progress"]
+    assert saved["step"] == 8  # the next line of metrics
+    assert torchrun(store, run).returncode == 0
+    assert (run / "metrics.jsonl").read_bytes() == (together / "metrics.jsonl").read_bytes()
     ours, theirs = weights(run), weights(together)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 

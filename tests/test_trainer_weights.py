@@ -14,6 +14,8 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from tests.synthetic_store import make_store
 from trainer import (
+    Event,
+    Saved,
     TrainConfig,
     TrainError,
     export_weights,
@@ -67,9 +69,10 @@ def test_safetensors_carry_what_one_must_know(run: Path, tmp_path: Path) -> None
 
 
 def test_an_export_has_the_same_bytes_each_time(run: Path, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        export_weights(run, tmp_path / name)
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    files = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
+    for file in files:
+        export_weights(run, file)
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_an_encoder_export_holds_the_encoder_only(run: Path, tmp_path: Path) -> None:
@@ -142,9 +145,112 @@ def test_a_missing_file_or_an_empty_run_is_told(net: UNet3D, tmp_path: Path) -> 
     with pytest.raises(TrainError, match="no such file"):
         load_weights(net, tmp_path / "nowhere")
     with pytest.raises(TrainError, match="no checkpoint here"):
-        export_weights(tmp_path, tmp_path / "out")
-    with pytest.raises(TrainError, match="format must be one of"):
-        export_weights(tmp_path, tmp_path / "out", format="onnx")
+        export_weights(tmp_path, tmp_path / "out.pt")
+
+
+class TestFormatOfAnExport:
+    @pytest.mark.parametrize(
+        ("name", "format"),
+        [("w.safetensors", "safetensors"), ("w.pt", "torch"), ("w.pth", "torch")],
+    )
+    def test_it_goes_by_the_suffix(self, run: Path, tmp_path: Path, name: str, format: str) -> None:
+        export_weights(run, tmp_path / name)
+        export_weights(run, tmp_path / "named", format=format)
+        assert (tmp_path / name).read_bytes()[:8] == (tmp_path / "named").read_bytes()[:8]
+
+    @pytest.mark.parametrize("name", ["weights", "weights.onnx"])
+    def test_a_suffix_that_tells_no_format_is_refused(
+        self, run: Path, tmp_path: Path, name: str
+    ) -> None:
+        with pytest.raises(TrainError, match=r"end the name in \.safetensors, \.pt, \.pth"):
+            export_weights(run, tmp_path / name)
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("name", "format"), [("w.pt", "safetensors"), ("w.safetensors", "torch"),
+                             ("w.safetensors", "genesis")]
+    )  # fmt: skip
+    def test_a_suffix_that_contradicts_it_is_refused(
+        self, run: Path, tmp_path: Path, name: str, format: str
+    ) -> None:
+        with pytest.raises(TrainError, match=f"the suffix contradicts format '{format}'"):
+            export_weights(run, tmp_path / name, format=format)
+
+    def test_an_unknown_one_is_refused(self, run: Path, tmp_path: Path) -> None:
+        with pytest.raises(TrainError, match="format must be one of"):
+            export_weights(run, tmp_path / "out", format="onnx")
+
+
+def test_an_export_never_replaces_a_checkpoint_of_its_run(run: Path) -> None:
+    before = (run / "best.pt").read_bytes()
+    with pytest.raises(TrainError, match="a checkpoint of the run itself"):
+        export_weights(run, run / "best.pt")
+    assert (run / "best.pt").read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was left in the second of two epochs of warm-up."""
+    return leave(tmp_path_factory.mktemp("data"), step=4)
+
+
+@pytest.fixture(scope="module")
+def beyond(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was left in the first joint epoch: its best.pt is of the warm-up."""
+    run = leave(tmp_path_factory.mktemp("data"), step=8)
+    best, last = (torch.load(run / name, weights_only=True) for name in ("best.pt", "last.pt"))
+    assert (best["progress"]["joint"], last["progress"]["joint"]) == (False, True)
+    return run
+
+
+class TestARunInItsWarmUp:
+    """The warm-up trains encoder and head; the decoder is still as it was drawn."""
+
+    @pytest.mark.parametrize("part", ["all", "unet"])
+    def test_its_decoder_is_not_exported(self, begun: Path, tmp_path: Path, part: str) -> None:
+        with pytest.raises(TrainError, match=r"decoder is untrained: these weights are of step 3"):
+            export_weights(begun, tmp_path / "w.safetensors", part=part)
+
+    def test_its_encoder_is(self, begun: Path, tmp_path: Path) -> None:
+        export_weights(begun, tmp_path / "w.safetensors", part="encoder")
+        assert load_encoder(tmp_path / "w.safetensors").state_dict().keys()
+
+    @pytest.mark.parametrize("name", ["", "best.pt"])
+    def test_no_net_is_made_or_begun_from_its_decoder(
+        self, begun: Path, net: UNet3D, name: str
+    ) -> None:
+        for load in (load_unet, lambda file: load_weights(net, file, part="unet")):
+            with pytest.raises(TrainError, match="decoder is untrained"):
+                load(begun / name)
+        load_weights(net, begun / name, part="encoder")
+        assert same(net, begun, "down_tr")
+
+    def test_before_the_first_joint_validation_the_last_weights_are_taken(
+        self, beyond: Path, tmp_path: Path
+    ) -> None:
+        assert export_weights(beyond, tmp_path / "w.pt")["step"] == 8
+        saved = torch.load(beyond / "last.pt", weights_only=True)["model"]
+        exported = torch.load(tmp_path / "w.pt", weights_only=True)["state_dict"]
+        assert all(torch.equal(exported[key], saved[key]) for key in saved)
+
+
+def leave(folder: Path, *, step: int) -> Path:
+    """A run of 3 steps an epoch and 2 epochs of warm-up, left when it saved `step`."""
+    store = make_store(folder / "tiny.store", num_classes=3, num_train=4, num_validation=1)
+    config = TrainConfig(
+        width=2, batch_size=4, epochs=4, warmup_epochs=2, shuffle_blocks=50, checkpoint_every=1
+    )
+
+    class Left(Exception):
+        pass
+
+    def leave_it(event: Event) -> None:
+        if isinstance(event, Saved) and event.step == step:
+            raise Left
+
+    with pytest.raises(Left):
+        pretrain(store, folder / "run", config, on_event=leave_it)
+    return folder / "run"
 
 
 # The official checkpoints' layout
@@ -294,14 +400,14 @@ def test_python_users_get_plain_modules(run: Path, tmp_path: Path, format: str) 
 
 
 def test_an_encoder_comes_from_an_export_of_the_encoder(run: Path, tmp_path: Path) -> None:
-    export_weights(run, tmp_path / "encoder", part="encoder")
-    assert not load_encoder(tmp_path / "encoder").training
-    assert load_unet(tmp_path / "encoder")(torch.rand(2, 1, 8, 8, 8)) == (None, None, None)
+    export_weights(run, tmp_path / "encoder.pt", part="encoder")
+    assert not load_encoder(tmp_path / "encoder.pt").training
+    assert load_unet(tmp_path / "encoder.pt")(torch.rand(2, 1, 8, 8, 8)) == (None, None, None)
 
 
 def test_some_other_nets_weights_are_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {"layer1.weight": torch.zeros(3)}}, tmp_path / "resnet.pth")
-    with pytest.raises(TrainError, match=r"some other net; expected keys such as down_tr64"):
+    with pytest.raises(TrainError, match=r"not U-Net weights; expected keys such as down_tr64"):
         load_unet(tmp_path / "resnet.pth")
 
 

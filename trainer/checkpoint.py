@@ -45,6 +45,8 @@ class Progress:
     lr_cuts: int = 0
     """How often a plateau has cut the learning rate."""
     lr_cut_epoch: int = 0
+    unvalidated: bool = False
+    """Whether a validation is due that was interrupted."""
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 
+from store.format import format_rows
 from store.settings import check_types
 from trainer.cache import MODES
 from trainer.errors import TrainError
@@ -25,42 +26,45 @@ class LoopConfig:
     """What every training has."""
 
     free_to_change: ClassVar[frozenset[str]] = frozenset(
-        {"epochs", "steps", "patience", "device", "threads", "checkpoint_every", "validate_every",
-         "log_every"}
+        {"epochs", "steps", "patience", "device", "threads", "checkpoint_every",
+         "checkpoint_minutes", "validate_every", "log_every"}
     )  # fmt: skip
-    """Settings that a resumed run may have otherwise; another one would be another run."""
+    """Settings that may differ when a run is resumed; all others must be the same."""
 
     batch_size: int = 64
     """Examples of one optimiser step, over all processes."""
     epochs: int = 200
-    """Most epochs."""
+    """Maximum number of epochs."""
     steps: int | None = None
-    """Most optimiser steps; None leaves it to `epochs`."""
+    """Maximum number of optimiser steps; None: `epochs` decides."""
     learning_rate: float = 1e-3
-    """Of Adam, at first."""
+    """Initial learning rate of Adam."""
     lr_schedule: str = "step"
-    """"step" cuts the learning rate every `lr_step_epochs`, "plateau" after so many epochs
+    """"step" cuts the learning rate every `lr_step_epochs` epochs, "plateau" after as many epochs
     without a better validation loss."""
     lr_step_epochs: int = 40
     """Epochs between two cuts of the learning rate."""
     lr_gamma: float = 0.5
     """Factor of each cut."""
     lr_minimum: float = 0.0
-    """No cut goes below."""
+    """Lower limit of the learning rate."""
     patience: int = 50
     """Epochs without a better validation loss after which the run stops."""
     seed: int = 0
-    """Of initial weights, row order and perturbations."""
+    """Seed of initial weights, row order and perturbations."""
     device: str = "auto"
     """Any torch device; "auto" takes a GPU where there is one."""
     precision: str = "auto"
     """"fp32", "tf32", "bf16" (automatic mixed precision), or "auto": bf16 on a GPU, else fp32."""
     checkpoint_every: int = 500
-    """Steps between checkpoints, besides one after each validation."""
+    """Steps between checkpoints, in addition to one after each epoch."""
+    checkpoint_minutes: float = 10.0
+    """Minutes after which a checkpoint is written at the next step. Under several processes, at
+    the next multiple of `log_every`."""
     validate_every: int = 1
-    """Epochs between validations, besides one at the end."""
+    """Epochs between validations, in addition to one at the end."""
     log_every: int = 10
-    """Steps between lines of metrics; each is the mean since the last."""
+    """Steps between lines of metrics; each is the mean since the line before."""
 
     def __post_init__(self) -> None:
         check_types(self, error=TrainError)
@@ -68,10 +72,12 @@ class LoopConfig:
                      "validate_every", "log_every"):  # fmt: skip
             require(self, name, getattr(self, name) >= 1, ">= 1")
         require(self, "steps", self.steps is None or self.steps >= 1, ">= 1")
-        require(self, "seed", self.seed >= 0, ">= 0")
+        require(self, "seed", 0 <= self.seed < 2**63, "in [0, 2^63)")
         require(self, "learning_rate", self.learning_rate > 0, "> 0")
+        require(self, "checkpoint_minutes", self.checkpoint_minutes > 0, "> 0")
         require(self, "lr_gamma", 0 < self.lr_gamma <= 1, "in (0, 1]")
-        require(self, "lr_minimum", self.lr_minimum >= 0, ">= 0")
+        above = 0 <= self.lr_minimum <= self.learning_rate
+        require(self, "lr_minimum", above, "in [0, learning_rate]")
         require_one_of(self, "precision", PRECISIONS)
         require_one_of(self, "lr_schedule", SCHEDULES)
 
@@ -92,7 +98,7 @@ class TrainConfig(LoopConfig):
     `learning_rate` anew.
     """
 
-    free_to_change = LoopConfig.free_to_change | {"init", "init_part", "cache", "compile"}
+    free_to_change = LoopConfig.free_to_change | {"cache", "compile"}
     pretext: str = "restoration"
     """What is learned besides the classes: "restoration" (Models Genesis), "inpainting",
     "shuffling", "rotation", "rubik" or "none"."""
@@ -101,8 +107,8 @@ class TrainConfig(LoopConfig):
     width: int = 32
     """Channels of the first convolution; every other count scales with it. 32 is the paper's."""
     accumulate: int = 1
-    """In how many parts a process takes its share of a step, to need less memory. Batch norm
-    sees a part at a time."""
+    """Gradient-accumulation steps: each process splits its share of a batch into this many parts,
+    to need less memory. Batch norm sees one part at a time."""
     warmup_epochs: int | None = None
     """Epochs of encoder and head alone on classification before both losses together, with a
     fresh optimiser each. None: a tenth of the run. Ignored where only one loss is learned."""
@@ -120,8 +126,8 @@ class TrainConfig(LoopConfig):
     threads: int = 2
     """Threads that read and decode crops."""
     cache: str = "auto"
-    """Where crops that were read once are kept: "none", "memory", "device", or "auto" for the
-    first of device and memory in which they take less than half of what is free."""
+    """Where decoded crops are cached: "none", "memory", "device", or "auto" for the first of device
+    and memory where they need less than half of the free memory."""
     scales: tuple[int, ...] | None = None
     """Scales of train crops to use (0 is the base crop); None takes all."""
     classes: tuple[int, ...] | None = None
@@ -132,12 +138,13 @@ class TrainConfig(LoopConfig):
     fraction: float = 1.0
     """Share of the training persons to use, drawn by the seed; smaller ones are parts of larger."""
     validation_batches: int | None = None
-    """Most batches of a validation, spread evenly over its rows; None takes all rows."""
+    """Maximum number of validation batches, spread evenly over the rows; None takes all rows."""
     skip_corrupt: bool = False
     """Leave out crops that cannot be read and count them, instead of stopping."""
     init: str | None = None
-    """File of weights to start from: a checkpoint or an export of ours, or an official Semantic
-    Genesis or Models Genesis checkpoint."""
+    """Weights to start from: a run, a checkpoint or an export of semgen, or an official Semantic
+    Genesis or Models Genesis checkpoint. None: random weights; for a resumed run, those that it
+    was started with."""
     init_part: str = "all"
     """Take "all" of `init`, its "unet" (encoder and decoder), or its "encoder" only."""
 
@@ -149,6 +156,11 @@ class TrainConfig(LoopConfig):
             value = getattr(self, name)
             require(self, name, value is None or value >= least, f">= {least}")
         require(self, "shuffle_blocks", self.shuffle_blocks >= 0, ">= 0")
+        for name in ("pretext_weight", "classification_weight"):
+            value = getattr(self, name)
+            require(self, name, value is None or value >= 0, ">= 0")
+        for name in ("classes", "scales"):
+            require(self, name, getattr(self, name) != (), "at least one number, or None for all")
         require(self, "fraction", 0 < self.fraction <= 1, "in (0, 1]")
         require(self, "accumulate", self.accumulate <= self.batch_size, "<= batch_size")
         for name, allowed in (("pretext", PRETEXTS), ("cache", MODES), ("init_part", PARTS)):
@@ -169,7 +181,7 @@ def find_differences(saved: dict[str, Any], wanted: LoopConfig) -> list[str]:
 def resolve_selection(
     config: TrainConfig, excluded: tuple[int, ...], num_classes: int, *, saved: Any = None
 ) -> TrainConfig:
-    """The config with its excluded classes named; `saved` are those of a run to go on with.
+    """The config with its excluded classes named; `saved` are those of the run to resume.
 
     excluded
         What the store's annotation says.
@@ -178,10 +190,20 @@ def resolve_selection(
     """
     for name in ("classes", "excluded_classes"):
         strange = [c for c in getattr(config, name) or () if not 0 <= c < num_classes]
-        require(config, name, not strange, f"among 0 to {num_classes - 1}")
+        if strange:
+            raise TrainError(
+                f"{name}: the store has classes 0 to {num_classes - 1}, not {format_rows(strange)}"
+            )
     if config.excluded_classes is not None:
         return config
     return dataclasses.replace(config, excluded_classes=excluded if saved is None else tuple(saved))
+
+
+def resolve_init(config: TrainConfig, *, saved: dict[str, Any]) -> TrainConfig:
+    """The config with the starting weights of the run to resume, unless it names some itself."""
+    if config.init is not None:
+        return config
+    return dataclasses.replace(config, init=saved["init"], init_part=saved["init_part"])
 
 
 def resolve_precision(config: Config, device: torch.device) -> Config:
@@ -194,7 +216,7 @@ def resolve_precision(config: Config, device: torch.device) -> Config:
 def resolve_warmup(
     config: TrainConfig, steps_per_epoch: int, *, saved: int | None = None
 ) -> TrainConfig:
-    """The config with its warm-up as a number; `saved` is that of a run to go on with.
+    """The config with its warm-up as a number; `saved` is that of the run to resume.
 
     Raises TrainError when the warm-up would take the whole run.
     """

@@ -16,9 +16,14 @@ def pick_device(name: str, ranks: Ranks) -> torch.device:
         name = f"cuda:{ranks.local}"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise TrainError(f"device {name!r} cannot be used here; give auto, cpu or cuda") from error
+        torch.zeros(1, device=device).item()  # "meta" has no values
+    except (RuntimeError, AssertionError, ImportError) as error:
+        num_gpus = torch.cuda.device_count()
+        found = f"; PyTorch finds {num_gpus or 'no'} GPU" + "s" * (num_gpus > 1)
+        raise TrainError(
+            f"device {name!r} cannot be used here{found if name.startswith('cuda') else ''};"
+            f" give {'auto, cpu or cuda' if num_gpus else 'auto or cpu'}"
+        ) from error
     return device
 
 

@@ -1,11 +1,11 @@
-"""A run's folder: made once, told from other folders, written by one process at a time."""
+"""Run directory: creation, validation, locking."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,26 @@ class BusyError(TrainError):
     """Another process trains there."""
 
 
-def make_folder(run: Path) -> None:
-    """Make the run's folder; TrainError when something else is there."""
+@contextmanager
+def open_run(run: Path) -> Iterator[None]:
+    """Make the run's folder and keep every other writer out of it.
+
+    A run that fails before its config.json is written leaves no folder behind. Raises TrainError
+    when something else is there, BusyError when another process writes there.
+    """
+    existed = run.exists()
+    _make_folder(run)
+    with hold(run / _LOCK, run):
+        try:
+            yield
+        finally:
+            if not (run / CONFIG).exists():
+                (run / _LOCK).unlink()
+                if not existed and not any(run.iterdir()):
+                    run.rmdir()
+
+
+def _make_folder(run: Path) -> None:
     if run.exists() and not run.is_dir():
         raise TrainError(f"{run}: expected a folder for the run, got a file; give another RUN")
     run.mkdir(parents=True, exist_ok=True)
@@ -42,11 +60,6 @@ def write_config(run: Path, config: LoopConfig, **facts: Any) -> None:
     partial = run / (CONFIG + ".partial")
     partial.write_text(json.dumps(content, indent=2) + "\n")
     partial.replace(run / CONFIG)
-
-
-def hold_run(run: Path) -> AbstractContextManager[None]:
-    """Keep every other writer out of a run's folder; BusyError when there is one."""
-    return hold(run / _LOCK, run)
 
 
 @contextmanager

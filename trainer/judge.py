@@ -1,8 +1,8 @@
-"""What is asked of the net: the losses of a batch, and validation, which never varies."""
+"""Training losses and deterministic validation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -66,27 +66,38 @@ class Judge:
         return {"loss": loss, **parts}
 
     @torch.no_grad()
-    def measure(self, net: UNet3D, stream: Stream, *, joint: bool) -> dict[str, float]:
+    def measure(
+        self,
+        net: UNet3D,
+        stream: Stream,
+        *,
+        joint: bool,
+        heed: Callable[[], None] = lambda: None,
+    ) -> dict[str, float]:
         """Classification of crops as they are, the pretext task on always the same perturbations.
 
         Beside the task's loss stands what a net that learned nothing would get. Empty when
         there are no crops. Leaves the net in eval mode.
+
+        heed
+            Called before each batch; may raise to end the validation.
         """
         net.eval()
         means = Means(self.device, ranks=self.ranks)
         cells = torch.zeros(self.num_classes**2, dtype=torch.long, device=self.device)
         learns = joint and self.pretext.metric is not None
         for batch in stream.epoch(0):
+            heed()
             if not len(batch):
                 continue
             cubes, labels = stream.load(batch)  # (n, 1, Z, Y, X), (n,)
             output, example = Output(), None
+            if learns:  # in full precision, as in training
+                example = self.pretext.perturb(cubes, self._draws("validation", batch.rows))
             with self.autocast():
                 if self.config.classify:
                     output = net(cubes, pretext=False)
-                if learns:
-                    draws = self._draws("validation", batch.rows)
-                    example = self.pretext.perturb(cubes, draws)
+                if example:
                     output = net(example.inputs, classify=False)._replace(logits=output.logits)
             losses = self.losses(output, example, labels)
             means.add(losses | (self.pretext.baseline(example) if example else {}), len(batch))

@@ -2,7 +2,8 @@
 
 A subclass says what a step learns from a batch and how it is measured. On the CPU a run that was
 killed at any moment and resumed gives the same metrics and weights, bit for bit, as one that was
-not (with the same number of threads).
+not (with the same number of threads). Ctrl-C and SIGTERM end training between two steps, after a
+checkpoint.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from trainer.checkpoint import BEST, LAST, Progress, save_checkpoint
 from trainer.config import LoopConfig
 from trainer.errors import Diverged, TrainError
 from trainer.events import Event, Saved, Stepped, TrainSummary, Validated
+from trainer.interrupt import Interrupted, Interruption, watch_signals
 from trainer.losses import Means
 from trainer.ranks import Ranks
 from trainer.record import Recorder
@@ -77,6 +79,8 @@ class Loop(ABC, Generic[Batch]):
         self.whole = Means(device, now.whole if mine else {}, ranks)
         self._num_examples = 0  # trained on by this session, by all processes
         self.recorder: Recorder | None = None
+        self._interruption = Interruption()
+        self._saved_at = time.monotonic()
 
     # What a subclass says
 
@@ -128,44 +132,36 @@ class Loop(ABC, Generic[Batch]):
     # The loop
 
     def train(self) -> TrainSummary:
-        """Train until a limit is reached or nothing improves."""
-        now, config = self.progress, self.config
+        """Train until a limit is reached or nothing improves.
+
+        Raises Interrupted, after a checkpoint, when Ctrl-C or SIGTERM asked to stop.
+        """
+        with watch_signals(forgive_second=self.ranks.size > 1) as self._interruption:
+            return self._train()
+
+    def _train(self) -> TrainSummary:
+        now = self.progress
         began = time.perf_counter()
         if self.ranks.is_main:
             self.recorder = Recorder(self.run, size=now.metrics_bytes, step=now.step)
         self._announce()
-        reason = self._reason_to_stop()
+        reason = None if now.unvalidated else self._reason_to_stop()
         already_complete = reason is not None
+        self._saved_at = time.monotonic()
         while not reason:
+            now.unvalidated = False
             self._begin_epoch()
-            if now.batch == 0:
-                self.whole = Means(self.device, ranks=self.ranks)
-            self._set_learning_rate()
-            self.net.train()
-            self._start_clock()
-            for batch in self._batches(now.epoch, now.batch):
-                now.batch = batch.index + 1
-                if not len(batch) and self.ranks.size == 1:  # every one of its rows was corrupt
-                    continue
-                self._step(batch)
-                self._num_examples += len(batch) * self.ranks.size
-                now.step += 1
-                if now.step % config.log_every == 0:
-                    self._log()
-                if now.step == self.total_steps:
-                    break
-                if now.step % config.checkpoint_every == 0:
-                    self._save()
-            if self.window.values():  # no line spans two epochs, let alone two phases
-                self._log()
-            if not self.whole.values():
-                raise TrainError(
-                    "no train crop of a whole epoch could be read; run `semgen verify`"
-                )
+            self._train_epoch()
+            place = now.epoch, now.batch
             if now.batch == self.steps_per_epoch:
                 now.epoch, now.batch = now.epoch + 1, 0
             if self._is_time_to_validate():
-                self._validate()
+                try:
+                    self._validate()
+                except Interrupted:  # validate when resumed
+                    (now.epoch, now.batch), now.unvalidated = place, True
+                    self._save()
+                    raise
             reason = self._reason_to_stop()
             self._save()
         return TrainSummary(
@@ -180,6 +176,57 @@ class Loop(ABC, Generic[Batch]):
             seconds=time.perf_counter() - began,
             already_complete=already_complete,
         )
+
+    def _train_epoch(self) -> None:
+        """The steps of an epoch, or what is left of it."""
+        now, config = self.progress, self.config
+        if now.batch == 0:
+            self.whole = Means(self.device, ranks=self.ranks)
+        self._set_learning_rate()
+        self.net.train()
+        self._start_clock()
+        for batch in self._batches(now.epoch, now.batch):
+            if now.step == self.total_steps:
+                break
+            now.batch = batch.index + 1
+            if not len(batch) and self.ranks.size == 1:  # every one of its rows was corrupt
+                continue
+            self._step(batch)
+            self._num_examples += len(batch) * self.ranks.size
+            now.step += 1
+            if now.step % config.log_every == 0:
+                self._log()
+            if now.step < self.total_steps:
+                self._save_between_steps()
+        if self.window.values():  # no line spans two epochs, let alone two phases
+            self._log()
+        if not self.whole.values():
+            raise TrainError("no train crop of a whole epoch could be read; run `semgen verify`")
+
+    def _save_between_steps(self) -> None:
+        """Write a checkpoint where one is due; raise Interrupted where a signal asks to stop.
+
+        Several processes agree on clocks and signals where they exchange losses anyway: doing it
+        at each step would make a GPU wait for the CPU.
+        """
+        now, config = self.progress, self.config
+        due, stop = now.step % config.checkpoint_every == 0, False
+        if self.ranks.size == 1 or now.step % config.log_every == 0:
+            late = time.monotonic() - self._saved_at >= 60 * config.checkpoint_minutes
+            stop = self.ranks.any(self._interruption.requested, self.device)
+            due = self.ranks.any(due or late, self.device) or stop
+        if due:
+            self._save()
+        if stop:
+            raise Interrupted
+
+    def _heed_signals(self) -> None:
+        """Called within a validation: raise Interrupted where a signal asks to stop.
+
+        Several processes validate to the end, for they exchange numbers in the meantime.
+        """
+        if self._interruption.requested and self.ranks.size == 1:
+            raise Interrupted
 
     def close(self) -> None:
         self.model = self.net  # what exchanges gradients must go before the processes part
@@ -285,6 +332,7 @@ class Loop(ABC, Generic[Batch]):
         if not all(bool(value.isfinite().all()) for value in self.net.state_dict().values()):
             self._refuse_nonsense(math.nan)
         now.window, now.whole = self.window.sums(), self.whole.sums()
+        self._saved_at = time.monotonic()
         if not self.recorder:
             return
         now.metrics_bytes = self.recorder.flush()

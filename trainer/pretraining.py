@@ -18,11 +18,17 @@ from torch.nn.parallel import DistributedDataParallel
 from store import PatchStore, read_annotation
 from store.identity import scan_name
 from trainer.checkpoint import LAST, load_checkpoint, refuse_other_run
-from trainer.config import TrainConfig, resolve_precision, resolve_selection, resolve_warmup
+from trainer.config import (
+    TrainConfig,
+    resolve_init,
+    resolve_precision,
+    resolve_selection,
+    resolve_warmup,
+)
 from trainer.device import check_precision, pick_device, set_precision
 from trainer.errors import TrainError
 from trainer.events import Ended, Event, Noticed, Started, TrainSummary
-from trainer.folder import hold_run, make_folder, write_config
+from trainer.folder import open_run, write_config
 from trainer.judge import Judge
 from trainer.loop import Loop
 from trainer.models import UNet3D, build_unet, check_shape
@@ -53,15 +59,15 @@ def pretrain(
         Called with each event of `trainer.events` as it happens, in this thread.
 
     Raises TrainError when the run is of another store or other settings, is being written by
-    another process, or its loss is no longer a number; StoreError when the store cannot be
+    another process, or its loss is no longer a number; Interrupted (a KeyboardInterrupt), after
+    writing a checkpoint, on Ctrl-C or SIGTERM; StoreError when the store cannot be
     read; CorruptStore naming split and rows when crops are broken.
     """
     store, run = PatchStore(store_path), Path(run_path)
     config = config or TrainConfig()
     with join_ranks(config.device) as ranks, contextlib.ExitStack() as stack:
         if ranks.is_main:
-            make_folder(run)
-            stack.enter_context(hold_run(run))
+            stack.enter_context(open_run(run))
         ranks.wait()
         saved = load_checkpoint(run / LAST) if (run / LAST).exists() else None
         on_event = on_event if ranks.is_main else lambda event: None
@@ -97,6 +103,8 @@ class Session(Loop[Batch]):
         # Settings
         device = pick_device(config.device, ranks)
         config = resolve_precision(config, device)
+        if saved:
+            config = resolve_init(config, saved=before)
         config = resolve_selection(
             config,
             read_annotation(store.path).excluded,
@@ -165,7 +173,7 @@ class Session(Loop[Batch]):
         if saved:
             before_us = saved["scans"]
         elif config.init:
-            before_us = read_weights(config.init).metadata.get("scans", [])
+            before_us = read_weights(config.init, part=config.init_part).metadata.get("scans", [])
         self.scans = sorted({*before_us, *self._name_scans(store)})
         if ranks.is_main:
             write_config(run, config, store_fingerprint=fingerprint)
@@ -261,9 +269,13 @@ class Session(Loop[Batch]):
             self._begin_joint_phase()
 
     def _begin_joint_phase(self) -> None:
-        """Go on from the weights of the warm-up, whose losses compare with nothing to come."""
+        """Start the joint phase from the weights of the warm-up, with a schedule of its own.
+
+        Losses of the warm-up are not comparable with what follows.
+        """
         now = self.progress
         now.joint, now.best, now.best_step, now.best_epoch = True, {}, now.step, now.epoch
+        now.lr_cuts, now.lr_cut_epoch = 0, now.epoch
         self.model = self._wrap()
         self.optimiser = self._make_optimiser()
 
@@ -285,7 +297,12 @@ class Session(Loop[Batch]):
         return super()._is_time_to_validate() or self.progress.epoch == self.warmup_epochs
 
     def _measure(self) -> dict[str, float]:
-        return self.judge.measure(self.net, self.validation_stream, joint=self.progress.joint)
+        return self.judge.measure(
+            self.net,
+            self.validation_stream,
+            joint=self.progress.joint,
+            heed=self._heed_signals,
+        )
 
     def _picture(self, recorder: Recorder) -> None:
         """Show some perturbed, restored and original cubes, and which classes are confused."""

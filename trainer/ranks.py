@@ -33,6 +33,12 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
+    def any(self, holds: bool, device: torch.device) -> bool:
+        """Whether something holds in any process, each of which asks the same at that moment."""
+        if self.size == 1:
+            return holds
+        return bool(self.sum(torch.tensor(int(holds), device=device)))
+
     def agree(self, names: list[str]) -> list[str]:
         """All names that any process has, in the order of the first that has them."""
         if self.size == 1:

@@ -25,6 +25,7 @@ from trainer.errors import TrainError
 from trainer.models import PARTS, Encoder3D, UNet3D
 
 FORMATS = ("safetensors", "torch", "genesis")
+_SUFFIXES = {".safetensors": "safetensors", ".pt": "torch", ".pth": "torch"}
 OURS, GENESIS = "z,y,x", "x,y,z"
 METADATA_KEY = "semgen"
 Net = TypeVar("Net", bound=nn.Module)
@@ -56,21 +57,27 @@ class KeyReport:
 
 
 def export_weights(
-    run: str | Path, file: str | Path, *, format: str = "safetensors", part: str = "all"
+    run: str | Path, file: str | Path, *, format: str | None = None, part: str = "all"
 ) -> dict[str, Any]:
     """Write a run's best weights (the last where none was chosen) and return their metadata.
 
     format
         "safetensors", "torch" for a dict with `state_dict` and `metadata`, or "genesis" for what
         the official code loads: a dict with `state_dict`, its axes (x, y, z), without the head of
-        a pretext task.
+        a pretext task. None goes by the file's suffix: .safetensors, or .pt and .pth for "torch".
     part
         "all", "unet" (encoder and decoder), or "encoder" for what fine-tuning a new head needs.
+
+    Raises TrainError when the suffix contradicts the format, and for a decoder that is still
+    untrained because the run is in its warm-up.
     """
     run, file = Path(run), Path(file)
-    _require("format", format, FORMATS)
     _require("part", part, tuple(PARTS))
-    weights = _from_checkpoint(load_checkpoint(_best_of(run)))
+    chosen = _choose_format(file, format)
+    if file.resolve() in {(run / name).resolve() for name in (BEST, LAST)}:
+        raise TrainError(f"{file}: a checkpoint of the run itself; give another FILE")
+    best = _best_of(run)
+    weights = _from_checkpoint(best, load_checkpoint(best), part)
     tensors = {
         key: tensor.contiguous()
         for key, tensor in weights.tensors.items()
@@ -79,10 +86,10 @@ def export_weights(
     metadata = {**weights.metadata, "part": part}
     partial = file.with_name(file.name + ".partial")
     file.parent.mkdir(parents=True, exist_ok=True)
-    if format == "safetensors":
+    if chosen == "safetensors":
         # one key: safetensors writes several in any order, and bytes must not vary
         partial.write_bytes(save(tensors, metadata={METADATA_KEY: json.dumps(metadata)}))
-    elif format == "torch":
+    elif chosen == "torch":
         torch.save({"state_dict": tensors, "metadata": metadata}, partial)
     else:
         published = {k: t for k, t in tensors.items() if not k.startswith("pretext_out.")}
@@ -92,11 +99,31 @@ def export_weights(
     return metadata
 
 
-def read_weights(file: str | Path) -> Weights:
+def _choose_format(file: Path, wanted: str | None) -> str:
+    """The format of an export: the wanted one, or that of the suffix where none is wanted."""
+    by_suffix = _SUFFIXES.get(file.suffix.lower())
+    if wanted is None:
+        if by_suffix is None:
+            raise TrainError(
+                f"{file}: no format is known by this suffix; end the name in"
+                f" {', '.join(_SUFFIXES)}, or give --format"
+            )
+        return by_suffix
+    _require("format", wanted, FORMATS)
+    if by_suffix and (by_suffix == "safetensors") != (wanted == "safetensors"):
+        raise TrainError(f"{file}: the suffix contradicts format {wanted!r}; change one of the two")
+    return wanted
+
+
+def read_weights(file: str | Path, *, part: str = "all") -> Weights:
     """Read a run's best, a checkpoint or export of ours, or an official one, told by content.
 
     A file without our metadata is taken for official: its kernels are turned, `module.` before
     keys is dropped. Raises TrainError for anything else.
+
+    part
+        What is wanted of them. All tensors are returned whatever it is, but anything more than the
+        "encoder" is refused while a run is in its warm-up, which leaves the decoder untrained.
     """
     file = _best_of(Path(file)) if Path(file).is_dir() else Path(file)
     if not file.is_file():
@@ -105,7 +132,7 @@ def read_weights(file: str | Path) -> Weights:
         return _from_safetensors(file)
     content = _load_torch(file)
     if isinstance(content, dict) and {"model", "config", "fingerprint"} <= content.keys():
-        return _from_checkpoint(content)
+        return _from_checkpoint(file, content, part)
     return _with_axes(file, *_take_tensors(file, content))
 
 
@@ -136,11 +163,23 @@ def _take_tensors(file: Path, content: Any) -> tuple[dict[str, Tensor], dict[str
 
 
 def _best_of(run: Path) -> Path:
-    """A run's checkpoint to use: the best, or the last where none was chosen."""
-    for name in (BEST, LAST):
-        if (run / name).exists():
-            return run / name
-    raise TrainError(f"{run}: no checkpoint here yet; run `semgen pretrain` first")
+    """A run's checkpoint to use: the best, or the last where none was chosen.
+
+    Where the best is of the warm-up and the last is not, the last: no joint validation chose yet.
+    """
+    best, last = run / BEST, run / LAST
+    if not best.exists() and not last.exists():
+        raise TrainError(f"{run}: no checkpoint here yet; run `semgen pretrain` first")
+    if not best.exists():
+        return last
+    if not last.exists() or not _in_warmup(load_checkpoint(best)):
+        return best
+    return best if _in_warmup(load_checkpoint(last)) else last
+
+
+def _in_warmup(content: dict[str, Any]) -> bool:
+    """Whether a checkpoint is of the warm-up of a run, which trains encoder and head only."""
+    return bool(content["config"].get("warmup_epochs")) and not content["progress"]["joint"]
 
 
 def load_encoder(file: str | Path) -> Encoder3D:
@@ -149,7 +188,7 @@ def load_encoder(file: str | Path) -> Encoder3D:
     Cubes (n, 1, Z, Y, X) float32, HU window mapped to [0, 1], sides multiples of 8 -> features
     (n, 16 width, Z/8, Y/8, X/8). `encode` gives the skips, too. See `load_unet`.
     """
-    weights = read_weights(file)
+    weights = read_weights(file, part="encoder")
     net = Encoder3D(width=find_width(file, weights))
     _copy(net, weights, file, part="encoder")
     return _in_mode(net, weights)
@@ -191,7 +230,7 @@ def load_weights(
         is changed; otherwise load what fits and return the report.
     """
     _require("part", part, tuple(PARTS))
-    return _copy(net, read_weights(file), file, part=part, strict=strict)
+    return _copy(net, read_weights(file, part=part), file, part=part, strict=strict)
 
 
 def _copy(
@@ -248,9 +287,16 @@ def copy_tensors(
     return report
 
 
-def _from_checkpoint(content: dict[str, Any]) -> Weights:
-    """Weights of a pretrained run, or the U-Net in a fine-tuned one."""
+def _from_checkpoint(file: Path, content: dict[str, Any], part: str) -> Weights:
+    """Weights of a pretrained run, or the U-Net in a fine-tuned one; see `read_weights`."""
     config, tensors = content["config"], content["model"]
+    has_decoder = any(key.startswith("up_tr") for key in tensors)
+    if part != "encoder" and has_decoder and _in_warmup(content):
+        step = content["progress"]["step"]
+        raise TrainError(
+            f"{file}: the decoder is untrained: these weights are of step {step}, in the warm-up,"
+            " which trains encoder and head only; train longer, or take part encoder"
+        )
     if "task" in content:
         body = "body."
         tensors = {k.removeprefix(body): t for k, t in tensors.items() if k.startswith(body)}
@@ -274,7 +320,7 @@ def _with_axes(file: Path, tensors: dict[str, Tensor], metadata: dict[str, Any])
         return Weights(tensors, metadata)
     tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
     if _FIRST not in tensors:
-        raise TrainError(f"{file}: weights of some other net; expected keys such as {_FIRST}")
+        raise TrainError(f"{file}: not U-Net weights; expected keys such as {_FIRST}")
     return Weights(_turn(tensors), {**metadata, "axes": GENESIS})
 
 

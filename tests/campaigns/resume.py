@@ -1,10 +1,12 @@
-"""`semgen pretrain` killed at random moments and run again: the same metrics and weights?
+"""Pretraining killed at random moments and run again: the same metrics and weights?
 
 python -m tests.campaigns.resume --kills 20
+python -m tests.campaigns.resume --kills 20 --signal TERM
 """
 
 import argparse
 import contextlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,8 +23,8 @@ from trainer import TrainConfig, pretrain
 class Campaign:
     """A store, and the run that an uninterrupted training makes of it."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, seed: int, number: int) -> None:
+        self.folder, self.number = folder, number
         self.rng = np.random.default_rng(seed)
         make_store(folder / "store", shape=(16, 16, 16), num_train=20)
         begun = time.perf_counter()
@@ -49,7 +51,7 @@ class Campaign:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     job.wait(self.rng.uniform(0.2, 1) * self.seconds)
                     break
-                job.kill()
+                job.send_signal(self.number)
                 job.wait()
                 hits += 1
             done += 1
@@ -79,9 +81,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--signal", choices=["KILL", "TERM", "INT"], default="KILL")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        campaign = Campaign(Path(scratch), chosen.seed)
+        campaign = Campaign(Path(scratch), chosen.seed, signal.Signals[f"SIG{chosen.signal}"])
         print(f"uninterrupted: {campaign.seconds:.1f} s", flush=True)
         runs, failed = campaign.kills(chosen.kills)
     print(f"{runs} runs completed after {chosen.kills} kills or more; {failed} differ")

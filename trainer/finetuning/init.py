@@ -74,12 +74,13 @@ def _start_unet(config: FinetuneConfig, *, outputs: int, segments: bool) -> Star
         with seeded_weights(config.seed):
             net = _unet(config.width, outputs=outputs, segments=segments)
         return Start(_channels_last(net), "unet", ())
-    weights = read_weights(config.init)
+    wants_decoder = segments and config.init_part == "unet"
+    weights = read_weights(config.init, part="unet" if wants_decoder else "encoder")
     with seeded_weights(config.seed):
         net = _unet(find_width(config.init, weights), outputs=outputs, segments=segments)
     has_decoder = any(key.startswith("up_tr") for key in weights.tensors)
     wanted = ["down_tr"]
-    if segments and has_decoder and config.init_part == "unet":
+    if has_decoder and wants_decoder:
         wanted.append("up_tr")
     body = net.get_submodule("body")
     copy_tensors(body, weights.tensors, config.init, beginnings=tuple(wanted))

@@ -26,7 +26,7 @@ from trainer.finetuning.prepared import Grid, Prepared, choose_grid, fingerprint
 from trainer.finetuning.scores import classification_scores, mean, overlap
 from trainer.finetuning.task import SPLITS, Task, fit_task, load_task
 from trainer.finetuning.testing import read_scores, score_cases, write_result
-from trainer.folder import CONFIG, hold_run, make_folder, write_config
+from trainer.folder import CONFIG, open_run, write_config
 from trainer.loop import Loop
 from trainer.losses import Means
 from trainer.ranks import Ranks
@@ -73,7 +73,8 @@ def finetune(
     on_case
         Called with "prepare" or "test", how many cases are done (0 at first), and of how many.
 
-    Raises TrainError when the task, the weights or the run do not fit.
+    Raises TrainError when the task, the weights or the run do not fit; Interrupted (a
+    KeyboardInterrupt), after writing a checkpoint, on Ctrl-C or SIGTERM while training.
     """
     config = config or FinetuneConfig()
     run = Path(run_path)
@@ -81,8 +82,7 @@ def finetune(
     device = pick_device(config.device, Ranks())
     config = resolve_precision(config, device)
     start = make_start(config, outputs=task.num_outputs, segments=task.segments)
-    make_folder(run)
-    with hold_run(run):
+    with open_run(run):
         if not (run / CONFIG).exists():  # so that this is known to be a run from now on
             write_config(run, config, task=task.name)
         done = 0
@@ -229,6 +229,7 @@ class Session(Loop[Examples]):
         means = Means(self.device)
         named, truth = [], []
         for batch in self.validation_patches.epoch(0):
+            self._heed_signals()
             images, truths = self._load(batch)
             with self._autocast():
                 logits = self.net(images)

@@ -1,0 +1,64 @@
+"""Settings of training: types, ranges, and words."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from trainer import TrainConfig, TrainError
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 0}, "width must be >= 1, got 0"),
+        ({"accumulate": 65}, "accumulate must be <= batch_size, got 65"),
+        ({"seed": 2**63}, "seed must be in [0, 2^63)"),
+        ({"checkpoint_minutes": 0}, "checkpoint_minutes must be > 0, got 0"),
+        ({"lr_gamma": 0.0}, "lr_gamma must be in (0, 1], got 0.0"),
+        ({"lr_minimum": 0.1}, "lr_minimum must be in [0, learning_rate], got 0.1"),
+        ({"pretext_weight": -1}, "pretext_weight must be >= 0, got -1"),
+        ({"classification_weight": -0.5}, "classification_weight must be >= 0, got -0.5"),
+        ({"fraction": 1.5}, "fraction must be in (0, 1], got 1.5"),
+        ({"classes": ()}, "classes must be at least one number, or None for all, got ()"),
+        ({"scales": []}, "scales must be at least one number, or None for all, got ()"),
+        ({"pretext": "rotations"}, "pretext must be one of restoration, inpainting"),
+        ({"precision": "fp8"}, "precision must be one of auto, fp32, tf32, bf16, got 'fp8'"),
+        ({"pretext": "none", "classify": False}, "nothing to learn"),
+    ],
+)
+def test_values_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TrainError) as caught:
+        TrainConfig(**changes)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1.5}, "seed must be a whole number, got 1.5"),
+        ({"threads": True}, "threads must be a whole number, got True"),
+        ({"epochs": "many"}, "epochs must be a whole number, got 'many'"),
+        ({"learning_rate": "1e-3"}, "learning_rate must be a number, got '1e-3'"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a number, got nan"),
+        ({"classify": "no"}, "classify must be true or false, got 'no'"),
+        ({"device": 0}, "device must be text, got 0"),
+        ({"classes": 3}, "classes must be a list of whole numbers, got 3"),
+        ({"classes": [0, 1.5]}, "classes must be a list of whole numbers, got [0, 1.5]"),
+    ],
+)
+def test_values_of_another_type_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TrainError) as caught:
+        TrainConfig(**changes)
+    assert str(caught.value) == message
+
+
+def test_equal_settings_are_equal_however_they_were_written() -> None:
+    as_in_toml = {"learning_rate": 1, "classes": [0, 2], "width": 8.0}
+    assert TrainConfig(**as_in_toml) == TrainConfig(learning_rate=1.0, classes=(0, 2), width=8)
+
+
+def test_settings_survive_json() -> None:
+    config = TrainConfig(classes=(0, 2), warmup_epochs=3)
+    assert TrainConfig(**config.to_dict()) == config
+    assert all(f.name in config.to_dict() for f in dataclasses.fields(config))
