@@ -73,10 +73,9 @@ def export_weights(
     """
     run, file = Path(run), Path(file)
     _require("part", part, tuple(PARTS))
-    chosen = _choose_format(file, format)
+    best, chosen = _best_of(run), _choose_format(file, format)
     if file.resolve() in {(run / name).resolve() for name in (BEST, LAST)}:
         raise TrainError(f"{file}: a checkpoint of the run itself; give another FILE")
-    best = _best_of(run)
     weights = _from_checkpoint(best, load_checkpoint(best), part)
     tensors = {
         key: tensor.contiguous()
