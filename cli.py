@@ -43,7 +43,7 @@ class _Path(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if ":" in str(value):
-            from pipeline.preflight import check_local
+            from store.errors import check_local
 
             check_local(value)
         return super().convert(value, param, ctx)
@@ -422,7 +422,7 @@ def _print_dry_run(
         if as_json:
             rows.append({"file": file, "files": num_files, "reason": reason, "detail": detail})
         else:
-            because = f" ({detail})" if detail else ""
+            because = f" ({detail.splitlines()[-1]})" if detail else ""
             state = f"rejected: {reason}{because}" if reason else "to read"
             click.echo(f"{file} ({num_files} files): {state}")
     if as_json:
@@ -517,7 +517,7 @@ def _print_store(path: Path, facts: dict[str, Any]) -> None:
     for one in facts.get("scan_files", ()):
         click.echo(f"  {one['file']}: scan {one['scan']}")
     for one in facts.get("rejected_files", ()):
-        detail = f" ({one['detail']})" if one["detail"] else ""
+        detail = f" ({one['detail'].splitlines()[-1]})" if one["detail"] else ""
         click.echo(f"  {one['file']}: {one['reason']}{detail}")
     crops = facts["crops"]
     click.echo(

@@ -32,7 +32,6 @@ from pipeline.preflight import (
     PrepareError,
     check_crops_fit,
     check_extension,
-    check_local,
     digest_inputs,
     find_job,
     find_state,
@@ -41,6 +40,7 @@ from pipeline.preflight import (
 )
 from pipeline.survey import Survey
 from pipeline.tasks import ScanCut, check_shards, cut_scan, finish_shard
+from store.errors import check_local
 from store.format import AUTOENCODER_FILE, SPLITS, StoreError
 from store.reader import PatchStore, ShardedReader
 from store.writer import StoreWriter, sweep

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from pipeline.catalogue import (
 )
 from pipeline.config import PrepareConfig
 from pipeline.discovery import Geometry, Scans
-from store.errors import SemgenError
+from store.errors import SemgenError, check_local
 from store.format import AUTOENCODER_FILE, SURVEY_VERSION, StoreError
 from store.reader import PatchStore
 from store.settings import differences
@@ -40,20 +39,10 @@ _SURVEY_SETTINGS = (
 
 
 _ROUNDING_MM = 1e-6
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 class PrepareError(SemgenError):
     """The job cannot go on; the message says why and what to do."""
-
-
-def check_local(path: str | Path) -> None:
-    """PrepareError for a URL, also where a Path made one slash of two."""
-    if _URL.match(str(path)):
-        raise PrepareError(
-            f"{path}: is a URL; only files and folders are supported. Copy it to a folder, or mount"
-            " it as one"
-        )
 
 
 def find_state(store: Path) -> str | None:

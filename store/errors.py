@@ -1,4 +1,11 @@
-"""The base class of every error that is meant for the user."""
+"""Errors that are meant for the user, and a check that every path needs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 class SemgenError(ValueError):
@@ -10,3 +17,12 @@ class SemgenError(ValueError):
 
 class ConfigError(SemgenError):
     """A setting is unknown, of the wrong type, or out of its range."""
+
+
+def check_local(path: str | Path) -> None:
+    """SemgenError for a URL, also where a Path made one slash of two."""
+    if _URL.match(str(path)):
+        raise SemgenError(
+            f"{path}: is a URL; only files and folders are supported. Copy it to a folder, or mount"
+            " it as one"
+        )

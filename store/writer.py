@@ -19,6 +19,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from store.errors import check_local
 from store.format import (
     ATTRIBUTE,
     AUTOENCODER_FILE,
@@ -129,6 +130,7 @@ class StoreWriter:
 
 def open_group(path: Path, mode: str = "r") -> zarr.Group:
     """Open a format 1 store's group; raises StoreError that says what is there instead."""
+    check_local(path)
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path}: is a file; a store is a folder")
     if not path.is_dir():

@@ -15,7 +15,7 @@ from pipeline.catalogue import Catalogue, catalogue_folder, read_archive, read_s
 from pipeline.config import PrepareConfig
 from pipeline.job import prepare
 from pipeline.preflight import PrepareError, check_crops_fit
-from store import PatchStore, StoreError
+from store import PatchStore, SemgenError, StoreError
 from store.writer import StoreWriter
 from tests.campaigns.kills import contents
 from tests.conftest import Semgen
@@ -141,7 +141,9 @@ def test_a_url_is_refused_and_no_folder_made_of_it(
 
 
 def test_a_url_that_became_a_path_is_refused(phantoms: Path, config: PrepareConfig) -> None:
-    with pytest.raises(PrepareError, match="is a URL"):
+    with pytest.raises(SemgenError, match="is a URL"):
+        PatchStore("s3://bucket/s")
+    with pytest.raises(SemgenError, match="is a URL"):
         prepare([phantoms], Path("s3://bucket/s"), config, workers=1, reporter=None)  # type: ignore[arg-type]
 
 
