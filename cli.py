@@ -856,7 +856,11 @@ def export(run: Path, file: Path, file_format: Any, part: Any) -> None:
     metavar="START",
     help="scratch, a run or file of weights, medicalnet:FILE, i3d:FILE.  [scratch]",
 )
-@click.option("--init-part", type=click.Choice(["unet", "encoder"]), help="Of a U-Net.  [unet]")
+@click.option(
+    "--init-part",
+    type=click.Choice(["unet", "encoder"]),
+    help="Part of a U-Net's weights to load.  [unet]",
+)
 @click.option("--width", type=int, help="Channels of the first convolution from scratch.  [32]")
 @click.option(
     "--shape",
@@ -867,11 +871,13 @@ def export(run: Path, file: Path, file_format: Any, part: Any) -> None:
     "--spacing", type=_Vector("z,y,x", "3,1.5,1.5"), help="Grid in mm.  [median of all cases]"
 )
 @click.option("--intensity", type=click.Choice(["auto", "ct", "per-image", "unit"]), help="[auto]")
-@click.option("--channel", type=click.IntRange(0), help="Of images that have several, from 0.")
+@click.option(
+    "--channel", type=click.IntRange(0), help="Channel to use of images that have several, from 0."
+)
 @click.option(
     "--window",
     type=_Vector("low,high", "-150,250"),
-    help="Of CT, in HU.  [what START was pretrained with]",
+    help="HU window of CT.  [the one that START was pretrained with]",
 )
 @click.option(
     "--loss",
@@ -880,18 +886,27 @@ def export(run: Path, file: Path, file_format: Any, part: Any) -> None:
 )
 @click.option("--batch-size", type=int, help="[16]")
 @click.option("--epochs", type=int, help="[200]")
-@click.option("--steps", type=int, help="Most optimiser steps.")
+@click.option("--steps", type=int, help="Maximum number of optimiser steps.  [none]")
 @click.option("--learning-rate", type=float, help="[0.001]")
 @click.option("--patience", type=int, help="Epochs without a better validation loss.  [50]")
-@click.option("--patches-per-case", type=int, help="Of an epoch.  [8]")
-@click.option("--mirror/--no-mirror", default=None, help="Mirror examples at random.  [no]")
+@click.option("--patches-per-case", type=int, help="Patches drawn per case and epoch.  [8]")
+@click.option(
+    "--mirror/--no-mirror",
+    default=None,
+    help="Mirror training examples at random along each axis.  [no]",
+)
 @click.option("--label-fraction", type=float, help="Share of the training patients.  [1]")
-@click.option("--folds", type=int, help="Deal patients into so many parts for testing.")
-@click.option("--fold", type=int, help="Which of them is tested on.  [0]")
+@click.option("--folds", type=int, help="Number of cross-validation folds, by patient.")
+@click.option("--fold", type=int, help="Fold to test on, from 0.  [0]")
 @click.option("--seed", type=int, help="[0]")
 @click.option("--device", help='Such as "cuda" or "cpu".  [auto]')
 @click.option("--precision", type=click.Choice(["auto", "fp32", "tf32", "bf16"]), help="[auto]")
-@click.option("--cases", "cases_path", type=_FOLDER, help="Share prepared cases here.  [RUN/cases]")
+@click.option(
+    "--cases",
+    "cases_path",
+    type=_FOLDER,
+    help="Folder for prepared cases, which runs may share.  [RUN/cases]",
+)
 @click.option("--force", is_flag=True, help="Test on scans that were pretrained on, too.")
 @click.option("--json", "as_json", is_flag=True, help="Summary as JSON on standard output.")
 def finetune(
@@ -960,12 +975,14 @@ def _to_json(value: Any) -> str:
 @click.argument("out", type=_Path())
 @click.option("--device", default="auto", show_default=True)
 @click.option(
-    "--channel", type=click.IntRange(0), help="Of images that have several.  [as RUN was trained]"
+    "--channel",
+    type=click.IntRange(0),
+    help="Channel to use of images that have several.  [as RUN was trained]",
 )
 @click.option(
     "--overlap",
     type=click.FloatRange(0, 1, max_open=True),
-    help="Of windows that slide over an image.  [as RUN was tested]",
+    help="Overlap of the windows that slide over an image.  [as RUN was tested]",
 )
 def predict(
     run: Path, source: Path, out: Path, device: str, channel: int | None, overlap: float | None

@@ -81,7 +81,9 @@ def write_image(image: sitk.Image, file: Path) -> None:
         begun.replace(file)
     except RuntimeError as error:
         begun.unlink(missing_ok=True)
-        raise TrainError(f"{file}: cannot be written; make room, or look at its rights") from error
+        raise TrainError(
+            f"{file}: cannot be written; free disk space or check write permission"
+        ) from error
 
 
 def read_spacing(path: Path) -> tuple[float, float, float]:
