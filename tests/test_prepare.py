@@ -530,7 +530,7 @@ def run_on_terminal(*arguments: object) -> tuple[int, str]:
     return job.returncode, shown.decode()
 
 
-@pytest.mark.parametrize("share", [0.05, 0.6])
+@pytest.mark.parametrize("share", [0.6])
 def test_a_full_disk_is_told_below_the_progress_bar_and_costs_nothing(
     prepared: Path, phantoms: Path, config_file: Path, tmp_path: Path, share: float
 ) -> None:
