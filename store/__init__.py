@@ -1,4 +1,4 @@
-"""The persisted patch store: format, writer, reader, verification; and the reader of image files."""
+"""The patch store: format, writer, reader, verification; and the reader of image files."""
 
 from store.classes import Annotation, ClassNote, annotate, read_annotation
 from store.errors import ConfigError, SemgenError
