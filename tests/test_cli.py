@@ -19,7 +19,7 @@ from safetensors import safe_open
 import cli
 from cli import main
 from pipeline.config import AutoencoderConfig, PrepareConfig
-from store import PatchStore
+from store import PatchStore, StoreError
 from tests.conftest import ROOT, Semgen
 from trainer import TrainConfig
 from trainer.finetuning import FinetuneConfig
@@ -497,3 +497,20 @@ def test_threads_that_wait_leave_the_cores_to_others() -> None:
             check=True,
         )
         assert done.stdout.strip() == found
+
+
+def test_a_bug_keeps_its_traceback(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that raises ValueError, as numpy does for anything."""
+
+    def stumble(*_: object) -> None:
+        raise ValueError("operands could not be broadcast")
+
+    monkeypatch.setattr("store.inspect.describe_store", stumble)
+    result = run("inspect", prepared)
+    assert isinstance(result.exception, ValueError)
+    assert "Error:" not in result.stderr
+
+
+def test_debug_shows_the_traceback_of_an_error_of_the_user(tmp_path: Path) -> None:
+    assert_told_in_one_line(run("inspect", tmp_path / "no"), "no such store")
+    assert isinstance(run("--debug", "inspect", tmp_path / "no").exception, StoreError)
