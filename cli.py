@@ -214,7 +214,7 @@ def demo(directory: Path) -> None:
     """
     from pipeline.cluster import default_workers
     from pipeline.job import prepare as prepare_store
-    from pipeline.phantom import write_archive
+    from pipeline.phantom.patients import write_archive
     from store import PatchStore
     from store.report import write_report
     from trainer import pretrain
@@ -279,7 +279,7 @@ def phantom(directory: Path, patients: int, file_format: Any, seed: int, matrix:
 
     DIRECTORY gets one scan a patient, and landmarks.json with the truth.
     """
-    from pipeline.phantom import write_archive
+    from pipeline.phantom.patients import write_archive
 
     with _Reporter().stage("phantoms", patients, "patients") as advance:
         write_archive(
@@ -413,7 +413,7 @@ def _print_dry_run(
 ) -> None:
     from collections import Counter
 
-    from pipeline.survey import list_series
+    from pipeline.stages.survey import list_series
 
     counts: Counter[str] = Counter()
     rows = []
@@ -474,7 +474,7 @@ def _print_summary(summary: Summary, store: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def inspect(store: Path, label: int | None, paths: bool, as_json: bool) -> None:
     """Show scans, rejections, classes and crops of STORE."""
-    from pipeline.catalogue import read_rejections, read_sources
+    from pipeline.archive.catalogue import read_rejections, read_sources
     from store import PatchStore
     from store.inspect import describe_class, describe_store, scan_name
 
@@ -1029,7 +1029,7 @@ def task(kind: str, source: Path, out: Path, negatives: int) -> None:
     bms       BraTS, FLAIR: which voxels are the tumour?
     medmnist  a 3-D .npz file of MedMNIST v2
     """  # noqa: D301
-    from trainer.finetuning.public import convert
+    from trainer.finetuning.datasets import convert
 
     with _Reporter().stage("task", None, "cases") as advance:
         manifest = convert(kind, source, out, negatives=negatives, progress=advance)
@@ -1056,10 +1056,10 @@ def compare(
     OUT gets results.jsonl, one line a trial, and the tables and figures made from it. Run again to
     resume; run elsewhere at the same time to share the work.
     """
-    from trainer.finetuning.comparison import compare as compare_by
-    from trainer.finetuning.comparison import read_results
-    from trainer.finetuning.figures import write_figures
-    from trainer.finetuning.tables import write_tables
+    from trainer.comparison.figures import write_figures
+    from trainer.comparison.tables import write_tables
+    from trainer.comparison.trials import compare as compare_by
+    from trainer.comparison.trials import read_results
 
     if table_only:
         results = read_results(out)

@@ -13,7 +13,7 @@ import deflate
 import numpy as np
 import pydicom
 
-from pipeline.phantom import draw_phantom, write_nifti
+from pipeline.phantom.patients import draw_phantom, write_nifti
 
 _HEADER_BYTES = 352
 _LARGE = (300, 512, 512)

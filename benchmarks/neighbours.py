@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.catalogue import read_sources
+from pipeline.archive.catalogue import read_sources
 from pipeline.config import config_from_json
-from pipeline.discovery import Geometry, Scans
-from pipeline.embed import embed, new_autoencoder
-from pipeline.phantom import draw_phantom
+from pipeline.phantom.patients import draw_phantom
+from pipeline.stages.discover import Geometry, Scans
+from pipeline.stages.embed import embed, new_autoencoder
 from store import PatchStore
 
 PCA_COMPONENTS = (4, 16, 64)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from trainer.perturb import (
+from trainer.transforms.perturb import (
     Draws,
     bend_intensity,
     deform,

@@ -31,8 +31,8 @@ import SimpleITK as sitk  # noqa: N813
 from scipy import ndimage
 
 from benchmarks.archives import large_phantoms, pack, replicate
-from pipeline.archive import Series
-from pipeline.catalogue import Catalogue, catalogue_folder
+from pipeline.archive.catalogue import Catalogue, catalogue_folder
+from pipeline.archive.series import Series
 from pipeline.cluster import connect
 from pipeline.config import PrepareConfig
 from pipeline.job import prepare
@@ -116,7 +116,7 @@ def idle_mib() -> float:
     """Size of a worker that has imported what its tasks need, and done nothing."""
 
     def measure() -> float:
-        import pipeline.tasks  # noqa: F401, PLC0415
+        import pipeline.stages.cut  # noqa: F401, PLC0415
 
         return psutil.Process().memory_info().rss / 2**20
 

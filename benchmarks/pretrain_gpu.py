@@ -24,12 +24,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.plain_step import plain_batches
 from store import PatchStore
-from tests.synthetic_store import make_store
+from tests.support.synthetic_store import make_store
 from trainer import TrainConfig
-from trainer.perturb import Draws
 from trainer.pretexts import Example
 from trainer.pretraining import Session
 from trainer.ranks import Ranks
+from trainer.transforms.perturb import Draws
 
 PEAK_TFLOPS = {"H200": (67, 494, 989), "H100": (67, 494, 989), "A100": (19.5, 156, 312)}
 """Of dense fp32, tf32, bf16, as the makers state them."""

@@ -39,12 +39,12 @@ import psutil
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
-from pipeline.catalogue import catalogue_folder
+from pipeline.archive.catalogue import catalogue_folder
 from pipeline.config import AutoencoderConfig, PrepareConfig
 from store.format import THUMBNAIL_SHAPE
 
 if TYPE_CHECKING:
-    from pipeline.discovery import Scans
+    from pipeline.stages.discover import Scans
 
 SIDE = 16
 SPACING_MM = 4.0
@@ -308,7 +308,7 @@ def draw_embeddings(num: int, width: int) -> NDArray[np.float32]:
 
 def draw_scans(num: int) -> Scans:
     """Scans as discovery sees them."""
-    from pipeline.discovery import Scans  # noqa: PLC0415
+    from pipeline.stages.discover import Scans  # noqa: PLC0415
 
     rng = np.random.default_rng(1)
     spacing = rng.uniform([1.0, 0.6, 0.6], [3.0, 0.9, 0.9], (num, 3))
@@ -343,8 +343,8 @@ def peak_mib() -> Iterator[list[float]]:
 
 
 def million(num: int, indexes: list[str]) -> None:
-    from pipeline import discovery  # noqa: PLC0415
     from pipeline.neighbours import Neighbours  # noqa: PLC0415
+    from pipeline.stages import discover as discovery  # noqa: PLC0415
 
     scans = draw_scans(num)
     train = np.flatnonzero(scans.split == 0)

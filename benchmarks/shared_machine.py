@@ -27,7 +27,7 @@ import hashlib, tempfile, time
 from pathlib import Path
 import numpy as np, torch
 from pipeline.config import AutoencoderConfig
-from pipeline.embed import train_autoencoder
+from pipeline.stages.embed import train_autoencoder
 config = AutoencoderConfig(max_steps=60)
 torch.set_num_threads(config.threads)
 shape = (40, 64, 128, 128)

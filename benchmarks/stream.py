@@ -43,15 +43,15 @@ import zarr
 
 from benchmarks.peers import BATCH_SIZE, PEERS, Batch, Epochs, measure, read_ahead
 from store import PatchStore
-from trainer.plan import EpochPlan
-from trainer.stream import Stream
+from trainer.data.plan import EpochPlan
+from trainer.data.stream import Stream
 
 THREADS = 2
 SEED = 0
 RESULTS = Path(__file__).with_name("RESULTS.md")
 OURS, BULK, ZARR = "semgen", "bulk decode", "zarr-python, bulk"
 HOW = {
-    OURS: "trainer.stream.Stream over a shuffled EpochPlan",
+    OURS: "trainer.data.stream.Stream over a shuffled EpochPlan",
     BULK: "floor: the store's reader in storage order, two threads, one buffer each",
     ZARR: "array[a:b] in storage order, its own threads",
 }

@@ -22,7 +22,7 @@ from click.testing import CliRunner
 
 from cli import main as semgen
 from trainer import TrainConfig, pretrain
-from trainer.finetuning.public import MANIFEST, convert
+from trainer.finetuning.datasets import MANIFEST, convert
 
 PRETEXTS = {
     "restoration": {"pretext": "restoration", "classify": False},

@@ -23,18 +23,18 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 import torch
 
-from pipeline.archive import find_folders, read_folder
+from pipeline.archive.series import find_folders, read_folder
+from pipeline.archive.volume import read_volume
 from pipeline.config import PrepareConfig
 from pipeline.crops import cut_crop, make_thumbnail
-from pipeline.discovery import Scans, discover
-from pipeline.embed import embed, new_autoencoder
 from pipeline.frame import frame_box
-from pipeline.phantom import draw_phantom, write_nifti
-from pipeline.volume import read_volume
+from pipeline.phantom.patients import draw_phantom, write_nifti
+from pipeline.stages.discover import Scans, discover
+from pipeline.stages.embed import embed, new_autoencoder
 from store.format import THUMBNAIL_SHAPE
 from store.reader import ShardedReader
 from store.writer import StoreWriter, write_shard
-from trainer.perturb import Draws, perturb
+from trainer.transforms.perturb import Draws, perturb
 
 RECORD = Path(__file__).with_name("trend.json")
 _ROUNDS, _SHARD_ROWS, _SCANS = 5, 64, 5000

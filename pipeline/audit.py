@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.catalogue import read_series
+from pipeline.archive.catalogue import read_series
+from pipeline.archive.volume import read_volume
 from pipeline.config import config_from_json
 from pipeline.crops import cut_crop
-from pipeline.volume import read_volume
 from store.format import SPLITS
 from store.images import Rejected
 from store.reader import PatchStore

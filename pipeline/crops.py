@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.archive.volume import Volume
 from pipeline.config import PrepareConfig
-from pipeline.volume import Volume
 
 _TRUNCATE_SIGMAS = 3.0
 _VOXELS_PER_STEP = 1.5

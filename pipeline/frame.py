@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipeline.volume import Volume
+from pipeline.archive.volume import Volume
 
 _GRID_MM = (12.0, 4.0, 4.0)
 _BODY_HU = -300

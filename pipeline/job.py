@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from distributed import Client, KilledWorker
 
-from pipeline.catalogue import Catalogue, catalogue_folder
+from pipeline.archive.catalogue import Catalogue, catalogue_folder
+from pipeline.archive.manifest import Manifest
 from pipeline.cluster import check_scheduler, connect, num_threads, raise_if_failed, run_bounded
 from pipeline.config import PrepareConfig
-from pipeline.manifest import Manifest
 from pipeline.preflight import (
     PrepareError,
     check_crops_fit,
@@ -38,8 +38,8 @@ from pipeline.preflight import (
     find_weights,
     resolve_archive,
 )
-from pipeline.survey import Survey
-from pipeline.tasks import ScanCut, check_shards, cut_scan, finish_shard
+from pipeline.stages.cut import ScanCut, check_shards, cut_scan, finish_shard
+from pipeline.stages.survey import Survey
 from store.errors import check_local
 from store.format import AUTOENCODER_FILE, SPLITS, StoreError
 from store.reader import PatchStore, ShardedReader
@@ -210,7 +210,7 @@ def _remove(store: Path, catalogue: Path, made: list[Path]) -> None:
 
 
 def _load_autoencoder(file: Path) -> Autoencoder:
-    from pipeline.embed import load_autoencoder  # torch takes long to import
+    from pipeline.stages.embed import load_autoencoder  # torch takes long to import
 
     return load_autoencoder(file)
 
@@ -254,7 +254,7 @@ class _Job:
             return
         import torch
 
-        from pipeline import embed
+        from pipeline.stages import embed
 
         settings = self.config.autoencoder
         torch.set_num_threads(settings.threads)
@@ -295,7 +295,7 @@ class _Job:
         """Plan classes and rows; write all of it before any crop is cut."""
         if "discover" in self.writer.stages:
             return
-        from pipeline import discovery
+        from pipeline.stages import discover as discovery
 
         store = PatchStore(self.path, allow_building=True)
         thumbnails = store.thumbnails

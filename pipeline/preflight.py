@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.archive import ArchiveError
-from pipeline.catalogue import (
+from pipeline.archive.catalogue import (
     catalogue_folder,
     has_catalogue,
     read_archive,
     read_inputs,
     read_rejections,
 )
+from pipeline.archive.series import ArchiveError
 from pipeline.config import PrepareConfig
-from pipeline.discovery import Geometry, Scans
+from pipeline.stages.discover import Geometry, Scans
 from store.errors import SemgenError, check_local
 from store.format import AUTOENCODER_FILE, SURVEY_VERSION, StoreError
 from store.reader import PatchStore

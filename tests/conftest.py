@@ -11,7 +11,7 @@ import pytest
 import SimpleITK
 
 from pipeline.config import PrepareConfig, load_config
-from pipeline.phantom import write_archive
+from pipeline.phantom.patients import write_archive
 from store import PatchStore
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def prepared(
 @pytest.fixture(scope="session")
 def browser() -> "Iterator[webdriver.Chrome]":
     """A headless browser."""
-    from tests.browser import start_browser
+    from tests.support.browser import start_browser
 
     yield from start_browser()
 

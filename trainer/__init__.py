@@ -4,7 +4,7 @@ from trainer.config import TrainConfig
 from trainer.errors import TrainError
 from trainer.events import Ended, Event, Noticed, Saved, Started, Stepped, TrainSummary, Validated
 from trainer.interrupt import Interrupted
-from trainer.models import Encoder3D, Output, UNet3D
+from trainer.nets.unet import Encoder3D, Output, UNet3D
 from trainer.pretraining import pretrain
 from trainer.weights import (
     KeyReport,

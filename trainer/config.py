@@ -11,11 +11,11 @@ import torch
 
 from store.format import format_rows
 from store.settings import check_types
-from trainer.cache import MODES
+from trainer.data.cache import MODES
 from trainer.errors import TrainError
-from trainer.models import PARTS
-from trainer.perturb import NUM_BLOCKS
+from trainer.nets.unet import PARTS
 from trainer.pretexts import PRETEXTS
+from trainer.transforms.perturb import NUM_BLOCKS
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 SCHEDULES = ("step", "plateau")

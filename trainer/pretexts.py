@@ -13,8 +13,8 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from trainer.errors import TrainError
 from trainer.losses import classification_loss, restoration_loss
-from trainer.models import Output
-from trainer.perturb import (
+from trainer.nets.unet import Output
+from trainer.transforms.perturb import (
     NUM_BLOCKS,
     Draws,
     find_rotations,

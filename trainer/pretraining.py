@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from store import PatchStore, read_annotation
-from store.identity import scan_name
+from store.geometry import scan_name
 from trainer.checkpoint import LAST, load_checkpoint, refuse_other_run
 from trainer.config import (
     TrainConfig,
@@ -25,19 +25,19 @@ from trainer.config import (
     resolve_selection,
     resolve_warmup,
 )
+from trainer.data.plan import thin
+from trainer.data.stream import Batch, open_stream
 from trainer.device import check_precision, pick_device, set_precision
 from trainer.errors import TrainError
 from trainer.events import Ended, Event, Noticed, Started, TrainSummary
 from trainer.folder import open_run, write_config
-from trainer.judge import Judge
 from trainer.loop import Loop
-from trainer.models import UNet3D, build_unet, check_shape
-from trainer.perturb import Draws
-from trainer.plan import thin
+from trainer.nets.unet import UNet3D, build_unet, check_shape
+from trainer.objective import Judge
 from trainer.pretexts import Example, make_pretext
 from trainer.ranks import Ranks, join_ranks, sync_batch_norm
 from trainer.record import Recorder
-from trainer.stream import Batch, open_stream
+from trainer.transforms.perturb import Draws
 from trainer.weights import load_weights, read_weights
 
 NUM_PICTURED = 8

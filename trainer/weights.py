@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from trainer.checkpoint import BEST, LAST, load_checkpoint
 from trainer.errors import TrainError
-from trainer.models import PARTS, Encoder3D, UNet3D
+from trainer.nets.unet import PARTS, Encoder3D, UNet3D
 
 FORMATS = ("safetensors", "torch", "genesis")
 _SUFFIXES = {".safetensors": "safetensors", ".pt": "torch", ".pth": "torch"}

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from pipeline.phantom import write_archive
+from pipeline.phantom.patients import write_archive
 from tests.conftest import SETTINGS
 
 

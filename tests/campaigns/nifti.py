@@ -19,9 +19,9 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
-from pipeline.archive import Series
+from pipeline.archive.series import Series
+from pipeline.archive.volume import Volume, _read_file, _turn_to_lps
 from pipeline.config import PrepareConfig
-from pipeline.volume import Volume, _read_file, _turn_to_lps
 from store.images import Rejected
 from store.images.slices import SPACING_MM
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.synthetic_store import make_store
+from tests.support.synthetic_store import make_store
 from trainer import TrainConfig, pretrain
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
-from store.identity import AIR_HU, PADDING_HU, scan_id, scan_name
+from store.geometry import AIR_HU, PADDING_HU, scan_id, scan_name
 from store.images import Rejected
 from store.images.read import find_slices, load_corner, load_file, load_slices, open_file
 from trainer.errors import TrainError

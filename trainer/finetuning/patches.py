@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trainer.data.plan import derive_seeds
+from trainer.finetuning.cases import Prepared
 from trainer.finetuning.config import FinetuneConfig
-from trainer.finetuning.prepared import Prepared
-from trainer.plan import derive_seeds
 
 
 @dataclass(frozen=True, slots=True)

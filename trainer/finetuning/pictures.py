@@ -11,8 +11,8 @@ import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from trainer.finetuning.cases import Grid
 from trainer.finetuning.images import turn
-from trainer.finetuning.prepared import Grid
 
 _SIDE_PIXELS, _CAPTION_PIXELS, _COLUMNS = 320, 18, 4
 _TRUTH, _ANSWER = (80, 220, 80), (255, 70, 70)

@@ -18,10 +18,10 @@ from store.csvfile import write_csv
 from trainer.checkpoint import BEST, load_checkpoint
 from trainer.device import autocast, pick_device, set_precision
 from trainer.errors import TrainError
-from trainer.finetuning.answers import classify, segment
+from trainer.finetuning.cases import Grid
 from trainer.finetuning.images import ENDINGS, find_stem, write_image
-from trainer.finetuning.init import rebuild
-from trainer.finetuning.prepared import Grid
+from trainer.finetuning.inference import classify, segment
+from trainer.finetuning.starts import rebuild
 from trainer.finetuning.task import Case, count_outputs, read_places
 from trainer.ranks import Ranks
 

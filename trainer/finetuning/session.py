@@ -17,15 +17,15 @@ from trainer.config import resolve_precision
 from trainer.device import autocast, check_precision, pick_device, set_precision
 from trainer.errors import TrainError
 from trainer.events import Ended, Event, Noticed, Started, TrainSummary
-from trainer.finetuning.answers import to_probability
+from trainer.finetuning.cases import Grid, Prepared, choose_grid, fingerprint, prepare_cases
 from trainer.finetuning.config import FinetuneConfig
-from trainer.finetuning.init import Start, make_start
+from trainer.finetuning.evaluation import read_scores, score_cases, write_result
+from trainer.finetuning.inference import to_probability
 from trainer.finetuning.losses import make_loss
 from trainer.finetuning.patches import Examples, Patches
-from trainer.finetuning.prepared import Grid, Prepared, choose_grid, fingerprint, prepare_cases
 from trainer.finetuning.scores import classification_scores, mean, overlap
+from trainer.finetuning.starts import Start, make_start
 from trainer.finetuning.task import SPLITS, Task, fit_task, load_task
-from trainer.finetuning.testing import read_scores, score_cases, write_result
 from trainer.folder import CONFIG, open_run, write_config
 from trainer.loop import Loop
 from trainer.losses import Means

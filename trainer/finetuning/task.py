@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from trainer.data.plan import derive_seeds, draw_persons
 from trainer.errors import TrainError
 from trainer.finetuning.config import INTENSITIES, FinetuneConfig
 from trainer.finetuning.images import ENDINGS, find_stem
-from trainer.plan import derive_seeds, draw_persons
 
 SPLITS = ("train", "validation", "test")
 _DATASET = "dataset.json"

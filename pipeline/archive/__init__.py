@@ -1,0 +1,1 @@
+"""What an archive holds: series, their voxels, the manifest, the private catalogue."""

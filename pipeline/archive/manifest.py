@@ -1,0 +1,177 @@
+"""A table that says which series to use, whose they are, and for which split."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+from pipeline.archive.catalogue import NOT_LISTED
+from pipeline.archive.series import JOINED, Series, person_key
+from store.errors import SemgenError
+
+_COLUMNS: Final = ("path", "patient", "split")
+NO_SERIES: Final = "manifest line without a series"
+_SPLITS: Final = {"": None, "train": 0, "validation": 1}
+
+
+class ManifestError(SemgenError):
+    """The manifest cannot be used; the message names the line."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Entry:
+    """What one line says; two that say the same are equal."""
+
+    patient: str
+    split: int | None
+    line: int = dataclasses.field(compare=False)
+
+
+class Manifest:
+    """A CSV file with a header line and any of the columns `path`, `patient`, `split`.
+
+    path
+        A file, or a folder with all series below it; absolute, or relative to the manifest, to an
+        archive or to the working folder. With this column only listed series are used, and all of
+        them, however many a study has. Any file of a DICOM series stands for the whole series; a
+        line nearer to a file counts more than one of a folder above.
+    patient
+        Tells persons apart, instead of the DICOM PatientID. Without `path`, it is the PatientID
+        of the scans that the line is about.
+    split
+        "train", "validation", or empty for a draw. A person's scans must agree.
+    """
+
+    def __init__(self, file: Path, archive: Sequence[Path]) -> None:
+        """Read it; ManifestError names the first line that cannot be right."""
+        self.file = file
+        self._unused: dict[int, str] = {}  # a path by line, until a series is found for it
+        self._by_path: dict[Path, _Entry] = {}
+        self._by_patient: dict[str, _Entry] = {}
+        places = [file.absolute().parent, *(path.absolute() for path in archive), Path.cwd()]
+        try:
+            with file.open(newline="", encoding="utf-8-sig") as lines:
+                reader = csv.DictReader(lines, skipinitialspace=True, strict=True)
+                self.columns = tuple(reader.fieldnames or ())
+                if not {"path", "patient"} & set(self.columns) or set(self.columns) - {*_COLUMNS}:
+                    raise ManifestError(
+                        f"{file}: the first line must name columns among path, patient and split,"
+                        " path or patient at least"
+                    )
+                for row in reader:
+                    self._add(row, places, reader.line_num)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ManifestError(f"{file}: not a CSV file in UTF-8 ({error})") from error
+
+    def _add(self, row: dict[str, str | None], places: Sequence[Path], line: int) -> None:
+        where = f"{self.file}, line {line}"
+        path, patient, split = ((row.get(name) or "").strip() for name in _COLUMNS)
+        if split not in _SPLITS:
+            raise ManifestError(f"{where}: split must be train, validation or empty, got {split!r}")
+        entry = _Entry(patient, _SPLITS[split], line)
+        if patient:
+            known = self._by_patient.setdefault(person_key(patient), entry)
+            if known.split != entry.split:
+                raise ManifestError(
+                    f"{where}: a person's scans must all have the same split; line {known.line}"
+                    " has another"
+                )
+        if "path" in self.columns:
+            found = next(
+                (place / path for place in places if path and (place / path).exists()), None
+            )
+            if found is None:
+                raise ManifestError(f"{where}: no such file or folder: {path or '(empty)'}")
+            known = self._by_path.setdefault(found.resolve(), entry)
+            if known != entry:
+                raise ManifestError(
+                    f"{where}: this path is in line {known.line}, too, with another patient or"
+                    " split; keep one of the two"
+                )
+        elif not patient:
+            raise ManifestError(f"{where}: patient is empty")
+        if known is entry:
+            self._unused[line] = str(found) if "path" in self.columns else str(self.file)
+
+    def apply(self, found: Iterable[Series]) -> list[Series]:
+        """The series with what the manifest says of them; those it leaves out are rejected.
+
+        Raises ManifestError where two lines say different things of one series.
+        """
+        return [self._apply(series) for series in found]
+
+    def unused(self) -> list[Series]:
+        """A rejected entry for each line that no series was found for, once all were applied."""
+        return [
+            Series(
+                key=f"manifest line {line}",
+                kind="file",
+                files=(path,),
+                patient="",
+                reason=NO_SERIES,
+                detail=f"line {line}",
+            )
+            for line, path in self._unused.items()
+        ]
+
+    def _apply(self, series: Series) -> Series:
+        if "path" not in self.columns:
+            known = self._by_patient.get(series.patient)
+            if known is None:
+                return series
+            self._unused.pop(known.line, None)
+            return dataclasses.replace(series, split=known.split)
+        entry = self._listed(series)
+        if entry is None:
+            return dataclasses.replace(series, reason=NOT_LISTED, detail="")
+        return dataclasses.replace(
+            series,
+            study=series.key,  # a study of its own: what is listed is taken
+            patient=person_key(entry.patient) if entry.patient else series.patient,
+            split=entry.split,
+        )
+
+    def _listed(self, series: Series) -> _Entry | None:
+        """The line nearest to the series: one of its files, else the folder closest above."""
+        files = [Path(file) for file in series.files]
+        resolved = {folder: folder.resolve() for folder in {file.parent for file in files}}
+        places = {resolved[file.parent] / file.name for file in files}
+        places |= {file.resolve() for file in files if file.is_symlink()}
+        nearest: set[_Entry] = set()
+        while places:
+            found = [self._by_path[place] for place in places if place in self._by_path]
+            for entry in found:
+                self._unused.pop(entry.line, None)
+            nearest = nearest or set(found)
+            places = {place.parent for place in places if place != place.parent}
+        if len(nearest) > 1:
+            lines = " and ".join(str(line) for line in sorted(entry.line for entry in nearest))
+            raise ManifestError(
+                f"{self.file}, lines {lines}: they name files of one series, with different"
+                " patients or splits; keep one of them"
+            )
+        return nearest.pop() if nearest else None
+
+
+def taken(parts: Sequence[Series], joined: Sequence[Series]) -> list[Series]:
+    """What to enter once `join_parts` has seen the parts of a series in several folders.
+
+    A part that the manifest does not list, but that the listed ones need, is theirs.
+    Raises ManifestError where the parts are listed for both splits.
+    """
+    if list(parts) == list(joined):
+        return []
+    if len({part.split for part in parts} - {None}) > 1:
+        raise ManifestError(
+            "the manifest wants one DICOM series, which lies in several folders, in both splits;"
+            " list all of its folders for the same one"
+        )
+    whole = joined[0]
+    return [
+        dataclasses.replace(one, patient=whole.patient) if part.reason == NOT_LISTED else one
+        for part, one in zip(parts, joined, strict=True)
+        if part.reason != NOT_LISTED or one.reason == JOINED
+    ]

@@ -1,0 +1,1 @@
+"""Synthetic CT patients whose anatomy is known everywhere."""

@@ -1,0 +1,358 @@
+"""Synthetic CT patients whose anatomy is known everywhere.
+
+The *atlas* is bent into every patient by a smooth, invertible map. The HU of a voxel is the
+atlas's at the voxel's mapped position, plus what a scanner adds: table, noise, padding. So the
+same anatomy's place in two patients is known exactly: `b.from_atlas(a.to_atlas(points_mm))`.
+
+Axes are z, y, x everywhere and grow to the head, the back and the patient's left (LPS). Scan
+positions are in mm from the centre of voxel (0, 0, 0).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import SimpleITK
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from pipeline.phantom.atlas import EDGE_MM, LANDMARKS, TRUNK, Field, Point, anatomy_hu, rounded
+
+COVERAGE_MM: Final[dict[str, tuple[float, float]]] = {  # lowest and highest atlas z
+    "chest": (-205.0, 108.0),
+    "abdomen": (-455.0, -92.0),
+    "chest-abdomen": (-455.0, 108.0),
+}
+ORIENTATIONS: Final = ("LPS", "RAS", "LAS", "LPI", "RPI", "PSR", "SAL")
+TABLE_RADIUS_MM: Final = 430.0
+SLAB_VOXELS: Final = 2**19  # rendered at once, which bounds memory
+BODY, SCAN, STORAGE, NOISE = range(4)  # roles of the random generators
+DICOM_ATTRIBUTES: Final[dict[str, Any]] = {  # of DICOM files; those of type 2 may be empty
+    **dict.fromkeys(("PatientBirthDate", "PatientSex", "StudyID", "AccessionNumber", "StudyDate",
+                     "StudyTime", "ReferringPhysicianName", "PositionReferenceIndicator"), ""),
+    "SOPClassUID": CTImageStorage, "Modality": "CT", "Manufacturer": "semgen", "KVP": 120,
+    "ImageType": ["DERIVED", "PRIMARY", "AXIAL"], "PatientPosition": "HFS", "SeriesNumber": 1,
+    "AcquisitionNumber": 1, "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "SamplesPerPixel": 1,
+    "PhotometricInterpretation": "MONOCHROME2", "BitsAllocated": 16, "BitsStored": 16,
+    "HighBit": 15, "RescaleSlope": 1, "RescaleIntercept": -1024, "RescaleType": "HU",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deformation:
+    """A smooth, invertible map between a scan's frame and the atlas; all lengths in mm.
+
+    To the atlas: shift, turn in-plane and scale; then thicken or thin what lies under the skin;
+    then add a few long sine waves, too gentle to fold.
+    """
+
+    centre_mm: Point  # where the atlas's origin lies in the scan
+    turn_rad: float  # in-plane rotation of the patient
+    scale: Point  # patient size over atlas size
+    fat: float  # -0.4 lean to 0.6 stout: how much the outer body is stretched
+    waves: tuple[tuple[Point, float, Point], ...]  # wave vector in 1/mm, phase, amplitude in mm
+
+    def to_atlas(self, z: Field, y: Field, x: Field) -> tuple[Field, Field, Field]:
+        """Map coordinates that broadcast together."""
+        cos, sin = float(np.cos(self.turn_rad)), float(np.sin(self.turn_rad))
+        z, y, x = z - self.centre_mm[0], y - self.centre_mm[1], x - self.centre_mm[2]
+        y, x = (cos * y + sin * x) * (1 / self.scale[1]), (cos * x - sin * y) * (1 / self.scale[2])
+        z = z * (1 / self.scale[0])
+        y, x = self._radially(z, y, x, stretch=False)
+        dz, dy, dx = self._wave(z, y, x)
+        return z + dz, y + dy, x + dx
+
+    def from_atlas(self, z: Field, y: Field, x: Field) -> tuple[Field, Field, Field]:
+        """Undo `to_atlas` to better than a micrometre."""
+        z0, y0, x0 = z, y, x
+        for _ in range(60):  # the waves contract by more than half
+            dz, dy, dx = self._wave(z, y, x)
+            z, y, x = z0 - dz, y0 - dy, x0 - dx
+        y, x = self._radially(z, y, x, stretch=True)
+        z, y, x = z * self.scale[0], y * self.scale[1], x * self.scale[2]
+        cos, sin = float(np.cos(self.turn_rad)), float(np.sin(self.turn_rad))
+        y, x = cos * y - sin * x, sin * y + cos * x
+        return z + self.centre_mm[0], y + self.centre_mm[1], x + self.centre_mm[2]
+
+    def _wave(self, z: Field, y: Field, x: Field) -> list[Field]:
+        shifts = [np.zeros((), z.dtype)] * 3
+        for (kz, ky, kx), phase, amplitude in self.waves:
+            wave = np.sin(kz * z + (ky * y + (kx * x + phase)))
+            shifts = [s + a * wave for s, a in zip(shifts, amplitude, strict=True)]
+        return shifts
+
+    def _radially(self, z: Field, y: Field, x: Field, *, stretch: bool) -> tuple[Field, Field]:
+        """Move along rays from the trunk's middle, from 0.84 of the way to the skin outwards.
+
+        Seen from where it sets in, a distance t in the patient becomes t - c(sqrt(t^2 + w^2) - w).
+        """
+        inner, w, c = 0.84, 0.05, self.fat
+        exact = z.astype(np.float64)
+        width, depth, middle = (profile(exact).astype(z.dtype) for profile in TRUNK)
+        y = y - middle
+        t = np.maximum(rounded(x / width, y / depth) - inner, 0)
+        if stretch:
+            a, rest = t - c * w, 1 - c * c
+            moved = (a + c * np.sqrt(a * a + w * w * rest)) / rest
+        else:
+            moved = t - c * (np.sqrt(t * t + w * w) - w)
+        ratio = (inner + moved) / (inner + t)
+        return y * ratio + middle, x * ratio
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phantom:
+    """One synthetic patient and how the scan was made; a value that `draw_phantom` makes."""
+
+    seed: int
+    index: int
+    protocol: str  # a key of COVERAGE_MM
+    size: tuple[int, int, int]  # voxels along z, y, x
+    spacing_mm: Point
+    origin_mm: Point  # world position of voxel (0, 0, 0), LPS
+    deformation: Deformation
+    contrast: float  # 0 native, 1 blood at about 235 HU
+    noise_hu: float  # standard deviation
+    table_mm: float | None  # y of the table's lowest line, if there is a table
+    padding_hu: int | None  # outside the circular field of view, if that is marked
+    orientation: str  # of the NIfTI file
+    signed: bool  # pixels of the DICOM files
+
+    def to_atlas(self, points_mm: Field) -> Field:
+        """Return the atlas positions (n, 3) of scan positions (n, 3), both z, y, x."""
+        return np.stack(self.deformation.to_atlas(*np.asarray(points_mm, np.float64).T), axis=1)
+
+    def from_atlas(self, points: Field) -> Field:
+        """Return the scan positions (n, 3) in mm of atlas positions (n, 3); inside it or not."""
+        return np.stack(self.deformation.from_atlas(*np.asarray(points, np.float64).T), axis=1)
+
+    def anatomy_hu(self, points_mm: Field) -> Field:
+        """Return the HU (n,) of the body alone, with neither noise nor table."""
+        places = self.to_atlas(points_mm)
+        order = np.argsort(places[:, 0])  # blocks are fast to paint where z grows along them
+        z, y, x = places[order].T[:, :, None, None]
+        hu = np.empty(len(places))
+        hu[order] = anatomy_hu(z, y, x, contrast=self.contrast)[:, 0, 0]
+        return hu
+
+    def landmarks(self) -> dict[str, Point]:
+        """Return the named points, (z, y, x) in mm, that lie within the scan."""
+        last = (np.array(self.size) - 1) * self.spacing_mm
+        places = self.from_atlas(np.array(list(LANDMARKS.values()), np.float64))
+        return {
+            name: tuple(place.tolist())
+            for name, place in zip(LANDMARKS, places, strict=True)
+            if np.all((place >= 0) & (place <= last))
+        }
+
+    def render(self) -> NDArray[np.int16]:
+        """Return the scan in HU, shaped `size`; the same bytes every time."""
+        single: Any = np.float32
+        axes = zip(self.size, self.spacing_mm, strict=True)
+        z, y, x = np.ix_(*((np.arange(n) * step).astype(single) for n, step in axes))
+        table = self._table(y[0], x[0])
+        scan = np.empty(self.size, np.int16)
+        slab = max(1, SLAB_VOXELS // (self.size[1] * self.size[2]))
+        for start in range(0, self.size[0], slab):
+            where = self.deformation.to_atlas(z[start : start + slab], y, x)
+            hu = np.maximum(anatomy_hu(*where, contrast=self.contrast), table)
+            for number, image in enumerate(hu, start):
+                scan[number] = np.clip(np.rint(image + self._noise(number)), -1024, 3071)
+        if self.padding_hu is not None:
+            radius = self.spacing_mm[2] * self.size[2] / 2
+            scan[:, np.hypot(y[0] - y.mean(), x[0] - x.mean()) > radius] = self.padding_hu
+        return scan
+
+    def _table(self, y: Field, x: Field) -> Field:
+        """HU of a curved table top, a shell around foam, over one slice; no air elsewhere."""
+        radius, middle = TABLE_RADIUS_MM, self.deformation.centre_mm[2]
+        top = 1e4 if self.table_mm is None else self.table_mm
+        under = np.hypot(y - top + radius, x - middle) - radius
+        depth = np.maximum(np.abs(under - 10) - 10, np.abs(x - middle) - 205) * (1 / EDGE_MM)
+        hu: Field = 900 * np.clip(0.5 - depth, 0, 1) - 830 * np.clip(-1 - depth, 0, 1) - 1000
+        return hu
+
+    def _noise(self, number: int) -> Field:
+        rng = np.random.default_rng([self.seed, self.index, NOISE, number])
+        noise = rng.standard_normal((self.size[1] + 1, self.size[2] + 1), dtype=np.float32)
+        rows: Any = noise[:-1] + noise[1:]
+        mixed: Field = rows[:, :-1] + rows[:, 1:]  # four draws: twice the deviation of one
+        return mixed * (self.noise_hu / 2)
+
+
+def draw_phantom(
+    seed: int, index: int, *, matrix: int = 256, protocol: str | None = None
+) -> Phantom:
+    """Draw patient number `index` of a population.
+
+    matrix
+        Voxels along y and along x; the patient and the field of view do not depend on it.
+    protocol
+        One of `COVERAGE_MM`; drawn when None.
+
+    Scans are at least 180 mm high and 320 mm wide. Raises ValueError for an unknown protocol, a
+    negative seed or index, or a matrix under 16.
+    """
+    if protocol is not None and protocol not in COVERAGE_MM:
+        raise ValueError(f"protocol must be one of {', '.join(COVERAGE_MM)}, got {protocol!r}")
+    if min(seed, index) < 0 or matrix < 16:
+        raise ValueError(
+            f"seed and index must be >= 0 and matrix >= 16, got {seed}, {index} and {matrix}"
+        )
+    rng = np.random.default_rng([seed, index, BODY])
+    stature = float(np.clip(rng.normal(1, 0.06), 0.86, 1.14))
+    scale = tuple((stature * np.clip(rng.normal(1, 0.03, 3), 0.94, 1.06)).tolist())
+    fat = float(rng.uniform(-0.4, 0.6))
+    waves = []
+    for _ in range(4):
+        wave = rng.normal(size=3)
+        wave *= 2 * np.pi / rng.uniform(190, 330) / np.linalg.norm(wave)
+        push = rng.normal(size=3)
+        push *= rng.uniform(1.5, 4.0) / np.linalg.norm(push)
+        waves.append((tuple(wave.tolist()), float(rng.uniform(0, 2 * np.pi)), tuple(push.tolist())))
+
+    rng = np.random.default_rng([seed, index, SCAN])
+    drawn = str(rng.choice(list(COVERAGE_MM), p=(0.45, 0.2, 0.35)))  # whether or not it is used
+    protocol = protocol or drawn
+    low, high = np.array(COVERAGE_MM[protocol]) * scale[0] + rng.uniform(-16, 16, 2)
+    slice_mm = float(rng.choice((1.25, 1.5, 2, 2.5, 3, 5), p=(0.1, 0.15, 0.25, 0.25, 0.15, 0.1)))
+    girth = 2 * 178 * scale[2] * (1 + max(0.3 * fat, 0))
+    fov_mm = float(np.clip(girth * rng.uniform(0.97, 1.22), 330, 500))
+    pixel_mm = round(fov_mm / matrix, 4)
+    middle = fov_mm / 2 + rng.uniform(-12, 12, 2)
+    deformation = Deformation(
+        centre_mm=(float(-low), float(middle[0]), float(middle[1])),
+        turn_rad=float(np.deg2rad(np.clip(rng.normal(0, 2.5), -6, 6))),
+        scale=scale, fat=fat, waves=tuple(waves),
+    )  # fmt: skip
+    contrast = float(rng.uniform(0.55, 1.1)) if rng.random() < 0.45 else 0.0
+    noise_hu = float(rng.uniform(6, 26))
+    levels = np.arange(max(low / scale[0], -520), min(high / scale[0], 60), 10.0)
+    level, angle = np.meshgrid(levels, np.deg2rad(np.arange(-50.0, 51.0, 10.0)))
+    _, y, x = deformation.from_atlas(level, *TRUNK.around(level, angle))
+    back = float((y + (x - deformation.centre_mm[2]) ** 2 / (2 * TABLE_RADIUS_MM)).max())
+    table_mm = back + float(rng.uniform(0, 4)) if rng.random() < 0.88 else None
+    padding_hu = int(rng.choice((-2000, -3024))) if rng.random() < 0.15 else None
+
+    rng = np.random.default_rng([seed, index, STORAGE])
+    corner = [round(float(v), 2) for v in rng.uniform(-60, 20, 3)]
+    return Phantom(
+        seed=seed, index=index, protocol=protocol,
+        size=(int((high - low) // slice_mm) + 1, matrix, matrix),
+        spacing_mm=(slice_mm, pixel_mm, pixel_mm),
+        origin_mm=(corner[0] - 800, corner[1] - 200, corner[2] - 200),
+        deformation=deformation, contrast=contrast, noise_hu=noise_hu, table_mm=table_mm,
+        padding_hu=padding_hu,
+        orientation=str(rng.choice(ORIENTATIONS)) if rng.random() < 0.6 else "LPS",
+        signed=bool(rng.random() < 0.4) or padding_hu is not None,
+    )  # fmt: skip
+
+
+def write_nifti(phantom: Phantom, path: str | Path) -> None:
+    """Write the scan as one .nii or .nii.gz file, its axes stored as `phantom.orientation`."""
+    itk: Any = SimpleITK  # its functions carry no types
+    image = itk.GetImageFromArray(phantom.render())
+    image.SetSpacing(phantom.spacing_mm[::-1])
+    image.SetOrigin(phantom.origin_mm[::-1])
+    itk.WriteImage(itk.DICOMOrient(image, phantom.orientation), os.fspath(path))
+
+
+def write_dicom(phantom: Phantom, directory: str | Path) -> None:
+    """Write the scan as a CT series, one file a slice, their names in no order.
+
+    Raises FileExistsError when the directory holds anything: a series must not mix with another.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    if any(directory.iterdir()):
+        raise FileExistsError(f"{directory} must be empty, to take a series")
+    scan = phantom.render().astype(np.int32) + 1024
+    rng = np.random.default_rng([phantom.seed, phantom.index, STORAGE, 1])
+    (z, y, x), dz = phantom.origin_mm, phantom.spacing_mm[0]
+    data = _series(phantom)
+    for number, name in enumerate(rng.permutation(len(scan))):
+        data.SOPInstanceUID = _uid(phantom, number)
+        data.InstanceNumber = number + 1
+        data.ImagePositionPatient = [round(x, 3), round(y, 3), round(z + number * dz, 3)]
+        data.PixelData = scan[number].astype("<i2" if phantom.signed else "<u2").tobytes()
+        data.save_as(directory / f"{name:04d}.dcm", enforce_file_format=True)
+
+
+def _uid(phantom: Phantom, what: object) -> UID:
+    key = ("semgen phantom", phantom.seed, phantom.index, phantom.size, what)
+    return generate_uid(entropy_srcs=[str(part) for part in key])
+
+
+def _series(phantom: Phantom) -> Dataset:
+    """Return what all slices have in common."""
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.ImplementationClassUID = generate_uid(entropy_srcs=["semgen phantom"])
+    data.file_meta.ImplementationVersionName = "SEMGEN"  # pydicom's changes with its version
+    for name, value in {
+        **DICOM_ATTRIBUTES,
+        "StudyInstanceUID": _uid(phantom, "study"), "SeriesInstanceUID": _uid(phantom, "series"),
+        "FrameOfReferenceUID": _uid(phantom, "frame"),
+        "PatientID": f"PHANTOM-{phantom.seed}-{phantom.index:04d}",
+        "PatientName": f"Phantom^{phantom.index:04d}",
+        "SeriesDescription": f"synthetic {phantom.protocol}",
+        "PixelSpacing": list(phantom.spacing_mm[1:]), "SliceThickness": phantom.spacing_mm[0],
+        "Rows": phantom.size[1], "Columns": phantom.size[2],
+        "PixelRepresentation": int(phantom.signed),
+    }.items():  # fmt: skip
+        setattr(data, name, value)
+    return data
+
+
+def write_archive(
+    directory: str | Path,
+    *,
+    patients: int,
+    format: Literal["nifti", "dicom", "mixed"] = "nifti",
+    seed: int = 0,
+    matrix: int = 256,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write a population, `phantom-0000.nii.gz` or folders `phantom-0000` and up, and its truth.
+
+    format
+        "mixed" stores patients of even index as NIfTI and of odd index as DICOM.
+    progress
+        Called with patients done and patients in all.
+
+    `landmarks.json`, written last, tells each entry's protocol, size, spacing and landmarks,
+    z, y, x. Raises ValueError for an unknown format or fewer than one patient.
+    """
+    if format not in ("nifti", "dicom", "mixed"):
+        raise ValueError(f"format must be nifti, dicom or mixed, got {format!r}")
+    if patients < 1:
+        raise ValueError(f"patients must be >= 1, got {patients}")
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    truth = {}
+    for index in range(patients):
+        phantom = draw_phantom(seed, index, matrix=matrix)
+        name = f"phantom-{index:04d}"
+        if format == "nifti" or (format == "mixed" and index % 2 == 0):
+            name += ".nii.gz"
+            write_nifti(phantom, directory / name)
+        else:
+            write_dicom(phantom, directory / name)
+        truth[name] = {
+            "protocol": phantom.protocol, "size": phantom.size, "spacing_mm": phantom.spacing_mm,
+            "landmarks": phantom.landmarks(),
+        }  # fmt: skip
+        if progress is not None:
+            progress(index + 1, patients)
+    text = json.dumps({"seed": seed, "matrix": matrix, "patients": truth}, indent=1)
+    partial = directory / "landmarks.json.part"
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(directory / "landmarks.json")

@@ -1,0 +1,1 @@
+"""The stages of a job, each with the functions that its workers run."""

@@ -1,0 +1,576 @@
+"""Which start is best: plans, statistics against SciPy, tables made again from the lines alone."""
+
+import contextlib
+import csv
+import errno
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from click.testing import CliRunner
+from scipy import stats
+
+import cli
+from cli import main
+from tests.conftest import ROOT
+from tests.finetuning.test_finetuning import draw_case
+from tests.finetuning.test_task import write_manifest
+from trainer import TrainError
+from trainer.comparison import trials as comparison
+from trainer.comparison.figures import write_figures
+from trainer.comparison.statistics import correct, difference, pair_up, summarise
+from trainer.comparison.tables import to_markdown, write_tables
+from trainer.comparison.trials import compare, list_trials, read_plan, read_results
+
+# Statistics
+
+ONE, OTHER = [0.71, 0.74, 0.69, 0.73], [0.78, 0.75, 0.80, 0.77, 0.79]
+
+
+def test_differences_are_those_of_scipy() -> None:
+    found = difference(ONE, OTHER)
+    assert found.mean == pytest.approx(np.mean(OTHER) - np.mean(ONE))
+    assert found.p_student == pytest.approx(stats.ttest_ind(ONE, OTHER).pvalue)
+    assert found.p_welch == pytest.approx(stats.ttest_ind(ONE, OTHER, equal_var=False).pvalue)
+
+
+def test_differences_are_those_of_the_textbook() -> None:
+    """By hand, from means, variances and the quantile of t."""
+    n, m = len(ONE), len(OTHER)
+    a, b = np.var(ONE, ddof=1) / n, np.var(OTHER, ddof=1) / m
+    freedom = (a + b) ** 2 / (a**2 / (n - 1) + b**2 / (m - 1))
+    reach = stats.t.ppf(0.975, freedom) * math.sqrt(a + b)
+    gap = np.mean(OTHER) - np.mean(ONE)
+    found = difference(ONE, OTHER)
+    assert (found.low, found.high) == pytest.approx((gap - reach, gap + reach))
+    assert found.p_welch == pytest.approx(2 * stats.t.sf(gap / math.sqrt(a + b), freedom))
+
+
+def test_a_single_trial_says_nothing_of_significance() -> None:
+    found = difference([0.5], [0.9])
+    assert found.mean == pytest.approx(0.4)
+    assert math.isnan(found.p_student)
+    assert math.isnan(found.low)
+
+
+def test_trials_without_spread_make_no_fuss() -> None:
+    assert difference([0.5, 0.5], [0.5, 0.5]).p_student == 1
+    assert difference([0.5, 0.5], [0.6, 0.6]).p_welch == 0
+
+
+def test_holm_on_known_numbers() -> None:
+    """The example of Holm's correction: 0.01, 0.04, 0.03, 0.005 become 0.03, 0.06, 0.06, 0.02."""
+    assert correct([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert correct([0.9, math.nan, 0.8])[::2] == [1.0, 1.0]
+
+
+# From results to tables
+
+
+def make_result(start: str, trial: int, score: float, **more: Any) -> dict[str, Any]:
+    return {
+        "task": "liver", "start": start, "label_fraction": 1.0, "trial": trial, "fold": 0,
+        "order": ["scratch", "restoration", "joint"].index(start),
+        "adds_to": "restoration" if start == "joint" else None,
+        "metric": "dice", "score": score, "num_test": 4, "leaked": [],
+        "curve": [[10, score / 2], [20, score]], **more,
+    }  # fmt: skip
+
+
+SCORES = {
+    "scratch": [0.60, 0.62, 0.61],
+    "restoration": [0.70, 0.74, 0.72],
+    "joint": [0.73, 0.75, 0.74],
+}
+RESULTS = [make_result(start, n, s) for start, found in SCORES.items() for n, s in enumerate(found)]
+
+
+def test_the_best_and_what_is_not_told_from_it() -> None:
+    rows = {row.start: row for row in summarise(RESULTS)}
+    assert [row.start for row in rows.values() if row.is_best] == ["joint"]
+    p = stats.ttest_ind(SCORES["joint"], SCORES["restoration"]).pvalue
+    assert p > 0.05
+    assert rows["restoration"].is_equivalent
+    assert not rows["scratch"].is_equivalent
+    assert rows["scratch"].std == pytest.approx(np.std(SCORES["scratch"], ddof=1))
+
+
+def test_classification_is_paired_with_what_it_adds_to() -> None:
+    (pair,) = pair_up(RESULTS)
+    assert (pair.without, pair.with_) == ("restoration", "joint")
+    assert pair.gain.mean == pytest.approx(0.02)
+
+
+def test_folds_make_one_score_weighed_by_their_cases() -> None:
+    folded = [
+        make_result("scratch", 0, 0.5, num_test=1),
+        make_result("scratch", 0, 0.8, num_test=2, fold=1),
+        make_result("scratch", 1, 0.9, num_test=1),  # its other fold is not done yet
+    ]
+    (row,) = summarise(folded)
+    assert row.scores == (pytest.approx(0.7),)
+
+
+def test_the_table_in_markdown() -> None:
+    text = to_markdown(summarise(RESULTS), pair_up(RESULTS))
+    assert "| joint | **74.00 ± 1.00 (3)** |" in text
+    assert "| restoration | 72.00 ± 2.00 (3) = |" in text
+    assert "| scratch | 61.00 ± 1.00 (3) |" in text
+    assert "| liver | restoration | 72.00 ± 2.00 (3) | joint | 74.00 ± 1.00 (3) | +2.00 |" in text
+
+
+def test_leaked_scores_are_marked() -> None:
+    leaked = [{**r, "leaked": ["a"]} if r["start"] == "joint" else r for r in RESULTS]
+    text = to_markdown(summarise(leaked), [])
+    assert "**74.00 ± 1.00 (3)** †" in text
+    assert "† tested on scans that it was pretrained on" in text
+
+
+def test_figures_and_tables_come_from_the_lines_alone(tmp_path: Path) -> None:
+    few = [{**r, "label_fraction": 0.1, "score": r["score"] / 2} for r in RESULTS]
+    lines = [json.dumps(result) for result in (*RESULTS, *few)]
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.jsonl").write_text("\n".join(lines) + '\n{"half a li')
+        results = read_results(tmp_path / name)
+        assert len(results) == 18
+        write_tables(results, tmp_path / name)
+        write_figures(results, tmp_path / name)
+        lines.reverse()
+    names = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.*"))
+    assert {"liver.png", "liver-labels.png", "liver-curves.png", "tables.md", "table.csv"} <= {
+        name.name for name in names
+    }
+    for name in names:
+        if name.name != "results.jsonl":
+            assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    blind = [{**result, "curve": []} for result in RESULTS]  # no validation cases
+    assert [file.name for file in write_figures(blind, tmp_path)] == ["liver.png"]
+    assert "10% of labels" in (tmp_path / "one" / "tables.md").read_text()
+
+
+# Plans
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A task of six images, and a plan of two starts and two trials."""
+    import SimpleITK as sitk  # noqa: N813
+
+    folder = tmp_path_factory.mktemp("desk")
+    rows: list[dict[str, object]] = []
+    for number in range(6):
+        for name, image in zip(("image", "mask"), draw_case(number), strict=True):
+            sitk.WriteImage(image, str(folder / f"{number}_{name}.nii.gz"))
+        rows.append({"image": f"{number}_image.nii.gz", "mask": f"{number}_mask.nii.gz"})
+    write_manifest(folder / "balls.csv", rows)
+    (folder / "plan.toml").write_text(PLAN)
+    return folder
+
+
+PLAN = """
+trials = 2
+
+[defaults]
+width = 2
+shape = [8, 16, 16]
+batch_size = 4
+steps = 3
+device = "cpu"
+
+[tasks.balls]
+path = "balls.csv"
+folds = 2
+
+[starts.scratch]
+
+[starts.faster]
+learning_rate = 0.01
+adds_to = "scratch"
+"""
+
+
+def test_a_plan_lists_its_trials(desk: Path) -> None:
+    plan = read_plan(desk / "plan.toml")
+    trials = list_trials(plan)
+    assert len(trials) == 2 * 2 * 2
+    assert {trial.config.seed for trial in trials} == {0, 1}
+    assert {trial.config.split_seed for trial in trials} == {0}
+    assert {t.config.learning_rate for t in trials if t.start == "faster"} == {0.01}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("[tasks.balls]", "[task.balls]", "unknown setting task; did you mean tasks"),
+        ("trials = 2", "trials = 1.5", "trials must be a whole number, got 1.5"),
+        ("trials = 2", 'trials = "many"', "trials must be a whole number, got 'many'"),
+        ("trials = 2", "trials = 0", "trials must be >= 1"),
+        ("trials = 2", "label_fractions = 0.5", "label_fractions must be a list of numbers"),
+        ("trials = 2", "label_fractions = []", "label_fractions must be in"),
+        ("trials = 2", "label_fractions = [0.5, 1.5]", "label_fractions must be in"),
+        ("trials = 2", "label_fractions = [0.5, 0.5]", "label_fractions must differ"),
+        ("trials = 2", 'keep_weights = "no"', "keep_weights must be true or false, got 'no'"),
+        ("trials = 2", "trails = 2", "unknown setting trails; did you mean trials"),
+        (
+            '[tasks.balls]\npath = "balls.csv"\nfolds = 2',
+            "[tasks]\nballs = 3",
+            "tasks.balls must be a table",
+        ),
+        ('path = "balls.csv"', "path = 3", "task balls: path must be text, got 3"),
+        ('path = "balls.csv"', "", "task balls: needs a path"),
+        (
+            'path = "balls.csv"',
+            'path = "balls.csv"\ninit = "x"',
+            r"init cannot be set here: .* \[starts.NAME\]",
+        ),
+        ("folds = 2", "folds = 2\nfold = 1", "fold cannot be set here: every fold is run"),
+        ("folds = 2", "test_fraction = 0", "no case is tested on"),
+        (
+            "[starts.scratch]",
+            '[starts.scratch]\ninit = "runs/no"',
+            "start scratch: init: .*runs/no: no such file",
+        ),
+        ("width = 2", "widht = 2", "unknown setting widht; did you mean width"),
+        ("width = 2", 'mirror = "no"', "mirror must be true or false, got 'no'"),
+        ("width = 2", "threads = 1.5", "threads must be a whole number, got 1.5"),
+        (
+            "width = 2",
+            "seed = 1.5",
+            "task balls, start scratch: seed must be a whole number, got 1.5",
+        ),
+        ("width = 2", 'seed = "a"', "seed must be a whole number, got 'a'"),
+        ("width = 2", "window_hu = [1]", "window_hu must be a list of 2 numbers, got"),
+        ("width = 2", 'window_hu = [1, "a"]', "window_hu must be a list of 2 numbers, got"),
+        ("width = 2", 'label_fraction = "half"', "label_fraction must be a number, got 'half'"),
+        ("folds = 2", 'folds = "two"', "folds must be a whole number, got 'two'"),
+        ("width = 2", "width = 0", "task balls, start scratch: width must be >= 1"),
+        ('adds_to = "scratch"', 'adds_to = "none"', "adds_to 'none' is no start"),
+        ('path = "balls.csv"', 'path = "no.csv"', "no such task"),
+        ("trials = 2", "trials = ", "cannot be read as TOML"),
+        ("folds = 2", 'folds = 2\nmetric = "size"', "metric must be one of dice, iou"),
+        ("folds = 2", 'folds = 2\nmetric = "auc"', "segments: metric must be one of dice, iou"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused(desk: Path, old: str, new: str, says: str) -> None:
+    file = desk / "broken.toml"
+    file.write_text(PLAN.replace(old, new))
+    with pytest.raises(TrainError, match=f"broken.toml.*{says}"):
+        read_plan(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("tasks = 3\n[starts.scratch]", "tasks must be a table, got 3"),
+        ("defaults = 3\n[starts.scratch]", "defaults must be a table, got 3"),
+        ('[tasks.balls]\npath = "balls.csv"', "has no starts"),
+        ("[starts.scratch]", "has no tasks"),
+    ],
+)
+def test_a_plan_without_its_tables_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "plan.toml").write_text(text)
+    with pytest.raises(TrainError, match=says):
+        read_plan(tmp_path / "plan.toml")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "...", "../x", "a/b", "a b", "-"])
+@pytest.mark.parametrize("table", ["[tasks.balls]", "[starts.faster]"])
+def test_names_that_make_no_folder_of_their_own_are_refused(
+    desk: Path, table: str, name: str
+) -> None:
+    file = desk / "named.toml"
+    file.write_text(PLAN.replace(table, f'{table.partition(".")[0]}."{name}"]'))
+    with pytest.raises(TrainError, match="must be a plain name"):
+        read_plan(file)
+
+
+@pytest.mark.parametrize(
+    ("labels", "metric", "says"),
+    [
+        ("ababab", "dice", "classifies: metric must be one of auc, accuracy, got 'dice'"),
+        ("aaaabb", "auc", "all test cases have one label"),
+    ],
+)
+def test_a_metric_that_the_test_cases_cannot_give_is_refused(
+    desk: Path, labels: str, metric: str, says: str
+) -> None:
+    splits = ["test", "test", "train", "train", "train", "train"]
+    write_manifest(
+        desk / "kinds.csv",
+        [
+            {"image": f"{number}_image.nii.gz", "label": label, "split": split}
+            for number, (label, split) in enumerate(zip(labels, splits, strict=True))
+        ],
+    )
+    file = desk / "kinds.toml"
+    file.write_text(
+        PLAN.replace("balls.csv", "kinds.csv").replace("folds = 2", f'metric = "{metric}"')
+    )
+    with pytest.raises(TrainError, match=says):
+        read_plan(file)
+
+
+@pytest.fixture(scope="module")
+def compared(desk: Path) -> Path:
+    compare(desk / "plan.toml", desk / "whole")
+    return desk / "whole"
+
+
+def test_every_trial_is_a_line(compared: Path) -> None:
+    results = read_results(compared)
+    assert len(results) == 8
+    assert all(0 <= result["score"] <= 1 and result["num_test"] == 3 for result in results)
+    assert not list(compared.rglob("best.pt")), "weights are not kept"
+    assert list((compared / "trials").rglob("test/*.nii.gz")), "masks of the first trial are"
+
+
+def test_what_is_done_is_not_done_again(desk: Path, compared: Path) -> None:
+    before = (compared / "results.jsonl").read_bytes()
+    compare(desk / "plan.toml", compared)
+    assert (compared / "results.jsonl").read_bytes() == before
+
+
+@contextlib.contextmanager
+def begun(desk: Path, out: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """The command in a process of its own, one trial of which is done."""
+    command = [sys.executable, "-m", "cli", "compare", str(desk / "plan.toml"), str(out), *options]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        until = time.monotonic() + 120
+        while not read_results(out) and time.monotonic() < until:
+            time.sleep(0.02)
+        yield process
+
+
+def find_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    children = psutil.Process(process.pid).children()
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
+def test_killed_and_resumed_it_ends_the_same(desk: Path, compared: Path) -> None:
+    """Killed for good in the middle of training, as a machine may be."""
+    out = desk / "killed"
+    with begun(desk, out) as process:
+        process.kill()
+    assert 0 < len(read_results(out)) < 8
+    compare(desk / "plan.toml", out)
+    assert read_results(out) == read_results(compared)
+
+
+def test_half_a_line_is_no_trial_and_spoils_none(desk: Path, compared: Path) -> None:
+    out = desk / "half"
+    shutil.copytree(compared, out)
+    lines = (compared / "results.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "results.jsonl").write_bytes(b"".join(lines[:-1]) + lines[-1][:20])
+    assert compare(desk / "plan.toml", out) == read_results(compared)
+
+
+def test_several_processes_share_the_work(desk: Path, compared: Path) -> None:
+    told: list[tuple[int, int]] = []
+    results = compare(
+        desk / "plan.toml",
+        desk / "shared",
+        devices=("cpu", "cpu"),
+        on_trial=lambda *done: told.append(done),
+    )
+    assert told[-1] == (8, 8)
+    lines = (desk / "shared" / "results.jsonl").read_text().splitlines()
+    assert len(lines) == 8, "no trial was done twice"
+    for one, other in zip(results, read_results(compared), strict=True):
+        assert one["score"] == pytest.approx(other["score"], abs=0.02)  # threads differ
+
+
+def test_a_process_that_dies_is_told(desk: Path) -> None:
+    """As when the machine runs out of memory; nobody waits for it for ever."""
+    with begun(desk, desk / "died", "--devices", "cpu,cpu") as process:
+        find_workers(process)[0].kill()
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "a process died" in told
+
+
+def test_processes_end_with_the_one_that_began_them(desk: Path) -> None:
+    """Killed, a comparison stops: nothing goes on that nobody sees."""
+    with begun(desk, desk / "orphaned", "--devices", "cpu,cpu") as process:
+        workers = find_workers(process)
+        process.kill()
+        _, alive = psutil.wait_procs(workers, timeout=20)
+    assert len(workers) == 2
+    assert not alive
+
+
+def test_progress_is_told_before_a_trial_is_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of what is left; trials of an earlier call say nothing about how fast this one is."""
+    monkeypatch.setattr(cli, "_PLAIN_SECONDS", 0.0)
+    with cli._case_stages("trials") as on_case:
+        for done in (2, 2, 5):
+            on_case("compare", done, 8)
+    told = capsys.readouterr().err.splitlines()
+    assert told[1].startswith("compare: 0 of 6 trials, 0/s")
+    assert "left" not in told[1]
+    assert told[2].startswith("compare: 3 of 6 trials, ")
+    assert told[2].endswith(" left")
+
+
+def test_other_settings_need_another_folder(desk: Path, compared: Path) -> None:
+    file = desk / "other.toml"
+    file.write_text(PLAN.replace("learning_rate = 0.01", "learning_rate = 0.02"))
+    with pytest.raises(TrainError, match=r"learning_rate 0\.01 -> 0\.02"):
+        compare(file, compared)
+
+
+def test_more_trials_may_be_added(desk: Path, compared: Path) -> None:
+    more = desk / "more"
+    shutil.copytree(compared, more)
+    file = desk / "more.toml"
+    file.write_text(PLAN.replace("trials = 2", "trials = 3"))
+    assert len(compare(file, more)) == 12
+
+
+def test_the_command_line(desk: Path, compared: Path) -> None:
+    arguments = ["compare", str(desk / "plan.toml"), str(compared)]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.stderr
+    assert "Which start is best" in done.stdout
+    assert "What classification adds" in done.stdout
+    assert (compared / "figures" / "balls.png").exists()
+    assert CliRunner().invoke(main, [*arguments, "--table"]).stdout == done.stdout
+
+
+# Trials that diverge
+
+
+def fail(result: dict[str, Any]) -> dict[str, Any]:
+    return {**result, "score": None, "failed": "loss is nan at step 3", "curve": []}
+
+
+def test_failed_trials_are_in_no_mean_and_are_counted() -> None:
+    results = [fail(RESULTS[0]), *RESULTS[1:]]
+    row = next(row for row in summarise(results) if row.start == "scratch")
+    assert (row.scores, row.failed) == ((0.62, 0.61), 1)
+    assert "| scratch | 61.50 ± 0.71 (2, 1 failed) |" in to_markdown(summarise(results), [])
+
+
+def test_a_start_that_always_fails_is_shown_and_compared_with_nothing(tmp_path: Path) -> None:
+    results = [fail(r) if r["start"] == "joint" else r for r in RESULTS]
+    rows = summarise(results)
+    assert [row.start for row in rows if row.is_best] == ["restoration"]
+    assert pair_up(results) == []
+    text = to_markdown(rows, pair_up(results))
+    assert "| joint | 3 failed |" in text
+    assert "Failed trials diverged" in text
+    write_tables(results, tmp_path)
+    with (tmp_path / "table.csv").open() as stream:
+        table = {row["start"]: row for row in csv.DictReader(stream)}
+    assert {start: row["failed"] for start, row in table.items()} == {
+        "scratch": "0", "restoration": "0", "joint": "3"}  # fmt: skip
+    assert [file.name for file in write_figures(results, tmp_path)] == [
+        "liver.png", "liver-curves.png"]  # fmt: skip
+
+
+def test_a_comparison_in_which_all_failed_has_tables_and_no_figures(tmp_path: Path) -> None:
+    results = [fail(result) for result in RESULTS]
+    assert "| scratch | 3 failed |" in to_markdown(summarise(results), pair_up(results))
+    assert write_figures(results, tmp_path) == []
+
+
+def test_a_trial_with_a_failed_fold_has_failed() -> None:
+    """Also where no trial has all its folds: what is left of one is not compared with wholes."""
+    folded = [
+        make_result("scratch", 0, 0.5),
+        fail(make_result("scratch", 0, 0.0, fold=1)),
+    ]
+    (row,) = summarise(folded)
+    assert (row.scores, row.failed) == ((), 1)
+
+
+DIVERGING = PLAN.replace(
+    "[starts.faster]\nlearning_rate = 0.01", "[starts.faster]\nlearning_rate = 1e30"
+)
+
+
+@pytest.fixture(scope="module")
+def diverged(desk: Path) -> Path:
+    (desk / "diverging.toml").write_text(DIVERGING)
+    compare(desk / "diverging.toml", desk / "diverged")
+    return desk / "diverged"
+
+
+def test_a_trial_that_diverges_is_a_line_and_the_others_go_on(diverged: Path) -> None:
+    results = read_results(diverged)
+    assert len(results) == 8
+    failed = [result["start"] for result in results if result["failed"]]
+    assert failed == ["faster"] * 4
+    assert all("training diverged" in r["failed"] for r in results if r["failed"])
+    assert not list(diverged.rglob("last.pt"))
+
+
+def test_a_failed_trial_is_not_tried_again_until_its_line_is_deleted(
+    desk: Path, diverged: Path
+) -> None:
+    out = desk / "again"
+    shutil.copytree(diverged, out)
+    before = (out / "results.jsonl").read_text()
+    compare(desk / "diverging.toml", out)
+    assert (out / "results.jsonl").read_text() == before
+    kept = [line for line in before.splitlines(keepends=True) if '"failed": null' in line]
+    (out / "results.jsonl").write_text("".join(kept))
+    compare(desk / "diverging.toml", out)
+    assert read_results(out) == read_results(diverged), "from its beginning"
+
+
+def test_the_command_line_tells_of_failed_trials(desk: Path, diverged: Path) -> None:
+    done = CliRunner().invoke(main, ["compare", str(desk / "diverging.toml"), str(diverged)])
+    assert done.exit_code == 0, done.stderr
+    assert "8 trials in" in done.stdout
+    assert "4 of them failed" in done.stdout
+    assert "2 failed" in done.stdout, "in the table, where two folds make a trial"
+    assert "First failure: balls, faster: loss is" in done.stderr
+
+
+def test_other_trouble_than_divergence_stops_everything(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(comparison, "finetune", full)
+    with pytest.raises(OSError, match="No space left"):
+        compare(desk / "plan.toml", desk / "full")
+    assert read_results(desk / "full") == []
+
+
+def test_a_device_of_the_plan_is_used_unless_another_is_given(compared: Path) -> None:
+    configs = [json.loads(file.read_text()) for file in (compared / "trials").rglob("config.json")]
+    assert {config["config"]["device"] for config in configs} == {"cpu"}
+
+
+def test_text_in_tables_is_not_computed_by_spreadsheets(tmp_path: Path) -> None:
+    results = [{**result, "start": "-" + result["start"]} for result in RESULTS]
+    write_tables(results, tmp_path)
+    with (tmp_path / "table.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["start"] for row in rows] == ["'-scratch", "'-restoration", "'-joint"]
+    assert all(float(row["mean"]) > 0 for row in rows)
+
+
+# Other folders
+
+
+def test_a_folder_of_something_else_is_left_alone(desk: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(TrainError, match="not empty"):
+        compare(desk / "plan.toml", tmp_path)

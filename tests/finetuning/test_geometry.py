@@ -1,0 +1,306 @@
+"""Images come in any orientation, and answers lie where the image lies."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+from pydicom import dcmread
+
+from pipeline.archive.series import Series, find_folders, read_folder
+from pipeline.archive.volume import read_volume
+from pipeline.config import PrepareConfig
+from pipeline.phantom.patients import draw_phantom, write_dicom
+from trainer import TrainError
+from trainer.finetuning.cases import Grid
+from trainer.finetuning.images import (
+    pseudonym,
+    read_image,
+    read_mask,
+    read_spacing,
+    resample,
+    spacing_zyx,
+    turn,
+)
+from trainer.finetuning.inference import to_mask
+
+SIZE, SPACING = (30, 26, 20), (1.5, 1.0, 3.0)
+GRID = Grid(
+    spacing_mm=(2.0, 1.6, 1.4), shape=(8, 8, 8), intensity="ct", window_hu=(-1000.0, 1000.0)
+)
+
+
+def turned_by(degrees: float) -> np.ndarray:
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    about_z, about_x = [[c, -s, 0], [s, c, 0], [0, 0, 1]], [[1, 0, 0], [0, c, -s], [0, s, c]]
+    return np.array(about_z) @ np.array(about_x)
+
+
+DIRECTIONS = {
+    "as it comes": np.eye(3),
+    "x flipped": np.diag([-1, 1, 1]),
+    "all flipped": np.diag([-1, -1, -1]),
+    "sagittal": np.eye(3)[[2, 0, 1]],
+    "coronal, flipped": np.eye(3)[[0, 2, 1]] * [[1], [-1], [1]],
+    "oblique by 20 degrees": turned_by(20),
+    "oblique and flipped": turned_by(-35) @ np.diag([1, -1, 1]),
+}
+ALL = pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=list(DIRECTIONS))
+
+
+def make_image(direction: np.ndarray) -> sitk.Image:
+    """Voxels that hold the sum of their coordinates in space, in mm."""
+    image = sitk.Image(SIZE, sitk.sitkFloat32)
+    image.SetSpacing(SPACING)
+    image.SetOrigin((-20.0, 11.0, 5.0))
+    image.SetDirection(direction.ravel().tolist())
+    for index in itertools.product(*map(range, SIZE)):
+        image[index] = sum(image.TransformIndexToPhysicalPoint(index))
+    return image
+
+
+def make_ball(image: sitk.Image) -> sitk.Image:
+    """One where a point is within 9 mm of the image's middle."""
+    middle = image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in SIZE])
+    mask = sitk.Image(SIZE, sitk.sitkUInt8)
+    mask.CopyInformation(image)
+    for index in itertools.product(*map(range, SIZE)):
+        point = image.TransformIndexToPhysicalPoint(index)
+        mask[index] = int(np.linalg.norm(np.subtract(point, middle)) < 9)
+    return mask
+
+
+@ALL
+def test_the_grid_has_its_spacing_and_every_voxel_its_place(direction: np.ndarray) -> None:
+    """A linear ramp in space survives linear resampling, but near the edge."""
+    brought = GRID.bring(make_image(direction))
+    assert np.allclose(brought.GetSpacing()[::-1], GRID.spacing_mm, rtol=0.1)
+    extent = np.multiply(brought.GetSize(), brought.GetSpacing())
+    turned = turn(make_image(direction))
+    assert np.allclose(extent, np.multiply(turned.GetSize(), turned.GetSpacing()))
+    values = sitk.GetArrayFromImage(brought)
+    for index in itertools.product(*(range(6, n - 6) for n in brought.GetSize())):
+        expected = sum(brought.TransformIndexToPhysicalPoint(index))
+        assert abs(values[index[::-1]] - expected) < 0.05
+
+
+@ALL
+def test_a_mask_comes_back_to_where_the_image_lies(direction: np.ndarray) -> None:
+    image = make_image(direction)
+    ball = make_ball(image)
+    grid = GRID.bring(ball, nearest=True)
+    inside = sitk.GetArrayFromImage(grid).astype(np.float32)
+    answer = to_mask(np.stack([1 - inside, inside]), grid, image)
+    assert (answer.GetSize(), answer.GetSpacing(), answer.GetOrigin(), answer.GetDirection()) == (
+        image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())  # fmt: skip
+    one, other = sitk.GetArrayFromImage(answer) == 1, sitk.GetArrayFromImage(ball) == 1
+    assert 2 * (one & other).sum() / (one.sum() + other.sum()) > 0.9
+
+
+@ALL
+def test_how_an_image_is_stored_does_not_matter(direction: np.ndarray) -> None:
+    """The same voxels in another order of axes give the same array on the grid."""
+    image = make_image(direction)
+    other = sitk.DICOMOrient(image, "RSA")
+    one, two = (sitk.GetArrayFromImage(GRID.bring(i)) for i in (image, other))
+    np.testing.assert_allclose(one, two, atol=1e-3)
+
+
+def test_several_classes_come_back(tmp_path: Path) -> None:
+    image = make_image(np.eye(3))
+    grid = GRID.bring(image)
+    shape = grid.GetSize()[::-1]
+    probability = np.zeros((3, *shape), np.float32)
+    thirds = np.array_split(np.arange(shape[0]), 3)
+    for number, slices in enumerate(thirds):
+        probability[number, slices] = 1
+    named = sitk.GetArrayFromImage(to_mask(probability, grid, image))
+    assert np.unique(named).tolist() == [0, 1, 2]
+    assert (np.diff(named[:, 5, 5].astype(int)) >= 0).all()
+
+
+def test_a_coarser_grid_is_smoothed_first() -> None:
+    noise = sitk.GetImageFromArray(np.random.default_rng(0).normal(0, 100, (32, 32, 32)))
+    coarse = resample(noise, spacing_mm=(4.0, 4.0, 4.0))
+    assert sitk.GetArrayFromImage(coarse).std() < 30, "every fourth voxel alone would give 100"
+
+
+def test_a_mask_on_another_grid_is_refused(tmp_path: Path) -> None:
+    image = make_image(np.eye(3))
+    shifted = make_ball(image)
+    shifted.SetOrigin((0.0, 0.0, 0.0))
+    sitk.WriteImage(shifted, str(tmp_path / "mask.nii.gz"))
+    with pytest.raises(TrainError, match=r"mask\.nii\.gz: does not lie on the grid"):
+        read_mask(tmp_path / "mask.nii.gz", image, 2)
+
+
+def test_a_mask_of_unknown_classes_is_refused(tmp_path: Path) -> None:
+    image = make_image(np.eye(3))
+    mask = make_ball(image) * 7
+    sitk.WriteImage(mask, str(tmp_path / "mask.nii.gz"))
+    with pytest.raises(TrainError, match="values from 0 to 7; expected whole numbers below 2"):
+        read_mask(tmp_path / "mask.nii.gz", image, 2)
+
+
+def test_what_is_no_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "no.nii.gz").write_bytes(b"nothing")
+    with pytest.raises(TrainError, match=r"no\.nii\.gz: cannot be read as an image"):
+        read_image(tmp_path / "no.nii.gz")
+
+
+def test_an_image_that_ends_too_soon_is_refused(tmp_path: Path) -> None:
+    """The library would fill it with zeros."""
+    file = tmp_path / "image.nii"
+    sitk.WriteImage(make_image(np.eye(3)), str(file))
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(TrainError, match="bytes where the header asks for"):
+        read_image(file)
+
+
+def test_a_negative_pixdim_turns_the_axis_as_the_library_does(tmp_path: Path) -> None:
+    file = tmp_path / "image.nii"
+    sitk.WriteImage(make_image(np.eye(3)), str(file))
+    content = bytearray(file.read_bytes())
+    content[80:84] = np.float32(-SPACING[0]).tobytes()
+    file.write_bytes(content)
+    image, wanted = read_image(file), sitk.ReadImage(str(file))
+    assert image.GetDirection() == wanted.GetDirection()
+    assert image.GetSpacing() == wanted.GetSpacing()
+    assert read_spacing(file) == spacing_zyx(turn(wanted))
+
+
+@pytest.fixture
+def dicom(tmp_path: Path) -> Path:
+    write_dicom(draw_phantom(5, 20, matrix=16, protocol="chest"), tmp_path / "series")
+    return tmp_path / "series"
+
+
+def test_a_folder_of_slices_is_the_scan_that_preparing_reads(dicom: Path) -> None:
+    (found,) = read_folder(next(find_folders([dicom])), PrepareConfig())
+    volume = read_volume(found, PrepareConfig())
+    image = turn(read_image(dicom))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), volume.hu)
+    assert read_spacing(dicom) == spacing_zyx(image) == volume.spacing_mm
+    assert pseudonym(image) == f"{volume.scan_id():016x}"
+
+
+def test_a_folder_that_lacks_slices_is_refused(dicom: Path) -> None:
+    for file in sorted(dicom.iterdir(), key=lambda f: dcmread(f).InstanceNumber)[20:28]:
+        file.unlink()
+    for reader in (read_image, read_spacing):
+        with pytest.raises(TrainError, match="series: cannot be read as an image: missing slices"):
+            reader(dicom)
+
+
+def test_a_folder_of_two_series_is_refused(dicom: Path) -> None:
+    write_dicom(draw_phantom(5, 21, matrix=16, protocol="chest"), dicom.with_name("other"))
+    for file in dicom.with_name("other").iterdir():
+        file.rename(dicom / f"other-{file.name}")
+    with pytest.raises(TrainError, match="several series"):
+        read_image(dicom)
+
+
+def test_a_folder_without_slices_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match="no DICOM files"):
+        read_image(tmp_path)
+
+
+VOLUMES = [sitk.Image((6, 5, 4), sitk.sitkInt16) + n for n in range(3)]
+SEVERAL = pytest.mark.parametrize(
+    "image", [sitk.JoinSeries(VOLUMES), sitk.Compose(VOLUMES)], ids=["4-D", "vectors"]
+)
+
+
+@SEVERAL
+def test_a_channel_of_an_image_is_taken(tmp_path: Path, image: sitk.Image) -> None:
+    sitk.WriteImage(image, str(tmp_path / "a.nii.gz"))
+    found = read_image(tmp_path / "a.nii.gz", 2)
+    assert (found.GetSize(), found[0, 0, 0]) == ((6, 5, 4), 2)
+
+
+@SEVERAL
+@pytest.mark.parametrize(("channel", "says"), [(None, "none is picked"), (3, "number 3 is picked")])
+def test_further_channels_are_not_dropped_in_silence(
+    tmp_path: Path, image: sitk.Image, channel: int | None, says: str
+) -> None:
+    sitk.WriteImage(image, str(tmp_path / "a.nii.gz"))
+    with pytest.raises(TrainError, match=rf"a\.nii\.gz: has channels 0 to 2, and {says}"):
+        read_image(tmp_path / "a.nii.gz", channel)
+
+
+def test_a_fourth_axis_of_one_is_no_further_channel(tmp_path: Path) -> None:
+    sitk.WriteImage(sitk.JoinSeries(VOLUMES[:1]), str(tmp_path / "a.nii.gz"))
+    assert read_image(tmp_path / "a.nii.gz").GetSize() == (6, 5, 4)
+
+
+def test_a_mask_of_several_channels_is_refused(tmp_path: Path) -> None:
+    masks = sitk.JoinSeries([sitk.Cast(v, sitk.sitkUInt8) for v in VOLUMES[:2]])
+    sitk.WriteImage(masks, str(tmp_path / "mask.nii.gz"))
+    with pytest.raises(TrainError, match=r"mask\.nii\.gz: has channels 0 to 1"):
+        read_mask(tmp_path / "mask.nii.gz", VOLUMES[0], 2)
+
+
+# Intensities
+
+
+def ramp(high: float, kind: int) -> sitk.Image:
+    """Values from 0 to `high` along x."""
+    values = np.broadcast_to(np.linspace(0, high, 16), (12, 14, 16))
+    return sitk.Cast(sitk.GetImageFromArray(np.ascontiguousarray(values)), kind)
+
+
+@pytest.mark.parametrize(
+    ("high", "kind"),
+    [(255, sitk.sitkUInt8), (1, sitk.sitkUInt8), (1, sitk.sitkFloat32), (1, sitk.sitkInt16)],
+)
+@pytest.mark.parametrize("spacing_mm", [None, (1.0, 1.0, 1.0), (2.0, 1.0, 1.0)])
+def test_unit_shows_bytes_shapes_and_fractions_from_0_to_1(
+    tmp_path: Path, high: int, kind: int, spacing_mm: tuple[float, float, float] | None
+) -> None:
+    grid = Grid(spacing_mm=spacing_mm, shape=(12, 14, 16), intensity="unit", window_hu=(0, 1))
+    sitk.WriteImage(ramp(high, kind), str(tmp_path / "a.nii.gz"))
+    image = grid.read(tmp_path / "a.nii.gz")
+    for seen in (grid.to_unit(grid.bring(image)), grid.to_unit(turn(image))):
+        wanted = sitk.GetArrayFromImage(image)[0, 0] / high
+        np.testing.assert_allclose(seen[5, 7], wanted, atol=2e-3)
+
+
+def test_unit_leaves_masks_as_they_are() -> None:
+    grid = Grid(spacing_mm=(1, 1, 1), shape=(8, 8, 8), intensity="unit", window_hu=(0, 1))
+    mask = sitk.GetArrayFromImage(grid.bring(ramp(3, sitk.sitkUInt8), nearest=True))
+    assert np.unique(mask).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("image", [ramp(255, sitk.sitkInt16), ramp(1, sitk.sitkFloat32) - 1])
+def test_unit_refuses_values_whose_range_it_cannot_know(tmp_path: Path, image: sitk.Image) -> None:
+    sitk.WriteImage(image, str(tmp_path / "a.nii.gz"))
+    grid = Grid(spacing_mm=None, shape=(8, 8, 8), intensity="unit", window_hu=(0, 1))
+    with pytest.raises(TrainError, match=r'a\.nii\.gz: has values .* "unit" takes 0 to 1'):
+        grid.read(tmp_path / "a.nii.gz")
+
+
+def test_per_image_does_not_see_scale_and_offset() -> None:
+    grid = Grid(spacing_mm=None, shape=(8, 8, 8), intensity="per-image", window_hu=(0, 1))
+    noise = sitk.GetImageFromArray(np.random.default_rng(0).normal(0, 1, (8, 8, 8)))
+    one, other = (grid.to_unit(grid.bring(image)) for image in (noise, noise * 700 + 5000))
+    np.testing.assert_allclose(one, other, atol=2e-3)
+    assert (one.min(), one.max()) == (0, 1)
+
+
+def test_a_grid_of_an_older_checkpoint_is_understood() -> None:
+    """The first versions said no more than whether images are CT."""
+    old = {"spacing_mm": None, "shape": [8, 8, 8], "window_hu": [-150, 250]}
+    assert [Grid.from_dict({**old, "is_ct": is_ct}).intensity for is_ct in (True, False)] == [
+        "ct", "per-image"]  # fmt: skip
+
+
+def test_a_scan_has_the_name_that_preparing_gives_it(ct: Path) -> None:
+    """What leaks are found by."""
+    files = sorted((ct / "archive-2mm").glob("*.nii.gz"))[:3]
+    files += sorted((ct / "sts").glob("*CT_image*"))[:2]
+    assert len(files) == 5
+    for file in files:
+        series = Series(key="k", kind="nifti", files=(str(file),), patient="p")
+        identity = read_volume(series, PrepareConfig()).scan_id()
+        assert pseudonym(read_image(file)) == f"{identity:016x}"

@@ -1,0 +1,423 @@
+"""Predicting: what is read, what is written, and what is refused before anything is."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+import torch
+from click.testing import CliRunner
+
+from cli import main
+from pipeline.phantom.patients import draw_phantom, write_dicom
+from tests.finetuning.test_finetuning import CONFIG, draw_case, read_rows
+from tests.finetuning.test_task import write_manifest
+from tests.finetuning.test_training import make_task
+from trainer import TrainError
+from trainer.finetuning import finetune, predict
+
+BRIEF = replace(CONFIG, width=2, steps=2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("predict")
+
+
+@pytest.fixture(scope="module")
+def segmenter(folder: Path) -> Path:
+    """Names voxels, badly."""
+    finetune(make_task(folder / "balls", range(5)), folder / "segmenter", BRIEF)
+    return folder / "segmenter"
+
+
+def make_labels(folder: Path, **columns: Any) -> Path:
+    folder.mkdir(parents=True)
+    rows: list[dict[str, object]] = []
+    for number in range(6):
+        sitk.WriteImage(draw_case(2 * number)[0], str(folder / f"{number}.nii"))
+        rows.append({"image": f"{number}.nii", "label": f"is {number % 2}", **columns})
+    return write_manifest(folder / "task.csv", rows)
+
+
+@pytest.fixture(scope="module")
+def classifier(folder: Path) -> Path:
+    """Classifies whole images, badly."""
+    finetune(make_labels(folder / "labels"), folder / "classifier", BRIEF)
+    return folder / "classifier"
+
+
+PLACE = {"x_mm": 12, "y_mm": 12, "z_mm": 14}
+SPACED = replace(BRIEF, spacing_mm=(2.0, 1.5, 1.5))
+
+
+@pytest.fixture(scope="module")
+def placed(folder: Path) -> Path:
+    """Classifies places in images."""
+    finetune(make_labels(folder / "places", **PLACE), folder / "placed", SPACED)
+    return folder / "placed"
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, seed in (("a", 100), ("b", 101)):
+        sitk.WriteImage(draw_case(seed)[0], str(folder / f"{name}.nii.gz"))
+    return folder
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+# What would be lost
+
+
+def same_file(images: Path) -> tuple[Path, Path]:
+    return images / "a.nii.gz", images / "a.nii.gz"
+
+
+def another_spelling(images: Path) -> tuple[Path, Path]:
+    return images / "a.nii.gz", images / ".." / "images" / "a.nii.gz"
+
+
+def hard_link(images: Path) -> tuple[Path, Path]:
+    os.link(images / "a.nii.gz", images.parent / "mask.nii.gz")
+    return images / "a.nii.gz", images.parent / "mask.nii.gz"
+
+
+def symbolic_link(images: Path) -> tuple[Path, Path]:
+    (images.parent / "mask.nii.gz").symlink_to(images / "a.nii.gz")
+    return images / "a.nii.gz", images.parent / "mask.nii.gz"
+
+
+def same_folder(images: Path) -> tuple[Path, Path]:
+    return images, images
+
+
+def folder_by_a_link(images: Path) -> tuple[Path, Path]:
+    (images.parent / "masks").symlink_to(images)
+    return images, images.parent / "masks"
+
+
+def linked_one_by_one(images: Path) -> tuple[Path, Path]:
+    (images.parent / "masks").mkdir()
+    os.link(images / "b.nii.gz", images.parent / "masks" / "b.nii.gz")
+    return images, images.parent / "masks"
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [same_file, another_spelling, hard_link, symbolic_link, same_folder, folder_by_a_link,
+     linked_one_by_one],
+)  # fmt: skip
+def test_an_image_is_never_written_over(
+    segmenter: Path, images: Path, spell: Callable[[Path], tuple[Path, Path]]
+) -> None:
+    source, out = spell(images)
+    before = snapshot(images.parent)
+    with pytest.raises(TrainError, match=r"would be written over the input [ab]"):
+        predict(segmenter, source, out)
+    assert snapshot(images.parent) == before
+
+
+def test_masks_do_not_come_to_lie_among_images(segmenter: Path, images: Path) -> None:
+    """There the next call would take them for images."""
+    for name in ("a", "b"):
+        (images / f"{name}.nii.gz").rename(images / f"{name}_0000.nii.gz")
+    before = snapshot(images)
+    with pytest.raises(TrainError, match="masks would lie among the images"):
+        predict(segmenter, images, images)
+    assert snapshot(images) == before
+
+
+def test_images_whose_masks_would_be_one_are_listed(segmenter: Path, images: Path) -> None:
+    image = draw_case(0)[0]
+    for name in ("a_0000.nii.gz", "a.nrrd"):
+        sitk.WriteImage(image, str(images / name))
+    says = r"a\.nii\.gz: would be the mask of a\.nii\.gz, a\.nrrd, a_0000\.nii\.gz"
+    with pytest.raises(TrainError, match=says):
+        predict(segmenter, images, images.parent / "masks")
+    assert not (images.parent / "masks").exists()
+
+
+def test_an_earlier_answer_is_replaced(segmenter: Path, images: Path) -> None:
+    for _ in range(2):
+        written = predict(segmenter, images, images.parent / "masks")
+    assert [file.name for file in written] == ["a.nii.gz", "b.nii.gz"]
+    assert sorted(f.name for f in (images.parent / "masks").iterdir()) == ["a.nii.gz", "b.nii.gz"]
+
+
+def test_a_file_in_the_place_of_the_masks_folder_is_told(segmenter: Path, images: Path) -> None:
+    out = images.parent / "masks"
+    out.touch()
+    with pytest.raises(TrainError, match="masks: is a file; give a folder"):
+        predict(segmenter, images, out)
+
+
+@pytest.mark.parametrize("name", ["out.nii.gz", "out", "a.nii.gz"])
+def test_probabilities_go_into_a_csv_file_alone(classifier: Path, images: Path, name: str) -> None:
+    before = snapshot(images)
+    with pytest.raises(TrainError, match=r"give a file that ends in \.csv"):
+        predict(classifier, images / "a.nii.gz", images / name)
+    assert snapshot(images) == before
+
+
+# DICOM
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> Path:
+    write_dicom(draw_phantom(5, 20, matrix=16, protocol="chest"), tmp_path / "series")
+    return tmp_path / "series"
+
+
+def change(run: Path, copy: Path, **facts: dict[str, Any]) -> Path:
+    """A copy of a run that says something else of its grid, its task or its settings."""
+    saved = torch.load(run / "best.pt", weights_only=True)
+    saved["task"]["grid"] |= facts.get("grid", {})
+    saved["task"] |= facts.get("task", {})
+    saved["config"] |= facts.get("config", {})
+    copy.mkdir()
+    torch.save(saved, copy / "best.pt")
+    return copy
+
+
+def test_a_dicom_folder_becomes_one_mask_on_its_grid(
+    segmenter: Path, series: Path, tmp_path: Path
+) -> None:
+    coarse = change(segmenter, tmp_path / "run", grid={"spacing_mm": [16.0, 24.0, 24.0]})
+    (written,) = predict(coarse, series, series.parent / "mask.nii.gz")
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(series)))
+    image, mask = reader.Execute(), sitk.ReadImage(str(written))
+    assert mask.GetSize() == image.GetSize()
+    assert mask.GetDirection() == pytest.approx(image.GetDirection())
+    assert mask.GetOrigin() == pytest.approx(image.GetOrigin(), abs=1e-3)
+    assert mask.GetSpacing() == pytest.approx(image.GetSpacing(), abs=1e-3)
+    assert set(np.unique(sitk.GetArrayViewFromImage(mask))) <= {0, 1}
+
+
+def test_a_dicom_folder_is_classified_as_one_image(classifier: Path, series: Path) -> None:
+    predict(classifier, series, series.parent / "out.csv")
+    assert [row["image"] for row in read_rows(series.parent / "out.csv")] == ["series"]
+
+
+def test_a_mask_does_not_come_to_lie_in_its_dicom_folder(segmenter: Path, series: Path) -> None:
+    with pytest.raises(TrainError, match="masks would lie among the images"):
+        predict(segmenter, series, series / "mask.nii.gz")
+
+
+# Places
+
+
+def test_places_are_classified_as_testing_did(placed: Path, folder: Path, tmp_path: Path) -> None:
+    """The manifest itself names images and places."""
+    predict(placed, folder / "places" / "task.csv", tmp_path / "out.csv")
+    found = {row["name"]: row for row in read_rows(tmp_path / "out.csv")}
+    assert len(found) == 6
+    assert {float(row["z_mm"]) for row in found.values()} == {14.0}
+    tested = read_rows(placed / "cases.csv")
+    assert tested
+    for row in tested:
+        assert float(found[row["case"]]["is 1"]) == pytest.approx(float(row["is 1"]), abs=1e-6)
+
+
+def test_another_place_has_another_answer(placed: Path, folder: Path, tmp_path: Path) -> None:
+    image = folder / "places" / "0.nii"
+    rows = [{"image": image, **PLACE}, {"image": image, **PLACE, "x_mm": 4}]
+    predict(placed, write_manifest(tmp_path / "in.csv", rows), tmp_path / "out.csv")
+    one, other = (float(row["is 0"]) for row in read_rows(tmp_path / "out.csv"))
+    assert one != other
+
+
+def test_a_run_trained_on_places_refuses_an_image(placed: Path, images: Path) -> None:
+    with pytest.raises(TrainError, match=r"trained on places .* CSV file with columns image, x_mm"):
+        predict(placed, images / "a.nii.gz", images.parent / "out.csv")
+
+
+def test_a_run_trained_on_images_refuses_places(classifier: Path, folder: Path) -> None:
+    with pytest.raises(TrainError, match="was not trained on places"):
+        predict(classifier, folder / "places" / "task.csv", folder / "out.csv")
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([{"image": "0.nii", "x_mm": 1, "y_mm": 1}], "needs columns image, x_mm, y_mm, z_mm"),
+        ([{"image": "0.nii", "x_mm": "", "y_mm": "", "z_mm": ""}], "line 2: lacks"),
+        ([{"image": "0.nii", "x_mm": 1, "y_mm": 1, "z_mm": "?"}], "line 2: .* must be numbers"),
+        ([{"image": "no.nii", "x_mm": 1, "y_mm": 1, "z_mm": 1}], r"line 2: .*no\.nii is missing"),
+    ],
+)
+def test_places_that_make_no_sense_are_refused(
+    placed: Path, folder: Path, tmp_path: Path, rows: list[dict[str, object]], says: str
+) -> None:
+    file = write_manifest(folder / "places" / "bad.csv", rows)
+    with pytest.raises(TrainError, match=says):
+        predict(placed, file, tmp_path / "out.csv")
+
+
+def test_a_table_of_places_is_not_written_over(placed: Path, folder: Path) -> None:
+    file = folder / "places" / "task.csv"
+    before = file.read_bytes()
+    with pytest.raises(TrainError, match=r"over the input task\.csv"):
+        predict(placed, file, file)
+    assert file.read_bytes() == before
+
+
+# As the run was
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, bool]]:
+    """Overlap, and whether bf16 is on, of each image that is segmented."""
+    calls = []
+
+    def segment(*args: Any, overlap: float, autocast: torch.autocast, **_: Any) -> sitk.Image:
+        calls.append((overlap, bool(autocast._enabled)))
+        return sitk.Image(args[1].GetSize(), sitk.sitkUInt8)
+
+    monkeypatch.setitem(predict.__globals__, "segment", segment)
+    return calls
+
+
+def test_windows_overlap_as_in_the_runs_test_unless_told_otherwise(
+    segmenter: Path, images: Path, tmp_path: Path, seen: list[tuple[float, bool]]
+) -> None:
+    other = change(segmenter, tmp_path / "run", config={"overlap": 0.25, "precision": "bf16"})
+    for run, overlap in ((segmenter, None), (other, None), (other, 0.75)):
+        predict(run, images / "a.nii.gz", tmp_path / "mask.nii.gz", overlap=overlap)
+    assert seen == [(0.5, False), (0.25, True), (0.75, True)]
+
+
+def test_a_run_of_an_older_version_still_predicts(
+    segmenter: Path, images: Path, tmp_path: Path
+) -> None:
+    """Its checkpoint says neither places nor channel, and of values only whether they are HU."""
+    saved = torch.load(segmenter / "best.pt", weights_only=True)
+    for name in ("places", "channel"):
+        del saved["task"][name]
+    del saved["config"]["channel"]
+    saved["task"]["grid"]["is_ct"] = saved["task"]["grid"].pop("intensity") == "ct"
+    (tmp_path / "old").mkdir()
+    torch.save(saved, tmp_path / "old" / "best.pt")
+    masks = [
+        predict(run, images / "a.nii.gz", tmp_path / f"{run.name}.nii.gz")[0].read_bytes()
+        for run in (segmenter, tmp_path / "old")
+    ]
+    assert masks[0] == masks[1]
+
+
+# Channels
+
+
+@pytest.fixture
+def of_channel_1(segmenter: Path, tmp_path: Path) -> Path:
+    """A run that says it was trained on the second channel."""
+    return change(segmenter, tmp_path / "run", task={"channel": 1})
+
+
+def test_the_runs_channel_is_taken_of_a_4d_image(
+    segmenter: Path, of_channel_1: Path, tmp_path: Path
+) -> None:
+    image = sitk.JoinSeries([draw_case(0)[0], draw_case(2)[0]])
+    sitk.WriteImage(image, str(tmp_path / "four.nii"))
+    sitk.WriteImage(draw_case(2)[0], str(tmp_path / "one.nii"))
+    masks = [
+        sitk.GetArrayFromImage(sitk.ReadImage(str(predict(run, tmp_path / name, out)[0])))
+        for run, name, out in (
+            (of_channel_1, "four.nii", tmp_path / "a.nii.gz"),
+            (segmenter, "one.nii", tmp_path / "b.nii.gz"),
+        )
+    ]
+    np.testing.assert_array_equal(*masks)
+    with pytest.raises(TrainError, match="has channels 0 to 1, and none is picked"):
+        predict(segmenter, tmp_path / "four.nii", tmp_path / "c.nii.gz")
+
+
+def test_the_runs_channel_is_taken_of_nnunets_files(of_channel_1: Path, images: Path) -> None:
+    for name in ("a", "b"):
+        (images / f"{name}.nii.gz").rename(images / f"{name}_0000.nii.gz")
+        sitk.WriteImage(draw_case(7)[0], str(images / f"{name}_0001.nii.gz"))
+    written = predict(of_channel_1, images, images.parent / "masks")
+    assert [file.name for file in written] == ["a.nii.gz", "b.nii.gz"]
+    assert sitk.ReadImage(str(written[0])).GetDirection() == draw_case(7)[0].GetDirection()
+
+
+def test_a_channel_that_has_no_file_is_told(of_channel_1: Path, images: Path) -> None:
+    (images / "a.nii.gz").rename(images / "a_0000.nii.gz")
+    with pytest.raises(TrainError, match=r"a_0000\.nii\.gz: there is no a_0001 beside it"):
+        predict(of_channel_1, images, images.parent / "masks")
+
+
+# On the command line
+
+
+def invoke(*arguments: object) -> str:
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+OPTIONS = ("--width", 2, "--shape", "8,16,16", "--steps", 1, "--device", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("columns", "hint"), [({}, "IMAGE OUT.csv"), (PLACE, "PLACES.csv OUT.csv")]
+)
+def test_the_hint_after_classifying_names_a_table(
+    tmp_path: Path, columns: dict[str, object], hint: str
+) -> None:
+    task = make_labels(tmp_path / "labels", **columns)
+    assert invoke("finetune", task, tmp_path / "run", *OPTIONS).rstrip().endswith(hint)
+
+
+def test_the_hint_after_segmenting_names_a_mask(tmp_path: Path) -> None:
+    task = make_task(tmp_path / "balls", range(5))
+    out = invoke("finetune", task, tmp_path / "run", *OPTIONS)
+    assert out.rstrip().endswith("IMAGE OUT.nii.gz")
+
+
+def test_the_command_line_has_overlap_and_channel(
+    segmenter: Path, images: Path, seen: list[tuple[float, bool]]
+) -> None:
+    image = sitk.JoinSeries([draw_case(0)[0], draw_case(2)[0]])
+    sitk.WriteImage(image, str(images / "four.nii"))
+    out = images.parent / "mask.nii.gz"
+    invoke("predict", segmenter, images / "four.nii", out, "--overlap", 0.1, "--channel", 1)
+    assert seen == [(0.1, False)]
+
+
+def test_settings_of_the_command_line_reach_the_training(tmp_path: Path) -> None:
+    task = make_task(tmp_path / "balls", range(5))
+    given = ("--intensity", "per-image", "--loss", "dice+cross-entropy", "--mirror", "--channel", 0)
+    invoke("finetune", task, tmp_path / "run", *OPTIONS, *given)
+    saved = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
+    wanted = {"intensity": "per-image", "loss": "dice+cross-entropy", "mirror": True, "channel": 0}
+    assert {name: saved["config"][name] for name in wanted} == wanted
+    assert saved["task"]["grid"]["intensity"] == "per-image"
+
+
+def test_scores_that_are_no_numbers_are_null_in_json(tmp_path: Path) -> None:
+    """Nothing is tested on, so there is no Dice."""
+    task = make_task(tmp_path / "balls", range(3))
+    rows: list[dict[str, object]] = [
+        {**row, "split": "validation" if row["image"] == "0.nii" else "train"}
+        for row in read_rows(task)
+    ]
+    splits = write_manifest(task, rows)
+
+    def refuse(text: str) -> None:
+        raise AssertionError(f"{text} is no JSON")
+
+    summary = json.loads(
+        invoke("finetune", splits, tmp_path / "run", *OPTIONS, "--json"), parse_constant=refuse
+    )
+    assert summary["scores"] == {"dice": None, "iou": None}

@@ -1,0 +1,82 @@
+"""Crops of a store against its archive."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from click.testing import CliRunner
+
+from cli import main
+from pipeline.archive.catalogue import catalogue_folder, read_sources
+from pipeline.audit import audit
+from store import PatchStore
+from store.format import StoreError
+from store.verify import Problem
+from store.writer import write_shard
+
+
+@pytest.fixture
+def copy(prepared: Path, tmp_path: Path) -> Path:
+    """The prepared store and its catalogue, to be changed."""
+    store = shutil.copytree(prepared, tmp_path / "copy.store")
+    shutil.copytree(catalogue_folder(prepared), catalogue_folder(store))
+    return store
+
+
+def test_a_store_is_what_its_archive_gives(prepared: Path, patches: PatchStore) -> None:
+    told: list[int] = []
+    assert list(audit(prepared, sample=10**6, progress=told.append)) == []
+    assert sum(told) == len(patches.train) + len(patches.validation)
+
+
+def test_a_sample_reads_no_more_than_it_must(prepared: Path) -> None:
+    told: list[int] = []
+    assert list(audit(prepared, sample=3, progress=told.append)) == []
+    assert sum(told) == 3
+
+
+def test_a_crop_that_is_another_is_found(copy: Path, patches: PatchStore) -> None:
+    rows = patches.train.patch.grid.rows_of(1)
+    crops = np.array(patches.train.read(rows))
+    crops[2, 0, 0, 0] += 1
+    write_shard(copy, "train/patch", 1, crops)
+    assert list(audit(copy, sample=10**6)) == [
+        Problem("train/patch", "not what the archive gives", (rows[2],))
+    ]
+
+
+def test_a_crop_that_was_planned_elsewhere_is_found(copy: Path) -> None:
+    origin = zarr.open_array(str(copy / "validation/origin_mm"), mode="r+")
+    origin[0] = np.add(origin[0], [0, 3.0, 0])
+    (problem,) = audit(copy, sample=10**6)
+    assert (problem.where, problem.rows) == ("validation/patch", (0,))
+
+
+def test_a_source_that_is_gone_is_told_by_its_scan(copy: Path) -> None:
+    sources = read_sources(copy)
+    gone = next(row for row, file in sources.items() if file.endswith(".nii.gz"))
+    file = Path(sources[gone])
+    file.rename(file.with_suffix(".away"))
+    try:
+        done = CliRunner().invoke(
+            main, ["verify", str(copy), "--against-archive", "--sample", "9999", "--json"]
+        )
+    finally:
+        file.with_suffix(".away").rename(file)
+    assert done.exit_code == 1
+    assert json.loads(done.stdout) == [
+        {
+            "where": "scans",
+            "what": "source is missing or changed since the survey",
+            "rows": [gone],
+        }
+    ]
+
+
+def test_there_is_no_audit_without_the_private_catalogue(copy: Path) -> None:
+    shutil.rmtree(catalogue_folder(copy))
+    with pytest.raises(StoreError, match="only this file knows"):
+        list(audit(copy, sample=1))

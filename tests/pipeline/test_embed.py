@@ -1,0 +1,310 @@
+"""The autoencoder: what trains it, what its embeddings depend on, what it refuses to load."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+from pipeline.autoencoder import Autoencoder
+from pipeline.config import AutoencoderConfig
+from pipeline.stages import embed as embed_module
+from pipeline.stages.embed import (
+    Training,
+    embed,
+    load_autoencoder,
+    new_autoencoder,
+    save_autoencoder,
+    steps_done,
+    train_autoencoder,
+)
+from store import PatchStore
+from store.errors import ConfigError
+
+CONFIG = AutoencoderConfig(width=4, latent=16, max_steps=24, batch_size=6, threads=1)
+NUM_SCANS = 16
+TRAIN, HELD_OUT = np.arange(12), np.arange(12, 16)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def bodies() -> NDArray[np.uint8]:
+    """Thumbnails of two kinds by turns, a ball high or low in the box, nowhere quite alike."""
+    rng = np.random.default_rng(0)
+    z, y, x = np.ogrid[:64, :128, :128]
+    scans = np.empty((NUM_SCANS, 64, 128, 128), np.uint8)
+    for number, scan in enumerate(scans):
+        centre = np.array([16 if number % 2 else 48, 64, 64]) + rng.uniform(-4, 4, 3)
+        radius = rng.uniform(24, 30)
+        far = ((z - centre[0]) * 2) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2
+        scan[...] = np.where(far < radius**2, 200, 30) + rng.integers(0, 20, scan.shape)
+    return scans
+
+
+Read = Callable[[NDArray[Any]], NDArray[np.uint8]]
+
+
+@pytest.fixture(scope="module")
+def read(bodies: NDArray[np.uint8]) -> Read:
+    return lambda rows: bodies[rows]
+
+
+def train(
+    read: Read, checkpoint: Path, config: AutoencoderConfig = CONFIG, **options: Any
+) -> tuple[Autoencoder, Training]:
+    given = {"train": TRAIN, "held_out": HELD_OUT, "seed": 3, **options}
+    return train_autoencoder(read, config=config, checkpoint=checkpoint, **given)
+
+
+@pytest.fixture(scope="module")
+def trained(read: Read, tmp_path_factory: pytest.TempPathFactory) -> tuple[Autoencoder, Training]:
+    return train(read, tmp_path_factory.mktemp("trained") / "autoencoder.pt")
+
+
+def assert_same_weights(one: Autoencoder, other: Autoencoder) -> None:
+    weights, others = one.state_dict(), other.state_dict()
+    assert weights.keys() == others.keys()
+    assert [name for name in weights if not torch.equal(weights[name], others[name])] == []
+
+
+def held_out_loss(model: Autoencoder, read: Read) -> float:
+    images = Autoencoder.reduce(torch.from_numpy(read(HELD_OUT)).unsqueeze(1).float() / 255)
+    with torch.no_grad():
+        return float(torch.nn.functional.mse_loss(model(images), images))
+
+
+# Training ----------------------------------------------------------------------------------------
+
+
+def test_the_held_out_loss_falls(trained: tuple[Autoencoder, Training], read: Read) -> None:
+    model, _ = trained
+    untrained = new_autoencoder(CONFIG, 3).eval()
+    assert held_out_loss(model, read) < 0.3 * held_out_loss(untrained, read)
+
+
+def test_the_weights_kept_are_those_of_the_loss_that_is_told(
+    trained: tuple[Autoencoder, Training], read: Read
+) -> None:
+    model, training = trained
+    assert held_out_loss(model, read) == pytest.approx(training.held_out_loss, rel=1e-4)
+
+
+def test_the_nearest_scan_is_of_the_same_kind(
+    trained: tuple[Autoencoder, Training], read: Read
+) -> None:
+    vectors = embed(trained[0], read, NUM_SCANS).astype(float)
+    distance = np.linalg.norm(vectors[:, None] - vectors, axis=2)
+    np.fill_diagonal(distance, np.inf)
+    assert (distance.argmin(axis=1) % 2).tolist() == [number % 2 for number in range(NUM_SCANS)]
+
+
+def test_training_again_gives_the_same_weights_whatever_the_global_seed(
+    trained: tuple[Autoencoder, Training], read: Read, tmp_path: Path
+) -> None:
+    torch.manual_seed(99)
+    model, training = train(read, tmp_path / "again.pt")
+    assert_same_weights(model, trained[0])
+    assert training == trained[1]
+
+
+def test_global_random_state_is_left_as_it_was() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    new_autoencoder(CONFIG, 3)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_another_seed_begins_with_other_weights() -> None:
+    one, other = new_autoencoder(CONFIG, 3), new_autoencoder(CONFIG, 4)
+    assert not torch.equal(one.expand.weight, other.expand.weight)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 7])
+def test_a_killed_training_ends_with_the_same_weights(
+    trained: tuple[Autoencoder, Training],
+    read: Read,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    after: int,
+) -> None:
+    monkeypatch.setattr(embed_module, "_CHECKPOINT_STEPS", 6)  # every third epoch
+    epochs: list[int] = []
+
+    def die(steps: int, training: Training) -> None:
+        epochs.append(training.epochs)
+        if len(epochs) == after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(read, tmp_path / "killed.pt", progress=die)
+    model, training = train(read, tmp_path / "killed.pt", progress=die)
+    assert_same_weights(model, trained[0])
+    assert training == trained[1]
+    assert epochs[after] == after - after % 3 + 1  # it went on where the checkpoint was
+
+
+def test_the_steps_of_an_interrupted_training_are_known(
+    read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed_module, "_CHECKPOINT_STEPS", 6)
+    assert steps_done(tmp_path / "none.pt") == 0
+    train(read, tmp_path / "checkpoint.pt", config=dataclasses.replace(CONFIG, max_steps=14))
+    assert steps_done(tmp_path / "checkpoint.pt") == 12
+
+
+def test_no_more_steps_are_taken_than_allowed(
+    read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[None] = []
+    step = torch.optim.Adam.step
+
+    def count(self: torch.optim.Adam, *arguments: Any) -> Any:
+        steps.append(None)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", count)
+    few = dataclasses.replace(CONFIG, max_steps=4, batch_size=2)  # six steps would be an epoch
+    train(read, tmp_path / "few.pt", few)
+    assert len(steps) == 4
+
+
+def test_training_stops_when_the_held_out_loss_no_longer_falls(read: Read, tmp_path: Path) -> None:
+    epochs: list[Training] = []
+    still = dataclasses.replace(CONFIG, learning_rate=1e-30, patience=3)
+    train(read, tmp_path / "still.pt", still, progress=lambda _, now: epochs.append(now))
+    assert len(epochs) == 4
+
+
+def test_without_held_out_scans_the_training_scans_judge(read: Read, tmp_path: Path) -> None:
+    short = dataclasses.replace(CONFIG, max_steps=2)
+    _, training = train(read, tmp_path / "alone.pt", short, held_out=np.arange(0))
+    assert np.isfinite(training.held_out_loss)
+
+
+# Embeddings --------------------------------------------------------------------------------------
+
+
+def test_nothing_reaches_the_output_but_through_the_embedding(
+    trained: tuple[Autoencoder, Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = trained
+    images = torch.rand(2, 1, 16, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert not torch.equal(*model(images))
+        fixed = model.encode(images[:1]).expand(2, -1)
+        monkeypatch.setattr(model, "encode", lambda _: fixed)
+        one, other = model(images)
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+def test_an_embedding_does_not_depend_on_the_other_scans(
+    trained: tuple[Autoencoder, Training], read: Read
+) -> None:
+    together = embed(trained[0], read, NUM_SCANS)
+    for row in (0, 5, 15):
+        alone = embed(trained[0], lambda rows, row=row: read(rows + row), 1)
+        np.testing.assert_array_equal(together[row], alone[0])
+
+
+def test_embeddings_are_as_long_as_the_settings_say(
+    trained: tuple[Autoencoder, Training], read: Read
+) -> None:
+    found = embed(trained[0], read, 3)
+    assert (found.shape, found.dtype) == ((3, CONFIG.latent), np.float32)
+
+
+def test_a_store_has_the_embeddings_that_its_weights_give(
+    prepared: Path, patches: PatchStore
+) -> None:
+    model = load_autoencoder(prepared / "scans/embedding/autoencoder.safetensors")
+    found = embed(model, patches.thumbnails.read, len(patches.scans.id))
+    np.testing.assert_array_equal(found, patches.scans.embedding)
+
+
+# Files -------------------------------------------------------------------------------------------
+
+
+def test_saved_weights_are_loaded_with_their_shape(
+    trained: tuple[Autoencoder, Training], tmp_path: Path
+) -> None:
+    save_autoencoder(trained[0], tmp_path / "weights.safetensors")
+    loaded = load_autoencoder(tmp_path / "weights.safetensors")
+    assert (loaded.latent, loaded.width) == (CONFIG.latent, CONFIG.width)
+    assert_same_weights(loaded, trained[0])
+
+
+def test_the_same_weights_are_the_same_file(
+    trained: tuple[Autoencoder, Training], tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        save_autoencoder(trained[0], tmp_path / f"{name}.safetensors")
+    one, two = tmp_path.iterdir()
+    assert one.read_bytes() == two.read_bytes()
+
+
+def make_text(path: Path) -> None:
+    path.write_text("weights")
+
+
+def make_empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def make_pickle(path: Path) -> None:
+    torch.save(new_autoencoder(CONFIG, 0).state_dict(), path)
+
+
+def make_foreign(path: Path) -> None:
+    save_file({"conv.weight": torch.zeros(3)}, path, metadata={"format": "pt"})
+
+
+def make_lacking(path: Path) -> None:
+    shape = '{"latent": 16, "width": 4}'
+    save_file({"expand.bias": torch.zeros(3)}, path, metadata={"semgen-autoencoder": shape})
+
+
+def make_truncated(path: Path) -> None:
+    save_autoencoder(new_autoencoder(CONFIG, 0), path)
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def make_nonsense(path: Path) -> None:
+    shape = '{"latent": "many", "width": 4}'
+    save_file({"expand.bias": torch.zeros(3)}, path, metadata={"semgen-autoencoder": shape})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        make_text,
+        make_empty,
+        make_pickle,
+        make_foreign,
+        make_lacking,
+        make_truncated,
+        make_nonsense,
+    ],
+)
+def test_files_that_are_no_autoencoder_are_refused(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "weights.file")
+    with pytest.raises(ConfigError, match=r"weights\.file: not an autoencoder that semgen wrote"):
+        load_autoencoder(tmp_path / "weights.file")

@@ -1,0 +1,115 @@
+"""A grown archive: a new store from an old one's survey is the same as one from nothing."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zarr
+
+from pipeline.archive.catalogue import catalogue_folder
+from tests.campaigns.kills import contents
+from tests.conftest import Semgen
+
+
+@pytest.fixture
+def grown(prepared: Path, phantoms: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """An archive, its store, and then one scan more, one changed."""
+    archive = shutil.copytree(phantoms, tmp_path / "archive")  # times and all
+    old = shutil.copytree(prepared, tmp_path / "old.store")
+    shutil.copytree(catalogue_folder(prepared), catalogue_folder(old))
+    files = sorted(archive.glob("phantom-*.nii.gz"))
+    shutil.copy(files[0], archive / "new.nii.gz")
+    shutil.copy(files[1], files[0])
+    return archive, old
+
+
+def test_a_store_that_is_extended_is_the_same_as_one_made_anew(
+    grown: tuple[Path, Path], semgen: Semgen, config_file: Path, tmp_path: Path
+) -> None:
+    archive, old = grown
+    before = contents(old)
+    command = ["prepare", archive, "--config", config_file, "--workers", 1]
+    anew = semgen(*command[:2], tmp_path / "anew", *command[2:])
+    extended = semgen(*command[:2], tmp_path / "extended", *command[2:], "--extend", old)
+    assert anew.returncode == extended.returncode == 0, extended.stderr
+    assert contents(tmp_path / "extended") == contents(tmp_path / "anew")
+    assert contents(old) == before
+    told = extended.stderr.splitlines()
+    assert any(line.startswith("survey: 3 scans") for line in told), told
+    assert any(line.startswith("reuse: ") for line in told)
+
+
+def test_a_file_that_was_only_touched_is_read_again(
+    grown: tuple[Path, Path], semgen: Semgen, config_file: Path, tmp_path: Path
+) -> None:
+    archive, old = grown
+    for file in archive.rglob("*"):
+        os.utime(file, (1, 1))
+    done = semgen(
+        "prepare", archive, tmp_path / "s", "--config", config_file, "--extend", old, "--workers", 1
+    )
+    assert done.returncode == 0, done.stderr
+    assert any(line.startswith("reuse: 0 scans") for line in done.stderr.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--frame", "scan"], ["surveyed with other settings", "frame: body -> scan"]),
+        (["same"], ["is the store to extend", "another folder"]),
+    ],
+)
+def test_what_cannot_be_extended_is_refused(
+    prepared: Path,
+    phantoms: Path,
+    semgen: Semgen,
+    config_file: Path,
+    tmp_path: Path,
+    options: list[str],
+    words: list[str],
+) -> None:
+    target = prepared if options == ["same"] else tmp_path / "s"
+    options = [option for option in options if option != "same"]
+    done = semgen(
+        *("prepare", phantoms, target, "--config", config_file, "--extend", prepared),
+        *options,
+    )
+    assert done.returncode == 1
+    assert [word for word in words if word not in done.stderr] == []
+    assert not (tmp_path / "s").exists()
+
+
+def test_an_old_store_without_its_catalogue_cannot_be_extended(
+    prepared: Path, phantoms: Path, semgen: Semgen, config_file: Path, tmp_path: Path
+) -> None:
+    old = shutil.copytree(prepared, tmp_path / "old.store")
+    assert not catalogue_folder(old).exists()
+    done = semgen(
+        *("prepare", phantoms, tmp_path / "s", "--config", config_file, "--extend", old),
+        *("--workers", 1),
+    )
+    assert done.returncode == 1
+    assert "only this file knows" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_survey_of_another_version_is_not_used_again(
+    grown: tuple[Path, Path], semgen: Semgen, config_file: Path, tmp_path: Path
+) -> None:
+    archive, old = grown
+    group = zarr.open_group(str(old), mode="r+")
+    attribute: Any = group.attrs["semgen"]
+    del attribute["stages"]["survey"]["version"]  # as before it was noted
+    group.attrs["semgen"] = attribute
+    done = semgen(
+        *("prepare", archive, tmp_path / "s", "--config", config_file, "--extend", old),
+        *("--workers", 1),
+    )
+    assert done.returncode == 1
+    assert "surveyed by another version of semgen" in done.stderr.splitlines()[-1]
+    group.attrs["semgen"] = {**attribute, "state": "building"}
+    done = semgen("prepare", archive, old, "--config", config_file, "--workers", 1)
+    assert done.returncode == 1
+    assert "begun by another version of semgen" in done.stderr.splitlines()[-1]

@@ -1,0 +1,506 @@
+"""Which store, which catalogue, which archive: one job each, and others refused by name."""
+
+import contextlib
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+import zarr
+from click.testing import CliRunner, Result
+
+from cli import main
+from pipeline.archive.catalogue import Catalogue, catalogue_folder, read_archive, read_sources
+from pipeline.audit import audit
+from pipeline.config import PrepareConfig
+from pipeline.job import prepare
+from pipeline.preflight import PrepareError, check_crops_fit
+from store import PatchStore, SemgenError, StoreError
+from store.writer import StoreWriter
+from tests.campaigns.kills import contents
+from tests.conftest import Semgen
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, list(map(str, arguments)))
+
+
+def assert_refused(done: Result, *words: str) -> None:
+    """Exit status 1 and one line that has all these words."""
+    assert isinstance(done.exception, SystemExit), done.exception
+    assert done.exit_code == 1
+    (line,) = done.stderr.splitlines()
+    assert [word for word in words if word not in line] == []
+
+
+def copy_with_catalogue(store: Path, to: Path) -> Path:
+    shutil.copytree(catalogue_folder(store), catalogue_folder(to))
+    return shutil.copytree(store, to)
+
+
+def unseal(store: Path) -> Path:
+    """Turn a complete store into one whose crops are not all cut."""
+    for name in ("scans/thumbnail", "train/patch", "validation/patch"):
+        del zarr.open_array(str(store / name), mode="r+").attrs["shard_sha256"]
+    group = zarr.open_group(str(store), mode="r+")
+    changed = {"state": "building", "fingerprint": None}
+    group.attrs["semgen"] = {**group.attrs["semgen"], **changed}  # type: ignore[dict-item]
+    (store / "train/patch/c/0/0/0/0").unlink()
+    return store
+
+
+@pytest.fixture
+def complete(prepared: Path, tmp_path: Path) -> Path:
+    """A copy of the prepared store and its catalogue."""
+    return copy_with_catalogue(prepared, tmp_path / "mine.store")
+
+
+@pytest.fixture
+def unfinished(complete: Path) -> Path:
+    return unseal(complete)
+
+
+# However STORE is spelled ------------------------------------------------------------------------
+
+
+def test_a_job_on_the_same_store_by_another_path_is_refused(
+    phantoms: Path, config_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "link.store").symlink_to(tmp_path / "busy.store")
+    first = Catalogue(catalogue_folder(tmp_path / "busy.store"))
+    try:
+        done = run("prepare", phantoms, tmp_path / "link.store", "--config", config_file)
+        assert_refused(done, "another prepare is at work on this store")
+    finally:
+        first.close()
+
+
+@pytest.mark.parametrize("spelled", [".", "../mine.store/", "../link.store", "{store}/classes/.."])
+def test_a_store_is_known_by_every_path(
+    complete: Path, phantoms: Path, config_file: Path, monkeypatch: pytest.MonkeyPatch, spelled: str
+) -> None:
+    (complete.parent / "link.store").symlink_to(complete)
+    before = sorted(complete.parent.iterdir())
+    monkeypatch.chdir(complete)
+    store = spelled.format(store=complete)
+    done = run("prepare", phantoms, store, "--config", config_file, "--json")
+    assert (done.exit_code, '"archive_checked": true' in done.stdout) == (0, True)
+    assert run("inspect", store, "--paths").exit_code == 0
+    assert sorted(complete.parent.iterdir()) == before
+
+
+def test_two_dots_are_the_folder_above(
+    complete: Path, phantoms: Path, config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(complete / "classes")
+    assert run("prepare", phantoms, "..", "--config", config_file).exit_code == 0
+
+
+def test_the_working_folder_can_become_a_store(
+    prepared: Path, phantoms: Path, config_file: Path, semgen: Semgen, tmp_path: Path
+) -> None:
+    (tmp_path / "here").mkdir()
+    done = semgen(
+        *("prepare", phantoms, ".", "--config", config_file, "--workers", 1), cwd=tmp_path / "here"
+    )
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "here") == contents(prepared)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "here.catalogue"]
+
+
+def test_a_folder_that_was_there_before_stays_when_there_is_nothing_to_prepare(
+    semgen: Semgen, tmp_path: Path
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "archive").mkdir()
+    done = semgen("prepare", "../archive", ".", "--workers", 1, cwd=tmp_path / "here")
+    assert "no usable CT series" in done.stderr.splitlines()[-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["archive", "here"]
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["prepare", "archive", "s3://bucket/chest.store"],
+        ["prepare", "https://host/scans", "store"],
+        ["prepare", "archive", "s3:/bucket/chest.store"],
+        ["prepare", "archive", "store", "--extend", "s3://bucket/chest.store"],
+        ["inspect", "s3://bucket/chest.store"],
+        ["report", "store", "s3://bucket/out.html"],
+        ["demo", "s3://bucket/demo"],
+    ],
+    ids=" ".join,
+)
+def test_a_url_is_refused_and_no_folder_made_of_it(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_refused(run(*arguments), "is a URL", "only files and folders")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_url_that_became_a_path_is_refused(phantoms: Path, config: PrepareConfig) -> None:
+    with pytest.raises(SemgenError, match="is a URL"):
+        PatchStore("s3://bucket/s")
+    with pytest.raises(SemgenError, match="is a URL"):
+        prepare([phantoms], Path("s3://bucket/s"), config, workers=1, reporter=None)  # type: ignore[arg-type]
+
+
+# A store and its catalogue -----------------------------------------------------------------------
+
+
+def test_a_store_that_moved_with_its_catalogue_is_finished_where_it_lies(
+    unfinished: Path, prepared: Path, phantoms: Path, config_file: Path, semgen: Semgen
+) -> None:
+    moved = unfinished.rename(unfinished.parent / "other name")
+    catalogue_folder(unfinished).rename(catalogue_folder(moved))
+    done = semgen("prepare", phantoms, moved, "--config", config_file, "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    assert contents(moved) == contents(prepared)
+
+
+def test_an_unfinished_store_that_moved_without_its_catalogue_is_refused(
+    unfinished: Path, phantoms: Path, config_file: Path, tmp_path: Path
+) -> None:
+    moved = unfinished.rename(tmp_path / "moved.store")
+    before = contents(moved)
+    done = run("prepare", phantoms, moved, "--config", config_file)
+    assert_refused(done, "moved.store.catalogue", "is missing", "move it back")
+    assert contents(moved) == before
+    assert not catalogue_folder(moved).exists()
+
+
+def test_a_complete_store_without_its_catalogue_is_complete_but_its_archive_unknown(
+    complete: Path, phantoms: Path, config_file: Path, tmp_path: Path
+) -> None:
+    moved = complete.rename(tmp_path / "moved.store")
+    done = run("prepare", phantoms, moved, "--config", config_file)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "is complete; nothing to do" in done.stdout
+    assert "Whether it was made from this archive is not known" in done.stdout
+    assert PatchStore(moved).state == "complete"
+    assert not catalogue_folder(moved).exists()
+
+
+def test_a_catalogue_of_an_older_version_knows_the_files_but_not_the_archive(
+    complete: Path, phantoms: Path, config_file: Path
+) -> None:
+    database = sqlite3.connect(catalogue_folder(complete) / "catalogue.sqlite")
+    with contextlib.closing(database), database:
+        database.execute("DROP TABLE archive")
+        database.execute("DELETE FROM input WHERE name = 'settings'")
+    assert len(read_sources(complete)) == len(PatchStore(complete).scans.id)
+    done = run("prepare", phantoms, complete, "--config", config_file)
+    assert done.exit_code == 0
+    assert "Whether it was made from this archive is not known" in done.stdout
+
+
+@pytest.fixture
+def strange(prepared: Path, phantoms: Path, tmp_path: Path) -> Path:
+    """The catalogue of a store of fewer scans under the same settings."""
+    folder = shutil.copytree(catalogue_folder(prepared), tmp_path / "strange")
+    catalogue = Catalogue(folder)
+    catalogue._db.execute("UPDATE series SET reason = 'other' WHERE scan_row = 2")
+    catalogue.number_scans()
+    catalogue.close()
+    return folder
+
+
+@pytest.mark.parametrize("state", ["complete", "building"])
+def test_the_catalogue_of_a_store_of_other_scans_is_refused(
+    complete: Path, strange: Path, phantoms: Path, config_file: Path, state: str
+) -> None:
+    shutil.rmtree(catalogue_folder(complete))
+    strange.rename(catalogue_folder(complete))
+    if state == "building":
+        unseal(complete)
+    done = run("prepare", phantoms, complete, "--config", config_file)
+    assert_refused(done, "mine.store.catalogue", "the catalogue of another store")
+    assert PatchStore(complete, allow_building=True).state == state
+
+
+@pytest.mark.parametrize(
+    "command", [["inspect", "--paths"], ["inspect", "--class", "0", "--paths"]], ids=" ".join
+)
+def test_files_are_not_named_from_another_stores_catalogue(
+    complete: Path, strange: Path, command: list[str]
+) -> None:
+    shutil.rmtree(catalogue_folder(complete))
+    strange.rename(catalogue_folder(complete))
+    assert_refused(run(*command, complete), "the catalogue of another store")
+
+
+def test_no_crop_is_cut_again_by_another_stores_catalogue(complete: Path, strange: Path) -> None:
+    shutil.rmtree(catalogue_folder(complete))
+    strange.rename(catalogue_folder(complete))
+    with pytest.raises(StoreError, match="the catalogue of another store"):
+        list(audit(complete, sample=1))
+
+
+def test_a_store_is_not_extended_by_another_ones_catalogue(
+    complete: Path, strange: Path, phantoms: Path, config_file: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(catalogue_folder(complete))
+    strange.rename(catalogue_folder(complete))
+    done = run("prepare", phantoms, tmp_path / "s", "--config", config_file, "--extend", complete)
+    assert_refused(done, "the catalogue of another store")
+    assert not (tmp_path / "s").exists()
+
+
+def begin(store: Path, config: PrepareConfig) -> None:
+    """A store as it is before anything was surveyed."""
+    StoreWriter.create(store, config=config.to_json(), software={})
+
+
+def test_the_catalogue_of_a_store_of_other_settings_is_refused(
+    prepared: Path, phantoms: Path, config_file: Path, config: PrepareConfig, tmp_path: Path
+) -> None:
+    begin(tmp_path / "s", PrepareConfig(**{**_fields(config), "frame": "scan"}))
+    shutil.copytree(catalogue_folder(prepared), tmp_path / "s.catalogue")
+    done = run("prepare", phantoms, tmp_path / "s", "--config", config_file, "--frame", "scan")
+    assert_refused(done, "the catalogue of another store")
+
+
+def _fields(config: PrepareConfig) -> dict[str, object]:
+    return {name: getattr(config, name) for name in PrepareConfig.__dataclass_fields__}
+
+
+def test_a_finished_catalogue_beside_a_store_that_is_not_surveyed_is_refused(
+    prepared: Path, phantoms: Path, config_file: Path, config: PrepareConfig, tmp_path: Path
+) -> None:
+    begin(tmp_path / "s", config)
+    shutil.copytree(catalogue_folder(prepared), tmp_path / "s.catalogue")
+    done = run("prepare", phantoms, tmp_path / "s", "--config", config_file)
+    assert_refused(done, "the catalogue of another store")
+
+
+def test_a_damaged_catalogue_is_told_in_one_line(
+    complete: Path, phantoms: Path, config_file: Path
+) -> None:
+    (catalogue_folder(complete) / "catalogue.sqlite").write_bytes(b"no database" * 100)
+    for command in (["inspect", complete, "--paths"], ["prepare", phantoms, complete]):
+        options = ["--config", config_file] if command[0] == "prepare" else []
+        assert_refused(run(*command, *options), "catalogue.sqlite", "not a database")
+
+
+# A store and its archive -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(phantoms: Path, tmp_path: Path) -> list[Path]:
+    """An archive in two folders."""
+    first, second = tmp_path / "first ward", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    for path in sorted(phantoms.iterdir()):
+        if path.name != "landmarks.json":
+            folder = first if path.name < "phantom-0002" else second
+            copy = shutil.copytree if path.is_dir() else shutil.copy
+            copy(path, folder / path.name)
+    return [first, second]
+
+
+@pytest.fixture
+def of_two(two: list[Path], config_file: Path, semgen: Semgen, tmp_path: Path) -> Path:
+    """The store of that archive."""
+    store = tmp_path / "two.store"
+    done = semgen("prepare", *two, store, "--config", config_file, "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    return store
+
+
+def test_the_same_archive_spelled_otherwise_is_the_same(
+    two: list[Path], of_two: Path, config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two
+    (first.parent / "link").symlink_to(second)
+    monkeypatch.chdir(first.parent)
+    done = run("prepare", "link", "./second/", first, of_two, "--config", config_file)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "is complete; nothing to do.\n" in done.stdout
+
+
+def test_an_unfinished_store_is_finished_with_its_folders_in_another_order(
+    two: list[Path], of_two: Path, config_file: Path, semgen: Semgen
+) -> None:
+    before = contents(of_two)
+    unseal(of_two)
+    done = semgen("prepare", *two[::-1], of_two, "--config", config_file, "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    assert contents(of_two) == before
+
+
+def test_an_unfinished_store_refuses_another_archive_and_names_both(
+    unfinished: Path, phantoms: Path, config_file: Path, tmp_path: Path
+) -> None:
+    before = contents(unfinished)
+    (tmp_path / "other").mkdir()
+    done = run("prepare", tmp_path / "other", unfinished, "--config", config_file)
+    assert_refused(done, f"made from {phantoms}", f"not from {tmp_path / 'other'}")
+    assert contents(unfinished) == before
+
+
+def test_a_complete_store_does_not_pass_over_a_further_folder(
+    complete: Path, phantoms: Path, config_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "new").mkdir()
+    done = run("prepare", phantoms, tmp_path / "new", complete, "--config", config_file)
+    command = f"semgen prepare {phantoms} {tmp_path / 'new'} NEW_STORE --extend {complete}"
+    assert_refused(done, "complete", f"not from {tmp_path / 'new'}", command)
+
+
+def test_a_part_of_the_archive_is_refused(two: list[Path], of_two: Path, config_file: Path) -> None:
+    done = run("prepare", two[1], of_two, "--config", config_file)
+    assert_refused(done, f"made from {two[0]} and {two[1]}", "name all of them", str(two[1]))
+
+
+def test_the_command_that_is_proposed_for_a_further_folder_reads_only_that(
+    two: list[Path], config_file: Path, semgen: Semgen, tmp_path: Path, phantoms: Path
+) -> None:
+    old = tmp_path / "old.store"
+    done = semgen("prepare", phantoms, old, "--config", config_file, "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    new = tmp_path / "new.store"
+    done = semgen(
+        *("prepare", phantoms, two[1], new, "--extend", old, "--config", config_file),
+        *("--workers", 1),
+    )
+    assert done.returncode == 0, done.stderr
+    assert any(line.startswith("reuse: 5 scans") for line in done.stderr.splitlines())
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_moved_archive_is_taken_when_it_is_named_as_moved(
+    two: list[Path], of_two: Path, config_file: Path, semgen: Semgen, finished: bool
+) -> None:
+    before = contents(of_two)
+    if not finished:
+        unseal(of_two)
+    moved = [path.rename(path.parent / f"moved {path.name}") for path in two]
+    done = run("prepare", *moved, of_two, "--config", config_file)
+    assert_refused(done, "add --archive-moved")
+    command = ["prepare", *moved, of_two, "--config", config_file, "--workers", 1]
+    done = semgen(*command, "--archive-moved")
+    assert done.returncode == 0, done.stderr
+    assert contents(of_two) == before
+    assert read_archive(of_two) == moved
+    assert all(Path(file).exists() for file in read_sources(of_two).values())
+    assert semgen(*command).returncode == 0
+
+
+def test_moved_scans_that_are_not_those_of_the_survey_are_found_out(
+    of_two: Path, two: list[Path], config_file: Path, semgen: Semgen, tmp_path: Path
+) -> None:
+    unseal(of_two)
+    for split in ("train", "validation"):
+        shutil.rmtree(of_two / split / "patch/c")
+    moved = [path.rename(path.parent / f"moved {path.name}") for path in two]
+    one, other = sorted(moved[1].glob("phantom-*.nii.gz"))[:2]
+    shutil.copy(other, one)
+    done = semgen(
+        *("prepare", *moved, of_two, "--config", config_file, "--workers", 1, "--archive-moved")
+    )
+    assert done.returncode == 1
+    assert "changed since the survey" in done.stderr.splitlines()[-1]
+
+
+def test_as_many_folders_must_be_named_as_moved(
+    of_two: Path, two: list[Path], config_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "one").mkdir()
+    done = run("prepare", tmp_path / "one", of_two, "--config", config_file, "--archive-moved")
+    assert_refused(done, f"made from {two[0]} and {two[1]}", "as many", "in this order")
+
+
+def test_nothing_can_have_moved_before_a_store_is_begun(phantoms: Path, tmp_path: Path) -> None:
+    done = run("prepare", phantoms, tmp_path / "s", "--archive-moved")
+    assert_refused(done, "not begun yet", "without --archive-moved")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_archives_path_is_not_in_the_store(complete: Path, phantoms: Path) -> None:
+    assert read_archive(complete) == [phantoms]
+    assert not any(str(phantoms).encode() in file.read_bytes()
+                   for file in complete.rglob("*") if file.is_file())  # fmt: skip
+
+
+# Checked before the work ------------------------------------------------------------------------
+
+
+def test_a_single_scan_is_told_before_an_autoencoder_trains(
+    phantoms: Path, config_file: Path, semgen: Semgen, tmp_path: Path
+) -> None:
+    done = semgen(
+        "prepare", phantoms / "phantom-0000.nii.gz", tmp_path / "s", "--config", config_file,
+        "--workers", 1,
+    )  # fmt: skip
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert "1 of 1 scans are for training, and a class needs 2" in last
+    assert not any(line.startswith("embed") for line in done.stderr.splitlines())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": (512, 32, 32)},
+        {"spacing_mm": (3.0, 20.0, 2.0)},
+        {"side_steps": (900, 901)},
+        {"border": (0.0, 1000.0, 0.0)},
+        {"frame": "voxel", "shape": (512, 32, 32)},
+    ],
+    ids=str,
+)
+def test_crops_that_no_scan_holds_are_told_from_the_geometry(
+    prepared: Path, config: PrepareConfig, change: dict[str, object]
+) -> None:
+    changed = PrepareConfig(**{**_fields(config), **change})
+    with pytest.raises(PrepareError, match=r"crops do not fit .* smaller shape, spacing_mm"):
+        check_crops_fit(PatchStore(prepared), changed)
+
+
+def test_crops_that_too_few_scans_hold_are_told_from_the_geometry(
+    prepared: Path, config: PrepareConfig
+) -> None:
+    scans = PatchStore(prepared).scans
+    height = (scans.size * scans.spacing_mm)[scans.split == 0, 0]
+    most = int(sorted(height)[-1] / config.spacing_mm[0] // 8 * 8)
+    changed = PrepareConfig(**{**_fields(config), "shape": (most, 32, 32), "scales": 1})
+    with pytest.raises(PrepareError, match="of 3 training scans hold one, and a class needs 2"):
+        check_crops_fit(PatchStore(prepared), changed)
+
+
+def test_crops_that_fit_are_not_refused(prepared: Path, config: PrepareConfig) -> None:
+    check_crops_fit(PatchStore(prepared), config)
+
+
+# Weights of another store ------------------------------------------------------------------------
+
+
+def test_weights_are_taken_from_a_store(
+    prepared: Path, patches: PatchStore, phantoms: Path, config_file: Path, semgen: Semgen,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    store = tmp_path / "reused.store"
+    done = semgen(
+        "prepare", phantoms, store, "--config", config_file, "--workers", 1,
+        "--autoencoder", prepared,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert PatchStore(store).fingerprint == patches.fingerprint
+    assert any(line.startswith("embed: 5 scans") for line in done.stderr.splitlines())
+
+
+def test_a_store_that_has_no_weights_yet_is_told(
+    phantoms: Path, config: PrepareConfig, tmp_path: Path
+) -> None:
+    begin(tmp_path / "begun", config)
+    done = run("prepare", phantoms, tmp_path / "s", "--autoencoder", tmp_path / "begun")
+    assert_refused(done, "begun", "has no autoencoder yet", "finish preparing it")
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_folder_that_is_no_store_gives_no_weights(phantoms: Path, tmp_path: Path) -> None:
+    done = run("prepare", phantoms, tmp_path / "s", "--autoencoder", phantoms)
+    assert_refused(done, str(phantoms), "not a semgen store")

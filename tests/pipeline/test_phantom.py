@@ -1,0 +1,307 @@
+"""What the synthetic patients promise: known anatomy, one truth in every patient, same bytes."""
+
+import json
+import pickle
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK
+from numpy.typing import NDArray
+
+from pipeline.phantom import patients as phantom_module
+from pipeline.phantom.patients import (
+    COVERAGE_MM,
+    Phantom,
+    draw_phantom,
+    write_archive,
+    write_dicom,
+    write_nifti,
+)
+
+WHOLE = "chest-abdomen"
+
+
+@cache
+def small(index: int, protocol: str = WHOLE) -> Phantom:
+    return draw_phantom(7, index, matrix=64, protocol=protocol)
+
+
+@cache
+def scan(index: int, protocol: str = WHOLE) -> NDArray[np.int16]:
+    return small(index, protocol).render()
+
+
+def points_in(phantom: Phantom, *, number: int = 2000, seed: int = 0) -> NDArray[np.float64]:
+    extent_mm = (np.array(phantom.size) - 1) * phantom.spacing_mm
+    return np.random.default_rng([seed, number]).uniform(0, extent_mm, (number, 3))
+
+
+def as_lps(image: SimpleITK.Image) -> SimpleITK.Image:
+    return SimpleITK.DICOMOrient(image, "LPS")
+
+
+def read_series(directory: Path) -> SimpleITK.Image:
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(directory)))
+    return reader.Execute()
+
+
+def tissue(phantom: Phantom, landmark: str) -> float:
+    """HU, without contrast, at a landmark."""
+    native = replace(phantom, contrast=0.0)
+    return float(native.anatomy_hu(np.array([phantom.landmarks()[landmark]]))[0])
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_mapping_to_the_atlas_and_back_returns_every_point(index: int) -> None:
+    phantom = small(index)
+    points_mm = points_in(phantom)
+    np.testing.assert_allclose(
+        phantom.from_atlas(phantom.to_atlas(points_mm)), points_mm, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_no_patient_is_folded(index: int) -> None:
+    phantom = small(index)
+    points_mm, step = points_in(phantom), 0.01
+    columns = [
+        (phantom.to_atlas(points_mm + shift) - phantom.to_atlas(points_mm - shift)) / (2 * step)
+        for shift in step * np.eye(3)
+    ]
+    assert np.linalg.det(np.stack(columns, axis=2)).min() > 0.1
+
+
+def test_the_same_anatomy_has_the_same_hu_in_two_patients() -> None:
+    one, other = small(0), replace(small(1), contrast=small(0).contrast)
+    here_mm = points_in(one)
+    there_mm = other.from_atlas(one.to_atlas(here_mm))
+    assert np.abs(there_mm - here_mm).max() > 10
+    np.testing.assert_allclose(one.anatomy_hu(here_mm), other.anatomy_hu(there_mm), atol=0.5)
+
+
+def test_without_a_scanners_traces_a_voxel_is_the_anatomy_at_its_position() -> None:
+    clean = replace(small(3), noise_hu=0.0, table_mm=None, padding_hu=None)
+    indices = np.random.default_rng(0).integers(0, clean.size, (4000, 3))
+    expected = clean.anatomy_hu(indices * np.array(clean.spacing_mm))
+    # Rendering is in single precision, which shows at edges only, by hundredths of a mm.
+    np.testing.assert_allclose(clean.render()[tuple(indices.T)], expected, atol=25)
+
+
+def test_rendering_does_not_depend_on_how_many_slices_are_done_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    at_once = scan(2)
+    monkeypatch.setattr(phantom_module, "SLAB_VOXELS", 64 * 64 * 7)
+    np.testing.assert_array_equal(small(2).render(), at_once)
+
+
+@pytest.mark.parametrize(("seed", "index"), [(7, 1), (8, 0)])
+def test_another_index_or_seed_is_another_patient(seed: int, index: int) -> None:
+    assert draw_phantom(seed, index).deformation != draw_phantom(7, 0).deformation
+
+
+def test_a_finer_matrix_shows_the_same_patient() -> None:
+    coarse, fine = draw_phantom(7, 0, matrix=64), draw_phantom(7, 0, matrix=128)
+    assert coarse.deformation == fine.deformation
+
+
+@pytest.mark.parametrize("protocol", COVERAGE_MM)
+def test_every_scan_is_large_enough_for_crops(protocol: str) -> None:
+    for index in range(20):
+        phantom = small(index, protocol)
+        z_mm, y_mm, x_mm = np.array(phantom.size) * phantom.spacing_mm
+        assert z_mm >= 180
+        assert min(y_mm, x_mm) >= 320
+
+
+def test_all_protocols_are_drawn() -> None:
+    assert {draw_phantom(0, index).protocol for index in range(40)} == set(COVERAGE_MM)
+
+
+def test_axes_grow_to_the_head_the_back_and_the_patients_left() -> None:
+    places = small(0).landmarks()
+    assert places["vertebra_L4"][0] < places["vertebra_T10"][0] < places["vertebra_T2"][0]
+    assert places["heart_centre"][1] + 40 < places["vertebra_T8"][1]
+    assert places["liver_dome"][2] < places["heart_centre"][2] < places["spleen"][2]
+
+
+@pytest.mark.parametrize(
+    ("landmark", "low_hu", "high_hu"),
+    [
+        ("carina", -1000, -950),
+        ("stomach_gas", -1000, -950),
+        ("left_lung_apex", -900, -750),
+        ("aortic_arch", 30, 70),
+        ("liver_dome", 40, 80),
+        ("right_kidney", 20, 60),
+        ("vertebra_L3", 150, 900),
+    ],
+)
+def test_a_landmark_lies_in_its_tissue(landmark: str, low_hu: float, high_hu: float) -> None:
+    for index in range(2):
+        assert low_hu <= tissue(small(index), landmark) <= high_hu
+
+
+def test_landmarks_outside_the_scan_are_left_out() -> None:
+    places = small(0, "abdomen").landmarks()
+    assert "left_kidney" in places
+    assert "carina" not in places
+
+
+def test_contrast_brightens_the_aorta_and_leaves_the_bone() -> None:
+    native, bright = (replace(small(0), contrast=c) for c in (0.0, 1.0))
+    at_mm = np.array([native.landmarks()[name] for name in ("aortic_arch", "vertebra_T7")])
+    gain_hu = bright.anatomy_hu(at_mm) - native.anatomy_hu(at_mm)
+    assert gain_hu[0] > 100
+    assert abs(gain_hu[1]) < 1
+
+
+def test_noise_has_the_strength_that_the_patient_tells() -> None:
+    phantom = replace(small(0), noise_hu=12.0)
+    noise = phantom.render().astype(float) - replace(phantom, noise_hu=0.0).render()
+    inside = scan(0) > -500  # air is clipped
+    assert noise[inside].std() == pytest.approx(12, rel=0.05)
+
+
+def test_a_table_lies_behind_the_patient_and_nowhere_else() -> None:
+    phantom = replace(small(0), noise_hu=0.0, padding_hu=None, table_mm=250.0)
+    changed = np.argwhere(phantom.render() != replace(phantom, table_mm=None).render())
+    assert changed[:, 1].min() * phantom.spacing_mm[1] > 200
+
+
+def test_nobody_sinks_into_the_table() -> None:
+    for index in range(5):
+        phantom = small(index)
+        if phantom.table_mm is not None:
+            points_mm = points_in(phantom)
+            points_mm[:, 1:] = phantom.table_mm + 1, phantom.deformation.centre_mm[2]
+            assert phantom.anatomy_hu(points_mm).max() == -1000
+
+
+def test_padding_fills_the_corners_only() -> None:
+    padded = replace(small(0), padding_hu=-2000).render()
+    assert (padded[:, 0, 0] == -2000).all()
+    assert (padded[:, 32, 32] > -2000).all()
+
+
+@pytest.mark.parametrize("orientation", ["LPS", "RAS", "PSR"])
+def test_a_nifti_file_turned_to_lps_is_the_rendered_scan(tmp_path: Path, orientation: str) -> None:
+    phantom = replace(small(1, "chest"), orientation=orientation)
+    write_nifti(phantom, tmp_path / "scan.nii")
+    image = as_lps(SimpleITK.ReadImage(str(tmp_path / "scan.nii")))
+    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(image), scan(1, "chest"))
+    np.testing.assert_allclose(image.GetSpacing()[::-1], phantom.spacing_mm, rtol=1e-6)
+    np.testing.assert_allclose(image.GetOrigin()[::-1], phantom.origin_mm, atol=1e-3)
+
+
+@pytest.mark.parametrize(("signed", "padding_hu"), [(False, None), (True, -2000)])
+def test_a_dicom_series_is_the_rendered_scan(
+    tmp_path: Path, signed: bool, padding_hu: int | None
+) -> None:
+    phantom = replace(small(1, "chest"), signed=signed, padding_hu=padding_hu)
+    write_dicom(phantom, tmp_path)
+    image = as_lps(read_series(tmp_path))
+    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(image), phantom.render())
+    np.testing.assert_allclose(image.GetSpacing()[::-1], phantom.spacing_mm, atol=1e-4)
+    np.testing.assert_allclose(image.GetOrigin()[::-1], phantom.origin_mm, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory: pytest.TempPathFactory) -> list[pydicom.Dataset]:
+    """One series, by file name."""
+    directory = tmp_path_factory.mktemp("series")
+    write_dicom(draw_phantom(2, 1, matrix=16), directory)
+    return [pydicom.dcmread(path) for path in sorted(directory.iterdir())]
+
+
+def test_every_dicom_file_tells_its_own_identity(slices: list[pydicom.Dataset]) -> None:
+    assert len({data.SOPInstanceUID for data in slices}) == len(slices)
+    assert all(d.file_meta.MediaStorageSOPInstanceUID == d.SOPInstanceUID for d in slices)
+
+
+def test_dicom_files_are_not_named_in_slice_order(slices: list[pydicom.Dataset]) -> None:
+    heights = [float(data.ImagePositionPatient[2]) for data in slices]
+    assert heights != sorted(heights)
+    assert heights != sorted(heights, reverse=True)
+
+
+def test_every_drawn_patient_fits_its_dicom_pixels() -> None:
+    assert all(p.signed or p.padding_hu is None for p in map(small, range(20)))
+
+
+def test_a_series_is_not_mixed_into_a_directory_that_holds_files(tmp_path: Path) -> None:
+    (tmp_path / "other.dcm").touch()
+    with pytest.raises(FileExistsError, match="must be empty"):
+        write_dicom(small(1, "chest"), tmp_path)
+
+
+def test_a_mixed_archive_alternates_formats_and_has_the_same_bytes_each_time(
+    tmp_path: Path,
+) -> None:
+    trees = []
+    for name in ("one", "two"):
+        write_archive(tmp_path / name, patients=2, format="mixed", seed=2, matrix=16)
+        files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
+        trees.append({p.relative_to(tmp_path / name): p.read_bytes() for p in files})
+    assert trees[0] == trees[1]
+    stored = {path.parts[0] for path in trees[0]}
+    assert stored == {"phantom-0000.nii.gz", "phantom-0001", "landmarks.json"}
+
+
+def test_a_compressed_file_tells_no_time(tmp_path: Path) -> None:
+    write_nifti(draw_phantom(7, 0, matrix=16), tmp_path / "scan.nii.gz")
+    assert (tmp_path / "scan.nii.gz").read_bytes()[4:8] == bytes(4)
+
+
+def test_the_truth_of_an_archive_describes_its_files(tmp_path: Path) -> None:
+    write_archive(tmp_path, patients=2, seed=2, matrix=16)
+    truth = json.loads((tmp_path / "landmarks.json").read_text())["patients"]
+    for name, entry in truth.items():
+        image = as_lps(SimpleITK.ReadImage(str(tmp_path / name)))
+        assert list(image.GetSize()[::-1]) == entry["size"]
+        np.testing.assert_allclose(image.GetSpacing()[::-1], entry["spacing_mm"], rtol=1e-6)
+    assert len(truth) == 2
+
+
+def test_an_archive_reports_its_progress(tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    write_archive(
+        tmp_path, patients=2, seed=2, matrix=16, progress=lambda *call: calls.append(call)
+    )
+    assert calls == [(1, 2), (2, 2)]
+
+
+def test_a_process_worker_can_be_sent_the_writer_and_a_patient() -> None:
+    assert pickle.loads(pickle.dumps((write_archive, small(0)))) == (write_archive, small(0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"protocol": "head"}, "protocol must be one of chest, abdomen, chest-abdomen, got 'head'"),
+        ({"index": -1}, "seed and index must be >= 0"),
+        ({"matrix": 8}, "matrix >= 16"),
+    ],
+)
+def test_a_wrong_argument_is_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        draw_phantom(**{"seed": 0, "index": 0, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"patients": 0}, "patients must be >= 1, got 0"),
+        ({"patients": 1, "format": "png"}, "format must be nifti, dicom or mixed, got 'png'"),
+    ],
+)
+def test_an_archive_that_cannot_be_is_refused(
+    tmp_path: Path, arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_archive(tmp_path, **arguments)

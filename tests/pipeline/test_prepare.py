@@ -1,0 +1,589 @@
+"""The job: the same bytes whatever happens to it, and nothing private in them."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import zarr
+from click.testing import CliRunner, Result
+
+from cli import main
+from pipeline.archive.catalogue import Catalogue, catalogue_folder
+from pipeline.archive.series import Series, find_folders, read_folder
+from pipeline.config import PrepareConfig
+from pipeline.stages.cut import ScanCut, SourceChanged, cut_scan
+from store import PatchStore
+from tests.conftest import ROOT, Semgen
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def run(*arguments: object) -> Result:
+    """The command line in this process, for what ends before any worker starts."""
+    return CliRunner().invoke(main, list(map(str, arguments)))
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    return {
+        file.relative_to(store).as_posix(): file.read_bytes()
+        for file in store.rglob("*")
+        if file.is_file()
+    }
+
+
+def assert_same_bytes(store: Path, other: Path) -> None:
+    one, two = contents(store), contents(other)
+    assert sorted(one) == sorted(two)
+    assert [name for name in one if one[name] != two[name]] == []
+
+
+# The same bytes ----------------------------------------------------------------------------------
+
+
+def test_two_workers_make_the_same_bytes_as_one(
+    prepared: Path, phantoms: Path, config_file: Path, semgen: Semgen, tmp_path: Path
+) -> None:
+    done = semgen("prepare", phantoms, tmp_path / "s", "--config", config_file, "--workers", 2)
+    assert done.returncode == 0, done.stderr
+    assert_same_bytes(tmp_path / "s", prepared)
+
+
+def has_survey(store: Path) -> bool:
+    return any((catalogue_folder(store) / "survey").rglob("*.chunk"))
+
+
+def is_surveyed(store: Path) -> bool:
+    file = store / "zarr.json"
+    return file.is_file() and '"accepted"' in file.read_text()
+
+
+def has_digests(store: Path) -> bool:
+    file = store / "scans/thumbnail/zarr.json"
+    return file.is_file() and "shard_sha256" in file.read_text()
+
+
+STAGES: dict[str, Callable[[Path], bool]] = {
+    "catalogue": lambda store: (catalogue_folder(store) / "catalogue.sqlite").is_file(),
+    "survey": has_survey,
+    "embed": is_surveyed,
+    "discover": lambda store: (store / "classes").is_dir(),
+    "cut": lambda store: any((store / "train" / "patch").glob("c/*/*/*/*")),
+    "seal": has_digests,
+}
+
+
+def test_a_job_killed_in_every_stage_makes_the_same_bytes_in_the_end(
+    prepared: Path, phantoms: Path, config_file: Path, semgen: Semgen, tmp_path: Path
+) -> None:
+    store = tmp_path / "killed.store"
+    command = ["prepare", phantoms, store, "--config", config_file, "--workers", 2]
+    for stage, has_begun in STAGES.items():
+        with subprocess.Popen(
+            [sys.executable, "-m", "cli", *map(str, command)],
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as job:
+            while not has_begun(store):
+                assert job.poll() is None, f"ended before {stage}"
+                time.sleep(0.002)
+            job.kill()
+        assert job.returncode == -signal.SIGKILL
+    done = semgen(*command)
+    assert done.returncode == 0, done.stderr
+    assert_same_bytes(store, prepared)
+
+
+def test_an_interrupted_job_says_in_one_line_how_to_go_on(
+    phantoms: Path, config_file: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "interrupted.store"
+    command = ["prepare", phantoms, store, "--config", config_file, "--workers", 2]
+    with subprocess.Popen(
+        [sys.executable, "-m", "cli", *map(str, command)],
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C reaches the whole group: workers and all
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+    ) as job:
+        while not has_survey(store):
+            assert job.poll() is None
+            time.sleep(0.002)
+        os.killpg(job.pid, signal.SIGINT)
+        _, told = job.communicate()
+    assert job.returncode == 1
+    assert "Traceback" not in told
+    assert told.splitlines()[-1] == "Error: interrupted; run the same command again to resume"
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """The address of a scheduler with one worker, each a process of its own; the scheduler's."""
+    file = tmp_path / "scheduler.json"
+    dask = [sys.executable, "-m", "dask"]
+    scheduler = [*dask, "scheduler", "--port", "0", "--scheduler-file", str(file), "--no-dashboard"]
+    worker = [*dask, "worker", "--scheduler-file", str(file), "--nthreads", "1", "--no-dashboard"]
+    quiet = {"env": ENVIRONMENT, "cwd": tmp_path, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(scheduler, **quiet) as first:  # type: ignore[call-overload]
+        while not file.is_file():
+            assert first.poll() is None
+            time.sleep(0.05)
+        with subprocess.Popen(worker, **quiet) as second:  # type: ignore[call-overload]
+            try:
+                yield json.loads(file.read_text())["address"], first
+            finally:
+                second.terminate()
+                second.wait()
+                first.terminate()
+
+
+def test_a_running_cluster_makes_the_same_bytes(
+    prepared: Path,
+    phantoms: Path,
+    config_file: Path,
+    semgen: Semgen,
+    cluster: tuple[str, "subprocess.Popen[bytes]"],
+    tmp_path: Path,
+) -> None:
+    store = tmp_path / "cluster.store"
+    done = semgen("prepare", phantoms, store, "--config", config_file, "--scheduler", cluster[0])
+    assert done.returncode == 0, done.stderr
+    assert_same_bytes(store, prepared)
+
+
+def test_a_lost_scheduler_costs_nothing(
+    prepared: Path,
+    phantoms: Path,
+    config_file: Path,
+    semgen: Semgen,
+    cluster: tuple[str, "subprocess.Popen[bytes]"],
+    tmp_path: Path,
+) -> None:
+    address, scheduler = cluster
+    store = tmp_path / "lost.store"
+    command = ["prepare", phantoms, store, "--config", config_file]
+    with subprocess.Popen(
+        [sys.executable, "-m", "cli", *map(str, command), "--scheduler", address],
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as job:
+        while not has_survey(store):
+            assert job.poll() is None
+            time.sleep(0.002)
+        scheduler.kill()
+        _, told = job.communicate()
+    assert job.returncode == 1
+    assert "Traceback" not in told
+    assert "lost the Dask scheduler" in told.splitlines()[-1]
+    done = semgen(*command, "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    assert_same_bytes(store, prepared)
+
+
+def test_weights_of_another_store_embed_without_training(
+    prepared: Path, patches: PatchStore, phantoms: Path, config_file: Path, semgen: Semgen,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    weights, store = prepared / "scans/embedding/autoencoder.safetensors", tmp_path / "reused.store"
+    done = semgen(
+        "prepare", phantoms, store, "--config", config_file, "--workers", 2,
+        "--autoencoder", weights,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "epochs" not in PatchStore(store).stages["embed"]
+    assert PatchStore(store).fingerprint == patches.fingerprint
+
+
+# Going on ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unsealed(prepared: Path, tmp_path: Path) -> Path:
+    """A copy of the prepared store and its catalogue, as they were before the seal."""
+    store = shutil.copytree(prepared, tmp_path / "unsealed.store")
+    shutil.copytree(catalogue_folder(prepared), catalogue_folder(store))
+    for name in ("scans/thumbnail", "train/patch", "validation/patch"):
+        del zarr.open_array(str(store / name), mode="r+").attrs["shard_sha256"]
+    group = zarr.open_group(str(store), mode="r+")
+    changed = {"state": "building", "fingerprint": None}
+    group.attrs["semgen"] = {**group.attrs["semgen"], **changed}  # type: ignore[dict-item]
+    return store
+
+
+def test_missing_and_damaged_shards_are_cut_again(
+    prepared: Path, unsealed: Path, phantoms: Path, config_file: Path, semgen: Semgen
+) -> None:
+    one, two, three = (unsealed / f"train/patch/c/{shard}/0/0/0" for shard in (0, 2, 3))
+    one.unlink()
+    two.write_bytes(two.read_bytes()[:-1])
+    three.write_bytes(bytes([three.read_bytes()[0] ^ 1]) + three.read_bytes()[1:])
+    done = semgen("prepare", phantoms, unsealed, "--config", config_file, "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    assert_same_bytes(unsealed, prepared)
+
+
+def test_a_scan_that_changed_since_the_survey_stops_the_job_in_one_line(
+    unsealed: Path, phantoms: Path, config_file: Path, semgen: Semgen
+) -> None:
+    shutil.rmtree(unsealed / "train/patch/c")
+    with sqlite3.connect(catalogue_folder(unsealed) / "catalogue.sqlite") as catalogue:
+        catalogue.execute(
+            "UPDATE series SET kind = other.kind, files = other.files, slice_gap_mm ="
+            " other.slice_gap_mm FROM (SELECT * FROM series WHERE scan_row = 0) AS other"
+        )
+    catalogue.close()
+    done = semgen("prepare", phantoms, unsealed, "--config", config_file, "--workers", 1)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "changed since the survey" in done.stderr.splitlines()[-1]
+
+
+def test_a_scan_that_changed_since_the_survey_is_not_cut(
+    phantoms: Path, prepared: Path, config: PrepareConfig
+) -> None:
+    nowhere = np.empty((0, 3))
+    cut = ScanCut(
+        series=Series(
+            key="x", kind="file", files=(str(phantoms / "phantom-0000.nii.gz"),), patient="x"
+        ),
+        scan_id=1,
+        split="train",
+        first_row=0,
+        origin_mm=nowhere,
+        extent_mm=nowhere,
+        shards=(),
+    )
+    with pytest.raises(SourceChanged, match="voxels changed since the survey"):
+        cut_scan(str(prepared), cut, config)
+
+
+def test_a_complete_store_is_left_as_it_is(
+    prepared: Path, phantoms: Path, config_file: Path
+) -> None:
+    before = {file: file.stat().st_mtime_ns for file in prepared.rglob("*")}
+    done = run("prepare", phantoms, prepared, "--config", config_file)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "is complete; nothing to do" in done.stdout
+    assert {file: file.stat().st_mtime_ns for file in prepared.rglob("*")} == before
+
+
+def test_a_job_killed_while_it_made_the_store_can_be_started_again(
+    semgen: Semgen, tmp_path: Path
+) -> None:
+    archive, store = tmp_path / "archive", tmp_path / "begun.store"
+    store.mkdir()
+    (store / "zarr.0123456789abcdef.partial").write_text('{"attrib')
+    archive.mkdir()
+    (archive / "broken.nii").write_bytes(b"no image")
+    done = semgen("prepare", archive, store, "--workers", 1)
+    assert "no usable CT series" in done.stderr
+
+
+def test_what_is_left_of_a_deleted_store_does_not_shape_its_successor(
+    prepared: Path, phantoms: Path, config_file: Path, semgen: Semgen, tmp_path: Path
+) -> None:
+    store = tmp_path / "anew.store"
+    shutil.copytree(catalogue_folder(prepared), catalogue_folder(store))
+    done = semgen(
+        "prepare", phantoms, store, "--config", config_file, "--frame", "scan", "--workers", 2
+    )
+    assert done.returncode == 0, done.stderr
+    scans = PatchStore(store).scans
+    whole_mm = scans.size * scans.spacing_mm
+    np.testing.assert_allclose(scans.frame_mm[:, 1] - scans.frame_mm[:, 0], whole_mm)
+
+
+# Refusals ----------------------------------------------------------------------------------------
+
+
+def assert_refused(done: Result, *words: str) -> None:
+    """Exit status 1 and one line that has all these words."""
+    assert done.exit_code == 1
+    (line,) = done.stderr.splitlines()
+    assert [word for word in words if word not in line] == []
+
+
+def test_other_settings_are_refused_by_name(
+    prepared: Path, phantoms: Path, config_file: Path
+) -> None:
+    done = run(
+        "prepare", phantoms, prepared, "--config", config_file, "--frame", "scan", "--classes", 7
+    )
+    assert_refused(done, "other settings", "frame: body -> scan", "classes: 4 -> 7")
+    assert "seed" not in done.stderr
+
+
+def test_other_settings_of_the_autoencoder_are_refused_by_name(
+    prepared: Path, phantoms: Path, config_file: Path, tmp_path: Path
+) -> None:
+    changed = tmp_path / "changed.toml"
+    changed.write_text(config_file.read_text().replace("latent = 32", "latent = 64"))
+    done = run("prepare", phantoms, prepared, "--config", changed)
+    assert_refused(done, "autoencoder", "latent")
+
+
+def test_a_second_job_on_one_store_is_refused(
+    phantoms: Path, config_file: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "busy.store"
+    first = Catalogue(catalogue_folder(store))
+    try:
+        done = run("prepare", phantoms, store, "--config", config_file)
+        assert_refused(done, "another prepare is at work on this store")
+        assert not store.exists()
+    finally:
+        first.close()
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(
+    phantoms: Path, config_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.txt").write_text("CT is")
+    done = run("prepare", phantoms, tmp_path / "thesis", "--config", config_file)
+    assert_refused(done, "thesis", "not a semgen store")
+    assert [file.name for file in tmp_path.rglob("*")] == ["thesis", "chapter1.txt"]
+
+
+def test_an_archive_that_is_not_there_is_refused_and_nothing_made(tmp_path: Path) -> None:
+    done = run("prepare", tmp_path / "no-archive", tmp_path / "s")
+    assert_refused(done, "no-archive", "no such file or folder")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_archive_without_a_usable_series_is_refused_and_nothing_made(
+    semgen: Semgen, tmp_path: Path
+) -> None:
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "archive" / "notes.txt").write_text("no scan")
+    (tmp_path / "archive" / "broken.nii.gz").write_bytes(b"no image" * 100)
+    done = semgen("prepare", "archive", "out/s", "--workers", 1, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "no usable CT series in the archive (1 unreadable)" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["archive"]
+
+
+# Bad series --------------------------------------------------------------------------------------
+
+
+def test_rejected_series_are_counted_by_reason(patches: PatchStore) -> None:
+    survey = patches.stages["survey"]
+    assert survey["accepted"] == 5
+    assert survey["rejected"] == {"duplicate": 1, "unreadable": 1}
+
+
+CRASHES = """
+import json, os
+from pipeline.cluster import connect, run_bounded
+
+# shell commands stand for series; PPID is the worker that runs them
+crash, fine = "kill -9 $PPID", "sleep 0.1"
+series = [fine, crash, fine, fine, fine, crash, fine, fine, fine]
+with connect(1, None) as client:
+    found = list(run_bounded(client, os.system, series))
+lost = [item for item, result in found if isinstance(result, BaseException)]
+print(json.dumps([sorted(item for item, _ in found) == sorted(series), lost == [crash] * 2]))
+"""
+
+
+def test_a_series_that_crashes_the_reader_costs_only_itself() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CRASHES],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    all_are_told, crashes_alone_are_lost = json.loads(done.stdout)
+    assert all_are_told
+    assert crashes_alone_are_lost
+
+
+HANGS = """
+import json, re
+from pipeline.cluster import connect, run_bounded
+from pipeline.stages.cut import time_limit
+
+def read(text):
+    with time_limit(1):
+        return bool(re.match("(a+)+$", text))  # holds the interpreter's lock for years
+
+texts = ["a", "a" * 50 + "b", "aa", "b"]
+with connect(1, None) as client:
+    found = dict(run_bounded(client, read, texts))
+lost = [isinstance(found[text], BaseException) for text in texts]
+print(json.dumps([lost, found["a"], found["b"]]))
+"""
+
+
+def test_a_series_that_hangs_the_reader_costs_only_itself() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HANGS], env=ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == [[False, True, False, False], True, False]
+
+
+def test_a_link_that_leads_nowhere_costs_only_itself(
+    phantoms: Path, config_file: Path, semgen: Semgen, tmp_path: Path
+) -> None:
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    (archive / "gone.nii.gz").symlink_to(tmp_path / "unmounted" / "scan.nii.gz")
+    done = semgen(
+        "prepare", archive, tmp_path / "s", "--config", config_file, "--workers", 1, cwd=tmp_path
+    )
+    assert "no usable CT series in the archive (1 broken link)" in done.stderr.splitlines()[-1]
+
+
+def test_a_job_goes_on_with_the_manifest_that_it_began_with(
+    phantoms: Path, config_file: Path, semgen: Semgen, tmp_path: Path
+) -> None:
+    manifest, other = tmp_path / "list.csv", tmp_path / "other.csv"
+    names = [f"phantom-{n:04d}" + (".nii.gz" if n % 2 == 0 else "") for n in range(5)]
+    manifest.write_text("path\n" + "\n".join(names) + "\n")
+    other.write_text("path\n" + "\n".join(names[1:]) + "\n")
+    command = ["prepare", phantoms, tmp_path / "s", "--config", config_file, "--workers", 1]
+    assert semgen(*command, "--manifest", manifest).returncode == 0
+    assert semgen(*command, "--manifest", manifest).returncode == 0
+    for options in ([], ["--manifest", other]):
+        done = semgen(*command, *options)
+        assert done.returncode == 1
+        assert "begun with another --manifest, or without" in done.stderr.splitlines()[-1]
+
+
+def test_a_lost_right_to_write_is_told_and_costs_nothing(
+    prepared: Path, phantoms: Path, config_file: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "s"
+    command = [sys.executable, "-m", "cli", "prepare", str(phantoms), str(store)]
+    command += ["--config", str(config_file), "--workers", "1"]
+    if os.geteuid() == 0:  # a root that must ask like anyone else
+        command = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override", *command]
+    for stage in ("scans", "train"):  # during the survey, and when the plan is written
+        job = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+        while not (store / stage).exists() and job.poll() is None:
+            time.sleep(0.01)
+        folders = [store, *(path for path in store.rglob("*") if path.is_dir())]
+        for folder in folders:
+            folder.chmod(0o500)
+        _, told = job.communicate()
+        for folder in folders:
+            folder.chmod(0o755)
+        assert job.returncode == 1, told
+        assert "Traceback" not in told
+        assert "Permission denied" in told.splitlines()[-1]
+    assert subprocess.run(command, env=ENVIRONMENT, check=False).returncode == 0
+    assert contents(store) == contents(prepared)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, num_bytes: int) -> Iterator[Callable[[int], None]]:
+    """A disk of that size, where this user may mount one; the value makes it larger."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "semgen", "-o"]
+    done = subprocess.run([*mount, f"size={num_bytes}", folder], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("no right to mount a disk")
+
+    def grow(to: int) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={to}", folder], check=True)
+
+    try:
+        yield grow
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def run_on_terminal(*arguments: object) -> tuple[int, str]:
+    """Exit status, and what standard error showed on a terminal."""
+    ours, theirs = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "cli", *map(str, arguments)],
+        env={**ENVIRONMENT, "TERM": "xterm", "COLUMNS": "200"},
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+    ) as job:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # what reading raises once the last writer is gone
+            while piece := os.read(ours, 65536):
+                shown += piece
+    os.close(ours)
+    return job.returncode, shown.decode()
+
+
+@pytest.mark.parametrize("share", [0.6])
+def test_a_full_disk_is_told_below_the_progress_bar_and_costs_nothing(
+    prepared: Path, phantoms: Path, config_file: Path, tmp_path: Path, share: float
+) -> None:
+    whole = sum(file.stat().st_size for file in prepared.rglob("*") if file.is_file())
+    store = tmp_path / "disk" / "s"
+    command = ["prepare", phantoms, store, "--config", config_file, "--workers", 1]
+    with small_disk(tmp_path / "disk", int(share * whole)) as grow:
+        status, shown = run_on_terminal(*command)
+        assert status == 1
+        assert "\x1b[" in shown  # bars were drawn
+        assert "Traceback" not in shown
+        last = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", shown.splitlines()[-1])
+        assert last.startswith("Error: "), shown
+        assert "free disk space" in last
+        grow(20 * whole)
+        assert run_on_terminal(*command)[0] == 0
+        assert_same_bytes(store, prepared)
+
+
+# Privacy -----------------------------------------------------------------------------------------
+
+
+def test_only_its_owner_may_look_into_the_catalogue(prepared: Path) -> None:
+    assert stat.S_IMODE(catalogue_folder(prepared).stat().st_mode) == 0o700
+
+
+def test_nothing_in_the_store_tells_a_path_a_person_or_a_series(
+    prepared: Path, phantoms: Path, config: PrepareConfig
+) -> None:
+    private = {"phantom", "again", "turned", "broken", "nii.gz", ".dcm", str(phantoms.parent)}
+    for folder in find_folders([phantoms]):
+        for series in read_folder(folder, config):
+            private |= {series.key, series.patient, Path(series.files[0]).name}
+            if series.kind == "dicom":
+                header = pydicom.dcmread(series.files[0], stop_before_pixels=True)
+                private |= {
+                    str(header.PatientID),
+                    str(header.PatientName),
+                    header.SeriesDescription,
+                }
+                private |= {header.SeriesInstanceUID, header.StudyInstanceUID}
+    content = contents(prepared)
+    words = [word.encode() for word in private]
+    told = [name for name, data in content.items() for word in words if word in data]
+    assert told == []
+    assert [name for name in content for word in private if word in name] == []
+
+
+def test_what_the_job_tells_while_it_works_names_no_series(
+    phantoms: Path, config_file: Path, semgen: Semgen, tmp_path: Path
+) -> None:
+    archive = tmp_path / "ward"
+    archive.mkdir()
+    shutil.copy(phantoms / "again" / "broken.nii.gz", archive / "smith-john.nii.gz")
+    done = semgen("prepare", archive, tmp_path / "s", "--config", config_file, "--workers", 1)
+    assert "smith" not in (done.stdout + done.stderr).lower()

@@ -1,0 +1,162 @@
+"""How good classes are: the measure against its plain definition, and what it tells."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from store import PatchStore
+from store.quality import Quality, assess, count_crops, describe_crops, load_quality
+from tests.conftest import Semgen
+from tests.support.synthetic_store import make_store
+
+
+def slow_likeness(one: NDArray[np.int16], other: NDArray[np.int16]) -> float:
+    """Local normalised cross-correlation of two (32, 64, 64) crops, in plain words."""
+
+    def cells(crop: NDArray[np.int16]) -> NDArray[np.float64]:
+        found = np.empty((4, 8, 8))
+        for z, y, x in np.ndindex(4, 8, 8):
+            cell = crop[8 * z : 8 * z + 8, 8 * y : 8 * y + 8, 8 * x : 8 * x + 8]
+            found[z, y, x] = np.clip(cell, -1000, 1000).mean()
+        return found
+
+    products = []
+    for y, x in np.ndindex(2, 2):
+        windows = [c[:, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4] for c in (cells(one), cells(other))]
+        a, b = (w - w.mean() for w in windows)
+        products.append((a * b).mean() / np.sqrt((a.var() + 20**2) * (b.var() + 20**2)))
+    return float(np.mean(products))
+
+
+@pytest.fixture(scope="module")
+def crops() -> NDArray[np.int16]:
+    """(5, 32, 64, 64) with structure of many sizes; the last one is flat."""
+    rng = np.random.default_rng(0)
+    coarse = rng.normal(0, 300, (5, 8, 16, 16)).repeat(4, 1).repeat(4, 2).repeat(4, 3)
+    found = (coarse + rng.normal(0, 50, coarse.shape)).astype(np.int16)
+    found[4] = 40
+    return found
+
+
+def test_likeness_is_local_normalised_cross_correlation(crops: NDArray[np.int16]) -> None:
+    features = describe_crops(crops)
+    for i, j in np.ndindex(5, 5):
+        assert features[i] @ features[j] == pytest.approx(
+            slow_likeness(crops[i], crops[j]), abs=1e-4
+        )
+
+
+def test_likeness_does_not_see_brightness_and_contrast(crops: NDArray[np.int16]) -> None:
+    brighter = (crops[:1] // 2 + 100).astype(np.int16)
+    alike = describe_crops(crops[:1])[0] @ describe_crops(brighter)[0]
+    assert alike > 0.9
+    assert describe_crops(crops[:1])[0] @ describe_crops(crops[4:])[0] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> PatchStore:
+    """Six classes that differ by where their structure lies."""
+    folder = tmp_path_factory.mktemp("data")
+    return PatchStore(make_store(folder / "s", shape=(16, 32, 32), num_train=12))
+
+
+def shuffled(store: PatchStore, monkeypatch: pytest.MonkeyPatch) -> list[Quality]:
+    """The quality of classes whose members were dealt out anew."""
+    rng = np.random.default_rng(1)
+    for split in (store.train, store.validation):
+        monkeypatch.setattr(split, "label", rng.permutation(split.label))
+    return assess(store)
+
+
+def test_classes_are_told_from_shuffled_ones(
+    store: PatchStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = [quality.consistency for quality in assess(store)]
+    assert min(good) > 0.7
+    bad = [quality.consistency for quality in shuffled(store, monkeypatch)]
+    assert max(bad) < min(good)
+    assert np.mean(bad) == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_member_that_is_another_thing_is_an_outlier(
+    store: PatchStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label = store.train.label.copy()
+    base = np.flatnonzero(store.train.scale == 0)
+    (odd,) = base[label[base] == 5][:1]
+    label[odd] = 2
+    monkeypatch.setattr(store.train, "label", label)
+    scan = store.train.scan.copy()
+    scan[odd] = 2
+    monkeypatch.setattr(store.train, "scan", scan)
+    monkeypatch.setattr(store.validation, "scan", np.full_like(store.validation.scan, 3))
+    assert assess(store)[2].outliers == (2,)
+
+
+def test_tissue_and_members_are_counted(patches: PatchStore) -> None:
+    for label, quality in enumerate(assess(patches)):
+        members = patches.classes.neighbour[label]
+        assert quality.members == (members >= 0).sum()
+        rows = np.flatnonzero((patches.train.label == label) & (patches.train.scale == 0))
+        more = np.flatnonzero(patches.validation.label == label)
+        crops = np.concatenate([patches.train.read(rows), patches.validation.read(more)])
+        assert quality.tissue["lung"] == pytest.approx(((crops >= -950) & (crops < -500)).mean())
+        assert sum(quality.tissue.values()) <= 1
+        assert quality.persons == len(rows) + len(more)
+
+
+def test_overlap_is_the_share_of_a_crop_that_another_class_covers(
+    store: PatchStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Class 1 lies half in class 0; the others lie apart."""
+    for split in (store.train, store.validation):
+        origin = np.zeros((len(split), 3))
+        origin[:, 0] = np.array([0, 5, 100, 200, 300, 400])[split.label]
+        monkeypatch.setattr(split, "origin_mm", origin)
+        monkeypatch.setattr(split, "extent_mm", np.full((len(split), 3), 10.0))
+    found = assess(store)
+    assert [(q.overlap, q.overlaps) for q in found[:3]] == [(0.5, 1), (0.5, 0), (0.0, -1)]
+
+
+def test_the_result_is_kept_and_belongs_to_the_content(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = PatchStore(shutil.copytree(prepared, tmp_path / "mine"))
+    read: list[int] = []
+    first = load_quality(mine, progress=read.append)
+    assert sum(read) == count_crops(mine)
+    assert load_quality(mine, progress=read.append) == first
+    assert sum(read) == count_crops(mine)
+    monkeypatch.setattr(mine, "fingerprint", "another")
+    load_quality(mine, progress=read.append)
+    assert sum(read) == 2 * count_crops(mine)
+
+
+def test_the_null_is_bounded_and_spread_over_the_store(
+    store: PatchStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = sum(int((split.scale == 0).sum()) for split in (store.train, store.validation))
+    in_train = int((store.train.scale == 0).sum())
+    assert count_crops(store) == base + in_train
+    monkeypatch.setattr("store.quality.NULL_CROPS", 7)
+    assert count_crops(store) == base + 7
+    read: list[int] = []
+    assess(store, progress=read.append)
+    assert sum(read) == base + 7
+
+
+def test_classes_are_told_best_first(prepared: Path, semgen: Semgen, tmp_path: Path) -> None:
+    mine = shutil.copytree(prepared, tmp_path / "mine")
+    done = semgen("classes", mine, "--quality", "--json")
+    rows = json.loads(done.stdout)
+    assert [row["consistency"] for row in rows] == sorted(
+        (row["consistency"] for row in rows), reverse=True
+    )
+    table = semgen("classes", mine, "--quality", "--csv").stdout.splitlines()
+    assert table[0].split(",")[:5] == ["class", "name", "note", "excluded", "members"]
+    assert len(table) == 5
+    assert "consistency" in semgen("classes", mine, "--quality").stdout.splitlines()[0]

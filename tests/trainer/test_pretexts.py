@@ -1,0 +1,222 @@
+"""The pretext tasks of others: what they do to cubes, what they ask, what can be learned."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from trainer import TrainError
+from trainer.nets.blocks import join_blocks, split_blocks
+from trainer.nets.unet import Output, UNet3D, build_unet
+from trainer.pretexts import PRETEXTS, Pretext, make_pretext
+from trainer.transforms.perturb import (
+    Draws,
+    find_permutations,
+    find_rotations,
+    jumble,
+    rotate,
+    swap_patches,
+)
+
+SHAPE = (16, 32, 32)
+NUMBERS = torch.arange(16.0 * 32 * 32).reshape(1, 1, *SHAPE)
+
+
+def draws(num: int, *key: int) -> Draws:
+    return Draws.keyed(0, "test", *key, rows=range(num))
+
+
+def many(num: int) -> Tensor:
+    """Cubes whose values are the numbers of their voxels."""
+    return NUMBERS.expand(num, -1, -1, -1, -1)
+
+
+class TestEveryTask:
+    @pytest.fixture(params=PRETEXTS)
+    def task(self, request: pytest.FixtureRequest) -> Pretext:
+        return make_pretext(request.param, SHAPE, num_blocks=200)
+
+    def test_what_a_cube_gets_does_not_depend_on_its_batch(self, task: Pretext) -> None:
+        cubes = torch.rand(6, 1, *SHAPE)
+        whole = task.perturb(cubes, Draws.keyed(3, "train", 1, rows=[7, 2, 9, 4, 0, 5]))
+        part = task.perturb(cubes[2:4], Draws.keyed(3, "train", 1, rows=[9, 4]))
+        assert torch.equal(whole.inputs[2:4], part.inputs)
+        assert torch.equal(whole.target[2:4], part.target)
+
+    def test_cubes_stay_as_they_are(self, task: Pretext) -> None:
+        cubes = torch.rand(4, 1, *SHAPE)
+        before = cubes.clone()
+        task.perturb(cubes, draws(4)).inputs.zero_()
+        assert torch.equal(cubes, before)
+
+    def test_a_net_answers_what_is_asked_and_learns_from_it(self, task: Pretext) -> None:
+        net = build_unet(
+            width=2,
+            num_classes=3,
+            decoder=task.decodes,
+            head=task.make_head,
+            blocks=task.blocks,
+        )
+        example = task.perturb(torch.rand(4, 1, *SHAPE), draws(4))
+        output = net(example.inputs)
+        assert output.logits is not None
+        assert output.logits.shape == (4, 3)
+        loss = task.loss(output, example)
+        assert (loss is None) == (task.metric is None)
+        if loss is not None:
+            loss.backward()  # type: ignore[no-untyped-call]
+            head = net.up_tr64 if task.decodes else net.pretext_out
+            assert head is not None
+            assert all(p.grad is not None and p.grad.any() for p in head.parameters())
+            assert net.down_tr64.ops[0].conv1.weight.grad.any()
+        assert all(0 <= value <= 1 for value in task.measure(output, example).values())
+
+    def test_the_loss_of_perfect_answers_is_next_to_nothing(self, task: Pretext) -> None:
+        example = task.perturb(torch.rand(4, 1, *SHAPE), draws(4))
+        output = Output(restored=example.target)
+        if task.metric == "rotation":
+            output = Output(answers=50 * torch.nn.functional.one_hot(example.target, 8).float())
+        elif task.metric == "rubik":
+            order = torch.nn.functional.one_hot(example.target[:, 0], 100).float()
+            output = Output(answers=50 * torch.cat((order, example.target[:, 1:] * 2 - 1), dim=1))
+        if task.metric:
+            loss = task.loss(output, example)
+            assert loss is not None
+            assert loss < 1e-6
+            assert all(value == 1 for value in task.measure(output, example).values())
+
+
+class TestPatchSwaps:
+    @staticmethod
+    def slow(cube: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """The published loop: ten times, two small patches that do not meet change places."""
+        cube = cube.copy()
+        for _ in range(10):
+            side = [int(generator.integers(n // 8, n // 4 + 1)) for n in cube.shape]
+            while True:
+                one, two = (
+                    [int(generator.integers(0, n - s + 1)) for n, s in zip(cube.shape, side)]
+                    for _ in range(2)
+                )
+                if any(abs(a - b) >= s for a, b, s in zip(one, two, side, strict=True)):
+                    break
+            first, second = (
+                tuple(slice(a, a + s) for a, s in zip(corner, side, strict=True))
+                for corner in (one, two)
+            )
+            cube[first], cube[second] = cube[second].copy(), cube[first].copy()
+        return cube
+
+    def test_touches_as_many_voxels_as_the_loop(self) -> None:
+        generator = np.random.default_rng(0)
+        numbers = NUMBERS[0, 0].numpy()
+        slow = [(self.slow(numbers, generator) != numbers).mean() for _ in range(300)]
+        fast = (swap_patches(many(300), draws(300)) != NUMBERS).float().mean((1, 2, 3, 4))
+        assert fast.mean() == pytest.approx(np.mean(slow), rel=0.04)
+        assert fast.std() == pytest.approx(np.std(slow), rel=0.2)
+
+    def test_no_voxel_is_lost_or_doubled(self) -> None:
+        swapped = swap_patches(many(50), draws(50))
+        assert torch.equal(swapped.flatten(1).sort().values, NUMBERS.flatten().expand(50, -1))
+
+    def test_one_swap_exchanges_two_boxes(self) -> None:
+        for swapped in swap_patches(many(40), draws(40, 1), num_swaps=1)[:, 0]:
+            moved = torch.nonzero(swapped != NUMBERS[0, 0])
+            shift = swapped[tuple(moved.T)] - NUMBERS[0, 0][tuple(moved.T)]
+            assert len(shift.unique()) == 2  # there, and back
+            assert shift.sum() == 0
+            one = moved[shift > 0]
+            sides = one.max(0).values - one.min(0).values + 1
+            assert sides.prod() == len(one)
+            assert (sides >= torch.tensor([2, 4, 4])).all()
+            assert (sides <= torch.tensor([4, 8, 8])).all()
+
+
+class TestRotation:
+    @pytest.mark.parametrize(
+        ("shape", "num"), [((8, 8, 8), 24), ((16, 32, 32), 8), ((8, 16, 24), 4)]
+    )
+    def test_every_rotation_of_a_box_is_known_once(self, shape: tuple[int, ...], num: int) -> None:
+        numbers = torch.arange(float(np.prod(shape))).reshape(1, 1, *shape)
+        turned, chosen = rotate(numbers.expand(400, -1, -1, -1, -1), draws(400))
+        assert len(find_rotations(shape)) == num
+        assert sorted(set(chosen.tolist())) == list(range(num))
+        different = {tuple(cube.flatten().tolist()) for cube in turned}
+        assert len(different) == num
+
+    def test_rotations_are_rotations_and_no_mirror_images(self) -> None:
+        # An arrow along each axis: a rotation keeps their handedness.
+        for axes, flips in find_rotations((8, 8, 8)):
+            arrows = np.eye(3)[list(axes)]
+            arrows[list(flips)] *= -1
+            assert np.linalg.det(arrows) == pytest.approx(1)
+
+    def test_number_zero_leaves_cubes_as_they_are(self) -> None:
+        turned, chosen = rotate(many(40), draws(40))
+        assert torch.equal(turned[chosen == 0], many(int((chosen == 0).sum())))
+
+    def test_in_plane_quarter_turns_are_those_of_numpy(self) -> None:
+        turned, _ = rotate(many(100), draws(100))
+        plain = NUMBERS[0, 0].numpy()
+        known = {cube[0].numpy().tobytes() for cube in turned}
+        for quarters in range(4):
+            assert np.ascontiguousarray(np.rot90(plain, quarters, (1, 2))).tobytes() in known
+
+    def test_all_are_equally_likely(self) -> None:
+        _, chosen = rotate(torch.zeros(4000, 1, 2, 4, 4), draws(4000))
+        share = torch.bincount(chosen, minlength=8) / 4000
+        torch.testing.assert_close(share, torch.full((8,), 1 / 8), atol=0.02, rtol=0)
+
+
+class TestRubik:
+    def test_orders_are_far_apart(self) -> None:
+        orders = find_permutations(100).numpy()
+        assert (np.sort(orders, 1) == np.arange(8)).all()
+        distance = (orders[:, None] != orders[None]).sum(2)
+        nearest = distance[~np.eye(100, dtype=bool)].min()
+        random = np.random.default_rng(0).permuted(np.tile(np.arange(8), (100, 1)), axis=1)
+        of_random = (random[:, None] != random[None]).sum(2)[~np.eye(100, dtype=bool)]
+        assert nearest >= 5 > of_random.min()
+        assert distance[~np.eye(100, dtype=bool)].mean() >= of_random.mean()
+
+    def test_a_jumbled_cube_can_be_put_together_from_its_labels(self) -> None:
+        jumbled, chosen, rotated = jumble(many(30), draws(30), num_orders=100)
+        parts = split_blocks(jumbled, 2).reshape(30, 8, 8, 16, 16)
+        plain = split_blocks(NUMBERS, 2)[:, 0]  # (8, z, y, x)
+        for cube, order, turned in zip(parts, find_permutations(100)[chosen], rotated, strict=True):
+            for place, source in enumerate(order.tolist()):
+                part = cube[place]
+                ways = [part.flip((1, 2)), part.flip((0, 2))] if turned[place] else [part]
+                assert any(torch.equal(way, plain[source]) for way in ways)
+
+    def test_half_of_the_parts_are_rotated_about_either_axis(self) -> None:
+        cubes = torch.arange(64.0).reshape(1, 1, 4, 4, 4).expand(1000, -1, -1, -1, -1)
+        _, chosen, rotated = jumble(cubes, draws(1000), num_orders=100)
+        assert rotated.float().mean() == pytest.approx(0.5, abs=0.02)
+        assert len(set(chosen.tolist())) == 100
+
+    def test_blocks_are_encoded_each_by_itself(self) -> None:
+        net = UNet3D(width=1, decoder=False, blocks=2, head=lambda _: torch.nn.Identity()).eval()
+        cubes = torch.rand(2, 1, *SHAPE)
+        whole = net(cubes).answers
+        first = net.encode(cubes[:, :, :8, :16, :16])[0]
+        torch.testing.assert_close(whole[:, :, :1, :2, :2], first)
+        changed = cubes.clone()
+        changed[:, :, 8:, :, :] += 1
+        torch.testing.assert_close(net(changed).answers[:, :, :1], whole[:, :, :1])
+
+    def test_blocks_come_apart_and_together(self) -> None:
+        cubes = torch.rand(2, 3, 4, 6, 8)
+        parts = split_blocks(cubes, 2)
+        assert parts.shape == (16, 3, 2, 3, 4)
+        for number, (z, y, x) in enumerate(itertools.product((0, 1), repeat=3)):
+            expected = cubes[0, :, 2 * z : 2 * z + 2, 3 * y : 3 * y + 3, 4 * x : 4 * x + 4]
+            assert torch.equal(parts[number], expected)
+        assert torch.equal(join_blocks(parts, 2), cubes)
+
+
+def test_a_task_that_there_is_not_is_told() -> None:
+    with pytest.raises(TrainError, match="one of restoration, inpainting"):
+        make_pretext("jigsaw", SHAPE)

@@ -1,0 +1,148 @@
+"""Streaming crops from a store as tensors."""
+
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from store import CorruptStore, PatchStore
+from tests.support.synthetic_store import make_store
+from trainer import TrainError
+from trainer.data.cache import make_cache
+from trainer.data.plan import EpochPlan
+from trainer.data.stream import Batch, Stream
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> PatchStore:
+    return PatchStore(make_store(tmp_path_factory.mktemp("data") / "tiny.store"))
+
+
+def make_plan(store: PatchStore) -> EpochPlan:
+    return EpochPlan(rows=np.arange(len(store.train)), batch_size=10, seed=1)
+
+
+def make_stream(store: PatchStore, **options: object) -> Stream:
+    return Stream(store.train, make_plan(store), **options)  # type: ignore[arg-type]
+
+
+def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
+    assert [batch.index for batch in ours] == [batch.index for batch in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.crops is not None
+        assert other.crops is not None
+        assert torch.equal(one.crops, other.crops)
+        assert torch.equal(one.labels, other.labels)
+
+
+def test_cubes_are_the_hu_window_mapped_to_zero_and_one(store: PatchStore) -> None:
+    stream = make_stream(store, window_hu=(-200.0, 300.0))
+    batch = next(stream.epoch(0))
+    cubes, _ = stream.load(batch)
+    hu = store.train.read(batch.rows).astype(np.float64)
+    expected = np.clip((hu + 200) / 500, 0, 1)[:, None]
+    np.testing.assert_allclose(cubes.numpy(), expected, atol=1e-6)
+    assert cubes.dtype == torch.float32
+
+
+def test_labels_belong_to_their_rows(store: PatchStore) -> None:
+    for batch in make_stream(store).epoch(0):
+        assert batch.labels.tolist() == store.train.label[batch.rows].tolist()
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_the_order_is_that_of_the_plan_whatever_the_threads(
+    store: PatchStore, threads: int
+) -> None:
+    streamed = [batch.rows for batch in make_stream(store, threads=threads).epoch(2)]
+    for ours, planned in zip(streamed, make_plan(store).batches(2), strict=True):
+        np.testing.assert_array_equal(ours, planned)
+
+
+def test_an_epoch_goes_on_from_any_batch(store: PatchStore) -> None:
+    whole = list(make_stream(store).epoch(1))
+    assert_same(list(make_stream(store).epoch(1, start=5)), whole[5:])
+
+
+def test_waiting_for_data_is_counted(store: PatchStore) -> None:
+    stream = make_stream(store)
+    list(stream.epoch(0))
+    assert stream.waited_s > 0
+
+
+@pytest.fixture
+def broken(store: PatchStore, tmp_path: Path) -> PatchStore:
+    """The store with one bit of train row 20 flipped."""
+    copy = PatchStore(shutil.copytree(store.path, tmp_path / "broken.store"))
+    # The second shard begins with its first row, row 16; row 20 lies a few chunks on.
+    offset, _ = copy.train.patch._index(1)[20 - 16]
+    file = Path(copy.train.patch._file(1))
+    content = bytearray(file.read_bytes())
+    content[offset + 40] ^= 1
+    file.write_bytes(content)
+    return copy
+
+
+def test_a_corrupt_crop_stops_the_stream_and_is_named(broken: PatchStore) -> None:
+    with pytest.raises(CorruptStore, match=r"train rows 20\b") as caught:
+        list(make_stream(broken).epoch(0))
+    assert (caught.value.split, caught.value.rows) == ("train", [20])
+
+
+def test_corrupt_crops_are_skipped_and_counted_on_request(broken: PatchStore) -> None:
+    stream = make_stream(broken, skip_corrupt=True)
+    rows = np.concatenate([batch.rows for batch in stream.epoch(0)])
+    assert sorted(rows.tolist()) == [row for row in range(72) if row != 20]
+    assert stream.skipped == {20}
+
+
+def test_skipping_leaves_the_other_crops_as_they_are(broken: PatchStore, store: PatchStore) -> None:
+    for batch in make_stream(broken, skip_corrupt=True).epoch(0):
+        assert_same([batch], [make_stream(store).read(batch.rows, batch.index)])
+
+
+def test_a_cached_epoch_reads_nothing_and_is_the_same(
+    store: PatchStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = make_cache("memory", make_plan(store).rows, (16, 32, 32), CPU)
+    stream = make_stream(store, cache=cache)
+    for batch in stream.epoch(0):
+        stream.load(batch)
+    plain = [make_stream(store).load(batch) for batch in make_stream(store).epoch(1)]
+    monkeypatch.setattr(store.train.patch, "read_into", None)
+    cached = [stream.load(batch) for batch in stream.epoch(1)]
+    for ours, theirs in zip(cached, plain, strict=True):
+        assert all(map(torch.equal, ours, theirs))
+
+
+def test_an_epoch_that_began_in_the_middle_fills_the_rest_later(store: PatchStore) -> None:
+    cache = make_cache("memory", make_plan(store).rows, (16, 32, 32), CPU)
+    stream = make_stream(store, cache=cache)
+    for epoch, start in ((0, 5), (1, 0), (2, 0)):
+        for batch in stream.epoch(epoch, start=start):
+            cubes, labels = stream.load(batch)
+            plain = make_stream(store)
+            expected = plain.load(plain.read(batch.rows))
+            assert torch.equal(cubes, expected[0])
+            assert torch.equal(labels, expected[1])
+    assert cache is not None
+    assert cache.holds(make_plan(store).rows)
+
+
+def test_a_cache_that_does_not_fit_is_refused_or_left_out(store: PatchStore) -> None:
+    many = np.broadcast_to(np.int64(0), 10**9)
+    assert make_cache("auto", many, (32, 64, 64), CPU) is None
+    with pytest.raises(TrainError, match=r"GiB of crops.*use --cache auto"):
+        make_cache("memory", many, (32, 64, 64), CPU)
+
+
+def test_a_stream_left_early_leaves_no_thread_behind(store: PatchStore) -> None:
+    batches = make_stream(store, threads=3).epoch(0)
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("crops")]

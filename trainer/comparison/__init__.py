@@ -1,0 +1,1 @@
+"""Comparison of starting points: trials, statistics, tables, figures."""

@@ -1,0 +1,133 @@
+"""A comparison as pictures: bars with significance, few labels, learning curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.comparison.statistics import ALPHA, Row, summarise
+
+_FOLDER, _DPI = "figures", 120
+_BEST, _EQUIVALENT, _WORSE = "tab:green", "tab:olive", "tab:gray"
+
+
+def write_figures(results: Sequence[dict[str, Any]], out: Path) -> list[Path]:
+    """Write PNG files to `out`/figures from the results alone; returns them."""
+    import matplotlib as mpl
+
+    mpl.use("Agg", force=False)
+    folder = out / _FOLDER
+    folder.mkdir(exist_ok=True)
+    rows = [row for row in summarise(results) if row.scores]  # where all failed, none is drawn
+    written = []
+    for task in dict.fromkeys(row.task for row in rows):
+        of_task = [row for row in rows if row.task == task]
+        most = max(row.label_fraction for row in of_task)
+        whole = [row for row in of_task if row.label_fraction == most]
+        written.append(_draw_bars(whole, folder / f"{task}.png"))
+        validated = [
+            r for r in results if r["task"] == task and r["label_fraction"] == most and r["curve"]
+        ]
+        if validated:
+            written.append(_draw_curves(validated, folder / f"{task}-curves.png"))
+        if len({row.label_fraction for row in of_task}) > 1:
+            written.append(_draw_fractions(of_task, folder / f"{task}-labels.png"))
+    return written
+
+
+def _draw_bars(rows: Sequence[Row], file: Path) -> Path:
+    """Means with standard deviations and every trial; stars where worse than the best."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(1.5 + 0.9 * len(rows), 4), dpi=_DPI)
+    places = np.arange(len(rows))
+    means = [100 * row.mean for row in rows]
+    spreads = [100 * np.nan_to_num(row.std) for row in rows]
+    colours = [
+        "tab:green" if r.is_best else "tab:olive" if r.is_equivalent else "tab:gray" for r in rows
+    ]
+    axes.bar(places, means, yerr=spreads, capsize=4, color=colours, width=0.7, alpha=0.8)
+    for place, row in zip(places, rows, strict=True):
+        axes.plot([place] * len(row.scores), [100 * s for s in row.scores], "k.", markersize=4)
+        top = 100 * max(row.mean + np.nan_to_num(row.std), *row.scores)
+        axes.annotate(_stars(row), (place, top), ha="center", va="bottom")
+    values = [100 * score for row in rows for score in row.scores]
+    room = max(float(np.ptp(values)), 1.0)
+    low = min(*values, *(m - s for m, s in zip(means, spreads, strict=True)))
+    bottom = max(0.0, low - 0.3 * room)
+    axes.set_ylim(bottom, min(105.0, max(values) + 0.4 * room))
+    axes.set_xticks(places, [row.start for row in rows], rotation=30, ha="right")
+    axes.set_ylabel(f"{rows[0].metric} (%)" + (", not from 0" if bottom else ""))
+    told = f"* worse than the best, p < {ALPHA} (t-test); = not told from it"
+    axes.set_title(
+        f"{rows[0].task}, trials: {max(len(row.scores) for row in rows)}\n{told}", fontsize=9
+    )
+    return _save(figure, file)
+
+
+def _stars(row: Row) -> str:
+    if row.is_best:
+        return "best"
+    if row.behind is None or np.isnan(row.behind.p_student):
+        return ""
+    if row.is_equivalent:
+        return "="
+    return "*" * sum(row.behind.p_student < level for level in (ALPHA, 0.01, 0.001))
+
+
+def _draw_fractions(rows: Sequence[Row], file: Path) -> Path:
+    """Score against the share of labels."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(5.5, 4), dpi=_DPI)
+    for start in dict.fromkeys(row.start for row in rows):
+        mine = sorted((r for r in rows if r.start == start), key=lambda r: r.label_fraction)
+        axes.errorbar(
+            [100 * row.label_fraction for row in mine],
+            [100 * row.mean for row in mine],
+            yerr=[100 * np.nan_to_num(row.std) for row in mine],
+            marker="o",
+            capsize=3,
+            label=start,
+        )
+    axes.set_xlabel("training patients used (%)")
+    axes.set_ylabel(f"{rows[0].metric} (%)")
+    axes.set_title(rows[0].task, fontsize=9)
+    axes.legend(fontsize=8)
+    return _save(figure, file)
+
+
+def _draw_curves(results: Sequence[dict[str, Any]], file: Path) -> Path:
+    """Validation score as training goes on: the mean over trials, and each of them.
+
+    results
+        Those with a curve: without validation cases there is none.
+    """
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(5.5, 4), dpi=_DPI)
+    for number, start in enumerate(dict.fromkeys(r["start"] for r in results)):
+        colour = f"C{number}"
+        curves = [np.array(r["curve"]) for r in results if r["start"] == start]
+        for curve in curves:
+            axes.plot(curve[:, 0], 100 * curve[:, 1], color=colour, alpha=0.25, linewidth=0.8)
+        steps = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
+        mean = np.mean([np.interp(steps, curve[:, 0], curve[:, 1]) for curve in curves], axis=0)
+        axes.plot(steps, 100 * mean, color=colour, label=start)
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel(f"validation {results[0]['metric']} (%)")
+    axes.set_title(results[0]["task"], fontsize=9)
+    axes.legend(fontsize=8)
+    return _save(figure, file)
+
+
+def _save(figure: Any, file: Path) -> Path:
+    from matplotlib import pyplot
+
+    figure.tight_layout()
+    figure.savefig(file, metadata={"Software": None})
+    pyplot.close(figure)
+    return file

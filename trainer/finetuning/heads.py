@@ -1,0 +1,84 @@
+"""Nets for users' tasks: a body that was pretrained or not, and a new head."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+
+from trainer.nets.unet import ConvUnit, UNet3D
+
+_FINEST_CHANNELS = 32
+
+
+class Body(Protocol):
+    """A net that gives features at several resolutions."""
+
+    channels: tuple[int, ...]
+    """Of each, finest first."""
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """Features of (n, 1, Z, Y, X) cubes, finest first."""
+        ...
+
+
+class UNetSegmenter(nn.Module):
+    """Encoder and decoder as pretrained; a new 1 x 1 x 1 convolution names voxels."""
+
+    def __init__(self, *, width: int, outputs: int) -> None:
+        super().__init__()
+        self.body = UNet3D(width=width)
+        del self.body.out_tr  # what restores
+        self.head = nn.Conv3d(2 * width, outputs, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:  # (n, 1, Z, Y, X) -> logits (n, outputs, Z, Y, X)
+        logits: Tensor = self.head(self.body.decode(*self.body.encode(x)))
+        return logits
+
+
+class Segmenter(nn.Module):
+    """Any body with a decoder of its own: up to each finer resolution, two units with its skip."""
+
+    def __init__(self, body: nn.Module, channels: tuple[int, ...], *, outputs: int) -> None:
+        super().__init__()
+        self.body = body
+        *skips, deepest = channels
+        self.ups = nn.ModuleList()
+        for skip in reversed(skips):
+            self.ups.append(nn.Sequential(ConvUnit(deepest + skip, skip), ConvUnit(skip, skip)))
+            deepest = skip
+        self.last = ConvUnit(deepest, _FINEST_CHANNELS)
+        self.head = nn.Conv3d(_FINEST_CHANNELS, outputs, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:  # (n, 1, Z, Y, X) -> logits (n, outputs, Z, Y, X)
+        *skips, features = self.body.encode(x)  # type: ignore[operator]
+        for up, skip in zip(self.ups, reversed(skips), strict=True):
+            features = up(torch.cat((_resize(features, skip), skip), dim=1))
+        logits: Tensor = self.head(self.last(_resize(features, x)))
+        return logits
+
+
+class Classifier(nn.Module):
+    """Global average pool of the deepest features, then two linear layers, as published."""
+
+    def __init__(self, body: nn.Module, channels: int, *, outputs: int) -> None:
+        super().__init__()
+        self.body = body
+        self.head = nn.Sequential(
+            nn.Linear(channels, 2 * channels), nn.ReLU(), nn.Linear(2 * channels, outputs)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:  # (n, 1, Z, Y, X) -> logits (n, outputs)
+        found = self.body.encode(x)  # type: ignore[operator]
+        deepest = found[0] if isinstance(found, tuple) else found[-1]  # a U-Net's stands first
+        logits: Tensor = self.head(deepest.mean(dim=(2, 3, 4)))
+        return logits
+
+
+def _resize(features: Tensor, like: Tensor) -> Tensor:
+    """Features at the resolution of another tensor."""
+    if features.shape[2:] == like.shape[2:]:
+        return features
+    return F.interpolate(features, like.shape[2:], mode="trilinear", align_corners=False)

