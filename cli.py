@@ -705,7 +705,7 @@ def verify(store: Path, against_archive: bool, sample: int, as_json: bool) -> No
 
     Exit status 1, and the broken rows named, if it is not whole.
     """
-    from store.verify import count_rows, verify
+    from store.verification import count_rows, verify
 
     with _Reporter().stage("verify", count_rows(store), "rows") as advance:
         problems = list(verify(store, progress=advance))

@@ -19,18 +19,19 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.archive.catalogue import read_sources
-from pipeline.config import config_from_json
+from pipeline.config import PrepareConfig
 from pipeline.phantom.patients import draw_phantom
 from pipeline.stages.discover import Geometry, Scans
 from pipeline.stages.embed import embed, new_autoencoder
 from store import PatchStore
+from store.settings import build
 
 PCA_COMPONENTS = (4, 16, 64)
 
 
 def embeddings(store: PatchStore) -> dict[str, np.ndarray]:
     """Embeddings (N, D) to compare, by name."""
-    config = config_from_json(store.config)
+    config = build(PrepareConfig, store.config)
     num = len(store.scans.id)
     read = store.thumbnails.read
     images = np.stack([read([row])[0] for row in range(num)]).astype(np.float32)
@@ -91,7 +92,7 @@ def phantoms(store: PatchStore, archive: Path) -> None:
         return draw_phantom(truth["seed"], names.index(name), matrix=truth["matrix"])
 
     patients = [phantom_of(row) for row in range(len(store.scans.id))]
-    config = config_from_json(store.config)
+    config = build(PrepareConfig, store.config)
     scans = Scans(
         split=store.scans.split,
         spacing_mm=store.scans.spacing_mm,

@@ -9,12 +9,13 @@ import numpy as np
 
 from pipeline.archive.catalogue import read_series
 from pipeline.archive.volume import read_volume
-from pipeline.config import config_from_json
+from pipeline.config import PrepareConfig
 from pipeline.crops import cut_crop
 from store.format import SPLITS
 from store.images import Rejected
 from store.reader import PatchStore
-from store.verify import Problem
+from store.settings import build
+from store.verification import Problem
 
 
 def audit(
@@ -28,7 +29,7 @@ def audit(
     Raises StoreError without the store's private catalogue.
     """
     store = PatchStore(path)
-    config = config_from_json(store.config)
+    config = build(PrepareConfig, store.config)
     counts = [len(store.split(name)) for name in SPLITS]
     chosen = np.random.default_rng(seed).permutation(sum(counts))[:sample]
     chosen = np.stack([chosen >= counts[0], chosen - counts[0] * (chosen >= counts[0])], axis=1)

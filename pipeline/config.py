@@ -6,21 +6,16 @@ workers, scheduler and paths do not and live elsewhere.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Final, Literal
 
 from store.errors import ConfigError
-from store.settings import build, check_types, read_toml
+from store.settings import build, check_types, read_toml, require
 
-FRAMES: Final = ("body", "scan", "voxel")
-Triple: TypeAlias = tuple[float, float, float]
+Frame = Literal["body", "scan", "voxel"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,23 +23,23 @@ class AutoencoderConfig:
     """How scans are embedded; see pipeline/autoencoder.py."""
 
     latent: int = 512
-    """Numbers in an embedding."""
+    """Length of an embedding."""
     width: int = 8
-    """Channels of the first convolution; they double with each halving of the grid."""
+    """Channels of the first convolution; doubled at each level. A multiple of 4."""
     learning_rate: float = 1e-3
-    """Adam's; halved after `lr_patience` epochs without a better held-out loss."""
+    """Initial learning rate of Adam."""
     batch_size: int = 8
     """Thumbnails per step."""
     max_epochs: int = 400
-    """Passes over the training thumbnails at most."""
+    """Maximum number of epochs."""
     max_steps: int = 1500
-    """Optimiser steps at most, whatever the number of scans."""
+    """Maximum number of optimiser steps."""
     lr_patience: int = 20
-    """Epochs without a better held-out loss before the learning rate halves."""
+    """Epochs without a better validation loss after which the learning rate is halved."""
     patience: int = 50
-    """Epochs without a better held-out loss before training stops."""
+    """Epochs without a better validation loss after which training stops."""
     threads: int = 2
-    """CPU threads; fixed, because the sums' order and so the last bits depend on it."""
+    """CPU threads. Another number gives slightly different weights."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError naming the setting, what is allowed and what came."""
@@ -54,8 +49,8 @@ class AutoencoderConfig:
         for name in ("lr_patience", "patience"):
             _check(self, name, low=0)
         width, rate = self.width, self.learning_rate
-        _require(width >= 4 and width % 4 == 0, "autoencoder.width", "a multiple of 4", width)
-        _require(rate > 0, "autoencoder.learning_rate", "> 0", rate)
+        require(width >= 4 and width % 4 == 0, "autoencoder.width", "a multiple of 4", width)
+        require(rate > 0, "autoencoder.learning_rate", "> 0", rate)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,73 +58,83 @@ class PrepareConfig:
     """Settings of one store. Axes are z, y, x everywhere."""
 
     seed: int = 0
-    """Every random draw is keyed by it."""
+    """Seed of every random draw."""
     classes: int = 200
-    """Classes wanted; fewer are found when the archive has no room for more."""
+    """Number of classes to discover; there may be fewer when no more fit without overlap."""
     neighbours: int = 200
-    """Members of a class among training scans, its reference included."""
+    """Maximum number of training scans in a class, its reference included."""
     validation_neighbours: int = 30
-    """Members of a class among validation scans."""
+    """Maximum number of validation scans in a class."""
     validation_fraction: float = 0.1
-    """Share of persons whose scans are kept for validation."""
+    """Share of patients whose scans are used for validation, 0 to 0.9. Above 0, at least one
+    patient."""
     min_member_share: float = 0.5
-    """A class with fewer members than this share of the possible ones is redrawn."""
+    """Minimum number of training scans in a class, as a share of the possible number; at least two.
+    Classes with fewer are redrawn."""
 
-    frame: str = "body"
-    """What a class's coordinate is measured in: "body", "scan" or "voxel"."""
+    frame: Frame = "body"
+    """Coordinate system of a class's centre: "body" (fractions of the body's extent in y and x and
+    of the scan in z), "scan" (fractions of the scan) or "voxel" (voxel indices)."""
     shape: tuple[int, int, int] = (32, 64, 64)
-    """Voxels of a crop."""
-    spacing_mm: Triple | str = (1.25, 0.75, 0.75)
-    """Grid of the base crop in mm, or "native": each scan's own voxels."""
+    """Voxels of a crop; each a multiple of 8."""
+    spacing_mm: tuple[float, float, float] | Literal["native"] = (1.25, 0.75, 0.75)
+    """Voxel spacing of the base crop in mm, or "native" for each scan's own spacing."""
     window_hu: tuple[int, int] = (-1000, 1000)
-    """Crops and thumbnails are clipped to it."""
+    """HU range to which crops and thumbnails are clipped."""
     scales: int = 3
-    """Resolutions of a training crop: 1 is the base crop alone, 3 adds two drawn ones."""
+    """Scales of a training crop, 1 to 3: the base crop, and up to two larger or smaller ones drawn
+    at random."""
     side_steps: tuple[int, int] = (50, 80)
-    """In-plane side of a drawn resolution in base steps, [low, high)."""
+    """In-plane side of a randomly drawn scale, in voxels of the base crop: from the first number to
+    below the second."""
     shift_steps: tuple[int, int] = (-10, 10)
-    """In-plane shift of a drawn resolution in base steps, [low, high)."""
+    """In-plane shift of a randomly drawn scale, in voxels of the base crop: from the first number
+    to below the second."""
 
-    border: Triple = (0.0, 0.0, 0.0)
-    """Distance of a reference's base crop from the scan's edge, in its voxels."""
+    border: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Minimum distance of a reference's base crop from the edge of its scan, in voxels of the
+    scan."""
     separation_steps: float = 0.0
-    """Least distance between two classes' centres along the farthest axis, in base steps."""
+    """Minimum distance between the centres of two classes, along the axis where they are farthest
+    apart, in voxels of the base crop."""
     max_overlap: float = 0.25
-    """Largest share of a base crop that another class's may cover in any scan."""
+    """Maximum share of a base crop that another class may cover in the same scan; 1 allows all."""
     tries: int = 200
-    """Coordinates tried for one reference before the next reference is drawn."""
+    """Random coordinates tried in one reference before the next reference is drawn."""
     tissue_hu: int = -150
-    """A voxel at or above this is tissue."""
+    """HU from which a voxel counts as tissue."""
     tissue_depth: int = 1
-    """Slices (towards the head) looked at for tissue, this voxel's included."""
+    """Slices checked for tissue: the voxel's own, and those next to it towards the head."""
     min_tissue: float = 0.0
-    """Least share of tissue in a reference's base crop."""
+    """Minimum share of tissue in a reference's base crop."""
     max_tissue: float = 1.0
-    """Largest share of tissue in a reference's base crop."""
+    """Maximum share of tissue in a reference's base crop."""
     air_hu: int = -950
-    """A voxel below this is nothing."""
+    """HU below which a voxel counts as air."""
     min_content: float = 0.75
-    """Least share of a reference's base crop that is not nothing."""
+    """Minimum share of voxels in a reference's base crop that are not air."""
 
     index: str = "Flat"
-    """FAISS index_factory string; "Flat" is exact."""
-    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    """How scans are embedded."""
+    """FAISS index_factory string. "Flat" is exact; with another index, fewer neighbours may be
+    found, but distances are exact too."""
 
     one_per_study: bool = True
-    """Of several usable DICOM series of a study take the thinnest axial one only."""
+    """Of several usable DICOM series of a study, use only the axial one with the thinnest
+    slices."""
     min_slices: int = 16
-    """Scans with fewer slices (or rows, or columns) are rejected."""
+    """Minimum number of slices, rows and columns of a scan."""
     max_voxels: int = 1_000_000_000
-    """Scans whose header claims more voxels are rejected before they are read."""
+    """Maximum number of voxels of a scan, checked before it is read."""
     spacing_tolerance: float = 0.1
-    """Largest distance of a DICOM slice from its place on an even grid, as a share of the gap."""
+    """Maximum deviation of a DICOM slice from an even grid, as a share of the slice spacing."""
     max_oblique_deg: float = 15.0
-    """Largest angle between a scan's axes and the patient's."""
+    """Maximum angle between a scan's axes and the patient's axes, in degrees."""
     max_read_seconds: int = 600
-    """A series whose reading takes longer is rejected."""
+    """Maximum time for reading one series, in seconds."""
     rows_per_shard: int = 64
     """Crops in one shard file."""
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    """Table [autoencoder]: how scans are embedded."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError naming the setting, what is allowed and what came."""
@@ -152,45 +157,22 @@ class PrepareConfig:
         _check(self, "max_oblique_deg", low=0, high=45)
         _check(self, "scales", low=1, high=3)
         _check(self, "rows_per_shard", low=1)
-        _require(self.frame in FRAMES, "frame", f"one of {', '.join(FRAMES)}", self.frame)
         shape = self.shape
-        _require(
-            min(shape) >= 8 and not any(n % 8 for n in shape), "shape", "multiples of 8", shape
-        )
-        spacing = self.spacing_mm
-        _require(
-            spacing == "native" if isinstance(spacing, str) else all(0 < s < 100 for s in spacing),
-            "spacing_mm",
-            'three lengths in mm, or "native"',
-            spacing,
-        )
+        require(min(shape) >= 8 and not any(n % 8 for n in shape), "shape", "multiples of 8", shape)
+        if self.spacing_mm != "native":
+            fits = all(0 < side < 100 for side in self.spacing_mm)
+            require(fits, "spacing_mm", "above 0 and below 100", self.spacing_mm)
         for name in ("window_hu", "side_steps", "shift_steps"):
             low, high = getattr(self, name)
-            _require(low < high, name, "low, high", (low, high))
-        _require(self.side_steps[0] >= 1, "side_steps", ">= 1", self.side_steps)
-        _require(min(self.border) >= 0, "border", ">= 0", self.border)
-        _require(
+            require(low < high, name, "low, high", (low, high))
+        require(self.side_steps[0] >= 1, "side_steps", ">= 1", self.side_steps)
+        require(min(self.border) >= 0, "border", ">= 0", self.border)
+        require(
             self.min_tissue <= self.max_tissue,
             "min_tissue",
             f"<= max_tissue ({self.max_tissue})",
             self.min_tissue,
         )
-
-    def step_mm(self, spacing_mm: NDArray[Any]) -> NDArray[Any]:
-        """The base crop's step (..., 3) in scans of the given spacing (..., 3)."""
-        if isinstance(self.spacing_mm, str):
-            return spacing_mm
-        return np.broadcast_to(np.asarray(self.spacing_mm), spacing_mm.shape)
-
-    def least_members(self, num_train: int) -> int:
-        """Training scans that a class needs, its reference included, of `num_train`."""
-        return max(2, round(self.min_member_share * min(self.neighbours, num_train)))
-
-    def to_json(self) -> dict[str, Any]:
-        """The resolved settings as plain JSON values."""
-        return {
-            f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "autoencoder"
-        } | {"autoencoder": {k: _plain(v) for k, v in dataclasses.asdict(self.autoencoder).items()}}
 
 
 PRESETS: Final[dict[str, dict[str, Any]]] = {
@@ -207,7 +189,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "min_content": 0.0,
     },
 }
-"""Named sets of settings; "paper" is METHOD as published (docs/method.md says what differs)."""
+"""Named sets of settings; "paper" is the method as published (docs/method.md)."""
 
 
 def load_config(
@@ -219,32 +201,14 @@ def load_config(
     """
     if preset not in PRESETS:
         raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    values: dict[str, Any] = dict(PRESETS[preset])
+    values = dict(PRESETS[preset])
     if file is not None:
-        values.update(read_toml(file))
-    values.update({k: v for k, v in (overrides or {}).items() if v is not None})
-    nested = values.pop("autoencoder", {})
-    if not isinstance(nested, Mapping):
-        raise ConfigError(f"autoencoder must be a table [autoencoder], got {nested!r}")
-    autoencoder = build(AutoencoderConfig, nested, prefix="autoencoder.")
-    return build(PrepareConfig, {**values, "autoencoder": autoencoder})
-
-
-def config_from_json(values: Mapping[str, Any]) -> PrepareConfig:
-    """The settings that `to_json` wrote."""
-    return load_config(overrides=values)
+        values |= read_toml(file)
+    values |= {name: value for name, value in (overrides or {}).items() if value is not None}
+    return build(PrepareConfig, values)
 
 
 def _check(config: object, name: str, *, low: float, high: float = math.inf) -> None:
     value = getattr(config, name)
     rule = f">= {low}" + (f" and <= {high}" if high < math.inf else "")
-    _require(low <= value <= high, name, rule, value)
-
-
-def _require(holds: bool, name: str, rule: str, value: Any) -> None:
-    if not holds:
-        raise ConfigError(f"{name} must be {rule}, got {value!r}")
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    require(low <= value <= high, name, rule, value)

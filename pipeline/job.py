@@ -40,10 +40,12 @@ from pipeline.preflight import (
 )
 from pipeline.stages.cut import ScanCut, check_shards, cut_scan, finish_shard
 from pipeline.stages.survey import Survey
+from store.atomic import delete_partial_files
 from store.errors import check_local
 from store.format import AUTOENCODER_FILE, SPLITS, StoreError
 from store.reader import PatchStore, ShardedReader
-from store.writer import StoreWriter, sweep
+from store.settings import to_json
+from store.writer import StoreWriter
 
 if TYPE_CHECKING:
     from pipeline.autoencoder import Autoencoder
@@ -146,13 +148,13 @@ def prepare(
             raise StoreError(f"{store}: another prepare was at work on it; run again")
         if found.archive_moved:
             catalogue.move_archive(archive)
-        sweep(store)
+        delete_partial_files(store)
         if found.state is None:
             catalogue.reset()  # what is left of a deleted store must not shape this one
-            catalogue.note_inputs(inputs, config.to_json())
+            catalogue.note_inputs(inputs, to_json(config))
             catalogue.note_archive(archive)
             software = {name: importlib.metadata.version(name) for name in _SOFTWARE}
-            StoreWriter.create(store, config=config.to_json(), software=software)
+            StoreWriter.create(store, config=to_json(config), software=software)
         job = _Job(StoreWriter(store), catalogue, config, autoencoder, reporter)
         survey = Survey(
             archive,
@@ -436,7 +438,7 @@ class _Job:
     def seal(self, digests: dict[str, list[str]]) -> None:
         """Fix the fingerprint; the store is complete."""
         with self.stage("seal", 1, "store") as advance:
-            sweep(self.path)
+            delete_partial_files(self.path)
             self.writer.seal(digests)
             self.catalogue.tidy()
             advance(1)

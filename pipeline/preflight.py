@@ -21,11 +21,11 @@ from pipeline.archive.catalogue import (
 )
 from pipeline.archive.series import ArchiveError
 from pipeline.config import PrepareConfig
-from pipeline.stages.discover import Geometry, Scans
+from pipeline.stages.discover import Geometry, Scans, least_members
 from store.errors import SemgenError, check_local
 from store.format import AUTOENCODER_FILE, SURVEY_VERSION, StoreError
 from store.reader import PatchStore
-from store.settings import differences
+from store.settings import differences, to_json
 
 _SURVEY_SETTINGS = (
     "frame",
@@ -143,7 +143,7 @@ def check_same_job(store: PatchStore, config: PrepareConfig, inputs: dict[str, s
 
     A complete store without its catalogue is held against the settings alone.
     """
-    changed = differences(config.to_json(), store.config)
+    changed = differences(to_json(config), store.config)
     if changed:
         raise StoreError(
             f"{store.path}: begun with other settings ({'; '.join(changed)});"
@@ -236,7 +236,7 @@ def check_crops_fit(store: PatchStore, config: PrepareConfig) -> None:
         config,
     )
     train = np.flatnonzero(scans.split == 0)
-    least = config.least_members(len(train))
+    least = least_members(config, len(train))
     if len(train) < least:
         raise PrepareError(
             f"{store.path}: {len(train)} of {len(scans.id)} scans are for training, and a class"
@@ -267,7 +267,7 @@ def check_extension(old: Path, config: PrepareConfig) -> None:
     read_rejections(old)  # StoreError without its private catalogue
     store = PatchStore(old)
     changed = differences(
-        {name: config.to_json()[name] for name in _SURVEY_SETTINGS},
+        {name: to_json(config)[name] for name in _SURVEY_SETTINGS},
         {name: store.config[name] for name in _SURVEY_SETTINGS},
     )
     if changed:

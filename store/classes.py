@@ -17,7 +17,7 @@ from typing import Any
 import zarr
 
 from store.format import StoreError
-from store.writer import open_group, read_attribute
+from store.group import open_group, read_attribute
 
 _ATTRIBUTE = "annotation"
 

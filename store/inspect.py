@@ -40,28 +40,21 @@ def describe_class(store: PatchStore, label: int) -> dict[str, Any]:
     if "discover" not in store.stages or label >= store.num_classes:
         count = store.num_classes if "discover" in store.stages else 0
         raise StoreError(f"{store.path}: no class {label}; there are {count}, from 0")
-    members = []
-    for split, neighbour, distance in (
-        ("train", store.classes.neighbour, store.classes.distance),
-        ("validation", store.classes.validation_neighbour, store.classes.validation_distance),
-    ):
-        rows = store.split(split)
-        base = np.flatnonzero((rows.label == label) & (rows.scale == 0))
-        centre = rows.origin_mm[base] + rows.extent_mm[base] / 2
-        place = {int(rows.scan[row]): (int(row), mm.tolist()) for row, mm in zip(base, centre)}
-        for scan, far in zip(neighbour[label].tolist(), distance[label].tolist(), strict=True):
-            if scan >= 0:
-                row, centre_mm = place[scan]
-                members.append(
-                    {
-                        "split": split,
-                        "scan": scan_name(store, scan),
-                        "row": row,
-                        "distance": far,
-                        "centre_mm": centre_mm,
-                    }
-                )
-    return {**_class_line(store, label), "members": members}
+    lines = []
+    for split in SPLITS:
+        members = store.members(label, split)
+        lines += [
+            {"split": split, "scan": scan_name(store, scan), "row": row, "distance": distance,
+             "centre_mm": place}
+            for scan, row, distance, place in zip(
+                members.scans.tolist(),
+                members.rows.tolist(),
+                members.distances.tolist(),
+                members.places_mm.tolist(),
+                strict=True,
+            )
+        ]  # fmt: skip
+    return {**_class_line(store, label), "members": lines}
 
 
 def scan_name(store: PatchStore, scan: int) -> str:

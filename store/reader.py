@@ -10,6 +10,7 @@ import html
 import itertools
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from store.format import CLASS_TABLES, SCAN_TABLES, SPLITS, CorruptStore, StoreError
+from store.group import digest_values, open_group, open_sharded, read_attribute, shard_key
 from store.shards import MISSING, decode_chunk, read_index
-from store.writer import digest_values, open_group, open_sharded, read_attribute, shard_key
 
 _CACHED_INDEXES = 4096
 
@@ -193,11 +194,28 @@ class Split:
         return self.patch.read(rows)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Members:
+    """The n scans of a class in one split."""
+
+    scans: NDArray[np.int32]
+    """(n,) rows of `PatchStore.scans`."""
+    distances: NDArray[np.float32]
+    """(n,) L2 distance of the scan's embedding to the reference's."""
+    places_mm: NDArray[np.float64]
+    """(n, 3) centre of the base crop in the scan: z, y, x in mm."""
+    rows: NDArray[np.intp]
+    """(n,) the base crops: rows of the split."""
+
+    def __len__(self) -> int:
+        return len(self.scans)
+
+
 class PatchStore:
     """A complete patch store, open for reading.
 
     >>> store = PatchStore("chest.store")                        # doctest: +SKIP
-    >>> store.train.read(store.rows_of_class("train", 3)).shape  # doctest: +SKIP
+    >>> store.train.read(store.rows("train", label=3)).shape  # doctest: +SKIP
     (600, 32, 64, 64)
     """
 
@@ -251,9 +269,54 @@ class PatchStore:
     def num_classes(self) -> int:
         return len(self.classes.reference)
 
-    def rows_of_class(self, split: str, label: int) -> NDArray[np.intp]:
-        """The rows of one class, in store order."""
-        return np.flatnonzero(self.split(split).label == label)
+    @property
+    def window_hu(self) -> tuple[float, float]:
+        """Lowest and highest HU of a crop."""
+        low, high = self.config["window_hu"]
+        return float(low), float(high)
+
+    @property
+    def crop_shape(self) -> tuple[int, int, int]:
+        """(Z, Y, X) voxels of a crop."""
+        z, y, x = self.train.patch.shape[1:]
+        return z, y, x
+
+    @property
+    def num_scales(self) -> int:
+        """Scales of a training crop, the base crop (0) included."""
+        return int(self.config["scales"])
+
+    def rows(
+        self, split: str, label: int | None = None, scale: int | None = None
+    ) -> NDArray[np.intp]:
+        """Rows of a split in store order; of one class, of one scale, where these are given.
+
+        Raises IndexError for a class that the store does not have.
+        """
+        if label is not None and not 0 <= label < self.num_classes:
+            raise IndexError(f"label must be in [0, {self.num_classes}), got {label}")
+        table = self.split(split)
+        wanted = np.ones(len(table), bool)
+        if label is not None:
+            wanted &= table.label == label
+        if scale is not None:
+            wanted &= table.scale == scale
+        return np.flatnonzero(wanted)
+
+    def members(self, label: int, split: str = "train") -> Members:
+        """The scans of one class, nearest to its reference first.
+
+        Raises IndexError for a class that the store does not have.
+        """
+        base = self.rows(split, label, scale=0)
+        prefix = "" if split == "train" else "validation_"
+        scans = getattr(self.classes, f"{prefix}neighbour")[label]
+        distances = getattr(self.classes, f"{prefix}distance")[label][scans >= 0]
+        scans = scans[scans >= 0]
+        table = self.split(split)
+        rows = base[np.searchsorted(table.scan[base], scans)]  # rows are in order of their scans
+        centre_mm = table.origin_mm[rows] + table.extent_mm[rows] / 2
+        return Members(scans=scans, distances=distances, places_mm=centre_mm, rows=rows)
 
     def table(self, split: str) -> dict[str, NDArray[Any]]:
         """One entry for each crop, as columns: `pandas.DataFrame(store.table("train"))`.

@@ -6,12 +6,8 @@ written whole; a resumed job still reads a shard back before it trusts it.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
 import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +15,15 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from store.errors import check_local
-from store.format import (
-    ATTRIBUTE,
-    AUTOENCODER_FILE,
-    DIGESTS,
-    FORMAT,
-    SHARDED,
-    TABLES,
-    StoreError,
-    codecs,
+from store.atomic import flush, replace_file
+from store.format import ATTRIBUTE, DIGESTS, FORMAT, SHARDED, TABLES, codecs
+from store.group import (
+    compute_fingerprint,
+    digest_values,
+    open_group,
+    open_sharded,
+    read_attribute,
+    shard_key,
 )
 from store.layout import ShardGrid
 from store.shards import encode_shard
@@ -128,46 +123,6 @@ class StoreWriter:
         return fingerprint
 
 
-def open_group(path: Path, mode: str = "r") -> zarr.Group:
-    """Open a format 1 store's group; raises StoreError that says what is there instead."""
-    check_local(path)
-    if path.exists() and not path.is_dir():
-        raise StoreError(f"{path}: is a file; a store is a folder")
-    if not path.is_dir():
-        raise StoreError(f"{path}: no such store")
-    try:
-        # absolute: zarr cuts a relative root out of the middle of its keys, too
-        group = zarr.open_group(str(path.absolute()), mode=mode, zarr_format=3)  # type: ignore[arg-type]
-        attribute = group.attrs.get(ATTRIBUTE)
-    except Exception as error:  # broken metadata can make zarr raise anything
-        raise StoreError(f"{path}: not a semgen store (no readable Zarr v3 group)") from error
-    if not isinstance(attribute, dict) or "format" not in attribute:
-        raise StoreError(f'{path}: not a semgen store (no "{ATTRIBUTE}" attribute)')
-    if attribute["format"] != FORMAT:
-        raise StoreError(
-            f"{path}: store format {attribute['format']}, this version reads format {FORMAT}"
-        )
-    return group
-
-
-def read_attribute(group: zarr.Group) -> dict[str, Any]:
-    """The group attribute that `store.format.ATTRIBUTE` names."""
-    attribute = group.attrs[ATTRIBUTE]
-    assert isinstance(attribute, dict)
-    return attribute
-
-
-def open_sharded(path: Path, name: str) -> tuple[zarr.Array[Any], ShardGrid]:
-    """A sharded array of a store and its grid; StoreError when it is missing or broken."""
-    try:
-        array = zarr.open_array(str(path.absolute() / name), mode="r", zarr_format=3)
-    except Exception as error:  # broken metadata can make zarr raise anything
-        raise StoreError(f"{path}: array {name} is missing or its metadata broken") from error
-    if array.shards is None:
-        raise StoreError(f"{path}: array {name} is not sharded")
-    return array, ShardGrid(num_rows=array.shape[0], rows_per_shard=array.shards[0])
-
-
 def write_shard(path: Path, name: str, shard: int, values: NDArray[Any]) -> str:
     """Write one whole shard and return the SHA-256 of its values.
 
@@ -186,62 +141,12 @@ def write_shard(path: Path, name: str, shard: int, values: NDArray[Any]) -> str:
         )
     file = path / name / shard_key(shard, array.ndim)
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{uuid.uuid4().hex}.partial")
-    with partial.open("wb") as opened:
-        for piece in encode_shard(values, grid.rows_per_shard):
-            opened.write(piece)
-    os.replace(partial, file)
+    with replace_file(file, shared=True) as partial, partial.open("wb") as opened:
+        opened.writelines(encode_shard(values, grid.rows_per_shard))
     return digest_values(values)
 
 
-def shard_key(shard: int, num_axes: int) -> str:
-    """A shard's file, in its array's folder."""
-    return f"c/{shard}" + "/0" * (num_axes - 1)
-
-
-def sweep(path: Path) -> None:
-    """Delete temporary files that a killed writer left."""
-    for stray in path.rglob("*.partial"):
-        stray.unlink(missing_ok=True)
-
-
-def digest_values(values: NDArray[Any]) -> str:
-    """SHA-256 (hex) of an array's values in C order."""
-    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
-
-
-def compute_fingerprint(path: Path) -> str:
-    """SHA-256 (hex) over settings, tables, autoencoder weights and the shards' digests.
-
-    It covers decoded values, not their compressed form, and no class name or exclusion.
-    """
-    group = open_group(path)
-    attribute = read_attribute(group)
-    total = hashlib.sha256(json.dumps([FORMAT, attribute["config"]], sort_keys=True).encode())
-    for name in sorted(TABLES):
-        table: Any = group[name]
-        total.update(f"{name} {table.dtype} {table.shape} {_digest_table(table)}".encode())
-    for name in SHARDED:
-        array = group[name]
-        total.update(f"{name} {array.shape} {array.attrs[DIGESTS]}".encode())  # type: ignore[union-attr]
-    total.update(hashlib.sha256((path / AUTOENCODER_FILE).read_bytes()).digest())
-    return total.hexdigest()
-
-
-def _digest_table(table: Any) -> str:
-    """`digest_values` of a table, holding one chunk at a time."""
-    digest = hashlib.sha256()
-    for first in range(0, table.shape[0], table.chunks[0]):
-        digest.update(np.ascontiguousarray(table[first : first + table.chunks[0]]).data)
-    return digest.hexdigest()
-
-
 def _flush(path: Path, *, recurse: bool = True) -> None:
-    """Force files and folders to the disk, so that a power cut cannot undo the seal."""
-    targets = [path, *(path.rglob("*") if recurse else path.glob("*"))]
-    for target in targets:
-        descriptor = os.open(target, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    """Force files and folders to the disk, so that a power failure cannot undo the seal."""
+    for target in (path, *(path.rglob("*") if recurse else path.glob("*"))):
+        flush(target)

@@ -62,7 +62,7 @@ def test_pretraining_needs_no_reader_of_images() -> None:
     found = {(f, n) for f, n in imports_of("trainer") if n in {"SimpleITK", "monai", "matplotlib"}}
     assert {name for _, name in found} == {"SimpleITK", "monai", "matplotlib"}
     folders = {str(Path(file).parent) for file, _ in found}
-    assert folders == {"trainer/finetuning", "trainer/comparison"}
+    assert folders == {"trainer/finetuning", "trainer/comparison", "trainer/nets"}
 
 
 def test_the_packages_do_not_import_the_tests_or_benchmarks() -> None:

@@ -1,20 +1,34 @@
 """Store -> weights: pretraining of a 3-D U-Net. PyTorch; neither Dask nor FAISS."""
 
-from trainer.config import TrainConfig
-from trainer.errors import TrainError
-from trainer.events import Ended, Event, Noticed, Saved, Started, Stepped, TrainSummary, Validated
-from trainer.interrupt import Interrupted
-from trainer.nets.unet import Encoder3D, Output, UNet3D
-from trainer.pretraining import pretrain
-from trainer.weights import (
-    KeyReport,
-    Weights,
-    export_weights,
-    load_encoder,
-    load_unet,
-    load_weights,
-    read_weights,
-)
+from typing import TYPE_CHECKING
+
+from store.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from trainer.config import TrainConfig
+    from trainer.errors import TrainError
+    from trainer.events import (
+        Ended,
+        Event,
+        Noticed,
+        Saved,
+        Started,
+        Stepped,
+        TrainSummary,
+        Validated,
+    )
+    from trainer.interrupt import Interrupted
+    from trainer.nets.unet import Encoder3D, Output, UNet3D
+    from trainer.pretraining import pretrain
+    from trainer.weights import (
+        KeyReport,
+        Weights,
+        export_weights,
+        load_encoder,
+        load_unet,
+        load_weights,
+        read_weights,
+    )
 
 __all__ = [
     "Encoder3D",
@@ -40,3 +54,33 @@ __all__ = [
     "pretrain",
     "read_weights",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "config": ("TrainConfig",),
+        "errors": ("TrainError",),
+        "events": (
+            "Ended",
+            "Event",
+            "Noticed",
+            "Saved",
+            "Started",
+            "Stepped",
+            "TrainSummary",
+            "Validated",
+        ),
+        "interrupt": ("Interrupted",),
+        "nets.unet": ("Encoder3D", "Output", "UNet3D"),
+        "pretraining": ("pretrain",),
+        "weights": (
+            "KeyReport",
+            "Weights",
+            "export_weights",
+            "load_encoder",
+            "load_unet",
+            "load_weights",
+            "read_weights",
+        ),
+    },
+)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from store.settings import to_json
 from trainer.config import LoopConfig
 from trainer.errors import TrainError
 
@@ -53,7 +54,7 @@ def _make_folder(run: Path) -> None:
 def write_config(run: Path, config: LoopConfig, **facts: Any) -> None:
     """The resolved settings, what was learned from, and the software, for people."""
     content = {
-        "config": config.to_dict(),
+        "config": to_json(config),
         **facts,
         "software": {"torch": torch.__version__, "threads": torch.get_num_threads()},
     }

@@ -19,6 +19,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import nn
 
+from store.settings import to_json
 from trainer.checkpoint import BEST, LAST, Progress, save_checkpoint
 from trainer.config import LoopConfig
 from trainer.errors import Diverged, TrainError
@@ -340,7 +341,7 @@ class Loop(ABC, Generic[Batch]):
             self.run / name,
             {
                 "fingerprint": self.fingerprint,
-                "config": self.config.to_dict(),
+                "config": to_json(self.config),
                 "num_processes": self.ranks.size,
                 "model": self.net.state_dict(),
                 "optimiser": self.optimiser.state_dict(),

@@ -18,13 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from store import PatchStore, read_annotation
 from store.geometry import scan_name
 from trainer.checkpoint import LAST, load_checkpoint, refuse_other_run
-from trainer.config import (
-    TrainConfig,
-    resolve_init,
-    resolve_precision,
-    resolve_selection,
-    resolve_warmup,
-)
+from trainer.config import TrainConfig
 from trainer.data.plan import thin
 from trainer.data.stream import Batch, open_stream
 from trainer.device import check_precision, pick_device, set_precision
@@ -37,6 +31,7 @@ from trainer.objective import Judge
 from trainer.pretexts import Example, make_pretext
 from trainer.ranks import Ranks, join_ranks, sync_batch_norm
 from trainer.record import Recorder
+from trainer.resolve import resolve_init, resolve_precision, resolve_selection, resolve_warmup
 from trainer.transforms.perturb import Draws
 from trainer.weights import load_weights, read_weights
 

@@ -24,10 +24,11 @@ from pipeline.crops import cut_crop, make_thumbnail
 from pipeline.frame import frame_box
 from store.errors import SemgenError
 from store.format import THUMBNAIL_SHAPE
+from store.group import open_sharded
 from store.images import Rejected
 from store.reader import ShardedReader
 from store.shards import decode_chunk, encode_chunk
-from store.writer import open_sharded, write_shard
+from store.writer import write_shard
 
 Piece = str | NDArray[np.int16]
 """What cutting a scan gives for a shard: its digest when written, or this scan's rows of it."""

@@ -60,13 +60,25 @@ class ClassPlan:
         return np.concatenate([self.neighbour, self.validation_neighbour])
 
 
+def crop_step_mm(config: PrepareConfig, spacing_mm: Floats) -> Floats:
+    """(..., 3) voxel spacing of the base crop in scans of the given spacing (..., 3)."""
+    if config.spacing_mm == "native":
+        return spacing_mm
+    return np.broadcast_to(np.asarray(config.spacing_mm), spacing_mm.shape)
+
+
+def least_members(config: PrepareConfig, num_train: int) -> int:
+    """Training scans that a class needs, its reference included, of `num_train`."""
+    return max(2, round(config.min_member_share * min(config.neighbours, num_train)))
+
+
 class Geometry:
     """Where a class's crops lie in each scan."""
 
     def __init__(self, scans: Scans, config: PrepareConfig) -> None:
         self.config = config
         self.spacing_mm = scans.spacing_mm
-        self.step_mm = np.asarray(config.step_mm(scans.spacing_mm), np.float64)  # (N, 3)
+        self.step_mm = crop_step_mm(config, scans.spacing_mm)  # (N, 3)
         self.extent_mm = self.step_mm * config.shape  # (N, 3), of the base crop
         self.last_mm = (scans.size - 1) * scans.spacing_mm  # (N, 3), the last voxels' centres
         if config.frame == "voxel":
@@ -190,7 +202,7 @@ def discover(
     train = np.flatnonzero(scans.split == 0)
     index = Neighbours(scans.embedding, train, config.index)
     validation_index = Neighbours(scans.embedding, np.flatnonzero(scans.split == 1), config.index)
-    least = config.least_members(len(train))
+    least = least_members(config, len(train))
     classes: list[ClassPlan] = []
     turn = 0
     while len(classes) < config.classes:

@@ -120,7 +120,7 @@ def _overview(store: PatchStore) -> dict[str, Any]:
         "config": store.config,
         "rejected": survey["rejected"],
         "crops": {split: len(store.split(split)) for split in SPLITS},
-        "shape": store.config["shape"],
+        "shape": store.crop_shape,
         "spacing": spacing if isinstance(spacing, list) else None,
         "levels": LEVELS,
         "tile": TILE,
@@ -283,13 +283,13 @@ def _strangers(store: PatchStore, label: int) -> list[int]:
 def _place_in(store: PatchStore, label: int, scan: int) -> Grey:
     """The class's place in any scan, from its thumbnail: the middle axial slice."""
     low, high, extent_mm = _box(store, label, int(store.classes.reference[label]))
-    image, window = store.thumbnails.read([scan])[0], store.config["window_hu"]
+    image, (least, most) = store.thumbnails.read([scan])[0], store.window_hu
     first, last = store.scans.frame_mm[scan]
     half, centre = extent_mm / (last - first) / 2, (low + high) / 2
     spans = [_span(c - h, c + h, n) for c, h, n in zip(centre, half, image.shape, strict=True)]
     depth = min(int(centre[0] * len(image)), len(image) - 1)
     part = image[depth][slice(*spans[1]), slice(*spans[2])].astype(np.float64)
-    return fit(to_grey(window[0] + part / 255 * (window[1] - window[0])), TILE)
+    return fit(to_grey(least + part / 255 * (most - least)), TILE)
 
 
 def _span(low: float, high: float, length: int) -> tuple[int, int]:

@@ -20,7 +20,7 @@ import zarr
 from safetensors.torch import load_file
 
 from store.format import AUTOENCODER_FILE, SHARDED, SPLITS, TABLES, StoreError
-from store.verify import verify
+from store.verification import verify
 
 
 def seen(store: Path) -> str:

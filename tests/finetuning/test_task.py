@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import SimpleITK as sitk  # noqa: N813
 
 from trainer import TrainError
 from trainer.finetuning import FinetuneConfig, Task, load_task
-from trainer.finetuning.config import LOSSES
+from trainer.finetuning.config import Loss
 from trainer.finetuning.task import deal_splits, fit_task
 
 
@@ -275,7 +276,7 @@ def labels(tmp_path: Path) -> Path:
     )
 
 
-@pytest.mark.parametrize("loss", [loss for loss in LOSSES if "dice" in loss])
+@pytest.mark.parametrize("loss", [loss for loss in get_args(Loss) if "dice" in loss])
 def test_a_loss_of_masks_is_refused_when_classifying(labels: Path, loss: str) -> None:
     with pytest.raises(TrainError, match=f"loss '{re.escape(loss)}' is for masks"):
         fit_task(load_task(labels), FinetuneConfig(loss=loss))

@@ -14,7 +14,7 @@ from pipeline.archive.catalogue import catalogue_folder, read_sources
 from pipeline.audit import audit
 from store import PatchStore
 from store.format import StoreError
-from store.verify import Problem
+from store.verification import Problem
 from store.writer import write_shard
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from store import PatchStore
 from store.format import TABLES
-from store.writer import digest_values
+from store.group import digest_values
 
 RECORD = Path(__file__).parents[1] / "golden" / "store.json"
 ROUNDED = ("scans/embedding", "classes/distance", "classes/validation_distance")

@@ -16,6 +16,7 @@ from pipeline.config import PrepareConfig
 from pipeline.job import prepare
 from pipeline.preflight import PrepareError, check_crops_fit
 from store import PatchStore, SemgenError, StoreError
+from store.settings import to_json
 from store.writer import StoreWriter
 from tests.campaigns.kills import contents
 from tests.conftest import Semgen
@@ -250,7 +251,7 @@ def test_a_store_is_not_extended_by_another_ones_catalogue(
 
 def begin(store: Path, config: PrepareConfig) -> None:
     """A store as it is before anything was surveyed."""
-    StoreWriter.create(store, config=config.to_json(), software={})
+    StoreWriter.create(store, config=to_json(config), software={})
 
 
 def test_the_catalogue_of_a_store_of_other_settings_is_refused(

@@ -20,10 +20,11 @@ from torch.utils.data import DataLoader
 
 from store import ClassNote, CorruptStore, PatchStore, StoreError, annotate, read_annotation
 from store.format import SPLITS, TABLES, format_rows
+from store.group import compute_fingerprint
 from store.layout import ShardGrid
 from store.reader import ShardedReader, Split
-from store.verify import Problem, verify
-from store.writer import StoreWriter, compute_fingerprint, write_shard
+from store.verification import Problem, verify
+from store.writer import StoreWriter, write_shard
 from tests.support.synthetic_store import make_store
 
 NUM_ROWS, ROWS_PER_SHARD = 21, 4
@@ -553,7 +554,7 @@ def test_an_unfinished_store_opens_on_request_only(written: Path) -> None:
 def test_the_rows_of_a_class_are_those_with_its_label(patches: PatchStore, split: str) -> None:
     labels = patches.split(split).label
     for label in range(patches.num_classes):
-        assert patches.rows_of_class(split, label).tolist() == [
+        assert patches.rows(split, label).tolist() == [
             row for row, other in enumerate(labels) if other == label
         ]
 
@@ -586,7 +587,7 @@ def test_an_annotation_changes_neither_content_nor_fingerprint(annotated: Path) 
     before = PatchStore(annotated).fingerprint
     annotate(annotated, {2: {"excluded": True}})
     assert compute_fingerprint(annotated) == before
-    assert [problem for problem in verify(annotated) if "classes" in str(problem)] == []
+    assert [problem for problem in verify(annotated) if "classes" in problem.where] == []
 
 
 def test_a_class_that_there_is_not_is_not_annotated(annotated: Path) -> None:

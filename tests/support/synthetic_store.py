@@ -43,7 +43,9 @@ def make_store(
     window_hu: tuple[int, int] = (-1000, 1000),
 ) -> Path:
     """A complete store with so many crops of each class."""
-    writer = StoreWriter.create(path, config={"window_hu": list(window_hu)}, software={})
+    writer = StoreWriter.create(
+        path, config={"window_hu": list(window_hu), "scales": 3}, software={}
+    )
     num_scans = 4
     writer.write_table("scans/id", np.arange(num_scans, dtype=np.uint64))
     writer.write_table("scans/patient", np.arange(num_scans, dtype=np.int32))

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from store.settings import to_json
 from trainer import TrainConfig, TrainError
 
 
@@ -60,5 +61,5 @@ def test_equal_settings_are_equal_however_they_were_written() -> None:
 
 def test_settings_survive_json() -> None:
     config = TrainConfig(classes=(0, 2), warmup_epochs=3)
-    assert TrainConfig(**config.to_dict()) == config
-    assert all(f.name in config.to_dict() for f in dataclasses.fields(config))
+    assert TrainConfig(**to_json(config)) == config
+    assert all(f.name in to_json(config) for f in dataclasses.fields(config))

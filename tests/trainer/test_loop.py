@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from store import CorruptStore, PatchStore, annotate
+from store.settings import to_json
 from tests.support.synthetic_store import make_store
 from trainer import (
     Ended,
@@ -506,7 +507,7 @@ def test_the_configuration_and_the_stores_fingerprint_are_on_record(
     whole: tuple[Path, list[Event]], store: Path
 ) -> None:
     content = json.loads((whole[0] / "config.json").read_text())
-    assert content["config"] == TINY.to_dict() | {"precision": "fp32", "excluded_classes": []}
+    assert content["config"] == to_json(TINY) | {"precision": "fp32", "excluded_classes": []}
     assert content["store_fingerprint"] == PatchStore(store).fingerprint
 
 
@@ -585,7 +586,7 @@ def test_a_run_killed_and_resumed_equals_the_uninterrupted_one(
 ) -> None:
     config = tiny(checkpoint_every=3)  # so the kill loses steps 7 and 8, and a line of metrics
     command = [sys.executable, "-c", CHILD, str(store), str(tmp_path / "run")]
-    killed = subprocess.run([*command, json.dumps(config.to_dict())], check=False)
+    killed = subprocess.run([*command, json.dumps(to_json(config))], check=False)
     assert killed.returncode == -signal.SIGKILL
     pretrain(store, tmp_path / "run", config)
     assert_same_run(tmp_path / "run", whole[0])

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from store import PatchStore
+from store.settings import to_json
 from tests.conftest import ROOT
 from tests.support.synthetic_store import make_store
 from trainer import TrainConfig, TrainError, pretrain
@@ -33,7 +34,7 @@ def torchrun(
     store: Path, run: Path, *, before: str = "", **settings: Any
 ) -> subprocess.CompletedProcess[str]:
     """Pretrain by two processes; `before` is code that each runs first."""
-    config = {**CONFIG.to_dict(), **settings}
+    config = {**to_json(CONFIG), **settings}
     code = (
         f"import torch; torch.set_num_threads(1); from trainer import *\n{before}\n"
         f"print(pretrain({str(store)!r}, {str(run)!r}, TrainConfig(**{config!r})).steps)"
@@ -70,7 +71,7 @@ def test_two_processes_give_the_weights_of_one(store: Path, together: Path, tmp_
     pretrain(store, tmp_path / "alone", CONFIG)
     ours, theirs = weights(together), weights(tmp_path / "alone")
     start = TrainConfig(
-        **{**CONFIG.to_dict(), "steps": 1, "warmup_epochs": 0, "learning_rate": 1e-12}
+        **{**to_json(CONFIG), "steps": 1, "warmup_epochs": 0, "learning_rate": 1e-12}
     )
     pretrain(store, tmp_path / "start", start)
     before = weights(tmp_path / "start")
@@ -90,7 +91,7 @@ def test_one_step_of_two_processes_is_one_step_of_one(store: Path, tmp_path: Pat
     settings = {"steps": 1, "warmup_epochs": 0, "batch_size": 11}
     done = torchrun(store, tmp_path / "together", **settings)
     assert done.returncode == 0, done.stderr
-    pretrain(store, tmp_path / "alone", TrainConfig(**{**CONFIG.to_dict(), **settings}))
+    pretrain(store, tmp_path / "alone", TrainConfig(**{**to_json(CONFIG), **settings}))
     saved = [
         torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("together", "alone")
     ]
@@ -155,7 +156,7 @@ def test_another_number_of_processes_is_refused_unless_it_changes_nothing(
 ) -> None:
     apart = {"sync_batch_norm": False, "steps": 2, "warmup_epochs": 0}
     assert torchrun(store, tmp_path / "apart", **apart).returncode == 0
-    config = TrainConfig(**{**CONFIG.to_dict(), **apart, "steps": 4})
+    config = TrainConfig(**{**to_json(CONFIG), **apart, "steps": 4})
     with pytest.raises(TrainError, match="trained by 2 processes, now there are 1"):
         pretrain(store, tmp_path / "apart", config)
 

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from store.settings import build, check_types, read_toml
+from store.settings import build, check_types, read_toml, to_json
 from trainer.checkpoint import BEST, LAST
 from trainer.config import find_differences
 from trainer.errors import Diverged, TrainError
@@ -363,7 +363,7 @@ def _hold_plan(trials: Sequence[Trial], out: Path) -> None:
     elif any(out.iterdir()):
         raise TrainError(f"{out}: no comparison, and not empty; give another OUT")
     partial = note.with_name(f"{note.name}.{os.getpid()}.partial")
-    now = {json.dumps(trial.key): trial.config.to_dict() for trial in trials}
+    now = {json.dumps(trial.key): to_json(trial.config) for trial in trials}
     partial.write_text(json.dumps(before | now))
     partial.replace(note)
 

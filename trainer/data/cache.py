@@ -13,7 +13,6 @@ from torch import Tensor
 
 from trainer.errors import TrainError
 
-MODES = ("none", "memory", "device", "auto")
 _SHARE = 0.5
 """Of what is free, the most that `auto` takes."""
 

@@ -144,7 +144,6 @@ def open_stream(
         rows = rows[np.isin(persons[rows], draw_persons(persons, config.fraction, config.seed))]
     if not training and config.validation_batches is not None:
         rows = thin(rows, config.validation_batches * config.batch_size)
-    low, high = store.config.get("window_hu", (-1000, 1000))
     return Stream(
         split,
         EpochPlan(
@@ -156,7 +155,7 @@ def open_stream(
             world_size=ranks.size,
         ),
         device=device,
-        window_hu=(float(low), float(high)),
+        window_hu=store.window_hu,
         threads=config.threads,
         skip_corrupt=config.skip_corrupt,
         cache=make_cache(config.cache, rows, split.patch.shape[1:], device),

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint import BEST, LAST, load_checkpoint, refuse_other_run
-from trainer.config import resolve_precision
 from trainer.device import autocast, check_precision, pick_device, set_precision
 from trainer.errors import TrainError
 from trainer.events import Ended, Event, Noticed, Started, TrainSummary
@@ -30,6 +29,7 @@ from trainer.folder import CONFIG, open_run, write_config
 from trainer.loop import Loop
 from trainer.losses import Means
 from trainer.ranks import Ranks
+from trainer.resolve import resolve_precision
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,13 +14,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from trainer.data.plan import derive_seeds, draw_persons
 from trainer.errors import TrainError
-from trainer.finetuning.config import INTENSITIES, FinetuneConfig
+from trainer.finetuning.config import FinetuneConfig, Intensity
 from trainer.finetuning.images import ENDINGS, find_stem
 
 SPLITS = ("train", "validation", "test")
@@ -450,7 +450,7 @@ def _read_centre(where: str, row: dict[str, str]) -> tuple[float, float, float] 
 def _read_intensity(file: Path, rows: Iterable[tuple[str, dict[str, str]]]) -> str:
     """What all lines say of it; CT where none does."""
     found = sorted({row.get("intensity", "") for _, row in rows})
-    allowed = INTENSITIES[1:]
+    allowed = get_args(Intensity)[1:]
     if len(found) > 1:
         raise TrainError(f"{file}: intensity must be the same on all lines, got {found}")
     if found[0] and found[0] not in allowed:

@@ -13,8 +13,8 @@ import zarr
 from numpy.typing import NDArray
 
 from store.format import DIGESTS, SHARDED, SPLITS, TABLES, StoreError, format_rows
+from store.group import compute_fingerprint, digest_values, open_group
 from store.reader import PatchStore, ShardedReader
-from store.writer import compute_fingerprint, digest_values, open_group
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +147,6 @@ def _check_consistency(store: PatchStore) -> Iterator[Problem]:
             yield Problem(
                 name, "scan is no member of the class", tuple(np.flatnonzero(stray).tolist())
             )
-        num_scales = store.config["scales"] if number == 0 else 1
+        num_scales = store.num_scales if number == 0 else 1
         if len(split) != num_scales * int((neighbour >= 0).sum()):
             yield Problem(name, "rows do not match the classes' members")

@@ -1,0 +1,53 @@
+"""Files that are written whole or not at all: under a temporary name first, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+_PREFIX = ".partial-"
+
+
+@contextlib.contextmanager
+def replace_file(file: Path, *, shared: bool = False, durable: bool = False) -> Iterator[Path]:
+    """Give a temporary path beside `file` to write to, and rename it to `file` at the end.
+
+    The temporary path has the same suffix. When the block raises, it is deleted and `file` stays
+    as it was. The folder must exist.
+
+    shared
+        Several processes may write the file at the same time; the last one to end wins.
+    durable
+        Force content and name to the disk, so that a power failure cannot undo the rename.
+    """
+    unique = f"{uuid.uuid4().hex}-" if shared else ""
+    partial = file.with_name(f"{_PREFIX}{unique}{file.name}")
+    try:
+        yield partial
+        if durable:
+            flush(partial)
+        partial.replace(file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    if durable:
+        flush(file.parent)
+
+
+def flush(path: Path) -> None:
+    """Force one file, or the names in one folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def delete_partial_files(folder: Path) -> None:
+    """Delete what killed writers left in a folder and below, zarr-python's temporary files too."""
+    for pattern in (f"{_PREFIX}*", "*.partial"):
+        for partial in folder.rglob(pattern):
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,92 @@
+"""Open a store's group and arrays, and compute what its content is identified by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from store.errors import check_local
+from store.format import ATTRIBUTE, AUTOENCODER_FILE, DIGESTS, FORMAT, SHARDED, TABLES, StoreError
+from store.layout import ShardGrid
+
+
+def open_group(path: Path, mode: str = "r") -> zarr.Group:
+    """Open a format 1 store's group; raises StoreError that says what is there instead."""
+    check_local(path)
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"{path}: is a file; a store is a folder")
+    if not path.is_dir():
+        raise StoreError(f"{path}: no such store")
+    try:
+        # absolute: zarr cuts a relative root out of the middle of its keys, too
+        group = zarr.open_group(str(path.absolute()), mode=mode, zarr_format=3)  # type: ignore[arg-type]
+        attribute = group.attrs.get(ATTRIBUTE)
+    except Exception as error:  # broken metadata can make zarr raise anything
+        raise StoreError(f"{path}: not a semgen store (no readable Zarr v3 group)") from error
+    if not isinstance(attribute, dict) or "format" not in attribute:
+        raise StoreError(f'{path}: not a semgen store (no "{ATTRIBUTE}" attribute)')
+    if attribute["format"] != FORMAT:
+        raise StoreError(
+            f"{path}: store format {attribute['format']}, this version reads format {FORMAT}"
+        )
+    return group
+
+
+def read_attribute(group: zarr.Group) -> dict[str, Any]:
+    """The group attribute that `store.format.ATTRIBUTE` names."""
+    attribute = group.attrs[ATTRIBUTE]
+    assert isinstance(attribute, dict)
+    return attribute
+
+
+def open_sharded(path: Path, name: str) -> tuple[zarr.Array[Any], ShardGrid]:
+    """A sharded array of a store and its grid; StoreError when it is missing or broken."""
+    try:
+        array = zarr.open_array(str(path.absolute() / name), mode="r", zarr_format=3)
+    except Exception as error:  # broken metadata can make zarr raise anything
+        raise StoreError(f"{path}: array {name} is missing or its metadata broken") from error
+    if array.shards is None:
+        raise StoreError(f"{path}: array {name} is not sharded")
+    return array, ShardGrid(num_rows=array.shape[0], rows_per_shard=array.shards[0])
+
+
+def shard_key(shard: int, num_axes: int) -> str:
+    """A shard's file, in its array's folder."""
+    return f"c/{shard}" + "/0" * (num_axes - 1)
+
+
+def digest_values(values: NDArray[Any]) -> str:
+    """SHA-256 (hex) of an array's values in C order."""
+    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
+
+
+def compute_fingerprint(path: Path) -> str:
+    """SHA-256 (hex) over settings, tables, autoencoder weights and the shards' digests.
+
+    It covers decoded values, not their compressed form, and no class name or exclusion.
+    """
+    group = open_group(path)
+    attribute = read_attribute(group)
+    total = hashlib.sha256(json.dumps([FORMAT, attribute["config"]], sort_keys=True).encode())
+    for name in sorted(TABLES):
+        table: Any = group[name]
+        total.update(f"{name} {table.dtype} {table.shape} {_digest_table(table)}".encode())
+    for name in SHARDED:
+        array = group[name]
+        total.update(f"{name} {array.shape} {array.attrs[DIGESTS]}".encode())  # type: ignore[union-attr]
+    total.update(hashlib.sha256((path / AUTOENCODER_FILE).read_bytes()).digest())
+    return total.hexdigest()
+
+
+def _digest_table(table: Any) -> str:
+    """`digest_values` of a table, holding one chunk at a time."""
+    digest = hashlib.sha256()
+    for first in range(0, table.shape[0], table.chunks[0]):
+        digest.update(np.ascontiguousarray(table[first : first + table.chunks[0]]).data)
+    return digest.hexdigest()
