@@ -7,7 +7,7 @@ equal anatomy, 0 for unrelated, whatever the brightness; windows without structu
 Cells are about as large as anatomy is out of place in a good class (benchmarks/RESULTS.md).
 
 Consistency of a class: the probability that two of its members are more alike than a member and a
-crop of another class in another person (0.5 is chance, 1 perfect). That null distribution is drawn
+crop of another class in another patient (0.5 is chance, 1 perfect). That null distribution is drawn
 from at most 1024 crops of all classes.
 """
 
@@ -16,15 +16,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import mannwhitneyu
 
+from store.atomic import replace_file
 from store.format import SPLITS
+from store.progress import SILENT, Advance, Progress
 from store.reader import PatchStore, Split
 
 CELL: Final = 8
@@ -44,7 +46,7 @@ TISSUES: Final = {
     "bone": (200, 32767),
 }
 """HU ranges; what lies between them belongs to none."""
-_VERSION = 1
+_VERSION = 2
 _BATCH = 256
 
 Features = NDArray[np.float32]
@@ -57,7 +59,7 @@ class Quality:
     label: int
     members: int
     validation_members: int
-    persons: int
+    patients: int
     consistency: float
     """Probability that members are more alike than a member and a crop of another class."""
     likeness: float
@@ -77,24 +79,26 @@ class Quality:
     """Share of voxels by name of `TISSUES`."""
 
 
-def assess(
-    store: PatchStore, *, progress: Callable[[int], None] = lambda count: None
-) -> list[Quality]:
+def assess(store: PatchStore, *, progress: Progress = SILENT) -> list[Quality]:
     """The quality of every class, in order; each base crop is read once or twice.
 
-    Memory is bounded by one class's members and the null's crops. `progress` is called with
-    crops read.
+    Memory is bounded by one class's members and the null's crops.
     """
-    null, null_label, null_person = _draw_null(store, progress)
+    with progress.stage("quality", _count_crops(store), "crops") as advance:
+        return _assess(store, advance)
+
+
+def _assess(store: PatchStore, advance: Advance) -> list[Quality]:
+    null, null_label, null_patient = _draw_null(store, advance)
     overlap, overlaps = _overlap(store)
     found = []
     for label in range(store.num_classes):
-        features, scans, tissue = _read_class(store, label, progress)
-        person = store.scans.patient[scans]
+        features, scans, tissue = _read_class(store, label, advance)
+        patient = store.scans.patient[scans]
         alike = features @ features.T
-        pairs = alike[np.triu(person[:, None] != person, 1)]
+        pairs = alike[np.triu(patient[:, None] != patient, 1)]
         other = null_label != label
-        beyond = (features @ null[other].T)[person[:, None] != null_person[other]]
+        beyond = (features @ null[other].T)[patient[:, None] != null_patient[other]]
         distance = store.classes.distance[label][store.classes.neighbour[label] >= 0]
         quarters = np.quantile(distance, [0.25, 0.5, 0.75]) if len(distance) else np.zeros(3)
         found.append(
@@ -102,7 +106,7 @@ def assess(
                 label=label,
                 members=int((store.classes.neighbour[label] >= 0).sum()),
                 validation_members=int((store.classes.validation_neighbour[label] >= 0).sum()),
-                persons=len(np.unique(person)),
+                patients=len(np.unique(patient)),
                 consistency=share_above(pairs, beyond),
                 likeness=float(pairs.mean()) if len(pairs) else 0.0,
                 null_likeness=float(beyond.mean()) if len(beyond) else 0.0,
@@ -117,10 +121,8 @@ def assess(
     return found
 
 
-def load_quality(
-    store: PatchStore, *, progress: Callable[[int], None] = lambda count: None
-) -> list[Quality]:
-    """`assess`, kept beside the store (STORE.quality.json) where that can be written."""
+def load_quality(store: PatchStore, *, progress: Progress = SILENT) -> list[Quality]:
+    """`assess`, with the result cached in STORE.quality.json where that can be written."""
     file = store.path.with_name(store.path.name + ".quality.json")
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         content = json.loads(file.read_text())
@@ -132,10 +134,8 @@ def load_quality(
         "fingerprint": store.fingerprint,
         "classes": [dataclasses.asdict(quality) for quality in found],
     }
-    with contextlib.suppress(OSError):  # a store that one may only read
-        partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(content))
-        partial.replace(file)
+    with contextlib.suppress(OSError), replace_file(file, shared=True) as partial:
+        partial.write_text(json.dumps(content))  # not possible beside a read-only store
     return found
 
 
@@ -161,12 +161,11 @@ def _blocks(values: NDArray[np.float32], side: int) -> NDArray[np.float32]:
 
 
 def share_above(pairs: Features, null: Features) -> float:
-    """Probability that one of `pairs` is larger than one of `null`; chance where one is empty."""
+    """Probability that one of `pairs` is larger than one of `null`; 0.5 where one is empty."""
     if not (len(pairs) and len(null)):
         return 0.5
-    null = np.sort(null)
-    below = np.searchsorted(null, pairs, "left") + np.searchsorted(null, pairs, "right")
-    return float(below.mean() / 2 / len(null))
+    larger = mannwhitneyu(pairs, null, method="asymptotic").statistic
+    return float(larger / len(pairs) / len(null))
 
 
 def _outliers(
@@ -182,7 +181,7 @@ def _outliers(
 
 
 def _read_class(
-    store: PatchStore, label: int, progress: Callable[[int], None]
+    store: PatchStore, label: int, advance: Advance
 ) -> tuple[Features, NDArray[np.int32], dict[str, float]]:
     """Features of a class's base crops of both splits, their scans, and their tissue."""
     features, scans = [], []
@@ -191,7 +190,7 @@ def _read_class(
         split = store.split(name)
         rows = np.flatnonzero((split.label == label) & (split.scale == 0))
         scans.append(split.scan[rows])
-        for crops in _read(split, rows, progress):
+        for crops in _read(split, rows, advance):
             features.append(describe_crops(crops))
             voxels += crops.size
             for tissue, (low, high) in TISSUES.items():
@@ -204,27 +203,25 @@ def _read_class(
 
 
 def _draw_null(
-    store: PatchStore, progress: Callable[[int], None]
+    store: PatchStore, advance: Advance
 ) -> tuple[Features, NDArray[np.int32], NDArray[np.int32]]:
-    """Features, class and person of train crops spread evenly over the store."""
+    """Features, class and patient of train crops spread evenly over the store."""
     split = store.train
     rows = np.flatnonzero(split.scale == 0)
     if len(rows) > NULL_CROPS:
         rows = rows[np.arange(NULL_CROPS) * len(rows) // NULL_CROPS]
-    features = np.concatenate([describe_crops(crops) for crops in _read(split, rows, progress)])
+    features = np.concatenate([describe_crops(crops) for crops in _read(split, rows, advance)])
     return features, split.label[rows], store.scans.patient[split.scan[rows]]
 
 
-def _read(
-    split: Split, rows: NDArray[np.intp], progress: Callable[[int], None]
-) -> Iterator[NDArray[np.int16]]:
+def _read(split: Split, rows: NDArray[np.intp], advance: Advance) -> Iterator[NDArray[np.int16]]:
     for start in range(0, len(rows), _BATCH):
         part = rows[start : start + _BATCH]
         yield split.read(part)
-        progress(len(part))
+        advance(len(part))
 
 
-def count_crops(store: PatchStore) -> int:
+def _count_crops(store: PatchStore) -> int:
     """Crops that `assess` reads."""
     base = {name: int((store.split(name).scale == 0).sum()) for name in SPLITS}
     return sum(base.values()) + min(base["train"], NULL_CROPS)

@@ -321,7 +321,7 @@ class PatchStore:
     def table(self, split: str) -> dict[str, NDArray[Any]]:
         """One entry for each crop, as columns: `pandas.DataFrame(store.table("train"))`.
 
-        row, class, scan (row of `scans`), person, scale, z_mm, y_mm, x_mm (centre of the crop in
+        row, class, scan (row of `scans`), patient, scale, z_mm, y_mm, x_mm (centre of the crop in
         its scan), depth_mm, height_mm, width_mm.
         """
         rows = self.split(split)
@@ -330,7 +330,7 @@ class PatchStore:
             "row": np.arange(len(rows)),
             "class": rows.label,
             "scan": rows.scan,
-            "person": self.scans.patient[rows.scan],
+            "patient": self.scans.patient[rows.scan],
             "scale": rows.scale,
             **{f"{axis}_mm": centre[:, i] for i, axis in enumerate("zyx")},
             **{f"{side}_mm": rows.extent_mm[:, i]
@@ -343,7 +343,7 @@ class PatchStore:
             return f"<p>{html.escape(repr(self))}</p>"
         facts = {
             "scans": len(self.scans.id),
-            "persons": len(np.unique(self.scans.patient)),
+            "patients": len(np.unique(self.scans.patient)),
             "classes": self.num_classes,
             "crops": f"{len(self.train)} train, {len(self.validation)} validation",
             "voxels": " x ".join(map(str, self.train.patch.shape[1:])) + " (z, y, x)",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from store.atomic import replace_file
 from store.classes import read_annotation
 from store.format import SPLITS
 from store.inspect import scan_name
-from store.quality import Quality
+from store.progress import SILENT, Advance, Progress
+from store.quality import Quality, load_quality
 from store.reader import PatchStore
 from store.report.pictures import (
     LEVELS,
@@ -29,7 +31,7 @@ from store.report.pictures import (
 )
 
 TILE = 64
-NEAREST, FARTHEST, STRANGERS = 8, 4, 4
+NEAREST, FARTHEST, NON_MEMBERS = 8, 4, 4
 """Members of a class that are shown: the nearest and the farthest; and scans that are none."""
 MEMBER_SLICES, REFERENCE_SLICES = 12, 32
 CARD_TILES = 4
@@ -41,30 +43,21 @@ SCAN_COLUMNS, CROP_COLUMNS = 16, 8
 _CROPS_AT_ONCE = 64
 
 
-def write_report(
-    store: PatchStore,
-    quality: list[Quality],
-    out: Path,
-    *,
-    progress: Callable[[int], None] = lambda count: None,
-) -> int:
-    """Write the page, under a temporary name first; returns its size in bytes.
-
-    One class is in memory at a time. `progress` is called with classes done.
-    """
-    partial = out.with_name(out.name + ".partial")
-    try:
-        with partial.open("w", encoding="utf-8") as page:
-            head, tail = render_page("default-src 'none'; img-src data:")
-            page.write(head)
-            for name, content in _sheets(store, progress):
-                picture = base64.b64encode(content).decode()
-                page.write(f'<script type="text/plain" id="{name}">{picture}</script>\n')
-            page.write(render_data(store, quality))
-            page.write(tail)
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+def write_report(store: PatchStore, out: Path, *, progress: Progress = SILENT) -> int:
+    """Write the page; returns its size in bytes. One class is in memory at a time."""
+    quality = load_quality(store, progress=progress)
+    with (
+        progress.stage("report", store.num_classes, "classes") as advance,
+        replace_file(out) as partial,
+        partial.open("w", encoding="utf-8") as page,
+    ):
+        head, tail = render_page("default-src 'none'; img-src data:")
+        page.write(head)
+        for name, content in _sheets(store, advance):
+            picture = base64.b64encode(content).decode()
+            page.write(f'<script type="text/plain" id="{name}">{picture}</script>\n')
+        page.write(render_data(store, quality))
+        page.write(tail)
     return out.stat().st_size
 
 
@@ -83,20 +76,21 @@ def render_data(
     live: bool = False,
 ) -> str:  # fmt: skip
     """Everything on the page but pictures, as an element of it."""
-    said = read_annotation(store.path)
+    annotation = read_annotation(store.path)
     content = {
         **_overview(store),
         "classesPerSheet": classes_per_sheet,
         "live": live,
         "classes": [
-            {**class_facts(store, one), **asdict(said[label])} for label, one in enumerate(quality)
+            {**class_facts(store, one), **asdict(annotation[label])}
+            for label, one in enumerate(quality)
         ],
     }
     text = json.dumps(content).replace("<", "\\u003c")
     return f'<script type="application/json" id="data">{text}</script>\n'
 
 
-def _sheets(store: PatchStore, progress: Callable[[int], None]) -> Iterator[tuple[str, bytes]]:
+def _sheets(store: PatchStore, advance: Advance) -> Iterator[tuple[str, bytes]]:
     """Pictures of the page by name."""
     cards: list[Grey] = []
     for label in range(store.num_classes):
@@ -106,7 +100,7 @@ def _sheets(store: PatchStore, progress: Callable[[int], None]) -> Iterator[tupl
         if label + 1 == store.num_classes or (label + 1) % CLASSES_PER_SHEET == 0:
             yield f"cards-{label // CLASSES_PER_SHEET}", encode_tiles(cards, CARD_TILES)
             cards = []
-        progress(1)
+        advance(1)
     yield "scans", scan_sheet(store)
 
 
@@ -133,7 +127,7 @@ def _overview(store: PatchStore) -> dict[str, Any]:
         "scans": [
             {
                 "id": scan_name(store, row),
-                "person": int(scans.patient[row]),
+                "patient": int(scans.patient[row]),
                 "split": SPLITS[int(scans.split[row])],
                 "spacing": scans.spacing_mm[row].round(3).tolist(),
                 "size": scans.size[row].tolist(),
@@ -177,12 +171,12 @@ def class_facts(store: PatchStore, quality: Quality) -> dict[str, Any]:
         "frame": (frame_mm[1] - frame_mm[0]).round(1).tolist(),
         "all": [{**member, "rows": member["rows"][0]} for member in members],
         "shown": [members.index(member) for member in _shown(members)],
-        "strangers": _strangers(store, label),
+        "nonMembers": _non_members(store, label),
     }
 
 
 def class_sheet(store: PatchStore, label: int, mean: NDArray[np.float64]) -> bytes:
-    """Pictures of a class's own view: reference, mean, shown members, the place in strangers."""
+    """Pictures of a class's own view: reference, mean, members, the same place in non-members."""
     shown = _shown(list(_members(store, label)))
     crops = dict(_read_scales(store, shown))
     tiles = [fit(t, TILE) for t in planes(crops[0, 0], REFERENCE_SLICES)]
@@ -193,7 +187,7 @@ def class_sheet(store: PatchStore, label: int, mean: NDArray[np.float64]) -> byt
             crop = crops.get((number, scale))
             middle = np.zeros((TILE, TILE)) - 1000 if crop is None else crop[len(crop) // 2]
             tiles.append(fit(to_grey(middle), TILE))
-    tiles += [_place_in(store, label, scan) for scan in _strangers(store, label)]
+    tiles += [_place_in(store, label, scan) for scan in _non_members(store, label)]
     return encode_tiles(tiles, MEMBER_SLICES + 4)
 
 
@@ -271,13 +265,13 @@ def _box(
     return low, low + rows.extent_mm[row] / (last - first), rows.extent_mm[row]
 
 
-def _strangers(store: PatchStore, label: int) -> list[int]:
+def _non_members(store: PatchStore, label: int) -> list[int]:
     """Scans of the least like look that are no members."""
     classes, embedding = store.classes, store.scans.embedding
     known = {*classes.neighbour[label].tolist(), *classes.validation_neighbour[label].tolist()}
     apart = np.linalg.norm(embedding - embedding[classes.reference[label]], axis=1)
     far = np.argsort(-apart, kind="stable").tolist()
-    return [scan for scan in far if scan not in known][:STRANGERS]
+    return [scan for scan in far if scan not in known][:NON_MEMBERS]
 
 
 def _place_in(store: PatchStore, label: int, scan: int) -> Grey:

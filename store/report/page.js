@@ -84,7 +84,7 @@ const percent = (share) => `${Math.round(100 * share)} %`;
 const number = (value, digits = 2) => value.toFixed(digits);
 const title = (c) => c.name || `Class ${c.label}`;
 const mostly = (c) => Object.entries(c.tissue).sort((a, b) => b[1] - a[1])[0][0];
-const scanLabel = (row) => `${data.scans[row].id.slice(0, 8)} (patient ${data.scans[row].person})`;
+const scanLabel = (row) => `${data.scans[row].id.slice(0, 8)} (patient ${data.scans[row].patient})`;
 function table(head, rows, numbers = []) {
   const cell = (kind, value, i) => el(kind, { class: numbers.includes(i) ? "number" : null }, String(value));
   return el("table", {}, el("thead", {}, el("tr", {}, ...head.map((h, i) => cell("th", h, i)))),
@@ -106,13 +106,13 @@ function whereabouts(c, height) {
 function overview() {
   const counts = Object.entries(data.rejected);
   const settings = Object.entries(data.config).filter(([, v]) => typeof v !== "object" || Array.isArray(v));
-  const persons = (split) => new Set(data.scans.filter((s) => s.split === split).map((s) => s.person)).size;
+  const patients = (split) => new Set(data.scans.filter((s) => s.split === split).map((s) => s.patient)).size;
   show(
     el("h2", {}, "Store"),
     el("div", { class: "panels" },
       el("section", {}, table(["", "train", "validation"], [
         ["scans", ...["train", "validation"].map((split) => data.scans.filter((s) => s.split === split).length)],
-        ["persons", persons("train"), persons("validation")],
+        ["patients", patients("train"), patients("validation")],
         ["crops", data.crops.train, data.crops.validation],
       ], [1, 2]),
       el("p", {}, `${data.classes.length} classes, ${data.classes.filter((c) => c.excluded).length} excluded. Crops of ${data.shape.join(" x ")} voxels (z, y, x)${data.spacing ? `, ${data.spacing.join(" x ")} mm` : ""}.`),
@@ -230,7 +230,7 @@ function detail(label) {
   const facts = [
     ["consistency", number(c.consistency)], ["likeness of two members", number(c.likeness)],
     ["likeness to crops of other classes", number(c.null_likeness)],
-    ["members", `${c.members} train, ${c.validation_members} validation, ${c.persons} persons`],
+    ["members", `${c.members} train, ${c.validation_members} validation, ${c.patients} patients`],
     ["distance to the reference", `median ${number(c.median_distance)}, interquartile range ${number(c.distance_spread)}`],
     ["tissue", Object.entries(c.tissue).filter(([, v]) => v >= 0.01).map(([k, v]) => `${k} ${percent(v)}`).join(", ")],
     ["largest overlap", c.overlaps < 0 ? "none" : `${percent(c.overlap)} with ${title(data.classes[c.overlaps])}`],
@@ -255,9 +255,9 @@ function detail(label) {
         ...three(first, data.memberSlices, `Member ${index}`, half),
         ...(member.split === "train" ? [tile(name, first + data.memberSlices + 2, columns, half(axial), `Member ${index}, second scale`), tile(name, first + data.memberSlices + 3, columns, half(axial), `Member ${index}, third scale`)] : []));
     }),
-    c.strangers.length ? el("h3", {}, "The same place in scans that are no members (from their thumbnails)") : null,
-    el("div", { class: "row" }, ...c.strangers.map((scan, i) => el("figure", {}, tile(name, afterMembers + i, columns, half(axial), `Scan ${data.scans[scan].id}, no member`), el("figcaption", {}, scanLabel(scan))))),
-    el("details", {}, el("summary", {}, `All ${c.all.length} members`), table(["scan", "patient", "split", "distance", ""], c.all.map((m) => [data.scans[m.scan].id, data.scans[m.scan].person, m.split, number(m.distance, 3), c.outliers.includes(m.scan) ? "outlier" : ""]), [3])));
+    c.nonMembers.length ? el("h3", {}, "The same place in scans that are no members (from their thumbnails)") : null,
+    el("div", { class: "row" }, ...c.nonMembers.map((scan, i) => el("figure", {}, tile(name, afterMembers + i, columns, half(axial), `Scan ${data.scans[scan].id}, no member`), el("figcaption", {}, scanLabel(scan))))),
+    el("details", {}, el("summary", {}, `All ${c.all.length} members`), table(["scan", "patient", "split", "distance", ""], c.all.map((m) => [data.scans[m.scan].id, data.scans[m.scan].patient, m.split, number(m.distance, 3), c.outliers.includes(m.scan) ? "outlier" : ""]), [3])));
 }
 
 // Editing and crops as they are, where a server stands behind the page (semgen browse).

@@ -43,7 +43,7 @@ _FIELDS = {"name": (str, 200), "note": (str, 2000), "excluded": (bool, 0)}
 """Of a note: type, and most characters."""
 
 
-class Desk:
+class ReportApp:
     """A store, opened for the page."""
 
     def __init__(self, store: PatchStore, quality: list[Quality], *, any_host: bool) -> None:
@@ -73,17 +73,17 @@ class Desk:
 
 
 class _Handler(RequestHandler):
-    desk: Desk
+    app: ReportApp
 
-    def initialize(self, desk: Desk) -> None:
-        self.desk = desk
+    def initialize(self, app: ReportApp) -> None:
+        self.app = app
 
     def prepare(self) -> None:
         """Refuse who does not know the token, and pages of other sites that got hold of a name."""
         host, _ = split_host_and_port(self.request.host)
-        known = self.desk.any_host or host in {LOOPBACK, "localhost"}
+        known = self.app.any_host or host in {LOOPBACK, "localhost"}
         token = self.path_args[0].encode()
-        if not known or not hmac.compare_digest(token, self.desk.token.encode()):
+        if not known or not hmac.compare_digest(token, self.app.token.encode()):
             raise HTTPError(403)
 
     def set_default_headers(self) -> None:
@@ -104,14 +104,14 @@ class _Handler(RequestHandler):
 
 class _Page(_Handler):
     async def get(self, token: str) -> None:
-        self.finish(await asyncio.to_thread(self.desk.page))
+        self.finish(await asyncio.to_thread(self.app.page))
 
 
 class _Sheet(_Handler):
     async def get(self, token: str, kind: str, split: str | None, number: str | None) -> None:
         try:
             content = await asyncio.to_thread(
-                self.desk.draw, kind, split or SPLITS[0], int(number or 0)
+                self.app.draw, kind, split or SPLITS[0], int(number or 0)
             )
         except KeyError as error:
             raise HTTPError(404) from error
@@ -127,7 +127,7 @@ class _Class(_Handler):
         if change is None:
             raise HTTPError(400)
         try:
-            said = await asyncio.to_thread(annotate, self.desk.store.path, {int(label): change})
+            said = await asyncio.to_thread(annotate, self.app.store.path, {int(label): change})
         except StoreError as error:
             raise HTTPError(404) from error
         except OSError as error:
@@ -152,9 +152,9 @@ def _read_change(body: bytes) -> dict[str, Any] | None:
     return change
 
 
-def make_application(desk: Desk) -> Application:
+def make_application(app: ReportApp) -> Application:
     """What answers requests."""
-    shared = {"desk": desk}
+    shared = {"app": app}
     return Application(
         [
             (r"/([^/]+)/", _Page, shared),
@@ -177,7 +177,7 @@ async def serve(
 ) -> None:
     """Answer on `host` and `port` (0: any free one) until `stop`; `on_start` gets the address."""
     logging.getLogger("tornado.access").setLevel(logging.CRITICAL)  # it would tell the token
-    desk = Desk(store, quality, any_host=host not in {LOOPBACK, "localhost"})
+    app = ReportApp(store, quality, any_host=host not in {LOOPBACK, "localhost"})
     try:
         sockets = bind_sockets(port, host)
     except OSError as error:  # also a host that there is not
@@ -185,11 +185,11 @@ async def serve(
             f"cannot listen on {host}, port {port}: {error.strerror or error}; give another --host"
             " or --port, or no --port for any free one"
         ) from error
-    server = HTTPServer(make_application(desk), max_body_size=2**16)
+    server = HTTPServer(make_application(app), max_body_size=2**16)
     server.add_sockets(sockets)
     try:
         name = f"[{host}]" if ":" in host else host
-        on_start(f"http://{name}:{sockets[0].getsockname()[1]}/{desk.token}/")
+        on_start(f"http://{name}:{sockets[0].getsockname()[1]}/{app.token}/")
         await (stop or asyncio.Event().wait())
     finally:
         server.stop()

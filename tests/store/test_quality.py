@@ -9,8 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from store import PatchStore
-from store.quality import Quality, assess, count_crops, describe_crops, load_quality
+from store.quality import Quality, assess, describe_crops, load_quality
 from tests.conftest import Semgen
+from tests.support.progress import CountedProgress
 from tests.support.synthetic_store import make_store
 
 
@@ -106,7 +107,7 @@ def test_tissue_and_members_are_counted(patches: PatchStore) -> None:
         crops = np.concatenate([patches.train.read(rows), patches.validation.read(more)])
         assert quality.tissue["lung"] == pytest.approx(((crops >= -950) & (crops < -500)).mean())
         assert sum(quality.tissue.values()) <= 1
-        assert quality.persons == len(rows) + len(more)
+        assert quality.patients == len(rows) + len(more)
 
 
 def test_overlap_is_the_share_of_a_crop_that_another_class_covers(
@@ -122,18 +123,20 @@ def test_overlap_is_the_share_of_a_crop_that_another_class_covers(
     assert [(q.overlap, q.overlaps) for q in found[:3]] == [(0.5, 1), (0.5, 0), (0.0, -1)]
 
 
-def test_the_result_is_kept_and_belongs_to_the_content(
+def test_the_result_is_cached_for_one_fingerprint(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = PatchStore(shutil.copytree(prepared, tmp_path / "mine"))
-    read: list[int] = []
-    first = load_quality(mine, progress=read.append)
-    assert sum(read) == count_crops(mine)
-    assert load_quality(mine, progress=read.append) == first
-    assert sum(read) == count_crops(mine)
+    progress = CountedProgress()
+    first = load_quality(mine, progress=progress)
+    num_crops = progress.totals["quality"]
+    assert num_crops
+    assert progress.units["quality"] == num_crops
+    assert load_quality(mine, progress=progress) == first
+    assert progress.units["quality"] == num_crops
     monkeypatch.setattr(mine, "fingerprint", "another")
-    load_quality(mine, progress=read.append)
-    assert sum(read) == 2 * count_crops(mine)
+    load_quality(mine, progress=progress)
+    assert progress.units["quality"] == 2 * num_crops
 
 
 def test_the_null_is_bounded_and_spread_over_the_store(
@@ -141,15 +144,14 @@ def test_the_null_is_bounded_and_spread_over_the_store(
 ) -> None:
     base = sum(int((split.scale == 0).sum()) for split in (store.train, store.validation))
     in_train = int((store.train.scale == 0).sum())
-    assert count_crops(store) == base + in_train
-    monkeypatch.setattr("store.quality.NULL_CROPS", 7)
-    assert count_crops(store) == base + 7
-    read: list[int] = []
-    assess(store, progress=read.append)
-    assert sum(read) == base + 7
+    for limit, num_null in ((1024, in_train), (7, 7)):
+        monkeypatch.setattr("store.quality.NULL_CROPS", limit)
+        progress = CountedProgress()
+        assess(store, progress=progress)
+        assert progress.units == progress.totals == {"quality": base + num_null}
 
 
-def test_classes_are_told_best_first(prepared: Path, semgen: Semgen, tmp_path: Path) -> None:
+def test_classes_are_listed_best_first(prepared: Path, semgen: Semgen, tmp_path: Path) -> None:
     mine = shutil.copytree(prepared, tmp_path / "mine")
     done = semgen("classes", mine, "--quality", "--json")
     rows = json.loads(done.stdout)

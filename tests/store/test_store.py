@@ -25,6 +25,7 @@ from store.layout import ShardGrid
 from store.reader import ShardedReader, Split
 from store.verification import Problem, verify
 from store.writer import StoreWriter, write_shard
+from tests.support.progress import CountedProgress
 from tests.support.synthetic_store import make_store
 
 NUM_ROWS, ROWS_PER_SHARD = 21, 4
@@ -346,15 +347,15 @@ def problems_of(path: Path) -> list[Problem]:
     return list(verify(path))
 
 
-def test_a_whole_store_verifies(prepared: Path) -> None:
+def test_a_valid_store_has_no_problems(prepared: Path) -> None:
     assert problems_of(prepared) == []
 
 
-def test_every_row_is_read_by_verifying(prepared: Path, patches: PatchStore) -> None:
-    told: list[int] = []
-    list(verify(prepared, progress=told.append))
+def test_verify_reads_every_row(prepared: Path, patches: PatchStore) -> None:
+    progress = CountedProgress()
+    list(verify(prepared, progress=progress))
     num_rows = len(patches.scans.id) + len(patches.train) + len(patches.validation)
-    assert sum(told) == num_rows
+    assert progress.units["verify"] == progress.totals["verify"] == num_rows
 
 
 def test_a_store_has_the_arrays_of_the_format_and_no_others(prepared: Path) -> None:
@@ -465,7 +466,7 @@ def test_verify_finds_that_the_autoencoder_is_missing(copy: Path) -> None:
     assert {problem.where for problem in problems_of(copy)} == {"store"}
 
 
-def test_verify_finds_a_person_in_both_splits(copy: Path, patches: PatchStore) -> None:
+def test_verify_finds_a_patient_in_both_splits(copy: Path, patches: PatchStore) -> None:
     array = zarr.open_array(str(copy / "scans/patient"), mode="r+")
     array[...] = np.full(len(patches.scans.id), 5, np.int32)
     assert Problem("scans/split", "patient 5 is in both splits") in problems_of(copy)
@@ -624,7 +625,7 @@ def test_a_file_is_not_called_a_missing_store(tmp_path: Path) -> None:
         PatchStore(tmp_path / "s")
 
 
-def test_a_broken_annotation_is_told(annotated: Path) -> None:
+def test_a_broken_annotation_is_reported(annotated: Path) -> None:
     group = zarr.open_group(annotated, mode="r+")["classes"]
     group.attrs["annotation"] = {"three": {"name": "x"}}
     with pytest.raises(StoreError, match='attribute "annotation" of group classes is broken'):
