@@ -19,7 +19,7 @@ Facts = dict[str, Any]
 
 
 def describe_store(store: PatchStore) -> Facts:
-    """Counts, settings and a line for each class; what an unfinished store does not have is 0."""
+    """Counts, settings, and one entry for each class; counts that are not known yet are 0."""
     surveyed = store.stages.get("survey", {"accepted": 0, "rejected": {}})
     planned = "discover" in store.stages
     facts: Facts = {
@@ -161,7 +161,7 @@ def format_size(num_bytes: float) -> str:
 
 
 def scan_name(store: PatchStore, scan: int) -> str:
-    """A scan's pseudonym: 16 hex digits."""
+    """The id of a scan, by its row: 16 hex digits."""
     return f"{int(store.scans.id[scan]):016x}"
 
 

@@ -1,14 +1,14 @@
-"""How good the discovered classes are, as numbers.
+"""Quality of the discovered classes, as numbers.
 
-Likeness of two crops: their local normalised cross-correlation. Each base crop is averaged over
-cells of 8 x 8 x 8 voxels, the cells are taken in windows of 4 x 4 x 4, and in each window mean and
-size are removed; what is left of two crops is multiplied and averaged over windows. It is 1 for
-equal anatomy, 0 for unrelated, whatever the brightness; windows without structure count little.
-Cells are about as large as anatomy is out of place in a good class (benchmarks/RESULTS.md).
+Similarity of two crops: their local normalised cross-correlation. Each base crop is averaged over
+cells of 8 x 8 x 8 voxels. In windows of 4 x 4 x 4 cells, the mean is subtracted and the result is
+normalised; the products of two crops are averaged over all windows. The similarity is 1 for equal
+anatomy and 0 for unrelated anatomy, at any brightness; windows without structure count little. A
+cell is about as large as the misplacement of anatomy in a good class (benchmarks/RESULTS.md).
 
-Consistency of a class: the probability that two of its members are more alike than a member and a
-crop of another class in another patient (0.5 is chance, 1 perfect). That null distribution is drawn
-from at most 1024 crops of all classes.
+Consistency of a class: the probability that two of its members are more similar than a member and a
+crop of another class in another patient (1 is perfect, 0.5 is chance). This null distribution is
+drawn from at most 1024 crops of all classes.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ CELL: Final = 8
 WINDOW: Final = 4
 """Cells along each axis of a window."""
 QUIET_HU: Final = 20.0
-"""Structure of a window that counts half."""
+"""Standard deviation of a window at which it counts half."""
 NULL_CROPS: Final = 1024
 OUTLIER: Final = 0.95
-"""A member is an outlier when so large a share of the null is more alike to its class than it."""
+"""A member is an outlier if this share of the null is more similar to the class than the member."""
 TISSUES: Final = {
     "air": (-32768, -950),
     "lung": (-950, -500),
@@ -45,7 +45,7 @@ TISSUES: Final = {
     "soft": (-30, 130),
     "bone": (200, 32767),
 }
-"""HU ranges; what lies between them belongs to none."""
+"""HU ranges; a voxel between two ranges counts for none."""
 _VERSION = 2
 _BATCH = 256
 
@@ -54,27 +54,27 @@ Features = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quality:
-    """Of one class. Shares are of 1, distances those of the embedding."""
+    """Quality of one class. Shares are from 0 to 1; distances are L2 distances of embeddings."""
 
     label: int
     members: int
     validation_members: int
     patients: int
     consistency: float
-    """Probability that members are more alike than a member and a crop of another class."""
-    likeness: float
-    """Mean likeness of two members."""
-    null_likeness: float
-    """Mean likeness of a member and a crop of another class."""
+    """Probability that two members are more similar than a member and a crop of another class."""
+    similarity: float
+    """Mean similarity of two members."""
+    null_similarity: float
+    """Mean similarity of a member and a crop of another class."""
     outliers: tuple[int, ...]
-    """Scan rows of members that are not like the others."""
+    """Scan rows of the members that are not similar to the others."""
     median_distance: float
     distance_spread: float
     """Interquartile range of the members' distance to the reference."""
     overlap: float
-    """Largest mean share of a base crop that those of another class cover in the same scans."""
+    """Mean share of a base crop that is covered by another class in the same scans, at most."""
     overlaps: int
-    """That class, -1 for none."""
+    """The other class; -1 for none."""
     tissue: dict[str, float]
     """Share of voxels by name of `TISSUES`."""
 
@@ -108,8 +108,8 @@ def _assess(store: PatchStore, advance: Advance) -> list[Quality]:
                 validation_members=int((store.classes.validation_neighbour[label] >= 0).sum()),
                 patients=len(np.unique(patient)),
                 consistency=share_above(pairs, beyond),
-                likeness=float(pairs.mean()) if len(pairs) else 0.0,
-                null_likeness=float(beyond.mean()) if len(beyond) else 0.0,
+                similarity=float(pairs.mean()) if len(pairs) else 0.0,
+                null_similarity=float(beyond.mean()) if len(beyond) else 0.0,
                 outliers=_outliers(alike, features, null[other], scans),
                 median_distance=float(quarters[1]),
                 distance_spread=float(quarters[2] - quarters[0]),
@@ -140,7 +140,7 @@ def load_quality(store: PatchStore, *, progress: Progress = SILENT) -> list[Qual
 
 
 def describe_crops(crops: NDArray[np.int16]) -> Features:
-    """(n, Z, Y, X) HU -> (n, cells): the product of two rows is the likeness of two crops."""
+    """(n, Z, Y, X) HU -> (n, cells): the product of two rows is the similarity of the crops."""
     num = len(crops)
     values = np.clip(crops, -1000, 1000).astype(np.float32)
     cells = _blocks(values, min(CELL, *crops.shape[1:])).mean(axis=-1)  # (n, z, y, x)
@@ -153,7 +153,7 @@ def describe_crops(crops: NDArray[np.int16]) -> Features:
 
 
 def _blocks(values: NDArray[np.float32], side: int) -> NDArray[np.float32]:
-    """(n, Z, Y, X) -> (n, Z // side, Y // side, X // side, side^3); what is over is cut off."""
+    """(n, Z, Y, X) -> (n, Z // side, Y // side, X // side, side^3); the rest is cut off."""
     z, y, x = (length // side for length in values.shape[1:])
     cut = values[:, : z * side, : y * side, : x * side]
     parts = cut.reshape(len(values), z, side, y, side, x, side).transpose(0, 1, 3, 5, 2, 4, 6)
@@ -171,7 +171,7 @@ def share_above(pairs: Features, null: Features) -> float:
 def _outliers(
     alike: Features, features: Features, null: Features, scans: NDArray[np.int32]
 ) -> tuple[int, ...]:
-    """Scans whose crop is no more like the others than all but 5 % of other classes' crops are."""
+    """Scans whose crop is less similar to the class than the most similar 5 % of the null."""
     num = len(alike)
     if num < 3 or not len(null):
         return ()
@@ -228,7 +228,7 @@ def _count_crops(store: PatchStore) -> int:
 
 
 def _overlap(store: PatchStore) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """(classes,) the largest mean share of base crops that another class covers, and which."""
+    """(classes,) largest mean share of a base crop that another class covers, and that class."""
     num = store.num_classes
     shared, together = np.zeros((num, num)), np.zeros((num, num))
     for name in SPLITS:

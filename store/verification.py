@@ -1,4 +1,4 @@
-"""Read everything in a store and say what is broken: checksums, digests, tables, fingerprint."""
+"""Read everything in a store and report what is broken: checksums, digests, tables, fingerprint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from store.reader import PatchStore, ShardedReader
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong. `where` is an array or "store"; `rows` may be empty."""
+    """One thing that is broken. `where` is an array or "store"; `rows` may be empty."""
 
     where: str
     what: str
@@ -60,7 +60,7 @@ def verify(path: str | Path, *, progress: Progress = SILENT) -> Iterator[Problem
 
 
 def _guarded(where: str, check: Iterator[Problem]) -> Iterator[Problem]:
-    """The problems of a check, and one more when what is broken makes the check itself fail."""
+    """The problems that a check finds, and one more if the check itself fails."""
     try:
         yield from check
     except Exception as error:  # broken metadata can make zarr raise anything

@@ -1,4 +1,4 @@
-"""Gather what the page shows, class by class, and write it."""
+"""Collect what the page shows, class by class, and write it."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from store.report.pictures import (
 
 TILE = 64
 NEAREST, FARTHEST, NON_MEMBERS = 8, 4, 4
-"""Members of a class that are shown: the nearest and the farthest; and scans that are none."""
+"""How many scans of a class are shown: the nearest and the farthest members, and non-members."""
 MEMBER_SLICES, REFERENCE_SLICES = 12, 32
 CARD_TILES = 4
-"""Of a class in the overview: mean, reference, front and side view of the reference's scan."""
+"""Pictures of a class in the overview: mean, reference, front and side view of its scan."""
 CLASSES_PER_SHEET = 50
 MAPPED_SCANS = 1000
-"""Scans of which the map shows a picture."""
+"""How many scans of the map have a picture."""
 SCAN_COLUMNS, CROP_COLUMNS = 16, 8
 _CROPS_AT_ONCE = 64
 
@@ -75,7 +75,7 @@ def render_data(
     store: PatchStore, quality: list[Quality], *, classes_per_sheet: int = CLASSES_PER_SHEET,
     live: bool = False,
 ) -> str:  # fmt: skip
-    """Everything on the page but pictures, as an element of it."""
+    """The facts on the page, as one element; pictures are separate."""
     annotation = read_annotation(store.path)
     content = {
         **_overview(store),
@@ -156,7 +156,7 @@ def scan_sheet(store: PatchStore) -> bytes:
 
 
 def class_facts(store: PatchStore, quality: Quality) -> dict[str, Any]:
-    """What the page says of a class."""
+    """What the page shows about a class, without pictures."""
     label = quality.label
     reference = int(store.classes.reference[label])
     members = list(_members(store, label))
@@ -206,7 +206,7 @@ def card_tiles(store: PatchStore, label: int, mean: NDArray[np.float64]) -> list
 
 
 def crop_sheet(store: PatchStore, split: str, row: int) -> bytes:
-    """All axial slices of one crop as they are, without loss."""
+    """All axial slices of one crop, compressed without loss."""
     return encode_tiles(
         list(to_grey(store.split(split).read([row])[0])), CROP_COLUMNS, lossless=True
     )
@@ -217,20 +217,14 @@ def _shown(members: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _members(store: PatchStore, label: int) -> Iterator[dict[str, Any]]:
-    """Train members from the reference outwards, then those of validation."""
-    tables = {
-        "train": (store.classes.neighbour, store.classes.distance),
-        "validation": (store.classes.validation_neighbour, store.classes.validation_distance),
-    }
-    for split, (neighbour, distance) in tables.items():
-        rows = store.split(split)
-        mine = np.flatnonzero(rows.label == label)
-        for scan, far in zip(neighbour[label].tolist(), distance[label].tolist(), strict=True):
-            if scan < 0:
-                continue
-            its = mine[rows.scan[mine] == scan]
-            by_scale = {int(rows.scale[row]): int(row) for row in its}
-            yield {"scan": scan, "split": split, "distance": round(far, 4), "rows": by_scale}
+    """Training members, nearest first, then validation members; `rows` are theirs by scale."""
+    for split in SPLITS:
+        members, table = store.members(label, split), store.split(split)
+        rows = store.rows(split, label)
+        for scan, distance in zip(members.scans.tolist(), members.distances.tolist(), strict=True):
+            of_scan = rows[table.scan[rows] == scan]
+            by_scale = {int(table.scale[row]): int(row) for row in of_scan}
+            yield {"scan": scan, "split": split, "distance": round(distance, 4), "rows": by_scale}
 
 
 def _read_scales(
@@ -244,12 +238,11 @@ def _read_scales(
 
 def mean_crop(store: PatchStore, label: int) -> NDArray[np.float64]:
     """The mean of a class's base crops, in HU."""
-    total, count = np.zeros(store.train.patch.shape[1:]), 0
+    total, count = np.zeros(store.crop_shape), 0
     for name in SPLITS:
-        split = store.split(name)
-        rows = np.flatnonzero((split.label == label) & (split.scale == 0))
+        rows = store.rows(name, label, scale=0)
         for part in np.array_split(rows, -(-len(rows) // _CROPS_AT_ONCE) or 1):
-            total += split.read(part).sum(axis=0, dtype=np.float64)
+            total += store.split(name).read(part).sum(axis=0, dtype=np.float64)
             count += len(part)
     return total / count
 
@@ -257,7 +250,7 @@ def mean_crop(store: PatchStore, label: int) -> NDArray[np.float64]:
 def _box(
     store: PatchStore, label: int, scan: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Low and high corner of the reference's base crop in its frame's units, and its mm."""
+    """Corners of the reference's base crop as fractions of its frame, and its size in mm."""
     rows = store.train
     (row,) = np.flatnonzero((rows.label == label) & (rows.scale == 0) & (rows.scan == scan))[:1]
     first, last = store.scans.frame_mm[scan]
@@ -266,7 +259,7 @@ def _box(
 
 
 def _non_members(store: PatchStore, label: int) -> list[int]:
-    """Scans of the least like look that are no members."""
+    """Non-members whose embeddings are farthest from the reference's."""
     classes, embedding = store.classes, store.scans.embedding
     known = {*classes.neighbour[label].tolist(), *classes.validation_neighbour[label].tolist()}
     apart = np.linalg.norm(embedding - embedding[classes.reference[label]], axis=1)
@@ -275,7 +268,7 @@ def _non_members(store: PatchStore, label: int) -> list[int]:
 
 
 def _place_in(store: PatchStore, label: int, scan: int) -> Grey:
-    """The class's place in any scan, from its thumbnail: the middle axial slice."""
+    """The middle axial slice at the class's place in any scan, from its thumbnail."""
     low, high, extent_mm = _box(store, label, int(store.classes.reference[label]))
     image, (least, most) = store.thumbnails.read([scan])[0], store.window_hu
     first, last = store.scans.frame_mm[scan]
@@ -287,6 +280,6 @@ def _place_in(store: PatchStore, label: int, scan: int) -> Grey:
 
 
 def _span(low: float, high: float, length: int) -> tuple[int, int]:
-    """Indices of a part of an axis, one at least."""
+    """First and last index of a part of an axis; at least one voxel."""
     first = int(np.clip(np.floor(low * length), 0, length - 1))
     return first, int(np.clip(np.ceil(high * length), first + 1, length))

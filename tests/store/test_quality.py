@@ -15,7 +15,7 @@ from tests.support.progress import CountedProgress
 from tests.support.synthetic_store import make_store
 
 
-def slow_likeness(one: NDArray[np.int16], other: NDArray[np.int16]) -> float:
+def slow_similarity(one: NDArray[np.int16], other: NDArray[np.int16]) -> float:
     """Local normalised cross-correlation of two (32, 64, 64) crops, in plain words."""
 
     def cells(crop: NDArray[np.int16]) -> NDArray[np.float64]:
@@ -43,15 +43,15 @@ def crops() -> NDArray[np.int16]:
     return found
 
 
-def test_likeness_is_local_normalised_cross_correlation(crops: NDArray[np.int16]) -> None:
+def test_similarity_is_local_normalised_cross_correlation(crops: NDArray[np.int16]) -> None:
     features = describe_crops(crops)
     for i, j in np.ndindex(5, 5):
         assert features[i] @ features[j] == pytest.approx(
-            slow_likeness(crops[i], crops[j]), abs=1e-4
+            slow_similarity(crops[i], crops[j]), abs=1e-4
         )
 
 
-def test_likeness_does_not_see_brightness_and_contrast(crops: NDArray[np.int16]) -> None:
+def test_similarity_ignores_brightness_and_contrast(crops: NDArray[np.int16]) -> None:
     brighter = (crops[:1] // 2 + 100).astype(np.int16)
     alike = describe_crops(crops[:1])[0] @ describe_crops(brighter)[0]
     assert alike > 0.9
@@ -73,7 +73,7 @@ def shuffled(store: PatchStore, monkeypatch: pytest.MonkeyPatch) -> list[Quality
     return assess(store)
 
 
-def test_classes_are_told_from_shuffled_ones(
+def test_consistency_separates_classes_from_shuffled_ones(
     store: PatchStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = [quality.consistency for quality in assess(store)]
@@ -83,7 +83,7 @@ def test_classes_are_told_from_shuffled_ones(
     assert np.mean(bad) == pytest.approx(0.5, abs=0.1)
 
 
-def test_a_member_that_is_another_thing_is_an_outlier(
+def test_a_member_with_other_anatomy_is_an_outlier(
     store: PatchStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     label = store.train.label.copy()

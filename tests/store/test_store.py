@@ -43,13 +43,13 @@ def test_shards_hold_every_row_once_and_in_order(num_rows: int, rows_per_shard: 
     assert rows == list(range(num_rows))
 
 
-def test_a_row_is_in_the_shard_that_is_said_to_hold_it() -> None:
+def test_shard_of_names_the_shard_that_holds_a_row() -> None:
     grid = ShardGrid(num_rows=10, rows_per_shard=4)
     assert all(row in grid.rows_of(grid.shard_of(row)) for row in range(10))
 
 
 @pytest.mark.parametrize(("first", "stop"), [(0, 10), (3, 4), (3, 5), (8, 10), (5, 5)])
-def test_consecutive_rows_lie_in_the_shards_that_any_of_them_lies_in(first: int, stop: int) -> None:
+def test_shards_of_names_the_shards_of_consecutive_rows(first: int, stop: int) -> None:
     grid = ShardGrid(num_rows=10, rows_per_shard=4)
     expected = sorted({grid.shard_of(row) for row in range(first, stop)})
     assert list(grid.shards_of(range(first, stop))) == expected
@@ -74,7 +74,9 @@ def test_a_grid_of_empty_shards_is_refused() -> None:
         (list(range(0, 40, 2)), "0, 2, 4, 6, 8, 10, 12, 14, ... (20 in all)"),
     ],
 )
-def test_rows_are_told_as_ranges_and_many_are_cut_short(rows: list[int], text: str) -> None:
+def test_rows_are_printed_as_ranges_and_long_lists_are_shortened(
+    rows: list[int], text: str
+) -> None:
     assert format_rows(rows) == text
 
 
@@ -149,7 +151,7 @@ def test_rows_are_understood_as_numpy_understands_them(
         ([True, False], "a mask of train/patch must have 21 values, got 2"),
     ],
 )
-def test_what_names_no_rows_is_refused(written: Path, rows: Any, words: str) -> None:
+def test_invalid_rows_are_refused(written: Path, rows: Any, words: str) -> None:
     with pytest.raises((IndexError, TypeError), match=words):
         ShardedReader(written, NAME).read(rows)
 
@@ -216,7 +218,7 @@ def test_a_crop_is_a_chunk_with_a_checksum_in_a_shard(written: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [[9], [8, 9, 10, 11]], ids=["one crop", "a whole shard"])
-def test_crops_of_nothing_but_zeros_are_stored_too(
+def test_crops_of_zeros_are_stored(
     written: Path, truth: NDArray[np.int16], rows: list[int]
 ) -> None:
     crops = truth.copy()
@@ -235,7 +237,7 @@ def test_crops_of_nothing_but_zeros_are_stored_too(
     ],
     ids=["too few rows", "too many rows", "another crop shape", "another dtype"],
 )
-def test_what_is_not_exactly_a_shard_is_not_written(
+def test_only_whole_shards_can_be_written(
     written: Path, values: NDArray[np.int16], truth: NDArray[np.int16]
 ) -> None:
     with pytest.raises(ValueError, match="write whole shards only"):
@@ -289,7 +291,7 @@ def test_a_flipped_bit_breaks_the_crop_that_it_hits(
     assert_broken(written, [9], truth)
 
 
-def test_flipped_bits_in_two_shards_are_told_together(
+def test_flipped_bits_in_two_shards_are_reported_together(
     written: Path, truth: NDArray[np.int16]
 ) -> None:
     for shard, chunk in ((0, 3), (4, 0)):
@@ -327,9 +329,7 @@ def test_a_missing_shard_breaks_its_rows(written: Path, truth: NDArray[np.int16]
     ],
     ids=["flipped bit", "truncated", "missing"],
 )
-def test_a_broken_shard_is_not_taken_for_done(
-    written: Path, damage: Callable[[Path], object]
-) -> None:
+def test_a_broken_shard_has_no_digest(written: Path, damage: Callable[[Path], object]) -> None:
     damage(shard_file(written, 1))
     assert ShardedReader(written, NAME).digest(1) is None
 
@@ -391,7 +391,7 @@ def test_verify_names_the_row_of_a_flipped_bit(copy: Path, name: str) -> None:
     assert (problem.where, len(problem.rows)) == (name, 1)
 
 
-def test_verify_finds_two_shards_that_changed_places(copy: Path) -> None:
+def test_verify_finds_two_swapped_shards(copy: Path) -> None:
     one, two = (copy / NAME / f"c/{shard}/0/0/0" for shard in (1, 2))
     content = one.read_bytes()
     one.write_bytes(two.read_bytes())
@@ -400,7 +400,7 @@ def test_verify_finds_two_shards_that_changed_places(copy: Path) -> None:
     assert set(problems_of(copy)) == expected
 
 
-def test_verify_finds_a_crop_that_was_written_anew(copy: Path, patches: PatchStore) -> None:
+def test_verify_finds_a_rewritten_crop(copy: Path, patches: PatchStore) -> None:
     crops = patches.train.read(range(8)).copy()
     crops[3, 0, 0, 0] ^= 1
     write_shard(copy, NAME, 0, crops)
@@ -433,7 +433,7 @@ def test_verify_finds_a_missing_array(copy: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_verify_finds_a_table_that_was_written_anew(copy: Path, name: str) -> None:
+def test_verify_finds_a_rewritten_table(copy: Path, name: str) -> None:
     array = zarr.open_array(str(copy / name), mode="r+")
     values = np.asarray(array[...])
     values.reshape(-1)[0] += 1
@@ -472,7 +472,7 @@ def test_verify_finds_a_patient_in_both_splits(copy: Path, patches: PatchStore) 
     assert Problem("scans/split", "patient 5 is in both splits") in problems_of(copy)
 
 
-def test_an_unfinished_store_is_no_whole_store(copy: Path) -> None:
+def test_verify_reports_an_unfinished_store(copy: Path) -> None:
     change_attribute(copy, "state", "building")
     (problem,) = problems_of(copy)
     assert 'state is "building"' in problem.what
@@ -533,7 +533,9 @@ def make_zarr_2(path: Path) -> None:
         make_zarr_2,
     ],
 )
-def test_what_is_no_store_is_told_as_such(tmp_path: Path, make: Callable[[Path], None]) -> None:
+def test_the_error_for_something_else_than_a_store_says_so(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
     make(tmp_path / "thing")
     with pytest.raises(StoreError, match=r"thing: (no such store|not a semgen store)"):
         PatchStore(tmp_path / "thing")
@@ -573,7 +575,7 @@ def annotated(tmp_path: Path) -> Path:
     return make_store(tmp_path / "s")
 
 
-def test_what_is_said_of_classes_is_kept_and_changed_one_by_one(annotated: Path) -> None:
+def test_annotations_are_kept_and_changed_class_by_class(annotated: Path) -> None:
     annotate(annotated, {3: {"name": "Leber – rechts <b>", "excluded": True}, 1: {"note": "two"}})
     annotate(annotated, {3: {"note": "junk"}})
     said = read_annotation(annotated)
@@ -591,13 +593,13 @@ def test_an_annotation_changes_neither_content_nor_fingerprint(annotated: Path) 
     assert [problem for problem in verify(annotated) if "classes" in problem.where] == []
 
 
-def test_a_class_that_there_is_not_is_not_annotated(annotated: Path) -> None:
+def test_an_unknown_class_cannot_be_annotated(annotated: Path) -> None:
     with pytest.raises(StoreError, match="no class 6; there are 6, from 0"):
         annotate(annotated, {6: {"excluded": True}})
 
 
 @pytest.mark.parametrize("text", ["half \ud800", "two\nlines", "bell \x07"])
-def test_a_name_that_cannot_be_shown_is_refused_and_an_old_one_is_mended(
+def test_control_characters_in_a_name_are_refused_and_old_ones_replaced(
     annotated: Path, text: str
 ) -> None:
     with pytest.raises(StoreError, match="characters that cannot be shown"):
@@ -619,7 +621,7 @@ def test_an_unfinished_store_is_not_annotated(copy: Path) -> None:
     assert read_annotation(copy).notes == {}
 
 
-def test_a_file_is_not_called_a_missing_store(tmp_path: Path) -> None:
+def test_the_error_for_a_file_says_that_a_store_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "s").write_text("")
     with pytest.raises(StoreError, match="is a file"):
         PatchStore(tmp_path / "s")
@@ -632,7 +634,7 @@ def test_a_broken_annotation_is_reported(annotated: Path) -> None:
         read_annotation(annotated)
 
 
-def test_writers_at_once_lose_nothing(annotated: Path) -> None:
+def test_concurrent_annotations_are_all_kept(annotated: Path) -> None:
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda c: annotate(annotated, {c: {"name": f"class {c}"}}), range(6)))
     assert [read_annotation(annotated)[c].name for c in range(6)] == [
@@ -643,7 +645,7 @@ def test_writers_at_once_lose_nothing(annotated: Path) -> None:
 # From Python -------------------------------------------------------------------------------------
 
 
-def test_rows_come_as_columns_that_pandas_takes(patches: PatchStore) -> None:
+def test_the_table_of_a_split_suits_pandas(patches: PatchStore) -> None:
     table = patches.table("train")
     assert {len(column) for column in table.values()} == {len(patches.train)}
     np.testing.assert_array_equal(table["class"], patches.train.label)
