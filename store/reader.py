@@ -69,7 +69,7 @@ class ShardedReader:
         return out
 
     def read_into(self, rows: Rows, out: NDArray[Any]) -> list[int]:
-        """Read rows into `out`; returns the rows that could not be read (their values are undefined)."""
+        """Read rows into `out`; returns those that cannot be read (their values are undefined)."""
         return self._read_numbered(self._number(rows), out)
 
     def _number(self, rows: Rows) -> NDArray[np.int64]:

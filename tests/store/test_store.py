@@ -562,6 +562,41 @@ def test_the_rows_of_a_class_are_those_with_its_label(patches: PatchStore, split
         ]
 
 
+def test_rows_can_be_chosen_by_scale(patches: PatchStore) -> None:
+    for scale in range(patches.num_scales):
+        rows = patches.rows("train", 1, scale)
+        assert set(patches.train.scale[rows].tolist()) == {scale}
+    assert len(patches.rows("train")) == len(patches.train)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_members_are_in_order_of_distance_and_know_their_crops(
+    patches: PatchStore, split: str
+) -> None:
+    table = patches.split(split)
+    for label in range(patches.num_classes):
+        members = patches.members(label, split)
+        assert (np.diff(members.distances) >= 0).all()
+        assert (table.scan[members.rows] == members.scans).all()
+        assert set(table.scale[members.rows].tolist()) <= {0}
+        assert len(members) == len(set(members.scans.tolist())) == len(members.rows)
+        middle = table.origin_mm[members.rows] + table.extent_mm[members.rows] / 2
+        assert np.array_equal(members.places_mm, middle)
+    assert patches.members(0).scans[0] == patches.classes.reference[0]
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+def test_an_unknown_class_has_no_rows(patches: PatchStore, label: int) -> None:
+    with pytest.raises(IndexError, match=r"label must be in \[0, 4\)"):
+        patches.rows("train", label)
+
+
+def test_a_store_tells_the_shape_and_window_of_its_crops(patches: PatchStore) -> None:
+    assert patches.crop_shape == (16, 32, 32)
+    assert patches.window_hu == (-1000.0, 1000.0)
+    assert patches.num_scales == 3
+
+
 def test_tables_cannot_be_changed_by_accident(patches: PatchStore) -> None:
     with pytest.raises(ValueError, match="read-only"):
         patches.scans.id[0] = 0
