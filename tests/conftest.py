@@ -62,7 +62,7 @@ def config(config_file: Path) -> PrepareConfig:
 
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five patients, alternately NIfTI and DICOM, one of them twice, and a file that is no image."""
+    """Five patients, alternately NIfTI and DICOM, one of them twice, and a broken file."""
     archive = tmp_path_factory.mktemp("archive")
     write_archive(archive, patients=5, format="mixed", seed=7, matrix=64)
     first = SimpleITK.ReadImage(str(archive / "phantom-0000.nii.gz"))
