@@ -212,9 +212,8 @@ def demo(directory: Path) -> None:
     Makes phantom patients as files, prepares them, pretrains briefly, says what to look at.
     DIRECTORY (default semgen-demo) gets archive/, store/ and run/. Run again to resume.
     """
-    from pipeline.cluster import default_workers
     from pipeline.job import prepare as prepare_store
-    from pipeline.phantom.patients import write_archive
+    from pipeline.phantom.files import write_archive
     from store import PatchStore
     from store.report import write_report
     from trainer import pretrain
@@ -223,18 +222,12 @@ def demo(directory: Path) -> None:
     archive, store, run = directory / "archive", directory / "store", directory / "run"
     reporter = _Reporter()
     if not (archive / "landmarks.json").exists():
-        with reporter.stage("phantoms", patients, "patients") as advance:
-            write_archive(
-                archive,
-                patients=patients,
-                format="mixed",
-                seed=1,
-                matrix=128,
-                progress=lambda *_: advance(1),
-            )
+        write_archive(
+            archive, patients=patients, format="mixed", seed=1, matrix=128, progress=reporter
+        )
         # one broken series, as every real archive has
         (archive / "broken.nii.gz").write_bytes(b"this is not an image" * 100)
-    summary = prepare_store([archive], store, config, workers=default_workers(), reporter=reporter)
+    summary = prepare_store([archive], store, config, progress=reporter)
     _print_summary(summary, store)
     page = directory / "report.html"
     opened = PatchStore(store)
@@ -279,17 +272,16 @@ def phantom(directory: Path, patients: int, file_format: Any, seed: int, matrix:
 
     DIRECTORY gets one scan a patient, and landmarks.json with the truth.
     """
-    from pipeline.phantom.patients import write_archive
+    from pipeline.phantom.files import write_archive
 
-    with _Reporter().stage("phantoms", patients, "patients") as advance:
-        write_archive(
-            directory,
-            patients=patients,
-            format=file_format,
-            seed=seed,
-            matrix=matrix,
-            progress=lambda *_: advance(1),
-        )
+    write_archive(
+        directory,
+        patients=patients,
+        format=file_format,
+        seed=seed,
+        matrix=matrix,
+        progress=_Reporter(),
+    )
     click.echo(
         f"{patients} patients in {directory}\nNext: {_tool('semgen')} prepare {directory} STORE"
     )
@@ -387,20 +379,19 @@ def prepare(
     if dry_run:
         _print_dry_run(archive, config, manifest, as_json=as_json)
         return
-    from pipeline.cluster import default_workers
     from pipeline.job import prepare as prepare_store
 
     summary = prepare_store(
         archive,
         store,
         config,
-        workers=workers or default_workers(),
+        workers=workers,
         scheduler=scheduler,
         autoencoder=autoencoder,
         manifest=manifest,
         extend=extend,
         archive_moved=archive_moved,
-        reporter=_Reporter(),
+        progress=_Reporter(),
     )
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(summary)))
@@ -474,7 +465,7 @@ def _print_summary(summary: Summary, store: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def inspect(store: Path, label: int | None, paths: bool, as_json: bool) -> None:
     """Show scans, rejections, classes and crops of STORE."""
-    from pipeline.archive.catalogue import read_rejections, read_sources
+    from pipeline.archive.lookup import read_rejections, read_sources
     from store import PatchStore
     from store.inspect import describe_class, describe_store, scan_name
 
@@ -712,8 +703,7 @@ def verify(store: Path, against_archive: bool, sample: int, as_json: bool) -> No
     if against_archive and not problems:
         from pipeline.audit import audit
 
-        with _Reporter().stage("re-cut", sample, "crops") as advance:
-            problems = list(audit(store, sample=sample, progress=advance))
+        problems = list(audit(store, sample=sample, progress=_Reporter()))
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(p) for p in problems]))
     else:

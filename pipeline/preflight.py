@@ -9,19 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pipeline.archive.catalogue import (
+from pipeline.archive.folders import ArchiveError
+from pipeline.archive.lookup import (
     catalogue_folder,
     has_catalogue,
     read_archive,
     read_inputs,
     read_rejections,
 )
-from pipeline.archive.series import ArchiveError
 from pipeline.config import PrepareConfig
-from pipeline.stages.discover import Geometry, Scans, least_members
 from store.errors import SemgenError, check_local
 from store.format import AUTOENCODER_FILE, SURVEY_VERSION, StoreError
 from store.reader import PatchStore
@@ -216,50 +212,6 @@ def _names(paths: list[Path]) -> str:
 
 def _typed(paths: list[Path]) -> str:
     return " ".join(shlex.quote(str(path)) for path in paths)
-
-
-def check_crops_fit(store: PatchStore, config: PrepareConfig) -> None:
-    """PrepareError when the surveyed scans' number and sizes leave no class possible.
-
-    Geometry alone tells; training the autoencoder first would take minutes.
-    """
-    scans = store.scans
-    geometry = Geometry(
-        Scans(
-            split=scans.split,
-            spacing_mm=scans.spacing_mm,
-            size=scans.size,
-            frame_mm=scans.frame_mm,
-            embedding=np.empty((len(scans.id), 0), np.float32),
-            thumbnail=lambda _: np.empty(0, np.uint8),
-        ),
-        config,
-    )
-    train = np.flatnonzero(scans.split == 0)
-    least = least_members(config, len(train))
-    if len(train) < least:
-        raise PrepareError(
-            f"{store.path}: {len(train)} of {len(scans.id)} scans are for training, and a class"
-            f" needs {least}; delete the store, then add scans of other persons, or keep fewer for"
-            " validation (validation_fraction)"
-        )
-    needed_mm = 2 * geometry.full_reach * geometry.step_mm[train]
-    fits = train[(needed_mm <= geometry.last_mm[train] + _ROUNDING_MM).all(axis=1)]
-    rng = np.random.default_rng(0)
-    if len(fits) < least or all(geometry.draw_centre(row, rng) is None for row in fits.tolist()):
-        size_mm = np.median(needed_mm, axis=0)
-        scan_mm = np.median(geometry.last_mm[train], axis=0)
-        border = ", with border" if any(config.border) else ""
-        raise PrepareError(
-            f"{store.path}: crops do not fit into the scans: {len(fits)} of {len(train)} training"
-            f" scans hold one{border}, and a class needs {least}; a crop with its larger scales"
-            f" needs {_mm(size_mm)}, a scan has {_mm(scan_mm)} (z, y, x; medians). Delete the"
-            " store, then set a smaller shape, spacing_mm, side_steps or shift_steps, or scales = 1"
-        )
-
-
-def _mm(size: NDArray[np.float64]) -> str:
-    return " x ".join(f"{length:.0f}" for length in size) + " mm"
 
 
 def check_extension(old: Path, config: PrepareConfig) -> None:

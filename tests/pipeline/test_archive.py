@@ -13,11 +13,13 @@ import pytest
 import SimpleITK
 from numpy.typing import NDArray
 
-from pipeline.archive.series import Series, find_folders, read_folder
+from pipeline.archive.folders import find_folders
+from pipeline.archive.series import Series, read_folder
 from pipeline.archive.volume import Volume, read_volume
 from pipeline.config import PrepareConfig
-from pipeline.phantom.patients import Phantom, draw_phantom, write_dicom
-from pipeline.stages.cut import survey_series
+from pipeline.phantom.files import write_dicom
+from pipeline.phantom.patients import Phantom, draw_phantom
+from pipeline.stages.survey import survey_series
 from store.images import Rejected
 from store.images.slices import check_positions
 from tests.conftest import Semgen
@@ -834,7 +836,7 @@ def test_a_fault_of_ours_costs_one_series_and_keeps_its_traceback(
     def stumble(*_: object) -> None:
         raise OverflowError("as a bug would")
 
-    monkeypatch.setattr("pipeline.stages.cut.read_volume", stumble)
+    monkeypatch.setattr("pipeline.stages.survey.read_volume", stumble)
     found = survey_series(find(tmp_path)[0], CONFIG, str(tmp_path))
     assert found.reason == "internal error"
     assert found.detail.startswith("Traceback")

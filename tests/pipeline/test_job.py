@@ -6,48 +6,20 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-import zarr
-from click.testing import CliRunner, Result
 
-from cli import main
-from pipeline.archive.catalogue import Catalogue, catalogue_folder, read_archive, read_sources
+from pipeline.archive.catalogue import Catalogue
+from pipeline.archive.lookup import catalogue_folder, read_archive, read_sources
 from pipeline.audit import audit
 from pipeline.config import PrepareConfig
 from pipeline.job import prepare
-from pipeline.preflight import PrepareError, check_crops_fit
+from pipeline.preflight import PrepareError
+from pipeline.stages.discover import check_crops_fit
 from store import PatchStore, SemgenError, StoreError
 from store.settings import to_json
 from store.writer import StoreWriter
-from tests.campaigns.kills import contents
 from tests.conftest import Semgen
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, list(map(str, arguments)))
-
-
-def assert_refused(done: Result, *words: str) -> None:
-    """Exit status 1 and one line that has all these words."""
-    assert isinstance(done.exception, SystemExit), done.exception
-    assert done.exit_code == 1
-    (line,) = done.stderr.splitlines()
-    assert [word for word in words if word not in line] == []
-
-
-def copy_with_catalogue(store: Path, to: Path) -> Path:
-    shutil.copytree(catalogue_folder(store), catalogue_folder(to))
-    return shutil.copytree(store, to)
-
-
-def unseal(store: Path) -> Path:
-    """Turn a complete store into one whose crops are not all cut."""
-    for name in ("scans/thumbnail", "train/patch", "validation/patch"):
-        del zarr.open_array(str(store / name), mode="r+").attrs["shard_sha256"]
-    group = zarr.open_group(str(store), mode="r+")
-    changed = {"state": "building", "fingerprint": None}
-    group.attrs["semgen"] = {**group.attrs["semgen"], **changed}  # type: ignore[dict-item]
-    (store / "train/patch/c/0/0/0/0").unlink()
-    return store
+from tests.support.commands import assert_refused, run
+from tests.support.stores import contents, copy_with_catalogue, unseal
 
 
 @pytest.fixture
@@ -58,6 +30,7 @@ def complete(prepared: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def unfinished(complete: Path) -> Path:
+    (complete / "train/patch/c/0/0/0/0").unlink()
     return unseal(complete)
 
 
@@ -71,7 +44,7 @@ def test_a_job_on_the_same_store_by_another_path_is_refused(
     first = Catalogue(catalogue_folder(tmp_path / "busy.store"))
     try:
         done = run("prepare", phantoms, tmp_path / "link.store", "--config", config_file)
-        assert_refused(done, "another prepare is at work on this store")
+        assert_refused(done, "another prepare is running on this store")
     finally:
         first.close()
 
@@ -145,7 +118,7 @@ def test_a_url_that_became_a_path_is_refused(phantoms: Path, config: PrepareConf
     with pytest.raises(SemgenError, match="is a URL"):
         PatchStore("s3://bucket/s")
     with pytest.raises(SemgenError, match="is a URL"):
-        prepare([phantoms], Path("s3://bucket/s"), config, workers=1, reporter=None)  # type: ignore[arg-type]
+        prepare(phantoms, "s3://bucket/s", config, workers=1)
 
 
 # A store and its catalogue -----------------------------------------------------------------------
@@ -468,7 +441,7 @@ def test_crops_that_too_few_scans_hold_are_told_from_the_geometry(
     height = (scans.size * scans.spacing_mm)[scans.split == 0, 0]
     most = int(sorted(height)[-1] / config.spacing_mm[0] // 8 * 8)
     changed = PrepareConfig(**{**_fields(config), "shape": (most, 32, 32), "scales": 1})
-    with pytest.raises(PrepareError, match="of 3 training scans hold one, and a class needs 2"):
+    with pytest.raises(PrepareError, match="of 3 training scans contain one, and a class needs 2"):
         check_crops_fit(PatchStore(prepared), changed)
 
 
