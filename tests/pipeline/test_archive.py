@@ -536,7 +536,6 @@ def test_an_empty_or_short_element_rejects_at_most_its_series(
     assert None in reasons(series)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_no_damage_to_a_header_stops_the_catalogue(series: Path, tmp_path: Path) -> None:
     files = sorted(series.iterdir())[:2]
     content = files[0].read_bytes()
@@ -738,7 +737,6 @@ def test_a_truncated_slice_rejects_its_series(series: Path) -> None:
         ("dicom_single/pydicom_rtdose.dcm", "not CT"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Invalid value for VR")
 def test_an_awkward_file_is_rejected_for_what_it_is(ct: Path, name: str, reason: str) -> None:
     assert reasons(ct / "awkward" / name) == [reason]
 
