@@ -1,4 +1,4 @@
-"""What must hold before a job begins, so that it fails at once and in one line."""
+"""Checks before a job starts: what exists at STORE, and whether the job may continue it."""
 
 from __future__ import annotations
 
@@ -31,20 +31,18 @@ _SURVEY_SETTINGS = (
     "max_oblique_deg",
     "spacing_tolerance",
 )
-"""Settings that decide which series are accepted and what the survey notes of them."""
-
-
-_ROUNDING_MM = 1e-6
+"""Settings that affect which series are accepted, and the results of the survey."""
 
 
 class PrepareError(SemgenError):
-    """The job cannot go on; the message says why and what to do."""
+    """The job cannot continue; the message says why and what to do."""
 
 
 def find_state(store: Path) -> str | None:
-    """State of the store that lies there, "building" or "complete"; None where none was begun.
+    """State of the store, "building" or "complete"; None where there is none yet.
 
-    What a kill during a store's creation leaves does not count. StoreError where it is no store.
+    Temporary files of a job killed while it created the store do not count. StoreError where
+    something else is there.
     """
     if not store.exists() or (store.is_dir() and all(map(_is_partial, store.iterdir()))):
         return None
@@ -71,7 +69,7 @@ def resolve_archive(archive: Sequence[Path]) -> list[Path]:
 
 
 def find_weights(autoencoder: Path) -> Path:
-    """The file of weights that was given, or that of the store that was given."""
+    """The given file of weights, or that of the given store."""
     if not autoencoder.is_dir():
         return autoencoder
     if "embed" not in PatchStore(autoencoder, allow_building=True).stages:
@@ -82,7 +80,7 @@ def find_weights(autoencoder: Path) -> Path:
 
 
 def digest_inputs(**files: Path | None) -> dict[str, str]:
-    """SHA-256 of the files that shape a store beside its settings, "" for those not given."""
+    """SHA-256 (hex) of a job's input files by name, "" for those not given."""
     return {
         name: hashlib.sha256(file.read_bytes()).hexdigest() if file else ""
         for name, file in files.items()
@@ -91,24 +89,16 @@ def digest_inputs(**files: Path | None) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
-    """What lies at STORE before a job, and the archive that it is to be made from.
-
-    Attributes
-    ----------
-    state
-        "building", "complete", or None where nothing was begun.
-    archive
-        In the order in which the store's first command named it.
-    archive_checked
-        Whether it is the archive that the store was begun with, or there was none.
-    archive_moved
-        Whether it lies elsewhere than the store's catalogue says.
-    """
+    """State of a store before a job, and its archive."""
 
     state: str | None
+    """"building", "complete", or None where there is no store yet."""
     archive: list[Path]
+    """In the order of the first command for this store."""
     archive_checked: bool = True
+    """False where the catalogue, and so the store's archive, is unknown."""
     archive_moved: bool = False
+    """Whether the archive is elsewhere than the store's catalogue says."""
 
 
 def find_job(
@@ -119,7 +109,7 @@ def find_job(
     *,
     archive_moved: bool,
 ) -> Found:
-    """Look at what lies there; StoreError unless the job that is asked for may go on with it."""
+    """State of the store; StoreError unless a job like this one may continue it."""
     state = find_state(store)
     if state is None:
         if archive_moved:
@@ -137,7 +127,7 @@ def find_job(
 def check_same_job(store: PatchStore, config: PrepareConfig, inputs: dict[str, str]) -> None:
     """StoreError when a store was begun with other settings or other inputs.
 
-    A complete store without its catalogue is held against the settings alone.
+    Of a complete store without its catalogue, only the settings are compared.
     """
     changed = differences(to_json(config), store.config)
     if changed:
@@ -156,36 +146,34 @@ def check_same_job(store: PatchStore, config: PrepareConfig, inputs: dict[str, s
             return
         raise StoreError(
             f"{store.path}: not finished, and its private catalogue"
-            f" ({catalogue_folder(store.path)}) is missing, or you may not read it; move it back"
+            f" ({catalogue_folder(store.path)}) is missing, or not readable by you; move it back"
             " beside the store, or delete the store and prepare it again"
         )
     changed = differences(inputs, read_inputs(store.path))
     if changed:
         names = " and ".join(f"--{name}" for name in inputs if any(name in c for c in changed))
         raise StoreError(
-            f"{store.path}: begun with another {names}, or without; use the same, or give another"
-            " folder"
+            f"{store.path}: begun with another {names}, or without one; use the same, or"
+            " give another folder"
         )
 
 
 def match_archive(
     archive: list[Path], known: list[Path], store: PatchStore, *, moved: bool
 ) -> list[Path]:
-    """The same archive in the order in which the store's first command named it.
+    """The archive in the order of the store's first command; StoreError for another archive.
 
     known
-        What the store's catalogue has kept of it.
+        The archive in the store's catalogue.
     moved
-        Whether `archive` is where the `known` ones, in this order, lie now.
-
-    Raises StoreError when it is another archive.
+        Whether the `known` folders and files are now those of `archive`, in the same order.
     """
     if set(archive) == set(known):
         return known
     if moved:
         if len(archive) != len(known):
             raise StoreError(
-                f"{store.path}: made from {_names(known)}; with --archive-moved name as many"
+                f"{store.path}: made from {_names(known)}; with --archive-moved, name as many"
                 " folders or files, in this order"
             )
         return archive
@@ -215,7 +203,7 @@ def _typed(paths: list[Path]) -> str:
 
 
 def check_extension(old: Path, config: PrepareConfig) -> None:
-    """StoreError unless the survey of `old` is what a survey under these settings would find."""
+    """StoreError unless a survey with these settings would have the results of `old`'s survey."""
     read_rejections(old)  # StoreError without its private catalogue
     store = PatchStore(old)
     changed = differences(
@@ -232,5 +220,5 @@ def check_extension(old: Path, config: PrepareConfig) -> None:
 
 
 def survey_version(store: PatchStore) -> int:
-    """Version of a store's survey, which must be finished."""
+    """Version of a store's finished survey; 1 where none was recorded."""
     return int(store.stages["survey"].get("version", 1))

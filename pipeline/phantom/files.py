@@ -28,7 +28,7 @@ DICOM_ATTRIBUTES: Final[dict[str, Any]] = {  # of DICOM files; those of type 2 m
 
 
 def write_nifti(phantom: Phantom, path: str | Path) -> None:
-    """Write the scan as one .nii or .nii.gz file, its axes stored as `phantom.orientation`."""
+    """Write the scan as one .nii or .nii.gz file, with axes in `phantom.orientation`."""
     itk: Any = SimpleITK  # its functions carry no types
     image = itk.GetImageFromArray(phantom.render())
     image.SetSpacing(phantom.spacing_mm[::-1])
@@ -37,14 +37,14 @@ def write_nifti(phantom: Phantom, path: str | Path) -> None:
 
 
 def write_dicom(phantom: Phantom, directory: str | Path) -> None:
-    """Write the scan as a CT series, one file a slice, their names in no order.
+    """Write the scan as a DICOM CT series, one file for each slice, named in random order.
 
-    Raises FileExistsError when the directory holds anything: a series must not mix with another.
+    Raises FileExistsError when the directory is not empty.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()):
-        raise FileExistsError(f"{directory} must be empty, to take a series")
+        raise FileExistsError(f"{directory} must be empty; give another one")
     scan = phantom.render().astype(np.int32) + 1024
     rng = np.random.default_rng([phantom.seed, phantom.index, STORAGE, 1])
     (z, y, x), dz = phantom.origin_mm, phantom.spacing_mm[0]
@@ -63,7 +63,7 @@ def _uid(phantom: Phantom, what: object) -> UID:
 
 
 def _series(phantom: Phantom) -> Dataset:
-    """Return what all slices have in common."""
+    """The elements that all slices share."""
     data = Dataset()
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian

@@ -1,8 +1,8 @@
-"""Synthetic CT patients whose anatomy is known everywhere.
+"""Synthetic CT patients whose anatomy is known at every point.
 
-The *atlas* is bent into every patient by a smooth, invertible map. The HU of a voxel is the
-atlas's at the voxel's mapped position, plus what a scanner adds: table, noise, padding. So the
-same anatomy's place in two patients is known exactly: `b.from_atlas(a.to_atlas(points_mm))`.
+A smooth, invertible map deforms the *atlas* into each patient. The HU of a voxel is that of the
+atlas at the voxel's mapped position, with table, noise and padding added. So a point of one patient
+is known exactly in another one: `b.from_atlas(a.to_atlas(points_mm))`.
 
 Axes are z, y, x everywhere and grow to the head, the back and the patient's left (LPS). Scan
 positions are in mm from the centre of voxel (0, 0, 0).
@@ -31,20 +31,20 @@ BODY, SCAN, STORAGE, NOISE = range(4)  # roles of the random generators
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Deformation:
-    """A smooth, invertible map between a scan's frame and the atlas; all lengths in mm.
+    """A smooth, invertible map between scan and atlas; all lengths in mm.
 
-    To the atlas: shift, turn in-plane and scale; then thicken or thin what lies under the skin;
-    then add a few long sine waves, too gentle to fold.
+    To the atlas: shift, rotate in-plane and scale; then change the thickness of fat under the skin;
+    then add a few long sine waves, too small to fold the body.
     """
 
     centre_mm: Point  # where the atlas's origin lies in the scan
     turn_rad: float  # in-plane rotation of the patient
     scale: Point  # patient size over atlas size
-    fat: float  # -0.4 lean to 0.6 stout: how much the outer body is stretched
+    fat: float  # stretch of the outer body: -0.4 lean to 0.6 stout
     waves: tuple[tuple[Point, float, Point], ...]  # wave vector in 1/mm, phase, amplitude in mm
 
     def to_atlas(self, z: Field, y: Field, x: Field) -> tuple[Field, Field, Field]:
-        """Map coordinates that broadcast together."""
+        """Atlas coordinates of scan coordinates; the arrays may broadcast."""
         cos, sin = float(np.cos(self.turn_rad)), float(np.sin(self.turn_rad))
         z, y, x = z - self.centre_mm[0], y - self.centre_mm[1], x - self.centre_mm[2]
         y, x = (cos * y + sin * x) * (1 / self.scale[1]), (cos * x - sin * y) * (1 / self.scale[2])
@@ -54,7 +54,7 @@ class Deformation:
         return z + dz, y + dy, x + dx
 
     def from_atlas(self, z: Field, y: Field, x: Field) -> tuple[Field, Field, Field]:
-        """Undo `to_atlas` to better than a micrometre."""
+        """Inverse of `to_atlas`, exact to a micrometre."""
         z0, y0, x0 = z, y, x
         for _ in range(60):  # the waves contract by more than half
             dz, dy, dx = self._wave(z, y, x)
@@ -73,9 +73,9 @@ class Deformation:
         return shifts
 
     def _radially(self, z: Field, y: Field, x: Field, *, stretch: bool) -> tuple[Field, Field]:
-        """Move along rays from the trunk's middle, from 0.84 of the way to the skin outwards.
+        """Move points along rays from the trunk's middle, beyond 0.84 of the way to the skin.
 
-        Seen from where it sets in, a distance t in the patient becomes t - c(sqrt(t^2 + w^2) - w).
+        A distance t beyond that radius in the patient becomes t - c(sqrt(t^2 + w^2) - w).
         """
         inner, w, c = 0.84, 0.05, self.fat
         exact = z.astype(np.float64)
@@ -93,7 +93,7 @@ class Deformation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phantom:
-    """One synthetic patient and how the scan was made; a value that `draw_phantom` makes."""
+    """One synthetic patient and the parameters of the scan; made by `draw_phantom`."""
 
     seed: int
     index: int
@@ -110,34 +110,34 @@ class Phantom:
     signed: bool  # pixels of the DICOM files
 
     def to_atlas(self, points_mm: Field) -> Field:
-        """Return the atlas positions (n, 3) of scan positions (n, 3), both z, y, x."""
+        """Atlas positions (n, 3) of scan positions (n, 3), both z, y, x in mm."""
         return np.stack(self.deformation.to_atlas(*np.asarray(points_mm, np.float64).T), axis=1)
 
     def from_atlas(self, points: Field) -> Field:
-        """Return the scan positions (n, 3) in mm of atlas positions (n, 3); inside it or not."""
+        """Scan positions (n, 3) of atlas positions (n, 3); they may lie outside the scan."""
         return np.stack(self.deformation.from_atlas(*np.asarray(points, np.float64).T), axis=1)
 
     def anatomy_hu(self, points_mm: Field) -> Field:
-        """Return the HU (n,) of the body alone, with neither noise nor table."""
-        places = self.to_atlas(points_mm)
-        order = np.argsort(places[:, 0])  # blocks are fast to paint where z grows along them
-        z, y, x = places[order].T[:, :, None, None]
-        hu = np.empty(len(places))
+        """HU (n,) of the body at scan positions (n, 3), without noise and table."""
+        points = self.to_atlas(points_mm)
+        order = np.argsort(points[:, 0])  # painting is fast where z grows along the block
+        z, y, x = points[order].T[:, :, None, None]
+        hu = np.empty(len(points))
         hu[order] = anatomy_hu(z, y, x, contrast=self.contrast)[:, 0, 0]
         return hu
 
     def landmarks(self) -> dict[str, Point]:
-        """Return the named points, (z, y, x) in mm, that lie within the scan."""
+        """The named points that lie within the scan, (z, y, x) in mm."""
         last = (np.array(self.size) - 1) * self.spacing_mm
-        places = self.from_atlas(np.array(list(LANDMARKS.values()), np.float64))
+        points_mm = self.from_atlas(np.array(list(LANDMARKS.values()), np.float64))
         return {
-            name: tuple(place.tolist())
-            for name, place in zip(LANDMARKS, places, strict=True)
-            if np.all((place >= 0) & (place <= last))
+            name: tuple(point.tolist())
+            for name, point in zip(LANDMARKS, points_mm, strict=True)
+            if np.all((point >= 0) & (point <= last))
         }
 
     def render(self) -> NDArray[np.int16]:
-        """Return the scan in HU, shaped `size`; the same bytes every time."""
+        """The scan, int16 HU of shape `size`; the same bytes every time."""
         single: Any = np.float32
         axes = zip(self.size, self.spacing_mm, strict=True)
         z, y, x = np.ix_(*((np.arange(n) * step).astype(single) for n, step in axes))
@@ -155,7 +155,7 @@ class Phantom:
         return scan
 
     def _table(self, y: Field, x: Field) -> Field:
-        """HU of a curved table top, a shell around foam, over one slice; no air elsewhere."""
+        """HU of a curved table top (a shell around foam) in one slice, air elsewhere."""
         radius, middle = TABLE_RADIUS_MM, self.deformation.centre_mm[2]
         top = 1e4 if self.table_mm is None else self.table_mm
         under = np.hypot(y - top + radius, x - middle) - radius
@@ -174,12 +174,12 @@ class Phantom:
 def draw_phantom(
     seed: int, index: int, *, matrix: int = 256, protocol: str | None = None
 ) -> Phantom:
-    """Draw patient number `index` of a population.
+    """Draw patient number `index`.
 
     matrix
-        Voxels along y and along x; the patient and the field of view do not depend on it.
+        Voxels along y and x; patient and field of view do not depend on it.
     protocol
-        One of `COVERAGE_MM`; drawn when None.
+        One of `COVERAGE_MM`; drawn at random when None.
 
     Scans are at least 180 mm high and 320 mm wide. Raises ValueError for an unknown protocol, a
     negative seed or index, or a matrix under 16.
