@@ -164,9 +164,8 @@ def demo(directory: Path) -> None:
     DIRECTORY (default semgen-demo) gets archive/, store/, report.html and run/. Run again to
     resume.
     """
-    from pipeline.phantom.files import write_archive
-
     from pipeline import prepare
+    from pipeline.phantom.files import write_archive
     from store import PatchStore
     from store.report import write_report
     from trainer import pretrain
@@ -175,8 +174,9 @@ def demo(directory: Path) -> None:
     archive, store, run = directory / "archive", directory / "store", directory / "run"
     progress, page = Terminal(), directory / "report.html"
     if not (archive / "landmarks.json").exists():
-        patients = {"patients": _DEMO_PATIENTS, "format": "mixed", "seed": 1, "matrix": 128}
-        write_archive(archive, **patients, progress=progress)
+        write_archive(
+            archive, patients=_DEMO_PATIENTS, format="mixed", seed=1, matrix=128, progress=progress
+        )
         # one broken series, as every real archive has
         (archive / "broken.nii.gz").write_bytes(b"this is not an image" * 100)
     summary = prepare(archive, store, load_config(preset="demo"), progress=progress)
@@ -331,7 +331,7 @@ def _list_series(
 @_JSON
 def inspect(store: Path, label: int | None, paths: bool, as_json: bool) -> None:
     """Show scans, rejected series, classes and crops of STORE."""
-    from pipeline.archive.catalogue import add_paths
+    from pipeline.archive.lookup import add_paths
     from store import PatchStore
     from store.inspect import describe_class, describe_store, format_class, format_store
 

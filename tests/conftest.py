@@ -9,7 +9,7 @@ import pytest
 import SimpleITK
 
 from pipeline.config import PrepareConfig, load_config
-from pipeline.phantom.patients import write_archive
+from pipeline.phantom.files import write_archive
 from store import PatchStore
 from tests.support.command import ROOT, Semgen, run_semgen
 

@@ -14,7 +14,8 @@ import torch
 from click.testing import CliRunner
 
 from cli import main
-from pipeline.phantom.patients import draw_phantom, write_dicom
+from pipeline.phantom.files import write_dicom
+from pipeline.phantom.patients import draw_phantom
 from tests.finetuning.test_finetuning import CONFIG, draw_case, read_rows
 from tests.finetuning.test_task import write_manifest
 from tests.finetuning.test_training import make_task
