@@ -22,8 +22,7 @@ from scipy import stats
 import cli
 from cli import main
 from tests.conftest import ROOT
-from tests.finetuning.test_finetuning import draw_case
-from tests.finetuning.test_task import write_manifest
+from tests.support.finetuning import draw_case, write_manifest
 from trainer import TrainError
 from trainer.comparison import trials as comparison
 from trainer.comparison.figures import write_figures

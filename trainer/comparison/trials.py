@@ -32,8 +32,9 @@ from trainer.config import find_differences
 from trainer.errors import Diverged, TrainError
 from trainer.finetuning.config import FinetuneConfig
 from trainer.finetuning.evaluation import MASKS, RESULT
+from trainer.finetuning.loading import fit_task, load_task
 from trainer.finetuning.session import finetune
-from trainer.finetuning.task import Task, fit_task, load_task
+from trainer.finetuning.task import Task
 from trainer.folder import BusyError, hold
 from trainer.record import METRICS, TENSORBOARD
 
