@@ -64,7 +64,7 @@ def finetune(
     """Fine-tune on a task and test; called again on the same run, go on where it stopped.
 
     task_path
-        A folder or a manifest (see `trainer.finetuning.task`).
+        A folder or a manifest (see `trainer.finetuning.loading`).
     run_path
         Folder of the run: config.json, metrics.jsonl, last.pt, best.pt, tensorboard/, cases.csv
         (scores of each test case), result.json (their means), test/ (masks of test cases).
