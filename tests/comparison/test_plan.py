@@ -20,7 +20,7 @@ def test_trials_differ_in_seed_and_share_the_split(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "says"),
+    ("old", "new", "message"),
     [
         ("[tasks.balls]", "[task.balls]", "unknown setting task; did you mean tasks"),
         ("trials = 2", "trials = 1.5", "trials must be a whole number, got 1.5"),
@@ -79,15 +79,15 @@ def test_trials_differ_in_seed_and_share_the_split(folder: Path) -> None:
         ("folds = 2", 'folds = 2\nmetric = "auc"', "segmentation: metric must be one of dice, iou"),
     ],
 )
-def test_an_invalid_plan_is_refused(folder: Path, old: str, new: str, says: str) -> None:
+def test_an_invalid_plan_is_refused(folder: Path, old: str, new: str, message: str) -> None:
     file = folder / "broken.toml"
     file.write_text(PLAN.replace(old, new))
-    with pytest.raises(TrainError, match=f"broken.toml.*{says}"):
+    with pytest.raises(TrainError, match=f"broken.toml.*{message}"):
         read_plan(file)
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("tasks = 3\n[starts.scratch]", "tasks must be a table, got 3"),
         ("defaults = 3\n[starts.scratch]", "defaults must be a table, got 3"),
@@ -95,9 +95,9 @@ def test_an_invalid_plan_is_refused(folder: Path, old: str, new: str, says: str)
         ("[starts.scratch]", "has no tasks"),
     ],
 )
-def test_a_plan_without_its_tables_is_refused(tmp_path: Path, text: str, says: str) -> None:
+def test_a_plan_without_its_tables_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "plan.toml").write_text(text)
-    with pytest.raises(TrainError, match=says):
+    with pytest.raises(TrainError, match=message):
         read_plan(tmp_path / "plan.toml")
 
 
@@ -111,14 +111,14 @@ def test_names_that_cannot_name_a_folder_are_refused(folder: Path, table: str, n
 
 
 @pytest.mark.parametrize(
-    ("labels", "metric", "says"),
+    ("labels", "metric", "message"),
     [
         ("ababab", "dice", "classification: metric must be one of auc, accuracy, got 'dice'"),
         ("aaaabb", "auc", "all test cases have the same label"),
     ],
 )
 def test_a_metric_that_the_test_cases_cannot_give_is_refused(
-    folder: Path, labels: str, metric: str, says: str
+    folder: Path, labels: str, metric: str, message: str
 ) -> None:
     splits = ["test", "test", "train", "train", "train", "train"]
     write_manifest(
@@ -132,5 +132,5 @@ def test_a_metric_that_the_test_cases_cannot_give_is_refused(
     file.write_text(
         PLAN.replace("balls.csv", "kinds.csv").replace("folds = 2", f'metric = "{metric}"')
     )
-    with pytest.raises(TrainError, match=says):
+    with pytest.raises(TrainError, match=message):
         read_plan(file)

@@ -349,19 +349,19 @@ def test_finetune_and_predict_work_from_the_command_line(balls: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (("finetune", "no.csv", "run"), "no such task"),
         (("predict", "nothing", "a.nii.gz", "b.nii.gz"), "not a fine-tuned run"),
     ],
 )
 def test_an_error_is_one_line(
-    arguments: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 1
-    assert says in done.stderr
+    assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -1,4 +1,4 @@
-"""Images in any orientation: read, brought to the grid, and masks brought back to them."""
+"""Images in any orientation: read, resampled to the grid, and masks resampled back."""
 
 import itertools
 from pathlib import Path
@@ -74,14 +74,14 @@ def make_ball(image: sitk.Image) -> sitk.Image:
 @ALL
 def test_a_resampled_image_has_the_spacing_and_keeps_positions(direction: np.ndarray) -> None:
     """A linear ramp in space survives linear resampling, but near the edge."""
-    brought = GRID.resample(make_image(direction))
-    assert np.allclose(brought.GetSpacing()[::-1], GRID.spacing_mm, rtol=0.1)
-    extent = np.multiply(brought.GetSize(), brought.GetSpacing())
+    on_grid = GRID.resample(make_image(direction))
+    assert np.allclose(on_grid.GetSpacing()[::-1], GRID.spacing_mm, rtol=0.1)
+    extent = np.multiply(on_grid.GetSize(), on_grid.GetSpacing())
     turned = to_lps(make_image(direction))
     assert np.allclose(extent, np.multiply(turned.GetSize(), turned.GetSpacing()))
-    values = sitk.GetArrayFromImage(brought)
-    for index in itertools.product(*(range(6, n - 6) for n in brought.GetSize())):
-        expected = sum(brought.TransformIndexToPhysicalPoint(index))
+    values = sitk.GetArrayFromImage(on_grid)
+    for index in itertools.product(*(range(6, n - 6) for n in on_grid.GetSize())):
+        expected = sum(on_grid.TransformIndexToPhysicalPoint(index))
         assert abs(values[index[::-1]] - expected) < 0.05
 
 
@@ -226,12 +226,14 @@ def test_the_given_channel_of_an_image_is_read(tmp_path: Path, image: sitk.Image
 
 
 @SEVERAL
-@pytest.mark.parametrize(("channel", "says"), [(None, "none is given"), (3, "channel 3 is given")])
+@pytest.mark.parametrize(
+    ("channel", "message"), [(None, "none is given"), (3, "channel 3 is given")]
+)
 def test_several_channels_without_a_valid_choice_are_refused(
-    tmp_path: Path, image: sitk.Image, channel: int | None, says: str
+    tmp_path: Path, image: sitk.Image, channel: int | None, message: str
 ) -> None:
     sitk.WriteImage(image, str(tmp_path / "a.nii.gz"))
-    with pytest.raises(TrainError, match=rf"a\.nii\.gz: has channels 0 to 2, and {says}"):
+    with pytest.raises(TrainError, match=rf"a\.nii\.gz: has channels 0 to 2, and {message}"):
         read_image(tmp_path / "a.nii.gz", channel)
 
 

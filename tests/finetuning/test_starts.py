@@ -92,11 +92,11 @@ def test_medicalnet_loads(tmp_path: Path, depth: int, segments: bool) -> None:
     file = tmp_path / "resnet.pth"
     published = published_medicalnet(depth)
     torch.save({"state_dict": published}, file)
-    begun = start(f"medicalnet:{file}", segments=segments, outputs=3)
-    ours = begun.net.body.state_dict()
+    started = start(f"medicalnet:{file}", segments=segments, outputs=3)
+    ours = started.net.body.state_dict()
     assert all(torch.equal(ours[k.removeprefix("module.")], t) for k, t in published.items())
     shape = (2, 3, *SHAPE) if segments else (2, 3)
-    assert begun.net(CUBES).shape == shape
+    assert started.net(CUBES).shape == shape
 
 
 @pytest.mark.parametrize("segments", [True, False])
@@ -104,8 +104,8 @@ def test_i3d_loads(tmp_path: Path, segments: bool) -> None:
     file = tmp_path / "rgb_imagenet.pt"
     published = published_i3d()
     torch.save(published, file)
-    begun = start(f"i3d:{file}", segments=segments)
-    ours = begun.net.body.state_dict()
+    started = start(f"i3d:{file}", segments=segments)
+    ours = started.net.body.state_dict()
     first = "Conv3d_1a_7x7.conv3d.weight"
     assert torch.equal(ours[first], published[first].sum(1, keepdim=True))
     assert all(
@@ -113,7 +113,7 @@ def test_i3d_loads(tmp_path: Path, segments: bool) -> None:
         for k, t in published.items()
         if k != first and not k.startswith("logits")
     )
-    assert begun.net(CUBES).shape == ((2, 1, *SHAPE) if segments else (2, 1))
+    assert started.net(CUBES).shape == ((2, 1, *SHAPE) if segments else (2, 1))
 
 
 def test_i3d_with_one_channel_equals_three_equal_channels() -> None:
@@ -180,8 +180,8 @@ def test_segmentation_loads_encoder_and_decoder_of_a_run(runs: dict[str, Path]) 
 
 
 def test_init_part_encoder_loads_the_encoder_only(runs: dict[str, Path]) -> None:
-    begun = start(runs["restoration"], init_part="encoder")
-    assert loaded_parts(begun.net, runs["restoration"]) == ENCODER
+    started = start(runs["restoration"], init_part="encoder")
+    assert loaded_parts(started.net, runs["restoration"]) == ENCODER
 
 
 def test_a_run_without_decoder_loads_its_encoder(runs: dict[str, Path]) -> None:
@@ -237,6 +237,6 @@ def test_the_net_is_rebuilt_from_a_checkpoint(tmp_path: Path, segments: bool) ->
     torch.save(published_medicalnet(10), tmp_path / "r.pth")
     torch.save(published_i3d(), tmp_path / "i.pt")
     for init in ("scratch", f"medicalnet:{tmp_path / 'r.pth'}", f"i3d:{tmp_path / 'i.pt'}"):
-        begun = start(init, segments=segments)
-        net = rebuild(begun.kind, begun.net.state_dict(), outputs=1, segments=segments)
-        torch.testing.assert_close(net(CUBES), begun.net.eval()(CUBES))
+        started = start(init, segments=segments)
+        net = rebuild(started.kind, started.net.state_dict(), outputs=1, segments=segments)
+        torch.testing.assert_close(net(CUBES), started.net.eval()(CUBES))

@@ -64,7 +64,7 @@ def test_images_in_imagests_are_test_cases(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("about", "says"),
+    ("about", "message"),
     [
         ({"labels": {"background": 0, "liver": 2}}, "without a gap"),
         ({"labels": {"background": 0, "whole": [1, 2]}}, "regions"),
@@ -72,10 +72,10 @@ def test_images_in_imagests_are_test_cases(tmp_path: Path) -> None:
     ],
 )
 def test_an_invalid_dataset_json_is_refused(
-    tmp_path: Path, about: dict[str, object], says: str
+    tmp_path: Path, about: dict[str, object], message: str
 ) -> None:
     folder = write_folder(tmp_path / "t", about, ["a"], "")
-    with pytest.raises(TrainError, match=says):
+    with pytest.raises(TrainError, match=message):
         load_task(folder)
 
 
@@ -165,7 +165,7 @@ def test_manifests_of_masks_and_of_labels_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "says"),
+    ("rows", "message"),
     [
         ([{"file": "a.nii.gz", "mask": "a.nii.gz"}], "needs columns image"),
         ([{"image": "a.nii.gz", "label": "1"}], "at least two different labels"),
@@ -214,11 +214,11 @@ def test_manifests_of_masks_and_of_labels_are_read(tmp_path: Path) -> None:
     ],
 )
 def test_an_invalid_manifest_is_refused(
-    tmp_path: Path, rows: list[dict[str, object]], says: str
+    tmp_path: Path, rows: list[dict[str, object]], message: str
 ) -> None:
     for name in ("a", "b"):
         write_image(tmp_path / f"{name}.nii.gz")
-    with pytest.raises(TrainError, match=says):
+    with pytest.raises(TrainError, match=message):
         load_task(write_manifest(tmp_path / "m.csv", rows))
 
 

@@ -218,7 +218,7 @@ def test_the_default_loss_of_classification_is_cross_entropy() -> None:
 @pytest.mark.parametrize("outputs", [1, 3])
 @pytest.mark.parametrize("kind", ["dice", "cross-entropy", "dice+cross-entropy"])
 def test_ignored_voxels_do_not_count_in_any_loss(kind: str, outputs: int) -> None:
-    """The loss is that of the other voxels alone, and nothing is learned where they lie."""
+    """The loss is that of the other voxels, and the gradient at ignored voxels is zero."""
     logits, truth = draw_logits(outputs)
     number = max(2, outputs)
     ignored = torch.rand(truth.shape, generator=torch.Generator().manual_seed(1)) < 0.3

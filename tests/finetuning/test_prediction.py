@@ -148,8 +148,10 @@ def test_images_whose_masks_would_have_the_same_name_are_refused(
     image = draw_case(0)[0]
     for name in ("a_0000.nii.gz", "a.nrrd"):
         sitk.WriteImage(image, str(images / name))
-    says = r"a\.nii\.gz: would be the mask of several images, a\.nii\.gz, a\.nrrd, a_0000\.nii\.gz"
-    with pytest.raises(TrainError, match=says):
+    message = (
+        r"a\.nii\.gz: would be the mask of several images, a\.nii\.gz, a\.nrrd, a_0000\.nii\.gz"
+    )
+    with pytest.raises(TrainError, match=message):
         predict(segmenter, images, images.parent / "masks")
     assert not (images.parent / "masks").exists()
 
@@ -282,7 +284,7 @@ def test_a_run_trained_on_whole_images_refuses_centres(classifier: Path, folder:
 
 
 @pytest.mark.parametrize(
-    ("rows", "says"),
+    ("rows", "message"),
     [
         ([{"image": "0.nii", "x_mm": 1, "y_mm": 1}], "needs columns image, x_mm, y_mm, z_mm"),
         (
@@ -294,10 +296,10 @@ def test_a_run_trained_on_whole_images_refuses_centres(classifier: Path, folder:
     ],
 )
 def test_an_invalid_table_of_centres_is_refused(
-    centred: Path, folder: Path, tmp_path: Path, rows: list[dict[str, object]], says: str
+    centred: Path, folder: Path, tmp_path: Path, rows: list[dict[str, object]], message: str
 ) -> None:
     file = write_manifest(folder / "centres" / "bad.csv", rows)
-    with pytest.raises(TrainError, match=says):
+    with pytest.raises(TrainError, match=message):
         predict(centred, file, tmp_path / "out.csv")
 
 
@@ -313,7 +315,7 @@ def test_the_table_of_centres_is_never_replaced(centred: Path, folder: Path) -> 
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, bool]]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, bool]]:
     """Overlap, and whether bf16 is on, of each image that is segmented."""
     calls = []
 
@@ -326,12 +328,12 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, bool]]:
 
 
 def test_the_overlap_is_that_of_the_runs_test_unless_given(
-    segmenter: Path, images: Path, tmp_path: Path, seen: list[tuple[float, bool]]
+    segmenter: Path, images: Path, tmp_path: Path, calls: list[tuple[float, bool]]
 ) -> None:
     other = change(segmenter, tmp_path / "run", config={"overlap": 0.25, "precision": "bf16"})
     for run, overlap in ((segmenter, None), (other, None), (other, 0.75)):
         predict(run, images / "a.nii.gz", tmp_path / "mask.nii.gz", overlap=overlap)
-    assert seen == [(0.5, False), (0.25, True), (0.75, True)]
+    assert calls == [(0.5, False), (0.25, True), (0.75, True)]
 
 
 def test_a_run_of_an_older_version_can_predict(
@@ -423,13 +425,13 @@ def test_the_next_step_after_segmentation_names_a_mask(tmp_path: Path) -> None:
 
 
 def test_the_command_line_has_overlap_and_channel(
-    segmenter: Path, images: Path, seen: list[tuple[float, bool]]
+    segmenter: Path, images: Path, calls: list[tuple[float, bool]]
 ) -> None:
     image = sitk.JoinSeries([draw_case(0)[0], draw_case(2)[0]])
     sitk.WriteImage(image, str(images / "four.nii"))
     out = images.parent / "mask.nii.gz"
     invoke("predict", segmenter, images / "four.nii", out, "--overlap", 0.1, "--channel", 1)
-    assert seen == [(0.1, False)]
+    assert calls == [(0.1, False)]
 
 
 def test_settings_of_the_command_line_reach_the_training(tmp_path: Path) -> None:
