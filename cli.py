@@ -653,9 +653,7 @@ def compare(
     trial, with tables and figures. Run again to resume; run on several machines at the same time to
     share the work.
     """
-    from trainer.comparison import compare, read_results
-    from trainer.comparison.figures import write_figures
-    from trainer.comparison.tables import write_tables
+    from trainer.comparison import compare, read_results, write_figures, write_tables
 
     if table_only:
         results = read_results(out)

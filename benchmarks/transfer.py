@@ -1,13 +1,13 @@
-"""Does pretraining help? The whole chain on real data, small enough for a CPU.
+"""Does pretraining help? From scans to a comparison on real data, small enough for a CPU.
 
     python -m benchmarks.transfer --ct CT --work DIR [--width 8] [--pretrain-epochs 16]
         [--steps 300] [--trials 3] [--devices cpu,cpu]
 
-Prepares a store from CT/archive, without any patient of the tasks; pretrains `restoration`, `none`
-(self-classification alone) and both together; and compares them with scratch on three tasks:
+Prepares a store from CT/archive, which has no patient of the tasks; pretrains with restoration,
+with self-classification, and with both; and compares them with random weights on three tasks:
 soft-tissue sarcomas of CT/sts in CT and in MR, cross-validated by patient, and AdrenalMNIST3D at
-64^3 with its official split. DIR/plan.toml is the plan, for `semgen compare`, too. What is done is
-not done again.
+64^3 with its official split. DIR/plan.toml is the plan, which `semgen compare` reads, too. Run
+again to resume.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ STORE = """classes = 44
 validation_fraction = 0.2
 window_hu = [{window[0]}, {window[1]}]
 """
-WINDOW_HU = (-150, 250)  # soft tissue, to pretrain and to fine-tune
-PLAN = """# Tumours of soft tissue in CT and in MR, adrenal glands: does pretraining help?
+WINDOW_HU = (-150, 250)  # soft tissue; for pretraining and fine-tuning
+PLAN = """# Does pretraining help? Tumours of soft tissue in CT and in MR, and adrenal glands.
 trials = {trials}
 
 [defaults]
@@ -64,7 +64,6 @@ shape = [16, 48, 48]
 
 [tasks.adrenal]
 path = "adrenal/task.csv"
-window_hu = [0.0, 255.0]
 shape = [64, 64, 64]
 label_fraction = 0.25
 steps = {half}
@@ -84,7 +83,7 @@ adds_to = "restoration"
 
 
 def run_semgen(*arguments: object) -> str:
-    """A command as a user types it; raises when it fails."""
+    """Run a command as a user types it; raises RuntimeError when it fails."""
     done = CliRunner().invoke(semgen, [str(argument) for argument in arguments])
     if done.exit_code:
         raise RuntimeError(done.stderr) from done.exception
@@ -92,7 +91,7 @@ def run_semgen(*arguments: object) -> str:
 
 
 def write_sarcomas(ct: Path, kind: str, file: Path) -> None:
-    """The manifest of the images of one kind, each a patient."""
+    """Write the manifest of the images of one kind, one for each patient."""
     with file.open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["image", "mask", "patient"])

@@ -1,4 +1,4 @@
-"""Public data sets: a tiny copy of each download's layout, whole and half."""
+"""Public data sets: a tiny copy of each download's layout, complete and incomplete."""
 
 import csv
 import shutil
@@ -11,10 +11,12 @@ from click.testing import CliRunner
 
 from cli import main
 from pipeline.phantom.files import write_archive
+from tests.support.finetuning import read_rows
 from trainer import TrainError
 from trainer.finetuning import FinetuneConfig, finetune, load_task
-from trainer.finetuning.cases import Grid, prepare_cases
+from trainer.finetuning.cases import prepare_cases
 from trainer.finetuning.datasets import convert
+from trainer.finetuning.grid import Grid
 
 
 def write(file: Path, values: np.ndarray, *, origin: tuple[float, ...] = (0, 0, 0)) -> None:
@@ -24,17 +26,12 @@ def write(file: Path, values: np.ndarray, *, origin: tuple[float, ...] = (0, 0, 
     sitk.WriteImage(image, str(file))
 
 
-def read_rows(file: Path) -> list[dict[str, str]]:
-    with file.open() as stream:
-        return list(csv.DictReader(stream))
-
-
 # LUNA16
 
 
 @pytest.fixture
 def luna(tmp_path: Path) -> Path:
-    """One scan a subset, of noise but for a bright voxel where its nodule is."""
+    """One scan in each subset, with a bright voxel where its nodule is."""
     folder = tmp_path / "LUNA16"
     lines = []
     for number in range(10):
@@ -51,7 +48,7 @@ def luna(tmp_path: Path) -> Path:
     return folder
 
 
-def test_ncc_deals_subsets_as_published(luna: Path, tmp_path: Path) -> None:
+def test_ncc_splits_the_subsets_as_published(luna: Path, tmp_path: Path) -> None:
     task = load_task(convert("ncc", luna, tmp_path / "ncc", negatives=0))
     assert (task.classes, task.segments, len(task.cases)) == (("0", "1"), False, 60)
     split = {case.patient: case.split for case in task.cases}
@@ -60,14 +57,16 @@ def test_ncc_deals_subsets_as_published(luna: Path, tmp_path: Path) -> None:
     )
 
 
-def test_ncc_keeps_some_negatives_for_each_nodule(luna: Path, tmp_path: Path) -> None:
+def test_ncc_keeps_the_given_number_of_negatives_for_each_nodule(
+    luna: Path, tmp_path: Path
+) -> None:
     rows = read_rows(convert("ncc", luna, tmp_path / "ncc", negatives=2))
     for split, nodules in (("train", 5), ("validation", 2), ("test", 3)):
         labels = [row["label"] for row in rows if row["split"] == split]
         assert (labels.count("1"), labels.count("0")) == (nodules, 2 * nodules)
 
 
-def test_a_candidate_is_in_the_middle_of_its_crop(luna: Path, tmp_path: Path) -> None:
+def test_a_candidate_is_at_the_centre_of_its_crop(luna: Path, tmp_path: Path) -> None:
     task = load_task(convert("ncc", luna, tmp_path / "ncc", negatives=1))
     grid = Grid(spacing_mm=None, shape=(9, 17, 17), intensity="ct", window_hu=(-1000.0, 1000.0))
     for prepared in prepare_cases(task, grid, tmp_path / "cases"):
@@ -83,7 +82,7 @@ def test_ncc_trains(luna: Path, tmp_path: Path) -> None:
     assert finetune(manifest, tmp_path / "run", config).num_test == 9
 
 
-def test_a_half_downloaded_luna16_is_told(luna: Path, tmp_path: Path) -> None:
+def test_an_incomplete_luna16_is_refused(luna: Path, tmp_path: Path) -> None:
     (luna / "subset3" / "1.3.6.3.raw").unlink()
     with pytest.raises(TrainError, match=r"1\.3\.6\.3\.mhd: its \.raw is missing"):
         convert("ncc", luna, tmp_path / "a")
@@ -113,7 +112,7 @@ def square(z: float, low: int, high: int, *, inclusion: str = "TRUE") -> str:
 
 
 def write_readings(folder: Path, *readers: list[str]) -> None:
-    """The XML of a series: for each reader the regions of each of his nodules."""
+    """The XML of a series: for each reader the regions of each of their nodules."""
     sessions = "".join(
         SESSION.format(
             nodules="".join(NODULE.format(name=k, rois=rois) for k, rois in enumerate(nodules))
@@ -156,7 +155,7 @@ def convert_masks(tmp_path: Path) -> list[np.ndarray]:
     return [mask.astype(bool) for mask in masks]
 
 
-def test_ncs_takes_what_half_of_the_readers_agree_on(lidc: Path, tmp_path: Path) -> None:
+def test_ncs_keeps_voxels_that_half_of_the_readers_marked(lidc: Path, tmp_path: Path) -> None:
     task = load_task(convert("ncs", lidc, tmp_path / "ncs"))
     (case,) = task.cases
     assert (case.patient, task.segments) == ("LIDC-IDRI-0001", True)
@@ -170,10 +169,10 @@ def test_ncs_takes_what_half_of_the_readers_agree_on(lidc: Path, tmp_path: Path)
     assert np.argwhere(values).min(axis=0)[1:].tolist() == [20, 20]
 
 
-def test_a_hole_that_a_reader_marked_is_not_nodule(
+def test_a_hole_marked_by_a_reader_is_not_nodule(
     series: Path, heights: list[float], tmp_path: Path
 ) -> None:
-    """Its outline is not nodule either, for outlines lie outside; other slices have no hole."""
+    """Nor is its outline, which belongs to the hole; other slices have no hole."""
     solid = "".join(square(z, 20, 30) for z in heights)
     hole = square(heights[1], 24, 26, inclusion="FALSE")
     for reading in (solid + hole, hole + solid):  # the order in the file does not matter
@@ -204,7 +203,7 @@ def test_marks_that_overlap_in_a_chain_are_one_nodule(
     assert np.argwhere(mask).tolist() == [[8, k, k] for k in (23, 26, 29, 32)]
 
 
-def test_two_marks_of_one_reader_count_as_one_voice(
+def test_two_marks_of_one_reader_count_once(
     series: Path, heights: list[float], tmp_path: Path
 ) -> None:
     """One reader marks two nodules where the other marks one around both: half of two agree."""
@@ -214,7 +213,7 @@ def test_two_marks_of_one_reader_count_as_one_voice(
     assert mask.sum() == 100
 
 
-def test_where_half_of_many_readers_agree_nowhere_most_of_them_decide(
+def test_without_agreement_of_half_the_readers_the_most_votes_decide(
     series: Path, heights: list[float], tmp_path: Path
 ) -> None:
     chain = [square(heights[0], low, low + 4) for low in (20, 23, 26, 29, 32)]
@@ -224,16 +223,18 @@ def test_where_half_of_many_readers_agree_nowhere_most_of_them_decide(
 
 
 @pytest.mark.parametrize("broken", ["imageZposition", "xCoord", "yCoord"])
-def test_an_outline_without_a_position_is_told(
+def test_an_outline_with_an_invalid_position_is_refused(
     series: Path, heights: list[float], tmp_path: Path, broken: str
 ) -> None:
     rois = square(heights[0], 20, 30).replace(f"<{broken}>", f"<{broken}>?")
     write_readings(series, [rois])
-    with pytest.raises(TrainError, match=r"069\.xml: an outline without numbers"):
+    with pytest.raises(
+        TrainError, match=r"069\.xml: an outline has a position that is not a number"
+    ):
         convert_masks(tmp_path)
 
 
-def test_lidc_without_its_images_is_told(lidc: Path, tmp_path: Path) -> None:
+def test_lidc_without_its_images_is_refused(lidc: Path, tmp_path: Path) -> None:
     for file in lidc.rglob("*.dcm"):
         file.unlink()
     with pytest.raises(TrainError, match=r"069\.xml: no DICOM files beside it"):
@@ -243,7 +244,7 @@ def test_lidc_without_its_images_is_told(lidc: Path, tmp_path: Path) -> None:
 # LiTS, BraTS
 
 
-def test_lcs_deals_volumes_as_published(tmp_path: Path) -> None:
+def test_lcs_splits_the_volumes_as_published(tmp_path: Path) -> None:
     for number in (0, 99, 100, 114, 115, 130):
         batch = tmp_path / "LiTS" / f"Training Batch {1 + (number > 27)}"
         write(batch / f"volume-{number}.nii", np.zeros((4, 8, 8), np.int16))
@@ -258,7 +259,7 @@ def test_lcs_deals_volumes_as_published(tmp_path: Path) -> None:
     assert (values.max(), values.sum()) == (1, 3), "tumour counts as liver"
 
 
-def test_a_half_downloaded_lits_is_told(tmp_path: Path) -> None:
+def test_an_incomplete_lits_is_refused(tmp_path: Path) -> None:
     (tmp_path / "LiTS").mkdir()
     with pytest.raises(TrainError, match=r"has no volume-0\.nii"):
         convert("lcs", tmp_path / "LiTS", tmp_path / "a")
@@ -274,7 +275,7 @@ def test_a_half_downloaded_lits_is_told(tmp_path: Path) -> None:
     [("{}_flair.nii.gz", "{}_seg.nii.gz"), ("{}-t2f.nii.gz", "{}-seg.nii.gz")],
     ids=["2018", "2023"],
 )
-def test_bms_takes_flair_and_the_whole_tumour(tmp_path: Path, flair: str, mask: str) -> None:
+def test_bms_uses_flair_and_all_labels_of_the_tumour(tmp_path: Path, flair: str, mask: str) -> None:
     for number in range(6):
         case = f"Brats_{number}"
         folder = tmp_path / "BraTS" / "HGG" / case
@@ -291,7 +292,7 @@ def test_bms_takes_flair_and_the_whole_tumour(tmp_path: Path, flair: str, mask: 
     assert sitk.GetArrayFromImage(sitk.ReadImage(str(task.cases[0].mask))).sum() == 2
 
 
-def test_brats_without_flair_is_told(tmp_path: Path) -> None:
+def test_brats_without_flair_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "BraTS" / "a" / "a_seg.nii.gz", np.zeros((4, 8, 8), np.uint8))
     with pytest.raises(TrainError, match="expected one FLAIR image, found 0"):
         convert("bms", tmp_path / "BraTS", tmp_path / "bms")
@@ -319,7 +320,7 @@ def test_medmnist_keeps_the_official_split(ct: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["ncc", "ncs", "lcs", "bms", "medmnist"])
-def test_nothing_at_all_is_told_in_one_line(kind: str, tmp_path: Path) -> None:
+def test_a_missing_or_empty_download_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for source in (tmp_path / "missing", tmp_path / "empty"):
         done = CliRunner().invoke(main, ["task", kind, str(source), str(tmp_path / "out")])
@@ -328,7 +329,7 @@ def test_nothing_at_all_is_told_in_one_line(kind: str, tmp_path: Path) -> None:
         assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_task_that_is_there_is_kept(luna: Path, tmp_path: Path) -> None:
+def test_an_existing_task_is_not_replaced(luna: Path, tmp_path: Path) -> None:
     convert("ncc", luna, tmp_path / "ncc")
-    with pytest.raises(TrainError, match="is there already"):
+    with pytest.raises(TrainError, match="already exists"):
         convert("ncc", luna, tmp_path / "ncc")

@@ -1,6 +1,5 @@
-"""Fine-tuning from end to end, on images whose answer is plain to see."""
+"""Fine-tuning from end to end, on images with a ball that is easy to find."""
 
-import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,53 +13,30 @@ from click.testing import CliRunner
 from PIL import Image
 
 from cli import main
-from tests.finetuning.test_task import write_manifest
+from tests.support.finetuning import (
+    CONFIG,
+    RecordedProgress,
+    draw_case,
+    make_task,
+    read_rows,
+    write_manifest,
+)
 from tests.support.synthetic_store import make_store
 from trainer import Saved, TrainConfig, TrainError, export_weights, pretrain, read_weights
-from trainer.finetuning import FinetuneConfig, finetune, predict
-from trainer.finetuning.cases import Grid
-from trainer.finetuning.images import pseudonym, read_image
+from trainer.finetuning import finetune, predict
+from trainer.finetuning.grid import Grid
+from trainer.finetuning.images import compute_scan_id, read_image
 from trainer.finetuning.pictures import draw_tile
-from trainer.finetuning.scores import area_under_curve, overlap
+from trainer.finetuning.scores import area_under_curve, classification_scores, overlap
 
-CONFIG = FinetuneConfig(
-    width=4,
-    shape=(8, 16, 16),
-    batch_size=8,
-    steps=60,
-    learning_rate=1e-2,
-    patches_per_case=4,
-    device="cpu",
-)
 NUM_CASES = 8
-
-
-def draw_case(seed: int, *, bright: bool = True) -> tuple[sitk.Image, sitk.Image]:
-    """A noisy CT image with a ball of 800 HU somewhere, or none, and the ball's mask."""
-    rng = np.random.default_rng(seed)
-    z, y, x = np.meshgrid(np.arange(14), np.arange(24), np.arange(24), indexing="ij")
-    middle = rng.integers((4, 8, 8), (10, 16, 16))
-    ball = sum((a - m) ** 2 for a, m in zip((z, y, x), middle, strict=True)) < 25
-    values = rng.normal(-200, 60, ball.shape) + 1000 * (ball if bright else 0)
-    arrays = (values.astype(np.int16), ball.astype(np.uint8))
-    images = [sitk.GetImageFromArray(array) for array in arrays]
-    for image in images:
-        image.SetSpacing((1.0, 1.0, 2.0))
-        image.SetDirection((-1.0, 0, 0, 0, 1.0, 0, 0, 0, -1.0) if seed % 2 else np.eye(3).ravel())
-    return images[0], images[1]
 
 
 @pytest.fixture(scope="module")
 def balls(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Find the ball."""
-    folder = tmp_path_factory.mktemp("balls")
-    rows: list[dict[str, object]] = []
-    for number in range(NUM_CASES):
-        image, mask = draw_case(number)
-        sitk.WriteImage(image, str(folder / f"{number}.nii.gz"))
-        sitk.WriteImage(mask, str(folder / f"{number}_mask.nii.gz"))
-        rows.append({"image": f"{number}.nii.gz", "mask": f"{number}_mask.nii.gz"})
-    return write_manifest(folder / "balls.csv", rows)
+    folder = tmp_path_factory.mktemp("balls") / "task"
+    return make_task(folder, range(NUM_CASES), ending=".nii.gz")
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +64,7 @@ def classifier(presence: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return run
 
 
-def read_rows(file: Path) -> list[dict[str, str]]:
-    with file.open() as stream:
-        return list(csv.DictReader(stream))
-
-
-# To segment
+# Segmentation
 
 
 def test_the_ball_is_found(segmenter: Path) -> None:
@@ -107,20 +78,20 @@ def test_the_ball_is_found(segmenter: Path) -> None:
 GREEN, RED = (80, 220, 80), (255, 70, 70)
 
 
-def test_the_picture_shows_the_answers_over_the_images(segmenter: Path) -> None:
+def test_the_picture_shows_predictions_over_the_images(segmenter: Path) -> None:
     with Image.open(segmenter / "test.png") as picture:
         colours = {colour for _, colour in picture.getcolors(2**20)}
     assert RED in colours
     assert len(colours) > 50
 
 
-def test_truth_and_answer_have_a_contour_each() -> None:
+def test_truth_and_prediction_each_have_a_contour() -> None:
     image = sitk.Image((20, 20, 4), sitk.sitkInt16)
-    truth, answer = (sitk.Image((20, 20, 4), sitk.sitkUInt8) for _ in range(2))
+    truth, prediction = (sitk.Image((20, 20, 4), sitk.sitkUInt8) for _ in range(2))
     truth[2:8, 2:8, 2:3] = 1
-    answer[12:18, 12:18, 2:3] = 1
+    prediction[12:18, 12:18, 2:3] = 1
     grid = Grid(spacing_mm=(1, 1, 1), shape=(8, 8, 8), intensity="ct", window_hu=(-1000, 1000))
-    tile = draw_tile("case", image, truth, answer, grid)
+    tile = draw_tile("case", image, truth, prediction, grid)
     pixels = np.array(tile.picture)
     side = len(pixels) / 20
     for colour, (low, high) in ((GREEN, (2, 8)), (RED, (12, 18))):
@@ -131,7 +102,7 @@ def test_truth_and_answer_have_a_contour_each() -> None:
     assert tile.caption == "case, slice 3 of 4"
 
 
-def test_masks_of_test_cases_lie_on_their_images(segmenter: Path, balls: Path) -> None:
+def test_masks_of_test_cases_have_the_grid_of_their_images(segmenter: Path, balls: Path) -> None:
     for row in read_rows(segmenter / "cases.csv"):
         mask = sitk.ReadImage(str(segmenter / "test" / f"{row['case']}.nii.gz"))
         image = sitk.ReadImage(str(balls.parent / f"{row['case']}.nii.gz"))
@@ -142,7 +113,9 @@ def test_masks_of_test_cases_lie_on_their_images(segmenter: Path, balls: Path) -
         assert found["dice"][0] == pytest.approx(float(row["dice"]))
 
 
-def test_predicting_answers_as_testing_did(segmenter: Path, balls: Path, tmp_path: Path) -> None:
+def test_prediction_gives_the_same_mask_as_the_test(
+    segmenter: Path, balls: Path, tmp_path: Path
+) -> None:
     name = read_rows(segmenter / "cases.csv")[0]["case"]
     (written,) = predict(segmenter, balls.parent / f"{name}.nii.gz", tmp_path / "mask.nii.gz")
     one, other = (
@@ -164,14 +137,14 @@ def test_a_folder_of_images_becomes_a_folder_of_masks(segmenter: Path, tmp_path:
         assert found["dice"][0] > 0.7
 
 
-def test_a_name_that_no_image_has_is_refused_before_the_work(
+def test_an_output_that_is_not_an_image_is_refused_before_prediction(
     segmenter: Path, balls: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(TrainError, match=r"mask\.png: a mask's name must end in \.nii\.gz"):
         predict(segmenter, balls.parent / "0.nii.gz", tmp_path / "mask.png")
 
 
-def test_a_killed_run_goes_on_as_if_it_was_not(balls: Path, tmp_path: Path) -> None:
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(balls: Path, tmp_path: Path) -> None:
     config = replace(CONFIG, steps=7, checkpoint_every=1, log_every=1)
     finetune(balls, tmp_path / "whole", config)
 
@@ -192,15 +165,15 @@ def test_a_killed_run_goes_on_as_if_it_was_not(balls: Path, tmp_path: Path) -> N
 
 def test_a_finished_run_is_not_trained_again(segmenter: Path, balls: Path) -> None:
     before = (segmenter / "best.pt").read_bytes()
-    stages: list[str] = []
-    again = finetune(balls, segmenter, CONFIG, on_case=lambda what, *_: stages.append(what))
+    progress = RecordedProgress()
+    again = finetune(balls, segmenter, CONFIG, progress=progress)
     assert again.training.already_complete
-    assert "test" not in stages
+    assert [name for name, *_ in progress.stages] == ["cases"], "nothing is tested again"
     assert again.scores == json.loads((segmenter / "result.json").read_text())["scores"]
     assert (segmenter / "best.pt").read_bytes() == before
 
 
-def test_a_run_of_other_settings_or_other_labels_is_refused(
+def test_resuming_with_other_settings_or_other_splits_is_refused(
     segmenter: Path, balls: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(TrainError, match="patches_per_case 4 -> 5"):
@@ -209,7 +182,7 @@ def test_a_run_of_other_settings_or_other_labels_is_refused(
         finetune(balls, segmenter, replace(CONFIG, split_seed=3))
 
 
-def test_prepared_cases_are_shared_and_made_anew_when_an_image_changes(
+def test_prepared_cases_are_shared_and_prepared_again_when_an_image_changes(
     balls: Path, tmp_path: Path
 ) -> None:
     config = replace(CONFIG, steps=1)
@@ -230,23 +203,23 @@ def test_prepared_cases_are_shared_and_made_anew_when_an_image_changes(
     assert [json.loads((f / "case.json").read_text())["name"] for f in new] == ["0"]
 
 
-# To classify
+# Classification
 
 
-def test_whether_there_is_a_ball_is_told(classifier: Path) -> None:
+def test_the_classifier_finds_out_whether_there_is_a_ball(classifier: Path) -> None:
     result = json.loads((classifier / "result.json").read_text())
     assert result["scores"]["auc"] > 0.9
     rows = read_rows(classifier / "cases.csv")
     assert all(float(row["no"]) + float(row["yes"]) == pytest.approx(1) for row in rows)
 
 
-def test_predicting_classes_writes_a_table(classifier: Path, tmp_path: Path) -> None:
+def test_prediction_writes_a_table_of_probabilities(classifier: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for seed, bright in ((200, True), (201, False)):
         file = tmp_path / "images" / f"{seed}.nii"
         sitk.WriteImage(draw_case(seed, bright=bright)[0], str(file))
-    predict(classifier, tmp_path / "images", tmp_path / "answers.csv")
-    rows = read_rows(tmp_path / "answers.csv")
+    predict(classifier, tmp_path / "images", tmp_path / "out.csv")
+    rows = read_rows(tmp_path / "out.csv")
     assert [row["image"] for row in rows] == ["200.nii", "201.nii"]
     assert float(rows[0]["yes"]) > float(rows[1]["yes"])
 
@@ -256,19 +229,20 @@ def test_predicting_classes_writes_a_table(classifier: Path, tmp_path: Path) -> 
 
 @pytest.fixture
 def leaky(balls: Path, tmp_path: Path) -> Path:
-    """A pretraining run that says it saw all the images of `balls`."""
+    """A pretraining run whose checkpoint lists all images of `balls` as its scans."""
     store = make_store(tmp_path / "tiny.store", num_classes=3, num_train=4, num_validation=1)
     config = TrainConfig(width=4, batch_size=6, steps=1, shuffle_blocks=10)
     run = pretrain(store, tmp_path / "pretrained", config).run
     saved = torch.load(run / "best.pt", weights_only=True)
     saved["scans"] = [
-        pseudonym(read_image(balls.parent / f"{number}.nii.gz")) for number in range(NUM_CASES)
+        compute_scan_id(read_image(balls.parent / f"{number}.nii.gz"))
+        for number in range(NUM_CASES)
     ]
     torch.save(saved, run / "best.pt")
     return run
 
 
-def test_testing_on_what_was_pretrained_on_is_refused(
+def test_test_cases_that_the_weights_were_pretrained_on_are_refused(
     balls: Path, leaky: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(TrainError, match=r"2 test cases were pretrained on .*--force"):
@@ -279,7 +253,9 @@ def test_testing_on_what_was_pretrained_on_is_refused(
     )
 
 
-def test_forced_it_is_marked(balls: Path, leaky: Path, tmp_path: Path) -> None:
+def test_with_force_leaked_test_cases_are_named_in_the_result(
+    balls: Path, leaky: Path, tmp_path: Path
+) -> None:
     config = replace(CONFIG, init=str(leaky), steps=1)
     summary = finetune(balls, tmp_path / "run", config, force=True)
     assert len(summary.leaked) == 2
@@ -287,7 +263,7 @@ def test_forced_it_is_marked(balls: Path, leaky: Path, tmp_path: Path) -> None:
     assert result["leaked"] == list(summary.leaked)
 
 
-def test_a_fine_tuned_run_is_a_start_too_and_knows_what_it_was_shown(
+def test_a_fine_tuned_run_is_a_start_that_records_its_training_scans(
     balls: Path, segmenter: Path, tmp_path: Path
 ) -> None:
     config = replace(CONFIG, init=str(segmenter), steps=1)
@@ -301,7 +277,7 @@ def test_a_fine_tuned_run_is_a_start_too_and_knows_what_it_was_shown(
 # Intensities
 
 
-def test_images_are_windowed_as_in_pretraining(balls: Path, tmp_path: Path) -> None:
+def test_the_window_is_that_of_pretraining_unless_given(balls: Path, tmp_path: Path) -> None:
     store = make_store(
         tmp_path / "tiny.store", num_classes=3, num_train=4, num_validation=1, window_hu=(-150, 250)
     )
@@ -327,33 +303,43 @@ def test_images_are_windowed_as_in_pretraining(balls: Path, tmp_path: Path) -> N
 # Scores
 
 
-def test_overlap_on_known_numbers() -> None:
-    answer, truth = np.array([1, 1, 0, 2]), np.array([1, 0, 0, 2])
-    found = overlap(answer, truth, 4)
+def test_dice_and_iou_on_known_numbers() -> None:
+    prediction, truth = np.array([1, 1, 0, 2]), np.array([1, 0, 0, 2])
+    found = overlap(prediction, truth, 4)
     assert found["dice"][:2] == [pytest.approx(2 / 3), 1.0]
     assert found["iou"][:2] == [pytest.approx(1 / 2), 1.0]
-    assert np.isnan(found["dice"][2]), "a class that is neither there nor named"
+    assert np.isnan(found["dice"][2]), "a class that is neither in the truth nor predicted"
 
 
-def test_area_under_curve_counts_pairs() -> None:
+def test_auc_is_the_share_of_pairs_in_the_right_order() -> None:
     rng = np.random.default_rng(0)
     score, positive = rng.integers(0, 5, 40) / 4, rng.random(40) < 0.4
     pairs = [(a > b) + 0.5 * (a == b) for a in score[positive] for b in score[~positive]]
     assert area_under_curve(score, positive) == pytest.approx(np.mean(pairs))
     assert np.isnan(area_under_curve(score, np.ones(40, bool)))
+    assert area_under_curve(np.ones(40), positive) == 0.5
+
+
+def test_auc_of_several_classes_is_the_mean_of_each_against_the_rest() -> None:
+    rng = np.random.default_rng(0)
+    truth, probability = np.arange(30) % 3, rng.dirichlet(np.ones(3), 30)
+    areas = [area_under_curve(probability[:, c], truth == c) for c in range(3)]
+    found = classification_scores(probability, truth)
+    assert found["auc"] == pytest.approx(np.mean(areas))
+    assert found["accuracy"] == np.mean(probability.argmax(axis=1) == truth)
 
 
 # On the command line
 
 
-def test_the_command_line(balls: Path, tmp_path: Path) -> None:
+def test_finetune_and_predict_work_from_the_command_line(balls: Path, tmp_path: Path) -> None:
     options = ["--width", "2", "--shape", "8,16,16", "--steps", "2", "--spacing", "2,1,1", "--json"]
     options += ["--window", "-200,800"]
     done = CliRunner().invoke(main, ["finetune", str(balls), str(tmp_path / "run"), *options])
     assert done.exit_code == 0, done.stderr
     summary: dict[str, Any] = json.loads(done.stdout)
     assert summary["num_test"] == 2
-    assert "prepare: 8 cases" in done.stderr
+    assert "cases: 8 cases" in done.stderr
     assert "test: 2 cases" in done.stderr
     image = balls.parent / "0.nii.gz"
     mask = tmp_path / "mask.nii.gz"
@@ -363,19 +349,19 @@ def test_the_command_line(balls: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (("finetune", "no.csv", "run"), "no such task"),
-        (("predict", "nothing", "a.nii.gz", "b.nii.gz"), "no fine-tuned run"),
+        (("predict", "nothing", "a.nii.gz", "b.nii.gz"), "not a fine-tuned run"),
     ],
 )
-def test_mistakes_take_one_line(
-    arguments: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_an_error_is_one_line(
+    arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 1
-    assert says in done.stderr
+    assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -383,7 +369,9 @@ def test_mistakes_take_one_line(
     ("option", "value"),
     [("--shape", "32.5,64,64"), ("--shape", "32,64"), ("--window", "-150"), ("--spacing", "a,b,c")],
 )
-def test_numbers_that_are_none_are_named(option: str, value: str, tmp_path: Path) -> None:
+def test_an_option_that_is_not_a_list_of_numbers_is_refused(
+    option: str, value: str, tmp_path: Path
+) -> None:
     done = CliRunner().invoke(main, ["finetune", "no.csv", str(tmp_path / "run"), option, value])
     assert done.exit_code == 2
     assert f"{value!r}: give " in done.stderr

@@ -1,4 +1,4 @@
-"""Images come in any orientation, and answers lie where the image lies."""
+"""Images in any orientation: read, resampled to the grid, and masks resampled back."""
 
 import itertools
 from pathlib import Path
@@ -15,15 +15,15 @@ from pipeline.config import PrepareConfig
 from pipeline.phantom.files import write_dicom
 from pipeline.phantom.patients import draw_phantom
 from trainer import TrainError
-from trainer.finetuning.cases import Grid
+from trainer.finetuning.grid import Grid, resample
 from trainer.finetuning.images import (
-    pseudonym,
+    compute_scan_id,
     read_image,
     read_mask,
     read_spacing,
-    resample,
     spacing_zyx,
-    turn,
+    to_lps,
+    write_image,
 )
 from trainer.finetuning.inference import to_mask
 
@@ -74,44 +74,44 @@ def make_ball(image: sitk.Image) -> sitk.Image:
 
 
 @ALL
-def test_the_grid_has_its_spacing_and_every_voxel_its_place(direction: np.ndarray) -> None:
+def test_a_resampled_image_has_the_spacing_and_keeps_positions(direction: np.ndarray) -> None:
     """A linear ramp in space survives linear resampling, but near the edge."""
-    brought = GRID.bring(make_image(direction))
-    assert np.allclose(brought.GetSpacing()[::-1], GRID.spacing_mm, rtol=0.1)
-    extent = np.multiply(brought.GetSize(), brought.GetSpacing())
-    turned = turn(make_image(direction))
+    on_grid = GRID.resample(make_image(direction))
+    assert np.allclose(on_grid.GetSpacing()[::-1], GRID.spacing_mm, rtol=0.1)
+    extent = np.multiply(on_grid.GetSize(), on_grid.GetSpacing())
+    turned = to_lps(make_image(direction))
     assert np.allclose(extent, np.multiply(turned.GetSize(), turned.GetSpacing()))
-    values = sitk.GetArrayFromImage(brought)
-    for index in itertools.product(*(range(6, n - 6) for n in brought.GetSize())):
-        expected = sum(brought.TransformIndexToPhysicalPoint(index))
+    values = sitk.GetArrayFromImage(on_grid)
+    for index in itertools.product(*(range(6, n - 6) for n in on_grid.GetSize())):
+        expected = sum(on_grid.TransformIndexToPhysicalPoint(index))
         assert abs(values[index[::-1]] - expected) < 0.05
 
 
 @ALL
-def test_a_mask_comes_back_to_where_the_image_lies(direction: np.ndarray) -> None:
+def test_a_mask_is_brought_back_to_the_grid_of_the_image(direction: np.ndarray) -> None:
     image = make_image(direction)
     ball = make_ball(image)
-    grid = GRID.bring(ball, nearest=True)
+    grid = GRID.resample(ball, nearest=True)
     inside = sitk.GetArrayFromImage(grid).astype(np.float32)
-    answer = to_mask(np.stack([1 - inside, inside]), grid, image)
-    assert (answer.GetSize(), answer.GetSpacing(), answer.GetOrigin(), answer.GetDirection()) == (
+    mask = to_mask(np.stack([1 - inside, inside]), grid, image)
+    assert (mask.GetSize(), mask.GetSpacing(), mask.GetOrigin(), mask.GetDirection()) == (
         image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())  # fmt: skip
-    one, other = sitk.GetArrayFromImage(answer) == 1, sitk.GetArrayFromImage(ball) == 1
+    one, other = sitk.GetArrayFromImage(mask) == 1, sitk.GetArrayFromImage(ball) == 1
     assert 2 * (one & other).sum() / (one.sum() + other.sum()) > 0.9
 
 
 @ALL
-def test_how_an_image_is_stored_does_not_matter(direction: np.ndarray) -> None:
+def test_the_order_of_axes_in_the_file_does_not_matter(direction: np.ndarray) -> None:
     """The same voxels in another order of axes give the same array on the grid."""
     image = make_image(direction)
     other = sitk.DICOMOrient(image, "RSA")
-    one, two = (sitk.GetArrayFromImage(GRID.bring(i)) for i in (image, other))
+    one, two = (sitk.GetArrayFromImage(GRID.resample(i)) for i in (image, other))
     np.testing.assert_allclose(one, two, atol=1e-3)
 
 
-def test_several_classes_come_back(tmp_path: Path) -> None:
+def test_a_mask_of_several_classes_is_brought_back(tmp_path: Path) -> None:
     image = make_image(np.eye(3))
-    grid = GRID.bring(image)
+    grid = GRID.resample(image)
     shape = grid.GetSize()[::-1]
     probability = np.zeros((3, *shape), np.float32)
     thirds = np.array_split(np.arange(shape[0]), 3)
@@ -125,7 +125,7 @@ def test_several_classes_come_back(tmp_path: Path) -> None:
 def test_a_coarser_grid_is_smoothed_first() -> None:
     noise = sitk.GetImageFromArray(np.random.default_rng(0).normal(0, 100, (32, 32, 32)))
     coarse = resample(noise, spacing_mm=(4.0, 4.0, 4.0))
-    assert sitk.GetArrayFromImage(coarse).std() < 30, "every fourth voxel alone would give 100"
+    assert sitk.GetArrayFromImage(coarse).std() < 30, "without smoothing it would be 100"
 
 
 def test_a_mask_on_another_grid_is_refused(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_mask_on_another_grid_is_refused(tmp_path: Path) -> None:
     shifted = make_ball(image)
     shifted.SetOrigin((0.0, 0.0, 0.0))
     sitk.WriteImage(shifted, str(tmp_path / "mask.nii.gz"))
-    with pytest.raises(TrainError, match=r"mask\.nii\.gz: does not lie on the grid"):
+    with pytest.raises(TrainError, match=r"mask\.nii\.gz: does not have the grid"):
         read_mask(tmp_path / "mask.nii.gz", image, 2)
 
 
@@ -145,14 +145,14 @@ def test_a_mask_of_unknown_classes_is_refused(tmp_path: Path) -> None:
         read_mask(tmp_path / "mask.nii.gz", image, 2)
 
 
-def test_what_is_no_image_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "no.nii.gz").write_bytes(b"nothing")
     with pytest.raises(TrainError, match=r"no\.nii\.gz: cannot be read as an image"):
         read_image(tmp_path / "no.nii.gz")
 
 
-def test_an_image_that_ends_too_soon_is_refused(tmp_path: Path) -> None:
-    """The library would fill it with zeros."""
+def test_a_truncated_image_is_refused(tmp_path: Path) -> None:
+    """SimpleITK would fill it with zeros."""
     file = tmp_path / "image.nii"
     sitk.WriteImage(make_image(np.eye(3)), str(file))
     file.write_bytes(file.read_bytes()[:-1000])
@@ -160,7 +160,7 @@ def test_an_image_that_ends_too_soon_is_refused(tmp_path: Path) -> None:
         read_image(file)
 
 
-def test_a_negative_pixdim_turns_the_axis_as_the_library_does(tmp_path: Path) -> None:
+def test_a_negative_pixdim_flips_the_axis_as_simpleitk_does(tmp_path: Path) -> None:
     file = tmp_path / "image.nii"
     sitk.WriteImage(make_image(np.eye(3)), str(file))
     content = bytearray(file.read_bytes())
@@ -169,7 +169,7 @@ def test_a_negative_pixdim_turns_the_axis_as_the_library_does(tmp_path: Path) ->
     image, wanted = read_image(file), sitk.ReadImage(str(file))
     assert image.GetDirection() == wanted.GetDirection()
     assert image.GetSpacing() == wanted.GetSpacing()
-    assert read_spacing(file) == spacing_zyx(turn(wanted))
+    assert read_spacing(file) == spacing_zyx(to_lps(wanted))
 
 
 @pytest.fixture
@@ -178,16 +178,16 @@ def dicom(tmp_path: Path) -> Path:
     return tmp_path / "series"
 
 
-def test_a_folder_of_slices_is_the_scan_that_preparing_reads(dicom: Path) -> None:
+def test_a_dicom_folder_is_read_as_prepare_reads_it(dicom: Path) -> None:
     (found,) = read_folder(next(find_folders([dicom])), PrepareConfig())
     volume = read_volume(found, PrepareConfig())
-    image = turn(read_image(dicom))
+    image = to_lps(read_image(dicom))
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image), volume.hu)
     assert read_spacing(dicom) == spacing_zyx(image) == volume.spacing_mm
-    assert pseudonym(image) == f"{volume.scan_id():016x}"
+    assert compute_scan_id(image) == f"{volume.scan_id():016x}"
 
 
-def test_a_folder_that_lacks_slices_is_refused(dicom: Path) -> None:
+def test_a_folder_with_missing_slices_is_refused(dicom: Path) -> None:
     for file in sorted(dicom.iterdir(), key=lambda f: dcmread(f).InstanceNumber)[20:28]:
         file.unlink()
     for reader in (read_image, read_spacing):
@@ -208,6 +208,12 @@ def test_a_folder_without_slices_is_refused(tmp_path: Path) -> None:
         read_image(tmp_path)
 
 
+def test_an_image_cannot_be_written_as_mhd(tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match=r"a\.mhd: \.mhd cannot be written.* use \.mha"):
+        write_image(make_image(np.eye(3)), tmp_path / "a.mhd")
+    assert not list(tmp_path.iterdir())
+
+
 VOLUMES = [sitk.Image((6, 5, 4), sitk.sitkInt16) + n for n in range(3)]
 SEVERAL = pytest.mark.parametrize(
     "image", [sitk.JoinSeries(VOLUMES), sitk.Compose(VOLUMES)], ids=["4-D", "vectors"]
@@ -215,23 +221,25 @@ SEVERAL = pytest.mark.parametrize(
 
 
 @SEVERAL
-def test_a_channel_of_an_image_is_taken(tmp_path: Path, image: sitk.Image) -> None:
+def test_the_given_channel_of_an_image_is_read(tmp_path: Path, image: sitk.Image) -> None:
     sitk.WriteImage(image, str(tmp_path / "a.nii.gz"))
     found = read_image(tmp_path / "a.nii.gz", 2)
     assert (found.GetSize(), found[0, 0, 0]) == ((6, 5, 4), 2)
 
 
 @SEVERAL
-@pytest.mark.parametrize(("channel", "says"), [(None, "none is picked"), (3, "number 3 is picked")])
-def test_further_channels_are_not_dropped_in_silence(
-    tmp_path: Path, image: sitk.Image, channel: int | None, says: str
+@pytest.mark.parametrize(
+    ("channel", "message"), [(None, "none is given"), (3, "channel 3 is given")]
+)
+def test_several_channels_without_a_valid_choice_are_refused(
+    tmp_path: Path, image: sitk.Image, channel: int | None, message: str
 ) -> None:
     sitk.WriteImage(image, str(tmp_path / "a.nii.gz"))
-    with pytest.raises(TrainError, match=rf"a\.nii\.gz: has channels 0 to 2, and {says}"):
+    with pytest.raises(TrainError, match=rf"a\.nii\.gz: has channels 0 to 2, and {message}"):
         read_image(tmp_path / "a.nii.gz", channel)
 
 
-def test_a_fourth_axis_of_one_is_no_further_channel(tmp_path: Path) -> None:
+def test_a_fourth_axis_of_length_one_needs_no_channel(tmp_path: Path) -> None:
     sitk.WriteImage(sitk.JoinSeries(VOLUMES[:1]), str(tmp_path / "a.nii.gz"))
     assert read_image(tmp_path / "a.nii.gz").GetSize() == (6, 5, 4)
 
@@ -257,52 +265,52 @@ def ramp(high: float, kind: int) -> sitk.Image:
     [(255, sitk.sitkUInt8), (1, sitk.sitkUInt8), (1, sitk.sitkFloat32), (1, sitk.sitkInt16)],
 )
 @pytest.mark.parametrize("spacing_mm", [None, (1.0, 1.0, 1.0), (2.0, 1.0, 1.0)])
-def test_unit_shows_bytes_shapes_and_fractions_from_0_to_1(
+def test_unit_maps_bytes_binary_images_and_fractions_to_0_to_1(
     tmp_path: Path, high: int, kind: int, spacing_mm: tuple[float, float, float] | None
 ) -> None:
     grid = Grid(spacing_mm=spacing_mm, shape=(12, 14, 16), intensity="unit", window_hu=(0, 1))
     sitk.WriteImage(ramp(high, kind), str(tmp_path / "a.nii.gz"))
     image = grid.read(tmp_path / "a.nii.gz")
-    for seen in (grid.to_unit(grid.bring(image)), grid.to_unit(turn(image))):
+    for seen in (grid.to_unit(grid.resample(image)), grid.to_unit(to_lps(image))):
         wanted = sitk.GetArrayFromImage(image)[0, 0] / high
         np.testing.assert_allclose(seen[5, 7], wanted, atol=2e-3)
 
 
-def test_unit_leaves_masks_as_they_are() -> None:
+def test_unit_does_not_change_masks() -> None:
     grid = Grid(spacing_mm=(1, 1, 1), shape=(8, 8, 8), intensity="unit", window_hu=(0, 1))
-    mask = sitk.GetArrayFromImage(grid.bring(ramp(3, sitk.sitkUInt8), nearest=True))
+    mask = sitk.GetArrayFromImage(grid.resample(ramp(3, sitk.sitkUInt8), nearest=True))
     assert np.unique(mask).tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("image", [ramp(255, sitk.sitkInt16), ramp(1, sitk.sitkFloat32) - 1])
-def test_unit_refuses_values_whose_range_it_cannot_know(tmp_path: Path, image: sitk.Image) -> None:
+def test_unit_refuses_values_of_unknown_range(tmp_path: Path, image: sitk.Image) -> None:
     sitk.WriteImage(image, str(tmp_path / "a.nii.gz"))
     grid = Grid(spacing_mm=None, shape=(8, 8, 8), intensity="unit", window_hu=(0, 1))
-    with pytest.raises(TrainError, match=r'a\.nii\.gz: has values .* "unit" takes 0 to 1'):
+    with pytest.raises(TrainError, match=r'a\.nii\.gz: has values .* "unit" needs 0 to 1'):
         grid.read(tmp_path / "a.nii.gz")
 
 
-def test_per_image_does_not_see_scale_and_offset() -> None:
+def test_per_image_does_not_depend_on_scale_and_offset() -> None:
     grid = Grid(spacing_mm=None, shape=(8, 8, 8), intensity="per-image", window_hu=(0, 1))
     noise = sitk.GetImageFromArray(np.random.default_rng(0).normal(0, 1, (8, 8, 8)))
-    one, other = (grid.to_unit(grid.bring(image)) for image in (noise, noise * 700 + 5000))
+    one, other = (grid.to_unit(grid.resample(image)) for image in (noise, noise * 700 + 5000))
     np.testing.assert_allclose(one, other, atol=2e-3)
     assert (one.min(), one.max()) == (0, 1)
 
 
-def test_a_grid_of_an_older_checkpoint_is_understood() -> None:
-    """The first versions said no more than whether images are CT."""
+def test_a_grid_of_an_older_checkpoint_is_read() -> None:
+    """The first versions saved only whether images are CT."""
     old = {"spacing_mm": None, "shape": [8, 8, 8], "window_hu": [-150, 250]}
     assert [Grid.from_dict({**old, "is_ct": is_ct}).intensity for is_ct in (True, False)] == [
         "ct", "per-image"]  # fmt: skip
 
 
-def test_a_scan_has_the_name_that_preparing_gives_it(ct: Path) -> None:
-    """What leaks are found by."""
+def test_the_scan_id_is_the_one_that_prepare_gives(ct: Path) -> None:
+    """Test cases that the weights were pretrained on are found by it."""
     files = sorted((ct / "archive-2mm").glob("*.nii.gz"))[:3]
     files += sorted((ct / "sts").glob("*CT_image*"))[:2]
     assert len(files) == 5
     for file in files:
         series = Series(key="k", kind="nifti", files=(str(file),), patient="p")
-        identity = read_volume(series, PrepareConfig()).scan_id()
-        assert pseudonym(read_image(file)) == f"{identity:016x}"
+        scan_id = read_volume(series, PrepareConfig()).scan_id()
+        assert compute_scan_id(read_image(file)) == f"{scan_id:016x}"

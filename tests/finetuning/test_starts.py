@@ -38,7 +38,7 @@ def test_medicalnet_has_the_published_size(depth: int, parameters: int) -> None:
 
 
 @pytest.mark.parametrize("depth", [10, 18, 50])
-def test_medicalnet_keeps_an_eighth_of_the_sides(depth: int) -> None:
+def test_the_deepest_features_of_medicalnet_have_an_eighth_of_the_resolution(depth: int) -> None:
     net = MedicalNet(depth).eval()
     with torch.no_grad():
         shapes = [tuple(f.shape[1:]) for f in net.encode(CUBES)]
@@ -48,14 +48,14 @@ def test_medicalnet_keeps_an_eighth_of_the_sides(depth: int) -> None:
     ]
 
 
-def test_the_last_layer_is_dilated() -> None:
+def test_the_last_layer_of_medicalnet_is_dilated() -> None:
     kernels = [m for m in MedicalNet(10).layer4.modules() if isinstance(m, nn.Conv3d)]
     assert [m.dilation[0] for m in kernels if m.kernel_size[0] == 3] == [4, 4]
 
 
 def test_i3d_has_the_published_size_and_resolutions() -> None:
     net = I3D().eval()
-    colours = 2 * 64 * 7**3  # of the first kernel, which we add up
+    colours = 2 * 64 * 7**3  # of the first kernel, whose channels are summed here
     assert count(net) + colours == 12_287_264
     with torch.no_grad():
         shapes = [tuple(f.shape[1:]) for f in net.encode(torch.rand(1, 1, 32, 64, 64))]
@@ -92,11 +92,11 @@ def test_medicalnet_loads(tmp_path: Path, depth: int, segments: bool) -> None:
     file = tmp_path / "resnet.pth"
     published = published_medicalnet(depth)
     torch.save({"state_dict": published}, file)
-    begun = start(f"medicalnet:{file}", segments=segments, outputs=3)
-    ours = begun.net.body.state_dict()
+    started = start(f"medicalnet:{file}", segments=segments, outputs=3)
+    ours = started.net.body.state_dict()
     assert all(torch.equal(ours[k.removeprefix("module.")], t) for k, t in published.items())
     shape = (2, 3, *SHAPE) if segments else (2, 3)
-    assert begun.net(CUBES).shape == shape
+    assert started.net(CUBES).shape == shape
 
 
 @pytest.mark.parametrize("segments", [True, False])
@@ -104,8 +104,8 @@ def test_i3d_loads(tmp_path: Path, segments: bool) -> None:
     file = tmp_path / "rgb_imagenet.pt"
     published = published_i3d()
     torch.save(published, file)
-    begun = start(f"i3d:{file}", segments=segments)
-    ours = begun.net.body.state_dict()
+    started = start(f"i3d:{file}", segments=segments)
+    ours = started.net.body.state_dict()
     first = "Conv3d_1a_7x7.conv3d.weight"
     assert torch.equal(ours[first], published[first].sum(1, keepdim=True))
     assert all(
@@ -113,31 +113,31 @@ def test_i3d_loads(tmp_path: Path, segments: bool) -> None:
         for k, t in published.items()
         if k != first and not k.startswith("logits")
     )
-    assert begun.net(CUBES).shape == ((2, 1, *SHAPE) if segments else (2, 1))
+    assert started.net(CUBES).shape == ((2, 1, *SHAPE) if segments else (2, 1))
 
 
-def test_grey_frames_look_to_i3d_as_three_equal_channels() -> None:
-    """Adding up the first kernel's channels is the same as repeating the image."""
+def test_i3d_with_one_channel_equals_three_equal_channels() -> None:
+    """Summing the first kernel's channels is the same as repeating the image."""
     weight, image = torch.rand(4, 3, 3, 3, 3), torch.rand(1, 1, 8, 8, 8)
     repeated = nn.functional.conv3d(image.expand(-1, 3, -1, -1, -1), weight)
     torch.testing.assert_close(nn.functional.conv3d(image, weight.sum(1, keepdim=True)), repeated)
 
 
 @pytest.mark.parametrize("kind", ["medicalnet", "i3d"])
-def test_a_missing_file_says_where_to_get_it(kind: str) -> None:
+def test_the_error_for_a_missing_file_says_where_to_download_it(kind: str) -> None:
     with pytest.raises(TrainError, match=r"no such file; download .* of github\.com/"):
         start(f"{kind}:nowhere.pth")
 
 
 @pytest.mark.parametrize("kind", ["medicalnet", "i3d"])
-def test_a_file_of_something_else_is_refused(tmp_path: Path, kind: str) -> None:
+def test_a_file_of_another_net_is_refused(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "other.pth"
     torch.save({"fc.weight": torch.rand(2, 2)}, file)
     with pytest.raises(TrainError, match=r"missing:|no MedicalNet"):
         start(f"{kind}:{file}")
 
 
-def test_a_truncated_net_is_named_by_what_it_lacks(tmp_path: Path) -> None:
+def test_missing_tensors_are_named(tmp_path: Path) -> None:
     published = published_i3d()
     del published["Mixed_5c.b0.conv3d.weight"]
     torch.save(published, tmp_path / "i3d.pt")
@@ -145,7 +145,7 @@ def test_a_truncated_net_is_named_by_what_it_lacks(tmp_path: Path) -> None:
         start(f"i3d:{tmp_path / 'i3d.pt'}")
 
 
-# Our own
+# Weights of semgen
 
 
 @pytest.fixture(scope="module")
@@ -162,8 +162,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def taken(net: nn.Module, run: Path) -> set[str]:
-    """Parts of the net that are as the run left them."""
+def loaded_parts(net: nn.Module, run: Path) -> set[str]:
+    """Parts of the net whose weights are those of the run."""
     saved = torch.load(run / "best.pt", weights_only=True)["model"]
     body = net.get_submodule("body").state_dict()
     same = {k: k in saved and torch.equal(t, saved[k]) for k, t in body.items() if t.ndim == 5}
@@ -175,30 +175,34 @@ ENCODER = {"down_tr64", "down_tr128", "down_tr256", "down_tr512"}
 DECODER = {"up_tr256", "up_tr128", "up_tr64"}
 
 
-def test_a_run_gives_encoder_and_decoder_to_segment(runs: dict[str, Path]) -> None:
-    assert taken(start(runs["restoration"]).net, runs["restoration"]) == ENCODER | DECODER
+def test_segmentation_loads_encoder_and_decoder_of_a_run(runs: dict[str, Path]) -> None:
+    assert loaded_parts(start(runs["restoration"]).net, runs["restoration"]) == ENCODER | DECODER
 
 
-def test_a_run_gives_its_encoder_alone_where_asked(runs: dict[str, Path]) -> None:
-    begun = start(runs["restoration"], init_part="encoder")
-    assert taken(begun.net, runs["restoration"]) == ENCODER
+def test_init_part_encoder_loads_the_encoder_only(runs: dict[str, Path]) -> None:
+    started = start(runs["restoration"], init_part="encoder")
+    assert loaded_parts(started.net, runs["restoration"]) == ENCODER
 
 
-def test_a_run_without_decoder_gives_its_encoder(runs: dict[str, Path]) -> None:
-    assert taken(start(runs["none"]).net, runs["none"]) == ENCODER
+def test_a_run_without_decoder_loads_its_encoder(runs: dict[str, Path]) -> None:
+    assert loaded_parts(start(runs["none"]).net, runs["none"]) == ENCODER
 
 
-def test_a_run_gives_its_encoder_to_classify(runs: dict[str, Path]) -> None:
-    assert taken(start(runs["restoration"], segments=False).net, runs["restoration"]) == ENCODER
+def test_classification_loads_the_encoder_of_a_run(runs: dict[str, Path]) -> None:
+    assert (
+        loaded_parts(start(runs["restoration"], segments=False).net, runs["restoration"]) == ENCODER
+    )
 
 
 @pytest.mark.parametrize("format", ["safetensors", "torch", "genesis"])
-def test_exports_start_as_their_run(runs: dict[str, Path], tmp_path: Path, format: str) -> None:
+def test_an_export_loads_the_same_parts_as_its_run(
+    runs: dict[str, Path], tmp_path: Path, format: str
+) -> None:
     export_weights(runs["restoration"], tmp_path / "weights", format=format)
-    assert taken(start(tmp_path / "weights").net, runs["restoration"]) == ENCODER | DECODER
+    assert loaded_parts(start(tmp_path / "weights").net, runs["restoration"]) == ENCODER | DECODER
 
 
-def test_an_official_checkpoint_starts_with_its_kernels_turned(tmp_path: Path) -> None:
+def test_kernels_of_an_official_checkpoint_are_transposed(tmp_path: Path) -> None:
     net = UNet3D(width=2)
     official = {
         f"module.{key}": t.permute(0, 1, 4, 3, 2) if t.ndim == 5 else t
@@ -209,7 +213,9 @@ def test_an_official_checkpoint_starts_with_its_kernels_turned(tmp_path: Path) -
     assert all(torch.equal(body[k], t) for k, t in net.state_dict().items() if k in body)
 
 
-def test_weights_know_what_they_were_pretrained_on(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_weights_list_the_scans_that_they_were_pretrained_on(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
     export_weights(runs["restoration"], tmp_path / "w.safetensors")
     known = start(tmp_path / "w.safetensors").scans
     assert known == start(runs["restoration"]).scans
@@ -217,7 +223,7 @@ def test_weights_know_what_they_were_pretrained_on(runs: dict[str, Path], tmp_pa
     assert all(len(name) == 16 and int(name, 16) >= 0 for name in known)
 
 
-def test_a_start_depends_on_the_seed_alone() -> None:
+def test_initial_weights_depend_only_on_the_seed() -> None:
     state = torch.random.get_rng_state()
     one, same, other = start("scratch"), start("scratch"), start("scratch", seed=1)
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -227,10 +233,10 @@ def test_a_start_depends_on_the_seed_alone() -> None:
 
 
 @pytest.mark.parametrize("segments", [True, False])
-def test_a_checkpoint_tells_its_net(tmp_path: Path, segments: bool) -> None:
+def test_the_net_is_rebuilt_from_a_checkpoint(tmp_path: Path, segments: bool) -> None:
     torch.save(published_medicalnet(10), tmp_path / "r.pth")
     torch.save(published_i3d(), tmp_path / "i.pt")
     for init in ("scratch", f"medicalnet:{tmp_path / 'r.pth'}", f"i3d:{tmp_path / 'i.pt'}"):
-        begun = start(init, segments=segments)
-        net = rebuild(begun.kind, begun.net.state_dict(), outputs=1, segments=segments)
-        torch.testing.assert_close(net(CUBES), begun.net.eval()(CUBES))
+        started = start(init, segments=segments)
+        net = rebuild(started.kind, started.net.state_dict(), outputs=1, segments=segments)
+        torch.testing.assert_close(net(CUBES), started.net.eval()(CUBES))

@@ -1,19 +1,20 @@
-"""Tasks as users have them: folders, manifests, and who is in which split."""
+"""Tasks: folders and manifests, settings that do not fit, and the split of each case."""
 
-import csv
 import json
 import re
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
+from tests.support.finetuning import write_manifest
 from trainer import TrainError
 from trainer.finetuning import FinetuneConfig, Task, load_task
 from trainer.finetuning.config import Loss
-from trainer.finetuning.task import deal_splits, fit_task
+from trainer.finetuning.loading import fit_task
+from trainer.finetuning.splits import assign_splits
 
 
 def write_image(file: Path) -> Path:
@@ -31,14 +32,6 @@ def write_folder(folder: Path, about: dict[str, object], names: list[str], suffi
     return folder
 
 
-def write_manifest(file: Path, rows: list[dict[str, object]]) -> Path:
-    with file.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return file
-
-
 NNUNET = {
     "channel_names": {"0": "CT"},
     "labels": {"background": 0, "liver": 1},
@@ -47,7 +40,7 @@ NNUNET = {
 DECATHLON = {"modality": {"0": "FLAIR"}, "labels": {"0": "background", "1": "edema", "2": "core"}}
 
 
-def test_the_layout_of_nnunet(tmp_path: Path) -> None:
+def test_the_folder_layout_of_nnunet_is_read(tmp_path: Path) -> None:
     task = load_task(write_folder(tmp_path / "Dataset1_Liver", NNUNET, ["a", "b"], "_0000"))
     assert (task.name, task.classes, task.segments, task.intensity) == (
         "Dataset1_Liver", ("background", "liver"), True, "ct")  # fmt: skip
@@ -56,37 +49,37 @@ def test_the_layout_of_nnunet(tmp_path: Path) -> None:
     assert task.num_outputs == 1
 
 
-def test_the_layout_of_the_decathlon(tmp_path: Path) -> None:
+def test_the_folder_layout_of_the_decathlon_is_read(tmp_path: Path) -> None:
     task = load_task(write_folder(tmp_path / "Task01", DECATHLON, ["a"], ""))
     assert (task.classes, task.intensity) == (("background", "edema", "core"), "per-image")
     assert task.num_outputs == 3
 
 
-def test_test_images_with_labels_are_for_testing(tmp_path: Path) -> None:
+def test_images_in_imagests_are_test_cases(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "t", NNUNET, ["a", "b", "c"], "_0000")
     write_image(folder / "imagesTs" / "z_0000.nii.gz")
     write_image(folder / "labelsTs" / "z.nii.gz")
-    task = deal_splits(load_task(folder), FinetuneConfig())
+    task = assign_splits(load_task(folder), FinetuneConfig())
     assert [case.name for case in task.cases if case.split == "test"] == ["z"]
 
 
 @pytest.mark.parametrize(
-    ("about", "says"),
+    ("about", "message"),
     [
         ({"labels": {"background": 0, "liver": 2}}, "without a gap"),
         ({"labels": {"background": 0, "whole": [1, 2]}}, "regions"),
         ({"modality": {}}, "labels"),
     ],
 )
-def test_a_description_that_makes_no_sense_is_refused(
-    tmp_path: Path, about: dict[str, object], says: str
+def test_an_invalid_dataset_json_is_refused(
+    tmp_path: Path, about: dict[str, object], message: str
 ) -> None:
     folder = write_folder(tmp_path / "t", about, ["a"], "")
-    with pytest.raises(TrainError, match=says):
+    with pytest.raises(TrainError, match=message):
         load_task(folder)
 
 
-def test_the_ignore_label_of_nnunet_is_no_class(tmp_path: Path) -> None:
+def test_the_ignore_label_of_nnunet_is_not_a_class(tmp_path: Path) -> None:
     labels = {"background": 0, "liver": 1, "ignore": 2}
     task = load_task(write_folder(tmp_path / "t", {"labels": labels}, ["a"], ""))
     assert task.classes == ("background", "liver")
@@ -110,7 +103,7 @@ def write_two_channels(folder: Path) -> Path:
     return folder
 
 
-def test_of_several_channels_one_must_be_picked(tmp_path: Path) -> None:
+def test_one_of_several_channels_must_be_chosen(tmp_path: Path) -> None:
     task = load_task(write_two_channels(tmp_path / "t"))
     with pytest.raises(TrainError, match=r"2 channels \(0 CT, 1 PET\).*give --channel"):
         fit_task(task, FinetuneConfig())
@@ -119,14 +112,14 @@ def test_of_several_channels_one_must_be_picked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("channel", "intensity"), [(0, "ct"), (1, "per-image")])
-def test_a_channel_is_a_file_of_nnunet(tmp_path: Path, channel: int, intensity: str) -> None:
+def test_the_channel_selects_a_file_of_nnunet(tmp_path: Path, channel: int, intensity: str) -> None:
     task = load_task(write_two_channels(tmp_path / "t"))
     task = fit_task(task, FinetuneConfig(channel=channel))
     assert {c.image.name for c in task.cases} == {f"{n}_000{channel}.nii.gz" for n in "ab"}
     assert (task.intensity, task.channel) == (intensity, channel)
 
 
-def test_a_channel_is_a_part_of_a_file_of_the_decathlon(tmp_path: Path) -> None:
+def test_the_channel_is_read_from_the_single_file_of_the_decathlon(tmp_path: Path) -> None:
     about = {**DECATHLON, "modality": {"0": "FLAIR", "1": "CT"}}
     task = load_task(write_folder(tmp_path / "t", about, ["a_0000", "b"], ""))
     task = fit_task(task, FinetuneConfig(channel=1))
@@ -134,14 +127,14 @@ def test_a_channel_is_a_part_of_a_file_of_the_decathlon(tmp_path: Path) -> None:
     assert ({c.channel for c in task.cases}, task.intensity) == ({1}, "ct")
 
 
-def test_a_channel_that_the_description_does_not_name_is_not_left_out(tmp_path: Path) -> None:
+def test_a_channel_file_that_dataset_json_does_not_name_is_refused(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "t", NNUNET, ["a"], "_0000")
     write_image(folder / "imagesTr" / "a_0001.nii.gz")
     with pytest.raises(TrainError, match=r"a_0001\.nii\.gz, but dataset\.json names 1 channels"):
         load_task(folder)
 
 
-def test_a_hidden_file_among_the_labels_is_no_case(tmp_path: Path) -> None:
+def test_a_hidden_file_among_the_labels_is_ignored(tmp_path: Path) -> None:
     """Its name without the ending is empty, and would name the folder of all cases."""
     folder = write_folder(tmp_path / "t", NNUNET, ["a"], "_0000")
     write_image(folder / "labelsTr" / ".nii.gz")
@@ -149,14 +142,14 @@ def test_a_hidden_file_among_the_labels_is_no_case(tmp_path: Path) -> None:
     assert [case.name for case in load_task(folder).cases] == ["a"]
 
 
-def test_a_label_without_its_image_is_named(tmp_path: Path) -> None:
+def test_a_label_without_an_image_is_refused(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "t", NNUNET, ["a", "b"], "_0000")
     (folder / "imagesTr" / "b_0000.nii.gz").unlink()
     with pytest.raises(TrainError, match=r"b\.nii\.gz has a label but no image b_0000\.nii\.gz"):
         load_task(folder)
 
 
-def test_a_manifest_of_masks_and_one_of_labels(tmp_path: Path) -> None:
+def test_manifests_of_masks_and_of_labels_are_read(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_image(tmp_path / "images" / f"{name}.nii.gz")
         write_image(tmp_path / "masks" / f"{name}.nii.gz")
@@ -172,13 +165,13 @@ def test_a_manifest_of_masks_and_one_of_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "says"),
+    ("rows", "message"),
     [
         ([{"file": "a.nii.gz", "mask": "a.nii.gz"}], "needs columns image"),
-        ([{"image": "a.nii.gz", "label": "1"}], "labels must differ"),
-        ([{"image": "a.nii.gz", "mask": ""}], "line 2: lacks"),
+        ([{"image": "a.nii.gz", "label": "1"}], "at least two different labels"),
+        ([{"image": "a.nii.gz", "mask": ""}], "line 2: image or mask is empty"),
         ([{"image": "no.nii.gz", "mask": "a.nii.gz"}], "no.nii.gz is missing"),
-        ([{"image": "a.nii.gz", "mask": "a.nii.gz"}] * 2, "is there twice"),
+        ([{"image": "a.nii.gz", "mask": "a.nii.gz"}] * 2, "two cases are named"),
         (
             [
                 {"image": "a.nii.gz", "mask": "a.nii.gz", "patient": "p", "split": "train"},
@@ -186,7 +179,10 @@ def test_a_manifest_of_masks_and_one_of_labels(tmp_path: Path) -> None:
             ],
             "patient 'p' is in two splits",
         ),
-        ([{"image": "a.nii.gz", "mask": "a.nii.gz", "split": "dev"}], "split must be one of"),
+        (
+            [{"image": "a.nii.gz", "mask": "a.nii.gz", "split": "dev"}],
+            "line 2: split must be one of",
+        ),
         ([{"image": "a.nii.gz", "mask": "a.nii.gz", "channel": "x"}], "line 2: channel must be"),
         ([{"image": "a.nii.gz", "mask": "a.nii.gz", "channel": -1}], "line 2: channel must be"),
         ([{"image": "a.nii.gz", "mask": "a.nii.gz", "intensity": "mr"}], "intensity must be one"),
@@ -202,11 +198,11 @@ def test_a_manifest_of_masks_and_one_of_labels(tmp_path: Path) -> None:
                 {"image": "a.nii.gz", "label": "0", "x_mm": 1, "y_mm": 2, "z_mm": 3},
                 {"image": "b.nii.gz", "label": "1"},
             ],
-            "all lines of a manifest of labels one, or none",
+            "on all lines, or on none",
         ),
         (
             [{"image": "a.nii.gz", "mask": "a.nii.gz", "x_mm": 1, "y_mm": 2, "z_mm": 3}],
-            "are places to classify",
+            "are for labels, not for masks",
         ),
         (
             [
@@ -217,17 +213,17 @@ def test_a_manifest_of_masks_and_one_of_labels(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_manifest_that_makes_no_sense_is_refused(
-    tmp_path: Path, rows: list[dict[str, object]], says: str
+def test_an_invalid_manifest_is_refused(
+    tmp_path: Path, rows: list[dict[str, object]], message: str
 ) -> None:
     for name in ("a", "b"):
         write_image(tmp_path / f"{name}.nii.gz")
-    with pytest.raises(TrainError, match=says):
+    with pytest.raises(TrainError, match=message):
         load_task(write_manifest(tmp_path / "m.csv", rows))
 
 
 @pytest.mark.parametrize("name", ["..", ".", ".a", "a/b", "/a", "a\\b", "a\tb"])
-def test_a_name_that_could_lead_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_case_name_that_could_leave_the_folder_is_refused(tmp_path: Path, name: str) -> None:
     write_image(tmp_path / "a.nii.gz")
     rows: list[dict[str, object]] = [{"name": name, "image": "a.nii.gz", "mask": "a.nii.gz"}]
     with pytest.raises(TrainError, match=r"m\.csv: line 2: .* must be a plain file name"):
@@ -235,7 +231,9 @@ def test_a_name_that_could_lead_elsewhere_is_refused(tmp_path: Path, name: str) 
 
 
 @pytest.mark.parametrize("image", [".hidden.nii.gz", "a/.."])
-def test_an_image_whose_name_could_lead_elsewhere_needs_another(tmp_path: Path, image: str) -> None:
+def test_an_image_whose_name_could_leave_the_folder_needs_a_name(
+    tmp_path: Path, image: str
+) -> None:
     write_image(tmp_path / "a" / "b.nii.gz")
     write_image(tmp_path / ".hidden.nii.gz")
     row: dict[str, object] = {"image": image, "mask": "a/b.nii.gz"}
@@ -245,7 +243,7 @@ def test_an_image_whose_name_could_lead_elsewhere_needs_another(tmp_path: Path, 
     assert task.cases[0].name == "other"
 
 
-def test_names_that_differ_a_little_stay_two(tmp_path: Path) -> None:
+def test_similar_names_are_different_cases(tmp_path: Path) -> None:
     names = ("a b", "a_b", "a+b", "é")
     rows = []
     for name in names:
@@ -256,7 +254,7 @@ def test_names_that_differ_a_little_stay_two(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("intensity", ["ct", "per-image", "unit"])
-def test_a_manifest_says_how_values_are_scaled(tmp_path: Path, intensity: str) -> None:
+def test_the_manifest_sets_the_intensity(tmp_path: Path, intensity: str) -> None:
     write_image(tmp_path / "a.nii.gz")
     rows: list[dict[str, object]] = [
         {"name": n, "image": "a.nii.gz", "label": n, "intensity": intensity} for n in "ab"
@@ -264,7 +262,7 @@ def test_a_manifest_says_how_values_are_scaled(tmp_path: Path, intensity: str) -
     assert load_task(write_manifest(tmp_path / "m.csv", rows)).intensity == intensity
 
 
-# Settings that a task does not have
+# Settings without effect on a task
 
 
 @pytest.fixture
@@ -277,22 +275,41 @@ def labels(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("loss", [loss for loss in get_args(Loss) if "dice" in loss])
-def test_a_loss_of_masks_is_refused_when_classifying(labels: Path, loss: str) -> None:
-    with pytest.raises(TrainError, match=f"loss '{re.escape(loss)}' is for masks"):
+def test_a_dice_loss_is_refused_when_classifying(labels: Path, loss: str) -> None:
+    with pytest.raises(TrainError, match=f"loss '{re.escape(loss)}' needs masks"):
         fit_task(load_task(labels), FinetuneConfig(loss=loss))
 
 
 def test_a_spacing_is_refused_when_whole_images_are_classified(labels: Path) -> None:
-    with pytest.raises(TrainError, match="spacing has no meaning"):
+    with pytest.raises(TrainError, match="spacing has no effect"):
         fit_task(load_task(labels), FinetuneConfig(spacing_mm=(1, 1, 1)))
 
 
-def test_a_spacing_is_taken_when_places_are_classified(tmp_path: Path) -> None:
+def test_a_spacing_is_accepted_when_crops_around_centres_are_classified(tmp_path: Path) -> None:
     write_image(tmp_path / "a.nii.gz")
-    place = {"image": "a.nii.gz", "x_mm": 1, "y_mm": 2, "z_mm": 3}
-    rows = [{"name": n, "label": n, **place} for n in "ab"]
-    task = load_task(write_manifest(tmp_path / "places.csv", rows))
-    assert fit_task(task, FinetuneConfig(spacing_mm=(1, 1, 1))).has_places
+    centre = {"image": "a.nii.gz", "x_mm": 1, "y_mm": 2, "z_mm": 3}
+    rows = [{"name": n, "label": n, **centre} for n in "ab"]
+    task = load_task(write_manifest(tmp_path / "centres.csv", rows))
+    assert fit_task(task, FinetuneConfig(spacing_mm=(1, 1, 1))).has_centres
+
+
+@pytest.mark.parametrize("settings", [{"intensity": "per-image"}, {"channel": 1}], ids=str)
+def test_a_window_is_refused_where_values_are_not_ct(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    task = load_task(write_two_channels(tmp_path / "t"))
+    assert fit_task(task, FinetuneConfig(channel=0, window_hu=(-150, 250)))
+    config = FinetuneConfig(**{"channel": 0, "window_hu": (-150, 250), **settings})
+    with pytest.raises(TrainError, match="window has no effect with intensity 'per-image'"):
+        fit_task(task, config)
+
+
+def test_a_negative_split_seed_is_refused() -> None:
+    with pytest.raises(TrainError, match="split_seed must be >= 0, got -1"):
+        FinetuneConfig(split_seed=-1)
+
+
+# Splits
 
 
 @pytest.fixture
@@ -312,23 +329,25 @@ def by_split(task: Task) -> dict[str, set[str]]:
     }
 
 
-def test_splits_are_dealt_by_patients(twenty: Task) -> None:
-    dealt = by_split(deal_splits(twenty, FinetuneConfig()))
-    assert [len(patients) for patients in dealt.values()] == [6, 2, 2]
-    assert len(set.union(*dealt.values())) == 10, "no patient is in two splits"
-    assert by_split(deal_splits(twenty, FinetuneConfig(seed=7))) == dealt, "seed is of other draws"
-    assert by_split(deal_splits(twenty, FinetuneConfig(split_seed=7))) != dealt
+def test_patients_are_assigned_to_splits_by_split_seed(twenty: Task) -> None:
+    assigned = by_split(assign_splits(twenty, FinetuneConfig()))
+    assert [len(patients) for patients in assigned.values()] == [6, 2, 2]
+    assert len(set.union(*assigned.values())) == 10, "no patient is in two splits"
+    assert by_split(assign_splits(twenty, FinetuneConfig(seed=7))) == assigned, (
+        "seed is for other draws"
+    )
+    assert by_split(assign_splits(twenty, FinetuneConfig(split_seed=7))) != assigned
 
 
-def test_every_patient_is_tested_on_in_one_fold(twenty: Task) -> None:
-    folds = [by_split(deal_splits(twenty, FinetuneConfig(folds=3, fold=f))) for f in range(3)]
+def test_every_patient_is_a_test_patient_in_exactly_one_fold(twenty: Task) -> None:
+    folds = [by_split(assign_splits(twenty, FinetuneConfig(folds=3, fold=f))) for f in range(3)]
     tested = [patient for fold in folds for patient in fold["test"]]
     assert sorted(tested) == sorted({case.patient for case in twenty.cases})
 
 
-def test_fewer_labels_are_part_of_more(twenty: Task) -> None:
+def test_a_smaller_share_of_labels_is_a_subset_of_a_larger_one(twenty: Task) -> None:
     shares = [
-        by_split(deal_splits(twenty, FinetuneConfig(label_fraction=share)))
+        by_split(assign_splits(twenty, FinetuneConfig(label_fraction=share)))
         for share in (0.1, 0.5, 1.0)
     ]
     some, half, all_ = (share["train"] for share in shares)
@@ -338,5 +357,5 @@ def test_fewer_labels_are_part_of_more(twenty: Task) -> None:
 
 
 def test_more_folds_than_patients_are_refused(twenty: Task) -> None:
-    with pytest.raises(TrainError, match="10 patients make no 11 folds"):
-        deal_splits(twenty, FinetuneConfig(folds=11))
+    with pytest.raises(TrainError, match=r"11 folds need at least 11 patients .* there are 10"):
+        assign_splits(twenty, FinetuneConfig(folds=11))

@@ -1,4 +1,4 @@
-"""What fine-tuning learns from: prepared cases, patches, losses, and voxels that do not count."""
+"""Prepared cases, patches, losses, and voxels to ignore."""
 
 import itertools
 import json
@@ -13,24 +13,20 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 from torch import Tensor
 
-from tests.finetuning.test_finetuning import CONFIG, draw_case, read_rows
-from tests.finetuning.test_task import write_manifest
+from tests.support.finetuning import (
+    CONFIG,
+    RecordedProgress,
+    draw_case,
+    make_task,
+    read_rows,
+    write_manifest,
+)
 from trainer.finetuning import FinetuneConfig, finetune, load_task
-from trainer.finetuning.cases import Prepared, choose_grid, prepare_cases
+from trainer.finetuning.cases import Prepared, prepare_cases
+from trainer.finetuning.grid import choose_grid
 from trainer.finetuning.losses import make_loss
 from trainer.finetuning.patches import Examples, Patches
 from trainer.finetuning.scores import overlap
-
-
-def make_task(folder: Path, seeds: range) -> Path:
-    """Find the ball; cases are called 0, 1, ... whatever the seeds."""
-    folder.mkdir()
-    rows: list[dict[str, object]] = []
-    for number, seed in enumerate(seeds):
-        for image, ending in zip(draw_case(seed), ("", "_mask"), strict=True):
-            sitk.WriteImage(image, str(folder / f"{number}{ending}.nii"))
-        rows.append({"image": f"{number}.nii", "mask": f"{number}_mask.nii"})
-    return write_manifest(folder / "task.csv", rows)
 
 
 def prepare(task: Path, cases: Path, config: FinetuneConfig = CONFIG) -> list[Prepared]:
@@ -45,7 +41,7 @@ def read_all(folder: Path) -> dict[str, bytes]:
 # Prepared cases
 
 
-def test_tasks_that_share_cases_leave_each_others_alone(tmp_path: Path) -> None:
+def test_tasks_that_share_a_folder_of_cases_do_not_change_each_others_cases(tmp_path: Path) -> None:
     """Same names, same sizes, same times of the files; other images."""
     one, other = make_task(tmp_path / "a", range(3)), make_task(tmp_path / "b", range(3, 6))
     for file in [*one.parent.iterdir(), *other.parent.iterdir()]:
@@ -58,7 +54,7 @@ def test_tasks_that_share_cases_leave_each_others_alone(tmp_path: Path) -> None:
     assert not {case.digest for case in mine} & {case.digest for case in theirs}
 
 
-def test_a_case_that_is_being_read_outlives_a_change_of_its_image(tmp_path: Path) -> None:
+def test_a_prepared_case_stays_when_its_image_changes(tmp_path: Path) -> None:
     task = make_task(tmp_path / "a", range(2))
     held = prepare(task, tmp_path / "cases")[0].folder
     before = read_all(held)
@@ -71,7 +67,7 @@ def test_a_case_that_is_being_read_outlives_a_change_of_its_image(tmp_path: Path
 @pytest.mark.parametrize(
     "column", [{"channel": 1}, {"name": "other"}, {"mask": "1_mask.nii"}], ids=str
 )
-def test_a_manifest_that_asks_for_something_else_gets_another_folder(
+def test_another_channel_name_or_mask_gives_another_prepared_case(
     tmp_path: Path, column: dict[str, object]
 ) -> None:
     task = make_task(tmp_path / "a", range(2, 4, 2))
@@ -84,8 +80,8 @@ def test_a_manifest_that_asks_for_something_else_gets_another_folder(
     assert len(folders) == 2
 
 
-def test_the_data_file_of_a_header_is_watched_too(tmp_path: Path) -> None:
-    """Of `.mhd`, as LUNA16 has it, the voxels lie in a `.raw`."""
+def test_a_change_of_the_raw_file_of_an_mhd_is_noticed(tmp_path: Path) -> None:
+    """LUNA16 has such files."""
     task = make_task(tmp_path / "a", range(2))
     sitk.WriteImage(draw_case(0)[0], str(tmp_path / "a" / "0.mhd"))
     write_manifest(task, [{"image": "0.mhd", "mask": "0_mask.nii"}])
@@ -97,9 +93,7 @@ def test_the_data_file_of_a_header_is_watched_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("high", [1, 255])
-def test_binary_shapes_are_seen_from_0_to_1_as_their_manifest_says(
-    tmp_path: Path, high: int
-) -> None:
+def test_binary_images_with_intensity_unit_have_values_0_and_1(tmp_path: Path, high: int) -> None:
     """As `semgen task medmnist` writes them: bytes, not HU."""
     rows: list[dict[str, object]] = []
     for number in range(2):
@@ -111,7 +105,7 @@ def test_binary_shapes_are_seen_from_0_to_1_as_their_manifest_says(
         assert np.unique(case.image).tolist() == [0, 1]
 
 
-def test_a_setting_overrules_the_manifests_intensity(tmp_path: Path) -> None:
+def test_the_intensity_of_the_settings_takes_precedence_over_the_manifest(tmp_path: Path) -> None:
     sitk.WriteImage(draw_case(0)[0], str(tmp_path / "a.nii"))
     rows: list[dict[str, object]] = [
         {"name": n, "image": "a.nii", "label": n, "intensity": "unit"} for n in "ab"
@@ -122,6 +116,15 @@ def test_a_setting_overrules_the_manifests_intensity(tmp_path: Path) -> None:
         for intensity in ("auto", "ct", "per-image")
     ]
     assert chosen == ["unit", "ct", "per-image"]
+
+
+def test_progress_counts_cases(tmp_path: Path) -> None:
+    task = load_task(make_task(tmp_path / "a", range(3)))
+    progress = RecordedProgress()
+    grid = choose_grid(task, CONFIG, (-1000, 1000))
+    prepare_cases(task, grid, tmp_path / "cases", progress=progress)
+    assert progress.stages == [("cases", 3, 0)]
+    assert progress.increments == {"cases": [1, 1, 1]}
 
 
 # Patches
@@ -151,7 +154,7 @@ def test_mirroring_flips_image_and_mask_alike(tmp_path: Path) -> None:
             assert torch.equal(flipped, other.truths[number])
             flips.add(fitting[0])
     assert {axis for axes in flips for axis in axes} == {0, 1, 2}
-    assert () in flips, "at random, so some are as they were"
+    assert () in flips, "mirroring is random, so some are not mirrored"
 
 
 def test_validation_is_not_mirrored(tmp_path: Path) -> None:
@@ -197,7 +200,7 @@ def flat(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
-def test_losses_are_what_their_names_say(outputs: int) -> None:
+def test_losses_equal_their_definitions(outputs: int) -> None:
     logits, truth = draw_logits(outputs)
     dice, entropy = slow_losses(*flat(logits, truth))
     wanted = {"dice": dice, "cross-entropy": entropy, "dice+cross-entropy": dice + entropy}
@@ -206,7 +209,7 @@ def test_losses_are_what_their_names_say(outputs: int) -> None:
         assert float(found) == pytest.approx(value, abs=1e-4), kind
 
 
-def test_classifying_learns_from_cross_entropy_by_default() -> None:
+def test_the_default_loss_of_classification_is_cross_entropy() -> None:
     logits, truth = torch.randn(5, 3), torch.arange(5) % 3
     found = make_loss("auto", segments=False)(logits, truth)
     assert float(found) == pytest.approx(slow_losses(logits.T, truth)[1], abs=1e-5)
@@ -214,8 +217,8 @@ def test_classifying_learns_from_cross_entropy_by_default() -> None:
 
 @pytest.mark.parametrize("outputs", [1, 3])
 @pytest.mark.parametrize("kind", ["dice", "cross-entropy", "dice+cross-entropy"])
-def test_ignored_voxels_count_in_no_loss(kind: str, outputs: int) -> None:
-    """The loss is that of the other voxels alone, and nothing is learned where they lie."""
+def test_ignored_voxels_do_not_count_in_any_loss(kind: str, outputs: int) -> None:
+    """The loss is that of the other voxels, and the gradient at ignored voxels is zero."""
     logits, truth = draw_logits(outputs)
     number = max(2, outputs)
     ignored = torch.rand(truth.shape, generator=torch.Generator().manual_seed(1)) < 0.3
@@ -235,7 +238,7 @@ def test_ignored_voxels_count_in_no_loss(kind: str, outputs: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["dice", "cross-entropy"])
-def test_a_batch_of_ignored_voxels_alone_teaches_nothing(kind: str) -> None:
+def test_a_batch_of_only_ignored_voxels_has_zero_gradients(kind: str) -> None:
     logits = torch.randn(1, 1, 2, 2, 2, requires_grad=True)
     loss = make_loss(kind, segments=True, ignored=2)(logits, torch.full((1, 2, 2, 2), 2))
     loss.backward()
@@ -244,17 +247,20 @@ def test_a_batch_of_ignored_voxels_alone_teaches_nothing(kind: str) -> None:
     assert not logits.grad.any()
 
 
-# Voxels to be ignored
+# Voxels to ignore
 
 
-def test_ignored_voxels_count_in_no_score() -> None:
-    answer, truth = np.array([1, 1, 0, 1]), np.array([1, 2, 1, 2])
-    assert overlap(answer, truth, 2, ignored=2) == {"dice": [pytest.approx(2 / 3)], "iou": [0.5]}
+def test_ignored_voxels_do_not_count_in_any_score() -> None:
+    prediction, truth = np.array([1, 1, 0, 1]), np.array([1, 2, 1, 2])
+    assert overlap(prediction, truth, 2, ignored=2) == {
+        "dice": [pytest.approx(2 / 3)],
+        "iou": [0.5],
+    }
 
 
 @pytest.fixture(scope="module")
 def partly(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as nnU-Net has it, in whose masks the lower half is marked "ignore"."""
+    """A folder in the layout of nnU-Net; half of each mask is marked "ignore"."""
     folder = tmp_path_factory.mktemp("tasks") / "partly"
     manifest = make_task(folder.with_name("plain"), range(6))
     (folder / "imagesTr").mkdir(parents=True)
@@ -275,18 +281,18 @@ def test_patches_are_not_centred_on_ignored_voxels(partly: Path, tmp_path: Path)
         assert {int(case.mask[tuple(place)]) for place in case.foreground} <= {1}
 
 
-def test_a_task_with_ignored_voxels_is_scored_on_the_others(partly: Path, tmp_path: Path) -> None:
+def test_test_scores_leave_out_ignored_voxels(partly: Path, tmp_path: Path) -> None:
     finetune(partly, tmp_path / "run", replace(CONFIG, steps=4))
     rows = read_rows(tmp_path / "run" / "cases.csv")
     assert rows
     for row in rows:
-        answer, truth = (
+        prediction, truth = (
             sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
             for file in (
                 tmp_path / "run" / "test" / f"{row['case']}.nii.gz",
                 partly / "labelsTr" / f"{row['case']}.nii",
             )
         )
-        assert set(np.unique(answer)) <= {0, 1}
-        wanted = overlap(answer[truth != 2], truth[truth != 2], 2)["dice"][0]
+        assert set(np.unique(prediction)) <= {0, 1}
+        wanted = overlap(prediction[truth != 2], truth[truth != 2], 2)["dice"][0]
         assert float(row["dice"]) == pytest.approx(wanted, nan_ok=True)

@@ -10,8 +10,7 @@ from click.testing import CliRunner
 
 from cli import main
 from store.csvfile import write_csv
-from tests.finetuning.test_finetuning import draw_case
-from tests.finetuning.test_task import write_manifest
+from tests.support.finetuning import draw_case, write_manifest
 from tests.support.synthetic_store import make_store
 from trainer.finetuning import FinetuneConfig, finetune, predict
 

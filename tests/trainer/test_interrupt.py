@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from tests.finetuning.test_finetuning import CONFIG, balls
+from tests.support.finetuning import CONFIG, make_task
 from tests.trainer.test_loop import (
     TINY,
     assert_same_run,
@@ -29,7 +29,7 @@ from trainer import Event, Interrupted, Saved, Stepped, TrainConfig, pretrain
 from trainer.finetuning import finetune
 from trainer.interrupt import watch_signals
 
-__all__ = ["balls", "one_thread", "store", "whole"]  # fixtures of the tests here
+__all__ = ["one_thread", "store", "whole"]  # fixtures of the tests here
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 NEVER = 10**6
@@ -103,7 +103,8 @@ def test_a_broken_off_last_validation_does_not_keep_a_run_from_being_made_longer
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_fine_tuning_is_interrupted_and_resumed_alike(balls: Path, tmp_path: Path) -> None:
+def test_fine_tuning_is_interrupted_and_resumed_alike(tmp_path: Path) -> None:
+    balls = make_task(tmp_path / "balls", range(8))
     short = dataclasses.replace(CONFIG, steps=12, log_every=2, checkpoint_every=NEVER)
     finetune(balls, tmp_path / "whole", short)
     with pytest.raises(Interrupted):

@@ -1,4 +1,4 @@
-"""A comparison as pictures: bars with significance, few labels, learning curves."""
+"""Figures of a comparison: bars with significance, smaller shares of labels, learning curves."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from store.atomic import replace_file
 from trainer.comparison.statistics import ALPHA, Row, summarise
 
 _FOLDER, _DPI = "figures", 120
@@ -15,21 +16,26 @@ _BEST, _EQUIVALENT, _WORSE = "tab:green", "tab:olive", "tab:gray"
 
 
 def write_figures(results: Sequence[dict[str, Any]], out: Path) -> list[Path]:
-    """Write PNG files to `out`/figures from the results alone; returns them."""
+    """Write PNG files to `out`/figures; returns them.
+
+    They depend on the results alone.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg", force=False)
     folder = out / _FOLDER
     folder.mkdir(exist_ok=True)
-    rows = [row for row in summarise(results) if row.scores]  # where all failed, none is drawn
+    rows = [row for row in summarise(results) if row.scores]  # not starts that always failed
     written = []
     for task in dict.fromkeys(row.task for row in rows):
         of_task = [row for row in rows if row.task == task]
-        most = max(row.label_fraction for row in of_task)
-        whole = [row for row in of_task if row.label_fraction == most]
-        written.append(_draw_bars(whole, folder / f"{task}.png"))
+        largest = max(row.label_fraction for row in of_task)
+        main = [row for row in of_task if row.label_fraction == largest]
+        written.append(_draw_bars(main, folder / f"{task}.png"))
         validated = [
-            r for r in results if r["task"] == task and r["label_fraction"] == most and r["curve"]
+            result
+            for result in results
+            if result["task"] == task and result["label_fraction"] == largest and result["curve"]
         ]
         if validated:
             written.append(_draw_curves(validated, folder / f"{task}-curves.png"))
@@ -39,31 +45,29 @@ def write_figures(results: Sequence[dict[str, Any]], out: Path) -> list[Path]:
 
 
 def _draw_bars(rows: Sequence[Row], file: Path) -> Path:
-    """Means with standard deviations and every trial; stars where worse than the best."""
+    """Means with standard deviations, and the score of each trial; stars: worse than the best."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(1.5 + 0.9 * len(rows), 4), dpi=_DPI)
-    places = np.arange(len(rows))
+    positions = np.arange(len(rows))
     means = [100 * row.mean for row in rows]
     spreads = [100 * np.nan_to_num(row.std) for row in rows]
-    colours = [
-        "tab:green" if r.is_best else "tab:olive" if r.is_equivalent else "tab:gray" for r in rows
-    ]
-    axes.bar(places, means, yerr=spreads, capsize=4, color=colours, width=0.7, alpha=0.8)
-    for place, row in zip(places, rows, strict=True):
-        axes.plot([place] * len(row.scores), [100 * s for s in row.scores], "k.", markersize=4)
+    colours = [_BEST if r.is_best else _EQUIVALENT if r.is_equivalent else _WORSE for r in rows]
+    axes.bar(positions, means, yerr=spreads, capsize=4, color=colours, width=0.7, alpha=0.8)
+    for position, row in zip(positions, rows, strict=True):
+        axes.plot([position] * len(row.scores), [100 * s for s in row.scores], "k.", markersize=4)
         top = 100 * max(row.mean + np.nan_to_num(row.std), *row.scores)
-        axes.annotate(_stars(row), (place, top), ha="center", va="bottom")
+        axes.annotate(_stars(row), (position, top), ha="center", va="bottom")
     values = [100 * score for row in rows for score in row.scores]
-    room = max(float(np.ptp(values)), 1.0)
+    spread = max(float(np.ptp(values)), 1.0)
     low = min(*values, *(m - s for m, s in zip(means, spreads, strict=True)))
-    bottom = max(0.0, low - 0.3 * room)
-    axes.set_ylim(bottom, min(105.0, max(values) + 0.4 * room))
-    axes.set_xticks(places, [row.start for row in rows], rotation=30, ha="right")
+    bottom = max(0.0, low - 0.3 * spread)
+    axes.set_ylim(bottom, min(105.0, max(values) + 0.4 * spread))
+    axes.set_xticks(positions, [row.start for row in rows], rotation=30, ha="right")
     axes.set_ylabel(f"{rows[0].metric} (%)" + (", not from 0" if bottom else ""))
-    told = f"* worse than the best, p < {ALPHA} (t-test); = not told from it"
+    legend = f"* worse than the best, p < {ALPHA} (t-test); = not significantly different"
     axes.set_title(
-        f"{rows[0].task}, trials: {max(len(row.scores) for row in rows)}\n{told}", fontsize=9
+        f"{rows[0].task}, trials: {max(len(row.scores) for row in rows)}\n{legend}", fontsize=9
     )
     return _save(figure, file)
 
@@ -84,11 +88,11 @@ def _draw_fractions(rows: Sequence[Row], file: Path) -> Path:
 
     figure, axes = pyplot.subplots(figsize=(5.5, 4), dpi=_DPI)
     for start in dict.fromkeys(row.start for row in rows):
-        mine = sorted((r for r in rows if r.start == start), key=lambda r: r.label_fraction)
+        own = sorted((r for r in rows if r.start == start), key=lambda r: r.label_fraction)
         axes.errorbar(
-            [100 * row.label_fraction for row in mine],
-            [100 * row.mean for row in mine],
-            yerr=[100 * np.nan_to_num(row.std) for row in mine],
+            [100 * row.label_fraction for row in own],
+            [100 * row.mean for row in own],
+            yerr=[100 * np.nan_to_num(row.std) for row in own],
             marker="o",
             capsize=3,
             label=start,
@@ -101,10 +105,10 @@ def _draw_fractions(rows: Sequence[Row], file: Path) -> Path:
 
 
 def _draw_curves(results: Sequence[dict[str, Any]], file: Path) -> Path:
-    """Validation score as training goes on: the mean over trials, and each of them.
+    """Validation score during training: each trial, and their mean.
 
     results
-        Those with a curve: without validation cases there is none.
+        Those with a curve, that is, with validation cases.
     """
     from matplotlib import pyplot
 
@@ -128,6 +132,7 @@ def _save(figure: Any, file: Path) -> Path:
     from matplotlib import pyplot
 
     figure.tight_layout()
-    figure.savefig(file, metadata={"Software": None})
+    with replace_file(file, shared=True) as partial:
+        figure.savefig(partial, metadata={"Software": None})
     pyplot.close(figure)
     return file

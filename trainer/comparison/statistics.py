@@ -1,4 +1,4 @@
-"""What trials say: means, and whether starts differ, by task."""
+"""Statistics of trials: means, and tests whether starts differ, for each task."""
 
 from __future__ import annotations
 
@@ -15,58 +15,59 @@ ALPHA = 0.05
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """One sample of scores against another, which is the better or the reference."""
+    """The difference between two samples of scores."""
 
     mean: float
-    """Of the other minus of the one."""
+    """Mean of the second sample minus mean of the first."""
     p_student: float
-    """Two-sided two-sample t-test with equal variances, as published; NaN for fewer than two."""
+    """p of the two-sided two-sample t-test with equal variances, as published; NaN where a sample
+    has fewer than two scores."""
     p_welch: float
-    """The same without equal variances."""
+    """p of Welch's t-test, which does not assume equal variances."""
     low: float
     high: float
-    """95 % confidence interval of the difference, by Welch."""
+    """95 % confidence interval of the difference (Welch)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """A start on a task, over its trials."""
+    """The scores of one start on one task."""
 
     task: str
     start: str
     label_fraction: float
     metric: str
     scores: tuple[float, ...]
-    """Of each trial that has one; empty where all failed."""
+    """One for each trial; empty where all failed."""
     failed: int
-    """Trials that diverged: neither in `scores` nor in any test."""
+    """Number of trials that diverged; they are not in `scores` and not in any test."""
     is_best: bool
     behind: Difference | None
-    """Against the best start of the task; None for that one."""
+    """The best start of the task minus this one; None for the best."""
     p_holm: float
-    """`behind.p_student`, corrected for the number of starts (Holm); NaN where there is none."""
+    """`behind.p_student` corrected for the number of starts (Holm); NaN where there is none."""
     leaked: bool
-    """Whether some test case was pretrained on."""
+    """Whether the weights were pretrained on some test case."""
 
     @property
     def mean(self) -> float:
-        """Over trials; NaN without any."""
+        """Mean over trials; NaN without any."""
         return float(np.mean(self.scores)) if self.scores else math.nan
 
     @property
     def std(self) -> float:
-        """Over trials, of a sample; NaN for one trial."""
+        """Sample standard deviation over trials; NaN for fewer than two."""
         return float(np.std(self.scores, ddof=1)) if len(self.scores) > 1 else math.nan
 
     @property
     def is_equivalent(self) -> bool:
-        """The best, or not told from it: p > 0.05, as published."""
+        """The best, or not significantly different from it (p > 0.05, as published)."""
         return self.is_best or (self.behind is not None and self.behind.p_student > ALPHA)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pair:
-    """A start with classification added, against the same without (Result I)."""
+    """A start with the classification loss, and the same without it (the paper's Result I)."""
 
     task: str
     label_fraction: float
@@ -76,17 +77,17 @@ class Pair:
     scores_without: tuple[float, ...]
     scores_with: tuple[float, ...]
     gain: Difference
-    """With minus without."""
+    """With classification minus without."""
 
 
 def difference(one: Sequence[float], other: Sequence[float]) -> Difference:
-    """How much the other's mean is above the one's, and how surely."""
+    """The difference of means, other minus one, with t-tests and a confidence interval."""
     gap = float(np.mean(other) - np.mean(one))
     if min(len(one), len(other)) < 2:
         return Difference(
             mean=gap, p_student=math.nan, p_welch=math.nan, low=math.nan, high=math.nan
         )
-    if np.ptp(one) == 0 and np.ptp(other) == 0:  # no spread: no test, but a plain answer
+    if np.ptp(one) == 0 and np.ptp(other) == 0:  # no variance, so no test
         p = 1.0 if gap == 0 else 0.0
         return Difference(mean=gap, p_student=p, p_welch=p, low=gap, high=gap)
     welch = stats.ttest_ind(other, one, equal_var=False)
@@ -101,17 +102,17 @@ def difference(one: Sequence[float], other: Sequence[float]) -> Difference:
 
 
 def correct(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction; NaN stays NaN and does not count."""
+    """p-values after Holm's step-down correction; NaN stays NaN and is not counted."""
     known = [i for i, p in enumerate(p_values) if not math.isnan(p)]
-    corrected, most = [math.nan] * len(p_values), 0.0
+    corrected, highest = [math.nan] * len(p_values), 0.0
     for rank, i in enumerate(sorted(known, key=lambda i: p_values[i])):
-        most = max(most, min(1.0, (len(known) - rank) * p_values[i]))
-        corrected[i] = most
+        highest = max(highest, min(1.0, (len(known) - rank) * p_values[i]))
+        corrected[i] = highest
     return corrected
 
 
 def summarise(results: Iterable[dict[str, Any]]) -> list[Row]:
-    """A row for each task, share of labels and start, in the order of the results."""
+    """One row for each task, share of labels and start, in the order of the results."""
     trials = _gather(results)
     rows = []
     for task, fraction in dict.fromkeys((t, f) for t, f, _ in trials):
@@ -143,7 +144,7 @@ def summarise(results: Iterable[dict[str, Any]]) -> list[Row]:
 
 
 def pair_up(results: Iterable[dict[str, Any]]) -> list[Pair]:
-    """Each start that adds classification, beside the one that it adds to."""
+    """One pair for each start that adds the classification loss to another."""
     trials = _gather(results)
     pairs = []
     for (task, fraction, start), v in trials.items():
@@ -165,23 +166,23 @@ def pair_up(results: Iterable[dict[str, Any]]) -> list[Pair]:
 
 
 def _gather(results: Iterable[dict[str, Any]]) -> dict[tuple[str, float, str], dict[str, Any]]:
-    """Scores by task, share of labels and start, one a trial: the mean over its test cases.
+    """Scores by task, share of labels and start: for each trial the mean over its test cases.
 
-    A trial of several folds counts when all are done that any trial of its task has. A trial with
-    a failed fold has failed.
+    With cross-validation a trial counts when it has as many folds as any trial of its task, and
+    has failed when one of them has.
     """
     folds: dict[tuple[str, float, str, int], list[dict[str, Any]]] = {}
     for result in results:
         if result["score"] is not None or result.get("failed"):
             key = (result["task"], result["label_fraction"], result["start"], result["trial"])
             folds.setdefault(key, []).append(result)
-    most: dict[str, int] = {}
+    num_folds: dict[str, int] = {}
     for (task, *_), found in folds.items():
-        most[task] = max(most.get(task, 0), len(found))
+        num_folds[task] = max(num_folds.get(task, 0), len(found))
     gathered: dict[tuple[str, float, str], dict[str, Any]] = {}
     for (task, fraction, start, _), found in folds.items():
         failed = any(result.get("failed") for result in found)
-        if len(found) < most[task] and not failed:
+        if len(found) < num_folds[task] and not failed:
             continue
         first = found[0]
         entry = gathered.setdefault(

@@ -1,4 +1,4 @@
-"""A comparison as people read it: Markdown with the two tables, CSV with every number."""
+"""Tables of a comparison: Markdown for reading, CSV with all numbers."""
 
 from __future__ import annotations
 
@@ -7,61 +7,74 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from store.atomic import replace_file
 from store.csvfile import write_csv
-from trainer.comparison.statistics import ALPHA, Pair, Row, pair_up, summarise
+from trainer.comparison.statistics import ALPHA, Difference, Pair, Row, pair_up, summarise
 
 TABLES, TABLE = "tables.md", "table.csv"
 _PERCENT = 100
 
 
 def write_tables(results: Sequence[dict[str, Any]], out: Path) -> list[Path]:
-    """Write `out`/tables.md and `out`/table.csv from the results alone; returns the files."""
+    """Write `out`/tables.md and `out`/table.csv; returns the files.
+
+    They depend on the results alone.
+    """
     rows, pairs = summarise(results), pair_up(results)
-    (out / TABLES).write_text(to_markdown(rows, pairs), "utf-8")
+    with replace_file(out / TABLES, shared=True) as partial:
+        partial.write_text(to_markdown(rows, pairs), "utf-8")
     header = (
         "task", "label_fraction", "start", "metric", "trials", "failed", "mean", "std", "best",
         "equivalent", "behind_best", "p_student", "p_welch", "ci_low", "ci_high", "p_holm",
         "leaked", "scores",
     )  # fmt: skip
-    with (out / TABLE).open("w", newline="", encoding="utf-8") as stream:
+    with (
+        replace_file(out / TABLE, shared=True) as partial,
+        partial.open("w", newline="", encoding="utf-8") as stream,
+    ):
         write_csv(stream, header, map(_list_cells, rows))
     return [out / TABLES, out / TABLE]
 
 
 def _list_cells(row: Row) -> list[object]:
     behind = row.behind
-    told = (
+    difference = (
         [behind.mean, behind.p_student, behind.p_welch, behind.low, behind.high]
         if behind
         else [""] * 5
     )
     return [
         row.task, row.label_fraction, row.start, row.metric, len(row.scores), row.failed, row.mean,
-        row.std, row.is_best, row.is_equivalent, *told, row.p_holm, row.leaked,
+        row.std, row.is_best, row.is_equivalent, *difference, row.p_holm, row.leaked,
         " ".join(map(str, row.scores)),
     ]  # fmt: skip
 
 
 def to_markdown(rows: Sequence[Row], pairs: Sequence[Pair]) -> str:
-    """Result II (every start), Result I (with against without classification), few labels."""
+    """Tables of all starts, of what classification adds, and of smaller shares of labels.
+
+    The first two are the paper's Result II and Result I.
+    """
     if not rows:
         return "No trial has a score yet.\n"
-    most = max(row.label_fraction for row in rows)
-    whole = [row for row in rows if row.label_fraction == most]
-    blocks = ["# Comparison\n", _tell_starts(whole), _tell_tests(whole)]
-    gains = [pair for pair in pairs if pair.label_fraction == most]
+    largest = max(row.label_fraction for row in rows)
+    main = [row for row in rows if row.label_fraction == largest]
+    blocks = ["# Comparison\n", _starts_section(main), _tests_section(main)]
+    gains = [pair for pair in pairs if pair.label_fraction == largest]
     if gains:
-        blocks.append(_tell_gains(gains))
-    if len(whole) < len(rows):
-        blocks.append(_tell_fractions(rows))
+        blocks.append(_gains_section(gains))
+    if len(main) < len(rows):
+        blocks.append(_fractions_section(rows))
     if any(row.failed for row in rows):
         blocks.append(
-            "Failed trials diverged (results.jsonl says where); means and tests leave them out.\n"
+            "Failed trials diverged (see results.jsonl); they are not in the means and tests.\n"
         )
     return "\n".join(blocks)
 
 
-def _tell_starts(rows: Sequence[Row]) -> str:
+def _starts_section(rows: Sequence[Row]) -> str:
     tasks = {row.task: row.metric for row in rows}
     cells = {(row.task, row.start): _cell(row) for row in rows}
     table = _table(
@@ -71,16 +84,18 @@ def _tell_starts(rows: Sequence[Row]) -> str:
             for start in dict.fromkeys(row.start for row in rows)
         ],
     )
-    leaks = " † tested on scans that it was pretrained on." if any(r.leaked for r in rows) else ""
+    leaks = (
+        " † was tested on scans that it was pretrained on." if any(r.leaked for r in rows) else ""
+    )
     return (
         f"## Which start is best (Result II)\n\n{table}\n"
-        "Mean ± standard deviation over trials (their number in brackets); of each task the best in"
-        " bold, and = where a two-sample t-test does not tell a start from it"
-        f" (p > {ALPHA}).{leaks}\n"
+        "Mean ± standard deviation over trials (number of trials in brackets). The best start of"
+        " each task is bold; = marks starts that are not significantly different from it"
+        f" (two-sample t-test, p > {ALPHA}).{leaks}\n"
     )
 
 
-def _tell_tests(rows: Sequence[Row]) -> str:
+def _tests_section(rows: Sequence[Row]) -> str:
     body = []
     for row in rows:
         if row.behind is not None:
@@ -95,12 +110,12 @@ def _tell_tests(rows: Sequence[Row]) -> str:
         body,
     )  # fmt: skip
     return (
-        f"{table}\nHolm corrects for the number of starts compared with the best of a task. The"
-        " best was chosen by these same scores, so its lead is, if anything, shown too large.\n"
+        f"{table}\nHolm's correction is for the number of starts compared with the best of a"
+        " task. The best was chosen by these same scores, so its lead may be overestimated.\n"
     )
 
 
-def _tell_gains(pairs: Sequence[Pair]) -> str:
+def _gains_section(pairs: Sequence[Pair]) -> str:
     body = []
     for pair in pairs:
         gain = pair.gain
@@ -117,7 +132,7 @@ def _tell_gains(pairs: Sequence[Pair]) -> str:
     return f"## What classification adds (Result I)\n\n{table}"
 
 
-def _tell_fractions(rows: Sequence[Row]) -> str:
+def _fractions_section(rows: Sequence[Row]) -> str:
     blocks = ["## Fewer labels\n"]
     fractions = sorted({row.label_fraction for row in rows})
     for task, metric in {row.task: row.metric for row in rows}.items():
@@ -144,20 +159,16 @@ def _scores(scores: Sequence[float], failed: int = 0) -> str:
     failures = f"{failed} failed" if failed else ""
     if not scores:
         return failures
-    mean = sum(scores) / len(scores)
-    spread = ""
-    if len(scores) > 1:
-        variance = sum((score - mean) ** 2 for score in scores) / (len(scores) - 1)
-        spread = f" ± {_percent(math.sqrt(variance))}"
+    spread = f" ± {_percent(float(np.std(scores, ddof=1)))}" if len(scores) > 1 else ""
     trials = ", ".join(filter(None, (str(len(scores)), failures)))
-    return f"{_percent(mean)}{spread} ({trials})"
+    return f"{_percent(float(np.mean(scores)))}{spread} ({trials})"
 
 
 def _percent(value: float, *, sign: bool = False) -> str:
     return f"{_PERCENT * value:{'+' if sign else ''}.2f}"
 
 
-def _interval(found: Any) -> str:
+def _interval(found: Difference) -> str:
     if math.isnan(found.low):
         return "needs two trials"
     return f"{_percent(found.low)} to {_percent(found.high)}"

@@ -1,4 +1,4 @@
-"""Fine-tuning on users' own tasks: from weights and labeled images to scores and masks."""
+"""Fine-tuning: from weights and labeled images to a net, its test scores, and predictions."""
 
 from typing import TYPE_CHECKING
 
@@ -6,9 +6,10 @@ from store.lazy import lazy_names
 
 if TYPE_CHECKING:
     from trainer.finetuning.config import FinetuneConfig
+    from trainer.finetuning.loading import load_task
     from trainer.finetuning.prediction import predict
     from trainer.finetuning.session import FinetuneSummary, finetune
-    from trainer.finetuning.task import Case, Task, load_task
+    from trainer.finetuning.task import Case, Task
 
 __all__ = [
     "Case",
@@ -24,8 +25,9 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "config": ("FinetuneConfig",),
+        "loading": ("load_task",),
         "prediction": ("predict",),
         "session": ("FinetuneSummary", "finetune"),
-        "task": ("Case", "Task", "load_task"),
+        "task": ("Case", "Task"),
     },
 )

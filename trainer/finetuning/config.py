@@ -75,6 +75,7 @@ class FinetuneConfig(LoopConfig):
         for name in ("foreground", "validation_fraction", "test_fraction"):
             check(self, name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
         check(self, "label_fraction", 0 < self.label_fraction <= 1, "in (0, 1]")
+        check(self, "split_seed", self.split_seed >= 0, ">= 0")
         check(self, "overlap", 0 <= self.overlap < 1, "in [0, 1)")
         check(self, "shape", len(self.shape) == 3 and min(self.shape) >= 8, "three sides >= 8")
         spacing = self.spacing_mm

@@ -1,4 +1,4 @@
-"""Nets for users' tasks: a body that was pretrained or not, and a new head."""
+"""Nets for fine-tuning: a body, pretrained or not, and a new head."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ class Body(Protocol):
     """A net that gives features at several resolutions."""
 
     channels: tuple[int, ...]
-    """Of each, finest first."""
+    """Channels at each resolution, finest first."""
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """Features of (n, 1, Z, Y, X) cubes, finest first."""
+        """Features of (n, 1, Z, Y, X) images, finest first."""
         ...
 
 
 class UNetSegmenter(nn.Module):
-    """Encoder and decoder as pretrained; a new 1 x 1 x 1 convolution names voxels."""
+    """The pretraining U-Net with a new 1 x 1 x 1 convolution that classifies voxels."""
 
     def __init__(self, *, width: int, outputs: int) -> None:
         super().__init__()
         self.body = UNet3D(width=width)
-        del self.body.out_tr  # what restores
+        del self.body.out_tr  # the layer that restores crops
         self.head = nn.Conv3d(2 * width, outputs, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:  # (n, 1, Z, Y, X) -> logits (n, outputs, Z, Y, X)
@@ -39,7 +39,7 @@ class UNetSegmenter(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """Any body with a decoder of its own: up to each finer resolution, two units with its skip."""
+    """Any body with a new decoder: at each finer resolution, two units that also see the skip."""
 
     def __init__(self, body: nn.Module, channels: tuple[int, ...], *, outputs: int) -> None:
         super().__init__()
@@ -72,13 +72,13 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (n, 1, Z, Y, X) -> logits (n, outputs)
         found = self.body.encode(x)  # type: ignore[operator]
-        deepest = found[0] if isinstance(found, tuple) else found[-1]  # a U-Net's stands first
+        deepest = found[0] if isinstance(found, tuple) else found[-1]  # a U-Net has it first
         logits: Tensor = self.head(deepest.mean(dim=(2, 3, 4)))
         return logits
 
 
 def _resize(features: Tensor, like: Tensor) -> Tensor:
-    """Features at the resolution of another tensor."""
+    """Features interpolated to the resolution of another tensor."""
     if features.shape[2:] == like.shape[2:]:
         return features
     return F.interpolate(features, like.shape[2:], mode="trilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""What a fine-tuned net says about whole images."""
+"""Run a fine-tuned net on whole images: probabilities, and masks on the image's own grid."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainer.finetuning.cases import Grid
-from trainer.finetuning.images import bring_back
+from trainer.finetuning.grid import Grid, resample_back
 
-_WINDOWS = 4
+_WINDOWS_AT_ONCE = 4
 
 
 def to_probability(logits: Tensor) -> Tensor:
-    """(n, outputs, ...) logits -> (n, classes, ...) probabilities that add up to one."""
+    """(n, outputs, ...) logits -> (n, classes, ...) probabilities that sum to one.
+
+    One output means two classes (sigmoid), several mean one for each class (softmax).
+    """
     logits = logits.float()
     if logits.shape[1] > 1:
         return logits.softmax(1)
@@ -27,7 +29,7 @@ def to_probability(logits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def slide(
+def slide_window(
     net: nn.Module,
     values: NDArray[np.float16],
     shape: Sequence[int],
@@ -36,40 +38,47 @@ def slide(
     device: torch.device,
     autocast: torch.autocast,
 ) -> NDArray[np.float32]:
-    """(classes, Z, Y, X) probabilities of a whole image, (Z, Y, X) in [0, 1].
+    """(classes, Z, Y, X) probabilities of an image of any size, (Z, Y, X) in [0, 1].
 
-    The net sees overlapping windows of `shape`; their middles count more than their edges.
+    The net sees overlapping windows of `shape`. Where they overlap, probabilities are averaged with
+    Gaussian weights: the middle of a window counts more than its edge.
     """
     from monai.inferers.utils import sliding_window_inference  # seconds to import
 
-    def answer(windows: Tensor) -> Tensor:
+    def predict(windows: Tensor) -> Tensor:
         with autocast:
             return to_probability(net(windows.to(device)))
 
     image = torch.from_numpy(np.asarray(values, np.float32))[None, None]
     found: Any = sliding_window_inference(
-        image, tuple(shape), _WINDOWS, answer, overlap=overlap, mode="gaussian", device="cpu"
+        image,
+        tuple(shape),
+        _WINDOWS_AT_ONCE,
+        predict,
+        overlap=overlap,
+        mode="gaussian",
+        device="cpu",
     )
-    probabilities: NDArray[np.float32] = found[0].numpy()
-    return probabilities
+    probability: NDArray[np.float32] = found[0].numpy()
+    return probability
 
 
 def to_mask(probability: NDArray[np.float32], grid: sitk.Image, image: sitk.Image) -> sitk.Image:
-    """The likeliest class of each voxel, on the grid that an image came with.
+    """The most probable class of each voxel, on the grid of the original image, as uint8.
 
     probability
-        (classes, Z, Y, X) on `grid`, the image turned and resampled.
+        (classes, Z, Y, X) on `grid`, which is the image turned to LPS and resampled.
     """
-    best = bring_back(probability[0], grid, image)
-    named: sitk.Image = sitk.Cast(best, sitk.sitkUInt8) * 0
+    best = resample_back(probability[0], grid, image)
+    mask: sitk.Image = sitk.Cast(best, sitk.sitkUInt8) * 0
     for number, values in enumerate(probability[1:], 1):
-        other = bring_back(values, grid, image)
+        other = resample_back(values, grid, image)
         above = sitk.Greater(other, best)
-        named = sitk.Mask(named, sitk.Not(above)) + sitk.Cast(above, sitk.sitkUInt8) * number
+        mask = sitk.Mask(mask, sitk.Not(above)) + sitk.Cast(above, sitk.sitkUInt8) * number
         best = sitk.Maximum(best, other)
-    named = sitk.Cast(named, sitk.sitkUInt8)
-    named.CopyInformation(image)
-    return named
+    mask = sitk.Cast(mask, sitk.sitkUInt8)
+    mask.CopyInformation(image)
+    return mask
 
 
 def segment(
@@ -81,12 +90,12 @@ def segment(
     device: torch.device,
     autocast: torch.autocast,
 ) -> sitk.Image:
-    """A mask on the image's own grid."""
-    brought = grid.bring(image)
-    probability = slide(
-        net, grid.to_unit(brought), grid.shape, overlap=overlap, device=device, autocast=autocast
+    """The predicted mask of an image, on the image's own grid."""
+    on_grid = grid.resample(image)
+    probability = slide_window(
+        net, grid.to_unit(on_grid), grid.shape, overlap=overlap, device=device, autocast=autocast
     )
-    return to_mask(probability, brought, image)
+    return to_mask(probability, on_grid, image)
 
 
 @torch.no_grad()
@@ -96,5 +105,5 @@ def classify(
     """(n, classes) probabilities of (n, 1, Z, Y, X) images in [0, 1]."""
     with autocast:
         logits = net(images.to(device).float())
-    probabilities: NDArray[np.float32] = to_probability(logits).cpu().numpy()
-    return probabilities
+    probability: NDArray[np.float32] = to_probability(logits).cpu().numpy()
+    return probability

@@ -1,4 +1,4 @@
-"""The losses of users' tasks."""
+"""Losses of fine-tuning: soft Dice and cross-entropy."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Of logits (n, outputs, ...) and truth (n, ...)."""
+"""Takes logits (n, outputs, ...) and truth (n, ...)."""
 
 
 def make_loss(kind: str, *, segments: bool, ignored: int | None = None) -> Loss:
-    """The loss of that name (see `FinetuneConfig.loss`), computed in float32.
+    """The loss of a name (see `FinetuneConfig.loss`), computed in float32.
 
-    Dice is soft, of all classes but the first, over the batch as a whole: a patch that holds none
-    of a class says little alone.
+    Soft Dice is computed over all voxels of the batch together, because a single patch may have no
+    voxel of a class, and averaged over all classes but the first.
 
     ignored
-        A number in the truth of voxels that count nowhere.
+        Number of the voxels in the truth that do not count.
     """
     if kind == "auto":
         kind = "dice" if segments else "cross-entropy"
@@ -34,7 +34,7 @@ def make_loss(kind: str, *, segments: bool, ignored: int | None = None) -> Loss:
 
 
 def cross_entropy(logits: Tensor, truth: Tensor, ignored: int | None = None) -> Tensor:
-    """Binary where there is one output."""
+    """Mean cross-entropy; binary where there is one output."""
     if ignored is not None:
         known = truth != ignored
         logits, truth = logits.movedim(1, -1)[known], truth[known]  # (voxels, outputs), (voxels,)
@@ -46,7 +46,7 @@ def cross_entropy(logits: Tensor, truth: Tensor, ignored: int | None = None) -> 
 
 
 def dice_loss(logits: Tensor, truth: Tensor, ignored: int | None = None) -> Tensor:
-    """Soft Dice."""
+    """One minus soft Dice."""
     from monai.losses.dice import DiceLoss  # seconds to import
 
     outputs = logits.shape[1]

@@ -1,4 +1,4 @@
-"""Answers over their images, to look at."""
+"""A picture of predicted masks over their images, with the true masks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from trainer.finetuning.cases import Grid
-from trainer.finetuning.images import turn
+from trainer.finetuning.grid import Grid
+from trainer.finetuning.images import to_lps
 
 _SIDE_PIXELS, _CAPTION_PIXELS, _COLUMNS = 320, 18, 4
-_TRUTH, _ANSWER = (80, 220, 80), (255, 70, 70)
+_TRUTH, _PREDICTION = (80, 220, 80), (255, 70, 70)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +27,15 @@ class Tile:
 
 
 def draw_tile(
-    caption: str, image: sitk.Image, truth: sitk.Image, answer: sitk.Image, grid: Grid
+    caption: str, image: sitk.Image, truth: sitk.Image, prediction: sitk.Image, grid: Grid
 ) -> Tile:
-    """The axial slice with most of the truth, outlined in green; the answer in red.
+    """The axial slice with the largest true mask: truth outlined in green, prediction in red.
 
-    Grey is what the net sees: in CT the window.
+    The image is grey, in the value range that the net sees.
     """
-    turned = turn(image)
+    turned = to_lps(image)
     values = grid.to_unit(turned)  # (Z, Y, X), as the masks
-    true, said = (sitk.GetArrayFromImage(turn(one)) for one in (truth, answer))
+    true, predicted = (sitk.GetArrayFromImage(to_lps(mask)) for mask in (truth, prediction))
     number = int(np.argmax((true > 0).sum(axis=(1, 2))))
     width_mm, height_mm = (
         side * step
@@ -45,20 +45,20 @@ def draw_tile(
     size = (max(1, round(width_mm * zoom)), max(1, round(height_mm * zoom)))
     grey = (values[number].astype(np.float32) * 255).astype(np.uint8)
     colours = np.array(Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR).convert("RGB"))
-    for mask, colour in ((true[number], _TRUTH), (said[number], _ANSWER)):
+    for mask, colour in ((true[number], _TRUTH), (predicted[number], _PREDICTION)):
         colours[_outline(mask, size)] = colour
     return Tile(f"{caption}, slice {number + 1} of {len(values)}", Image.fromarray(colours))
 
 
 def join_tiles(tiles: Sequence[Tile]) -> Image.Image:
-    """Tiles side by side, each under its caption."""
+    """Tiles in rows of four, each below its caption."""
     columns = min(_COLUMNS, len(tiles))
     rows = -(-len(tiles) // columns)
     step = (_SIDE_PIXELS + 4, _SIDE_PIXELS + _CAPTION_PIXELS)
     canvas = Image.new("RGB", (columns * step[0], rows * step[1]), "white")
     pen = ImageDraw.Draw(canvas)
-    for place, tile in enumerate(tiles):
-        row, column = divmod(place, columns)
+    for index, tile in enumerate(tiles):
+        row, column = divmod(index, columns)
         pen.text((column * step[0] + 4, row * step[1] + 3), tile.caption, fill="black")
         canvas.paste(tile.picture, (column * step[0], row * step[1] + _CAPTION_PIXELS))
     return canvas

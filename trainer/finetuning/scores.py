@@ -1,4 +1,4 @@
-"""How good answers are: overlap of masks, ranking of classes."""
+"""Scores of predictions: Dice and IoU of masks, AUC and accuracy of probabilities."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
+from scipy import stats
 
 
 def overlap(
-    answer: NDArray[np.integer[Any]],
+    prediction: NDArray[np.integer[Any]],
     truth: NDArray[np.integer[Any]],
     num_classes: int,
     *,
     ignored: int | None = None,
 ) -> dict[str, list[float]]:
-    """Dice and intersection over union of each class but the first.
+    """Dice and intersection over union (IoU) of each class but the first.
 
-    NaN where a class is neither there nor named: such a case says nothing about it.
+    NaN where a class is neither in the truth nor predicted.
 
     ignored
-        A number in the truth of voxels that do not count.
+        Number of the voxels in the truth that do not count.
     """
     if ignored is not None:
-        answer, truth = answer[truth != ignored], truth[truth != ignored]
+        prediction, truth = prediction[truth != ignored], truth[truth != ignored]
     dice, iou = [], []
     for number in range(1, num_classes):
-        one, other = answer == number, truth == number
+        one, other = prediction == number, truth == number
         both, total = np.count_nonzero(one & other), np.count_nonzero(one) + np.count_nonzero(other)
         dice.append(2 * both / total if total else math.nan)
         iou.append(both / (total - both) if total else math.nan)
@@ -36,23 +36,26 @@ def overlap(
 
 
 def area_under_curve(score: NDArray[np.floating[Any]], positive: NDArray[np.bool_]) -> float:
-    """Probability that a positive case scores above a negative one, ties counting half (AUC).
+    """Area under the ROC curve (AUC), from the Mann-Whitney U statistic.
+
+    It is the probability that a positive case has a higher score than a negative one; ties count
+    half.
 
     score, positive
-        (n,) each. NaN when all are of one kind.
+        (n,) each. NaN where all cases are positive, or none is.
     """
-    n_positive = int(positive.sum())
-    n_negative = len(positive) - n_positive
-    if not n_positive or not n_negative:
+    positives, negatives = score[positive], score[~positive]
+    if not len(positives) or not len(negatives):
         return math.nan
-    rank_sum = float(rankdata(score)[positive].sum())
-    return (rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
+    with np.errstate(divide="ignore", invalid="ignore"):  # of the p-value, where all scores tie
+        wins = stats.mannwhitneyu(positives, negatives, method="asymptotic").statistic
+    return float(wins) / (len(positives) * len(negatives))
 
 
 def classification_scores(
     probability: NDArray[np.floating[Any]], truth: NDArray[np.integer[Any]]
 ) -> dict[str, float]:
-    """AUC (of several classes: mean of each against the rest) and accuracy.
+    """AUC and accuracy; with several classes the AUC is the mean of each class against the rest.
 
     probability, truth
         (n, classes) and (n,).
@@ -64,6 +67,6 @@ def classification_scores(
 
 
 def mean(values: list[float]) -> float:
-    """Of those that are numbers; NaN when none is."""
+    """Mean of the values that are not NaN; NaN where all are."""
     known = [value for value in values if not math.isnan(value)]
     return float(np.mean(known)) if known else math.nan

@@ -12,19 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from store.progress import SILENT, Progress
 from trainer.checkpoint import BEST, LAST, load_checkpoint, refuse_other_run
 from trainer.device import autocast, check_precision, pick_device, set_precision
 from trainer.errors import TrainError
 from trainer.events import Ended, Event, Noticed, Started, TrainSummary
-from trainer.finetuning.cases import Grid, Prepared, choose_grid, fingerprint, prepare_cases
+from trainer.finetuning.cases import Prepared, fingerprint, prepare_cases
 from trainer.finetuning.config import FinetuneConfig
 from trainer.finetuning.evaluation import read_scores, score_cases, write_result
+from trainer.finetuning.grid import Grid, choose_grid
 from trainer.finetuning.inference import to_probability
+from trainer.finetuning.loading import fit_task, load_task
 from trainer.finetuning.losses import make_loss
 from trainer.finetuning.patches import Examples, Patches
 from trainer.finetuning.scores import classification_scores, mean, overlap
 from trainer.finetuning.starts import Start, make_start
-from trainer.finetuning.task import SPLITS, Task, fit_task, load_task
+from trainer.finetuning.task import SPLITS, Task
 from trainer.folder import CONFIG, open_run, write_config
 from trainer.loop import Loop
 from trainer.losses import Means
@@ -56,12 +59,12 @@ def finetune(
     cases_path: str | Path | None = None,
     force: bool = False,
     on_event: Callable[[Event], None] = lambda event: None,
-    on_case: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress = SILENT,
 ) -> FinetuneSummary:
     """Fine-tune on a task and test; called again on the same run, go on where it stopped.
 
     task_path
-        A folder or a manifest (see `trainer.finetuning.task`).
+        A folder or a manifest (see `trainer.finetuning.loading`).
     run_path
         Folder of the run: config.json, metrics.jsonl, last.pt, best.pt, tensorboard/, cases.csv
         (scores of each test case), result.json (their means), test/ (masks of test cases).
@@ -70,8 +73,8 @@ def finetune(
         run's.
     force
         Test also on scans that the weights were pretrained on; the result names them.
-    on_case
-        Called with "prepare" or "test", how many cases are done (0 at first), and of how many.
+    progress
+        Shows the stages "cases" (bringing cases to the grid) and "test".
 
     Raises TrainError when the task, the weights or the run do not fit; Interrupted (a
     KeyboardInterrupt), after writing a checkpoint, on Ctrl-C or SIGTERM while training.
@@ -85,17 +88,9 @@ def finetune(
     with open_run(run):
         if not (run / CONFIG).exists():  # so that this is known to be a run from now on
             write_config(run, config, task=task.name)
-        done = 0
-
-        def count(num: int) -> None:
-            nonlocal done
-            done += num
-            on_case("prepare", done, len(task.cases))
-
-        count(0)
         grid = choose_grid(task, config, start.window_hu)
         cases = prepare_cases(
-            task, grid, Path(cases_path or run / "cases"), threads=config.threads, progress=count
+            task, grid, Path(cases_path or run / "cases"), threads=config.threads, progress=progress
         )
         leaked = find_leaks(cases, start.scans)
         if leaked and not force:
@@ -112,7 +107,7 @@ def finetune(
             session.close()
         scores = read_scores(run, training.best_step) if training.already_complete else None
         if scores is None:
-            scores = session.test(leaked, on_case)
+            scores = session.test(leaked, progress)
         on_event(Ended(summary=training))
     num_test = sum(case.split == "test" for case in task.cases)
     return FinetuneSummary(
@@ -120,7 +115,7 @@ def finetune(
         scores=scores,
         num_test=num_test,
         segments=task.segments,
-        places=task.has_places,
+        places=task.has_centres,
         leaked=leaked,
     )
 
@@ -256,22 +251,18 @@ class Session(Loop[Examples]):
                 "segments": self.task.segments,
                 "grid": json.loads(json.dumps(dataclasses.asdict(self.grid))),
                 "kind": self.start.kind,
-                "places": self.task.has_places,
+                "places": self.task.has_centres,
                 "channel": self.task.channel,
             },
             "scans": sorted({*self.start.scans, *(p.scan for p in self.shown)}),
             "window_hu": list(self.grid.window_hu),
         }
 
-    def test(
-        self, leaked: tuple[str, ...], on_case: Callable[[str, int, int], None]
-    ) -> dict[str, float]:
+    def test(self, leaked: tuple[str, ...], progress: Progress) -> dict[str, float]:
         """Score the best weights on every test case; write them down."""
         self.net.load_state_dict(load_checkpoint(self.run / BEST)["model"])
         self.net.eval()
         cases = self.cases["test"]
-        if cases:
-            on_case("test", 0, len(cases))
         scores = score_cases(
             self.net,
             cases,
@@ -281,7 +272,7 @@ class Session(Loop[Examples]):
             overlap=self.config.overlap,
             device=self.device,
             autocast=self._autocast(),
-            progress=lambda done: on_case("test", done, len(cases)),
+            progress=progress,
         )
         write_result(
             self.run,

