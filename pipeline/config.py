@@ -205,7 +205,10 @@ few small scans of `semgen demo`."""
 
 
 def load_config(
-    file: Path | None = None, *, preset: str = "default", overrides: Mapping[str, Any] | None = None
+    file: str | Path | None = None,
+    *,
+    preset: str = "default",
+    overrides: Mapping[str, Any] | None = None,
 ) -> PrepareConfig:
     """Preset, then the TOML file, then the overrides (command line); None overrides nothing.
 

@@ -104,7 +104,7 @@ def prepare(
         if found.archive_moved:
             with contextlib.closing(Catalogue(catalogue_folder(path))) as catalogue:
                 catalogue.move_archive(found.archive)
-        return _summarise(path, {}, already_complete=True, archive_checked=found.archive_checked)
+        return _summarise(store, {}, already_complete=True, archive_checked=found.archive_checked)
     entries = None if listed is None else Manifest(listed, found.archive)
     if old is not None:
         check_extension(old, config)
@@ -141,7 +141,7 @@ def prepare(
             raise PrepareError(
                 f"no usable CT series in the archive ({reasons or 'no images found'})"
             )
-        return _summarise(path, catalogue.seconds(), already_complete=False, archive_checked=True)
+        return _summarise(store, catalogue.seconds(), already_complete=False, archive_checked=True)
 
 
 def _find_weights(autoencoder: Path) -> Path:
@@ -254,12 +254,12 @@ def _remove(store: Path, catalogue: Path, created: list[Path]) -> None:
 
 
 def _summarise(
-    path: Path, seconds: dict[str, float], *, already_complete: bool, archive_checked: bool
+    path: str | Path, seconds: dict[str, float], *, already_complete: bool, archive_checked: bool
 ) -> Summary:
     store = PatchStore(path)
     members = (store.classes.neighbour, store.classes.validation_neighbour)
     return Summary(
-        store=path,
+        store=store.path,
         already_complete=already_complete,
         accepted=store.stages["survey"]["accepted"],
         rejected=store.stages["survey"]["rejected"],
@@ -267,7 +267,7 @@ def _summarise(
         classes_wanted=store.config["classes"],
         members=sum(int((rows >= 0).sum()) for rows in members),
         crops={split: len(store.split(split)) for split in SPLITS},
-        bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        bytes=sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file()),
         seconds=seconds,
         fingerprint=store.fingerprint or "",
         archive_checked=archive_checked,

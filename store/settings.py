@@ -112,7 +112,7 @@ def build(
 
 def load(
     kind: type[T],
-    file: Path | None,
+    file: str | Path | None,
     options: Mapping[str, Any],
     *,
     error: type[SemgenError] = ConfigError,
@@ -123,10 +123,10 @@ def load(
     return build(kind, values | given, error=error)
 
 
-def read_toml(file: Path, *, error: type[SemgenError] = ConfigError) -> dict[str, Any]:
+def read_toml(file: str | Path, *, error: type[SemgenError] = ConfigError) -> dict[str, Any]:
     """The content of a TOML file; `error` where it cannot be read as one."""
     try:
-        return tomllib.loads(file.read_text("utf-8"))
+        return tomllib.loads(Path(file).read_text("utf-8"))
     except FileNotFoundError:
         raise error(f"{file}: no such file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as problem:

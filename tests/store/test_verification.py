@@ -69,7 +69,9 @@ def test_verify_finds_two_swapped_shards(copy: Path) -> None:
     content = one.read_bytes()
     one.write_bytes(two.read_bytes())
     two.write_bytes(content)
-    expected = {Problem(NAME, "not what was sealed", tuple(range(n, n + 8))) for n in (8, 16)}
+    expected = {
+        Problem(NAME, "differs from what was written", tuple(range(n, n + 8))) for n in (8, 16)
+    }
     assert set(problems_of(copy)) == expected
 
 
@@ -77,7 +79,7 @@ def test_verify_finds_a_rewritten_crop(copy: Path, patches: PatchStore) -> None:
     crops = patches.train.read(range(8)).copy()
     crops[3, 0, 0, 0] ^= 1
     write_shard(copy, NAME, 0, crops)
-    assert problems_of(copy) == [Problem(NAME, "not what was sealed", tuple(range(8)))]
+    assert problems_of(copy) == [Problem(NAME, "differs from what was written", tuple(range(8)))]
 
 
 @pytest.mark.parametrize("name", TABLES)
