@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from distributed import Client, KilledWorker
 
@@ -45,6 +46,7 @@ from store.reader import PatchStore
 from store.settings import to_json
 from store.writer import StoreWriter
 
+_DEFAULTS: Final = PrepareConfig()
 _SOFTWARE = ("semgen", "numpy", "SimpleITK", "torch", "faiss-cpu", "zarr", "numcodecs")
 
 
@@ -76,7 +78,7 @@ class Summary:
 def prepare(
     archive: str | Path | Sequence[str | Path],
     store: str | Path,
-    config: PrepareConfig | None = None,
+    config: PrepareConfig = _DEFAULTS,
     *,
     workers: int | None = None,
     scheduler: str | None = None,
@@ -90,8 +92,6 @@ def prepare(
 
     archive
         One or several folders and files of CT scans.
-    config
-        Settings; the defaults where None.
     workers
         Number of local worker processes; one for each CPU core where None.
     scheduler
@@ -114,7 +114,6 @@ def prepare(
     is left behind when no series is usable.
     """
     check_local(store)
-    config = PrepareConfig() if config is None else config
     path = Path(os.path.realpath(store))  # one lock and one catalogue, however it is spelled
     roots = resolve_archive(archive)
     old = None if extend is None else Path(extend)
