@@ -23,7 +23,7 @@ import click
 
 if TYPE_CHECKING:
     from pipeline.config import PrepareConfig
-    from pipeline.job import Summary
+    from pipeline.summary import Summary
     from store import PatchStore
     from store.quality import Quality
     from trainer import Event, TrainConfig, TrainSummary

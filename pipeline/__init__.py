@@ -1,4 +1,8 @@
-"""Archive -> store: Dask, SimpleITK, FAISS and a small autoencoder."""
+"""Prepare a store from an archive of CT scans.
+
+>>> from pipeline import PrepareConfig, prepare
+>>> prepare("archive", "chest.store", PrepareConfig(classes=50))  # doctest: +SKIP
+"""
 
 from typing import TYPE_CHECKING
 
@@ -6,7 +10,8 @@ from store.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pipeline.config import AutoencoderConfig, PrepareConfig, load_config
-    from pipeline.job import Summary, prepare
+    from pipeline.job import prepare
+    from pipeline.summary import Summary
 
 __all__ = [
     "AutoencoderConfig",
@@ -20,6 +25,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "config": ("AutoencoderConfig", "PrepareConfig", "load_config"),
-        "job": ("Summary", "prepare"),
+        "job": ("prepare",),
+        "summary": ("Summary",),
     },
 )

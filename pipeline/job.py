@@ -38,9 +38,10 @@ from pipeline.preflight import (
 from pipeline.stages.cut import cut_crops
 from pipeline.stages.seal import seal_store
 from pipeline.stages.survey import survey_archive
+from pipeline.summary import Summary, summarise
 from store.atomic import delete_partial_files
 from store.errors import check_local
-from store.format import SPLITS, StoreError
+from store.format import StoreError
 from store.progress import SILENT, Advance, Progress
 from store.reader import PatchStore
 from store.settings import to_json
@@ -48,31 +49,6 @@ from store.writer import StoreWriter
 
 _DEFAULTS: Final = PrepareConfig()
 _SOFTWARE = ("semgen", "numpy", "SimpleITK", "torch", "faiss-cpu", "zarr", "numcodecs")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Summary:
-    """Result of a job."""
-
-    already_complete: bool
-    """The store was complete before; nothing was done."""
-    accepted: int
-    """Scans."""
-    rejected: dict[str, int]
-    """Series by reason."""
-    classes: int
-    classes_wanted: int
-    members: int
-    """Of all classes together, training and validation."""
-    crops: dict[str, int]
-    """By split."""
-    bytes: int
-    """Size of the store."""
-    seconds: dict[str, float]
-    """By stage, over all runs; empty where the store was complete before."""
-    fingerprint: str
-    archive_checked: bool
-    """Whether the archive is known to be the store's; False where the catalogue is missing."""
 
 
 def prepare(
@@ -127,7 +103,7 @@ def prepare(
         if found.archive_moved:
             with contextlib.closing(Catalogue(catalogue_folder(path))) as catalogue:
                 catalogue.move_archive(found.archive)
-        return _summarise(path, {}, already_complete=True, archive_checked=found.archive_checked)
+        return summarise(path, {}, already_complete=True, archive_checked=found.archive_checked)
     entries = None if listed is None else Manifest(listed, found.archive)
     if old is not None:
         check_extension(old, config)
@@ -164,7 +140,7 @@ def prepare(
             raise PrepareError(
                 f"no usable CT series in the archive ({reasons or 'no images found'})"
             )
-        return _summarise(path, catalogue.seconds(), already_complete=False, archive_checked=True)
+        return summarise(path, catalogue.seconds(), already_complete=False, archive_checked=True)
 
 
 def _find_weights(autoencoder: Path) -> Path:
@@ -274,23 +250,3 @@ def _remove(store: Path, catalogue: Path, created: list[Path]) -> None:
     shutil.rmtree(catalogue)
     for folder in created:
         folder.rmdir()
-
-
-def _summarise(
-    path: Path, seconds: dict[str, float], *, already_complete: bool, archive_checked: bool
-) -> Summary:
-    store = PatchStore(path)
-    members = (store.classes.neighbour, store.classes.validation_neighbour)
-    return Summary(
-        already_complete=already_complete,
-        accepted=store.stages["survey"]["accepted"],
-        rejected=store.stages["survey"]["rejected"],
-        classes=store.num_classes,
-        classes_wanted=store.config["classes"],
-        members=sum(int((rows >= 0).sum()) for rows in members),
-        crops={split: len(store.split(split)) for split in SPLITS},
-        bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
-        seconds=seconds,
-        fingerprint=store.fingerprint or "",
-        archive_checked=archive_checked,
-    )
