@@ -14,6 +14,7 @@ from pipeline.content import has_content
 from pipeline.place import Scans
 from pipeline.plan import ClassPlan, class_tables, row_tables
 from pipeline.stages.discover import discover
+from store.format import SPLITS
 
 NUM_TRAIN, NUM_VALIDATION = 24, 8
 NUM_SCANS = NUM_TRAIN + NUM_VALIDATION
@@ -247,29 +248,29 @@ def test_more_classes_leave_the_first_ones_as_they_are() -> None:
 
 
 @every_plan
-@pytest.mark.parametrize("split", [0, 1])
-def test_every_crop_of_every_row_lies_inside_its_scan(name: str, split: int) -> None:
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_crop_of_every_row_lies_inside_its_scan(name: str, split: str) -> None:
     config = CONFIGS[name]
     rows = row_tables(plan(name), SCANS, config, split)
     for scan, origin, extent in zip(rows["scan"], rows["origin_mm"], rows["extent_mm"]):
         assert lies_inside(scan, origin, extent, config.shape)
 
 
-@pytest.mark.parametrize("split", [0, 1])
-def test_rows_are_every_member_of_every_class_at_every_scale(split: int) -> None:
+@pytest.mark.parametrize("split", SPLITS)
+def test_rows_are_every_member_of_every_class_at_every_scale(split: str) -> None:
     rows = row_tables(plan("body"), SCANS, BASE, split)
     found = list(zip(*(rows[name].tolist() for name in ("scan", "label", "scale"))))
     expected = [
         (scan, label, scale)
         for label, one in enumerate(plan("body"))
-        for scan in (one.neighbour if split == 0 else one.validation_neighbour).tolist()
-        for scale in (range(3) if split == 0 else [0])
+        for scan in (one.neighbour if split == "train" else one.validation_neighbour).tolist()
+        for scale in (range(3) if split == "train" else [0])
     ]
     assert found == sorted(expected)
 
 
 def test_the_base_crop_is_centred_on_the_class_in_each_scan() -> None:
-    rows = row_tables(plan("body"), SCANS, BASE, 0)
+    rows = row_tables(plan("body"), SCANS, BASE, "train")
     for row in np.flatnonzero(rows["scale"] == 0):
         scan, found = rows["scan"][row], plan("body")[rows["label"][row]]
         np.testing.assert_allclose(rows["extent_mm"][row], [48, 64, 64])
@@ -279,7 +280,7 @@ def test_the_base_crop_is_centred_on_the_class_in_each_scan() -> None:
 
 def drawn_steps(config: PrepareConfig) -> tuple[NDArray[Any], NDArray[Any]]:
     """Side and shift (n, 2, 3) of drawn scales over their base crops, in base steps."""
-    rows = row_tables(plan("body"), SCANS, config, 0)
+    rows = row_tables(plan("body"), SCANS, config, "train")
     extent, origin = (rows[name].reshape(-1, 3, 3) for name in ("extent_mm", "origin_mm"))
     centre, step = origin + extent / 2, np.array([3, 2, 2])
     return extent[:, 1:] / step, (centre[:, 1:] - centre[:, :1]) / step
@@ -354,7 +355,7 @@ def test_the_paper_preset_places_crops_on_voxels(
     paper: tuple[Scans, PrepareConfig, list[ClassPlan]],
 ) -> None:
     scans, config, plans = paper
-    rows = row_tables(plans, scans, config, 0)
+    rows = row_tables(plans, scans, config, "train")
     base = rows["scale"] == 0
     spacing_mm = scans.spacing_mm[rows["scan"][base]]
     first_voxel = rows["origin_mm"][base] / spacing_mm + 0.5
