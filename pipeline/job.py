@@ -164,9 +164,6 @@ def _run_stages(
     weights: Path | None,
 ) -> bool:
     """Run the stages in their order, each unless it is done; False when no series is usable."""
-    from pipeline.stages.discover import check_crops_fit, write_plan
-    from pipeline.stages.embed import write_embeddings
-
     accepted = survey_archive(
         client,
         archive,
@@ -179,6 +176,9 @@ def _run_stages(
     )
     if not accepted:
         return False
+    from pipeline.stages.discover import check_crops_fit, write_plan  # FAISS
+    from pipeline.stages.embed import write_embeddings  # torch
+
     check_crops_fit(PatchStore(writer.path, allow_building=True), config)
     checkpoint = catalogue.autoencoder_checkpoint
     write_embeddings(writer, config, weights=weights, checkpoint=checkpoint, progress=progress)
