@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 
 from pipeline.archive.lookup import catalogue_folder
 from pipeline.config import AutoencoderConfig, PrepareConfig
-from store.format import THUMBNAIL_SHAPE
+from store.format import SPLITS, THUMBNAIL_SHAPE
 
 if TYPE_CHECKING:
     from pipeline.place import Scans
@@ -358,7 +358,7 @@ def million(num: int, indexes: list[str]) -> None:
         moments: list[float] = []
         classes = discover(scans, config, advance=lambda _: moments.append(time.perf_counter()))
         discovered = time.perf_counter()
-        for split in (0, 1):
+        for split in SPLITS:
             row_tables(classes, scans, config, split)
         ended = time.perf_counter()
     print(

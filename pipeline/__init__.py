@@ -1,4 +1,8 @@
-"""Archive -> store: Dask, SimpleITK, FAISS and a small autoencoder."""
+"""Prepare a store from an archive of CT scans.
+
+>>> from pipeline import PrepareConfig, prepare
+>>> prepare("archive", "chest.store", PrepareConfig(classes=50))  # doctest: +SKIP
+"""
 
 from typing import TYPE_CHECKING
 

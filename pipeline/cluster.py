@@ -115,9 +115,9 @@ def num_threads(client: Client) -> int:
 def check_scheduler(address: str) -> None:
     """ClusterError when nothing can be listening at a scheduler's address."""
     try:
-        protocol, place = parse_address(address)
+        protocol, host_port = parse_address(address)
         get_backend(protocol)  # ValueError when there is no such protocol
-        host, port = parse_host_port(place, 0)
+        host, port = parse_host_port(host_port, 0)
         if not host or not port:
             raise ValueError
     except ValueError as error:
@@ -177,7 +177,7 @@ def _refuse_threads(num_threads: dict[str, int]) -> None:
         if number > 1:
             raise ClusterError(
                 f"the Dask worker {address} has {number} threads, but only one can be used: a scan"
-                " that takes too long is stopped with its whole process. Start workers with"
+                " that takes too long is stopped together with its process. Start workers with"
                 " `--nthreads 1`, and more of them"
             )
 

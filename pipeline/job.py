@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from distributed import Client, KilledWorker
 
@@ -37,22 +38,23 @@ from pipeline.preflight import (
 from pipeline.stages.cut import cut_crops
 from pipeline.stages.seal import seal_store
 from pipeline.stages.survey import survey_archive
-from pipeline.summary import Summary
+from pipeline.summary import Summary, summarise
 from store.atomic import delete_partial_files
 from store.errors import check_local
-from store.format import SPLITS, StoreError
+from store.format import StoreError
 from store.progress import SILENT, Advance, Progress
 from store.reader import PatchStore
 from store.settings import to_json
 from store.writer import StoreWriter
 
+_DEFAULTS: Final = PrepareConfig()
 _SOFTWARE = ("semgen", "numpy", "SimpleITK", "torch", "faiss-cpu", "zarr", "numcodecs")
 
 
 def prepare(
     archive: str | Path | Sequence[str | Path],
     store: str | Path,
-    config: PrepareConfig | None = None,
+    config: PrepareConfig = _DEFAULTS,
     *,
     workers: int | None = None,
     scheduler: str | None = None,
@@ -66,8 +68,6 @@ def prepare(
 
     archive
         One or several folders and files of CT scans.
-    config
-        Settings; the defaults where None.
     workers
         Number of local worker processes; one for each CPU core where None.
     scheduler
@@ -90,7 +90,6 @@ def prepare(
     is left behind when no series is usable.
     """
     check_local(store)
-    config = PrepareConfig() if config is None else config
     path = Path(os.path.realpath(store))  # one lock and one catalogue, however it is spelled
     roots = resolve_archive(archive)
     old = None if extend is None else Path(extend)
@@ -104,7 +103,7 @@ def prepare(
         if found.archive_moved:
             with contextlib.closing(Catalogue(catalogue_folder(path))) as catalogue:
                 catalogue.move_archive(found.archive)
-        return _summarise(store, {}, already_complete=True, archive_checked=found.archive_checked)
+        return summarise(store, {}, already_complete=True, archive_checked=found.archive_checked)
     entries = None if listed is None else Manifest(listed, found.archive)
     if old is not None:
         check_extension(old, config)
@@ -141,7 +140,7 @@ def prepare(
             raise PrepareError(
                 f"no usable CT series in the archive ({reasons or 'no images found'})"
             )
-        return _summarise(store, catalogue.seconds(), already_complete=False, archive_checked=True)
+        return summarise(store, catalogue.seconds(), already_complete=False, archive_checked=True)
 
 
 def _find_weights(autoencoder: Path) -> Path:
@@ -165,9 +164,6 @@ def _run_stages(
     weights: Path | None,
 ) -> bool:
     """Run the stages in their order, each unless it is done; False when no series is usable."""
-    from pipeline.stages.discover import check_crops_fit, write_plan
-    from pipeline.stages.embed import write_embeddings
-
     accepted = survey_archive(
         client,
         archive,
@@ -180,6 +176,9 @@ def _run_stages(
     )
     if not accepted:
         return False
+    from pipeline.stages.discover import check_crops_fit, write_plan  # FAISS
+    from pipeline.stages.embed import write_embeddings  # torch
+
     check_crops_fit(PatchStore(writer.path, allow_building=True), config)
     checkpoint = catalogue.autoencoder_checkpoint
     write_embeddings(writer, config, weights=weights, checkpoint=checkpoint, progress=progress)
@@ -251,24 +250,3 @@ def _remove(store: Path, catalogue: Path, created: list[Path]) -> None:
     shutil.rmtree(catalogue)
     for folder in created:
         folder.rmdir()
-
-
-def _summarise(
-    path: str | Path, seconds: dict[str, float], *, already_complete: bool, archive_checked: bool
-) -> Summary:
-    store = PatchStore(path)
-    members = (store.classes.neighbour, store.classes.validation_neighbour)
-    return Summary(
-        store=store.path,
-        already_complete=already_complete,
-        accepted=store.stages["survey"]["accepted"],
-        rejected=store.stages["survey"]["rejected"],
-        classes=store.num_classes,
-        classes_wanted=store.config["classes"],
-        members=sum(int((rows >= 0).sum()) for rows in members),
-        crops={split: len(store.split(split)) for split in SPLITS},
-        bytes=sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file()),
-        seconds=seconds,
-        fingerprint=store.fingerprint or "",
-        archive_checked=archive_checked,
-    )

@@ -61,17 +61,17 @@ def class_tables(classes: list[ClassPlan], config: PrepareConfig) -> dict[str, N
 
 
 def row_tables(
-    classes: list[ClassPlan], scans: Scans, config: PrepareConfig, split: int
+    classes: list[ClassPlan], scans: Scans, config: PrepareConfig, split: str
 ) -> dict[str, NDArray[Any]]:
-    """The tables of group `train` (0) or `validation` (1), rows in order of scan, class, scale.
+    """The tables of group `train` or `validation`, rows in order of scan, class, scale.
 
     The rows of one scan follow each other, so that a scan is read once for all its crops.
     """
     geometry = Geometry(scans, config)
-    num_scales = config.scales if split == 0 else 1
+    num_scales = config.scales if split == "train" else 1
     label, scan, scale, origin, extent = [], [], [], [], []
     for number, found in enumerate(classes):
-        members = found.neighbour if split == 0 else found.validation_neighbour
+        members = found.neighbour if split == "train" else found.validation_neighbour
         rng = np.random.default_rng([config.seed, _SCALES_ROLE, number])
         side = rng.integers(*config.side_steps, size=(len(members), 2))
         shift = rng.integers(*config.shift_steps, size=(len(members), 2, 2))

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.archive.folders import ArchiveError
 from pipeline.archive.lookup import (
     catalogue_folder,
     has_catalogue,
@@ -18,7 +15,7 @@ from pipeline.archive.lookup import (
     read_rejections,
 )
 from pipeline.config import PrepareConfig
-from store.errors import SemgenError, check_local
+from store.errors import SemgenError
 from store.format import AUTOENCODER_FILE, SURVEY_VERSION, StoreError
 from store.reader import PatchStore
 from store.settings import differences, to_json
@@ -51,21 +48,6 @@ def find_state(store: Path) -> str | None:
 
 def _is_partial(path: Path) -> bool:
     return path.name.startswith("zarr.") and path.suffix == ".partial"
-
-
-def resolve_archive(archive: Sequence[Path]) -> list[Path]:
-    """Each folder and file once, absolute and without links, so that spellings compare equal.
-
-    A linked file keeps its own name: its target's may not tell what it is.
-    """
-    resolved = []
-    for path in archive:
-        check_local(path)
-        if not path.exists():
-            raise ArchiveError(f"{path}: no such file or folder")
-        folder, name = (path, "") if path.is_dir() else (path.parent, path.name)
-        resolved.append(Path(os.path.realpath(folder)) / name)
-    return list(dict.fromkeys(resolved))
 
 
 def find_weights(autoencoder: Path) -> Path:
@@ -185,7 +167,7 @@ def match_archive(
         raise StoreError(f"{text}; name all of them, not only {_names(archive)}")
     text += f", not from {_names(new)}"
     if len(missing) == len(new):
-        text += "; if the same scans lie there now, add --archive-moved"
+        text += "; if the same scans were moved there, add --archive-moved"
     if store.state == "complete":
         raise StoreError(
             f"{text}; to add scans, prepare a new store: semgen prepare {_typed([*known, *new])}"

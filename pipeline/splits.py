@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from pipeline.config import PrepareConfig
 from store.errors import SemgenError
@@ -37,6 +35,10 @@ def split_patients(
 
     Raises SemgenError when a patient is wanted in both splits, or all patients in validation.
     """
+    # workers import this module, and do not need these 12 MiB
+    from scipy.sparse import coo_array  # noqa: PLC0415
+    from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
+
     num_scans = int(scan.max()) + 1
     keys, key = np.unique(patient, return_inverse=True)
     size = num_scans + len(keys)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from store.format import SPLITS
 from store.inspect import format_counts, format_size
 from store.progress import format_duration
+from store.reader import PatchStore
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,3 +60,29 @@ class Summary:
                     " catalogue is missing, unreadable, or of an older version."
                 )
         return "\n".join(lines)
+
+
+def summarise(
+    path: str | Path, seconds: dict[str, float], *, already_complete: bool, archive_checked: bool
+) -> Summary:
+    """The summary of a complete store.
+
+    seconds
+        By stage.
+    """
+    store = PatchStore(path)
+    members = (store.classes.neighbour, store.classes.validation_neighbour)
+    return Summary(
+        store=store.path,
+        already_complete=already_complete,
+        accepted=store.stages["survey"]["accepted"],
+        rejected=store.stages["survey"]["rejected"],
+        classes=store.num_classes,
+        classes_wanted=store.config["classes"],
+        members=sum(int((rows >= 0).sum()) for rows in members),
+        crops={split: len(store.split(split)) for split in SPLITS},
+        bytes=sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file()),
+        seconds=seconds,
+        fingerprint=store.fingerprint or "",
+        archive_checked=archive_checked,
+    )

@@ -1,1 +1,1 @@
-"""What an archive holds: series, their voxels, the manifest, the private catalogue."""
+"""The archive: folders, series, volumes, the manifest, and the private catalogue."""

@@ -315,8 +315,8 @@ class Catalogue:
         )
         of_parts = (  # folders of one series: all but the first have no scan of their own
             "SELECT kept.scan_row, part.patient, part.split FROM series AS part"
-            " JOIN series AS whole ON whole.uid = part.uid"
-            " JOIN series AS kept ON kept.scan_id = whole.scan_id WHERE kept.scan_row IS NOT NULL"
+            " JOIN series AS first ON first.uid = part.uid"
+            " JOIN series AS kept ON kept.scan_id = first.scan_id WHERE kept.scan_row IS NOT NULL"
             f" AND part.uid != '' AND part.reason IN ('{JOINED}', '{DUPLICATE}')"
         )
         rows = self._db.execute(f"{of_copies} UNION {of_parts} ORDER BY 1, 2, 3").fetchall()

@@ -11,7 +11,7 @@ from store.errors import SemgenError, check_local
 
 
 class ArchiveError(SemgenError):
-    """The archive as a whole cannot be read as asked."""
+    """A folder or file of the archive does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def _walk(root: str, known: set[str]) -> Iterator[tuple[str, tuple[str, ...], st
             if not _is_folder(entry):
                 files.append(entry.name)
             elif entry.is_symlink():
-                if _leads_elsewhere(entry.path, known):
+                if _is_new_target(entry.path, known):
                     folders.append((entry.path, True))
             elif not (below_link and os.path.realpath(entry.path) in known):
                 folders.append((entry.path, below_link))
@@ -96,7 +96,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _leads_elsewhere(link: str, known: set[str]) -> bool:
+def _is_new_target(link: str, known: set[str]) -> bool:
     """Whether a link's target is not known yet; adds it to `known`."""
     target = Path(os.path.realpath(link))
     if not known.isdisjoint(map(str, (target, *target.parents))):

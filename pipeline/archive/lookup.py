@@ -35,7 +35,7 @@ def catalogue_folder(store: Path) -> Path:
 
 
 def has_catalogue(store: Path) -> bool:
-    """Whether a catalogue lies beside the store and can be read."""
+    """Whether there is a catalogue beside the store that can be read."""
     return os.access(catalogue_folder(store) / DATABASE, os.R_OK)
 
 

@@ -50,7 +50,7 @@ class Manifest:
         self._unused: dict[int, str] = {}  # a path by line, until a series is found for it
         self._by_path: dict[Path, _Entry] = {}
         self._by_patient: dict[str, _Entry] = {}
-        places = [file.absolute().parent, *(path.absolute() for path in archive), Path.cwd()]
+        roots = [file.absolute().parent, *(path.absolute() for path in archive), Path.cwd()]
         try:
             with file.open(newline="", encoding="utf-8-sig") as lines:
                 reader = csv.DictReader(lines, skipinitialspace=True, strict=True)
@@ -61,11 +61,11 @@ class Manifest:
                         " path or patient at least"
                     )
                 for row in reader:
-                    self._add(row, places, reader.line_num)
+                    self._add(row, roots, reader.line_num)
         except (UnicodeDecodeError, csv.Error) as error:
             raise ManifestError(f"{file}: not a CSV file in UTF-8 ({error})") from error
 
-    def _add(self, row: dict[str, str | None], places: Sequence[Path], line: int) -> None:
+    def _add(self, row: dict[str, str | None], roots: Sequence[Path], line: int) -> None:
         where = f"{self.file}, line {line}"
         path, patient, split = ((row.get(name) or "").strip() for name in _COLUMNS)
         if split not in _SPLITS:
@@ -79,9 +79,7 @@ class Manifest:
                     " has another one"
                 )
         if "path" in self.columns:
-            found = next(
-                (place / path for place in places if path and (place / path).exists()), None
-            )
+            found = next((root / path for root in roots if path and (root / path).exists()), None)
             if found is None:
                 raise ManifestError(f"{where}: no such file or folder: {path or '(empty)'}")
             known = self._by_path.setdefault(found.resolve(), entry)
@@ -137,15 +135,15 @@ class Manifest:
         """The line that applies: of one of the series' files, else of the closest parent folder."""
         files = [Path(file) for file in series.files]
         resolved = {folder: folder.resolve() for folder in {file.parent for file in files}}
-        places = {resolved[file.parent] / file.name for file in files}
-        places |= {file.resolve() for file in files if file.is_symlink()}
+        paths = {resolved[file.parent] / file.name for file in files}
+        paths |= {file.resolve() for file in files if file.is_symlink()}
         nearest: set[_Entry] = set()
-        while places:
-            found = [self._by_path[place] for place in places if place in self._by_path]
+        while paths:
+            found = [self._by_path[path] for path in paths if path in self._by_path]
             for entry in found:
                 self._unused.pop(entry.line, None)
             nearest = nearest or set(found)
-            places = {place.parent for place in places if place != place.parent}
+            paths = {path.parent for path in paths if path != path.parent}
         if len(nearest) > 1:
             lines = " and ".join(str(line) for line in sorted(entry.line for entry in nearest))
             raise ManifestError(

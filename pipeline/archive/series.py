@@ -27,7 +27,7 @@ VOLUME_SUFFIXES: Final = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr")
 _COMPRESSED: Final = (".gz", ".bz2", ".xz", ".zst")
 _PACKED: Final = (".zip", ".7z", ".rar", ".tar", ".tgz", ".tbz2", ".txz")
 _DIRECTORY: Final = "DICOMDIR"
-"""A DICOM file that lists others and holds no image."""
+"""A DICOM file that lists others and contains no image."""
 _SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"  # and its kinds, by prefix
 CRASHED: Final = "reader crashed"
 """Reason of a series whose reading killed its process, or had to be stopped."""

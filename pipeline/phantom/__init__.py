@@ -1,1 +1,1 @@
-"""Synthetic CT patients whose anatomy is known everywhere."""
+"""Synthetic CT patients whose anatomy is known at every point."""

@@ -45,8 +45,8 @@ def write_plan(writer: StoreWriter, config: PrepareConfig, progress: Progress) -
             )
         for name, values in class_tables(classes, config).items():
             writer.write_table(f"classes/{name}", values)
-        for number, split in enumerate(SPLITS):
-            rows = row_tables(classes, scans, config, number)
+        for split in SPLITS:
+            rows = row_tables(classes, scans, config, split)
             for name, values in rows.items():
                 writer.write_table(f"{split}/{name}", values)
             writer.create_sharded(

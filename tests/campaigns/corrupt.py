@@ -1,4 +1,4 @@
-"""Every file of a store flipped, cut short and deleted: what does `semgen verify` catch?
+"""Flip a bit of, truncate and delete every file of a store: does `semgen verify` find it?
 
     python -m tests.campaigns.corrupt STORE --cases 600
 
@@ -24,7 +24,7 @@ from store.verification import verify
 
 
 def seen(store: Path) -> str:
-    """A digest of all that a plain reader gets from a store, or the name of its error."""
+    """A digest of all that another reader gets from a store, or the name of its error."""
     try:
         group = zarr.open_group(str(store), mode="r")
         facts = dict(group.attrs["semgen"])
@@ -38,7 +38,7 @@ def seen(store: Path) -> str:
         for name, tensor in sorted(load_file(store / AUTOENCODER_FILE).items()):
             total.update(name.encode() + tensor.numpy().tobytes())
         return total.hexdigest()
-    except Exception as error:  # whatever a reader stumbles over: it does not see what it should
+    except Exception as error:  # any error: the reader does not see the true content
         return type(error).__name__
 
 

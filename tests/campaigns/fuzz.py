@@ -40,7 +40,7 @@ latent = 8
 
 
 def mutate(content: bytes, rng: np.random.Generator) -> bytes:
-    """Change a few bytes, mostly of the header; now and then cut, double or drop a part."""
+    """Change a few bytes, mostly of the header; sometimes cut off, repeat or drop a part."""
     data = bytearray(content)
     kind = rng.integers(8)
     place = int(rng.integers(len(data)))
@@ -58,7 +58,7 @@ def mutate(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def make_archive(folder: Path, num_files: int, seed: int) -> None:
-    """Three whole scans, and mutated ones, each in a folder of its own."""
+    """Three valid scans, and mutated ones, each in a folder of its own."""
     rng = np.random.default_rng(seed)
     write_archive(folder / "whole", patients=3, format="nifti", seed=seed, matrix=64)
     z, y, x = np.indices((12, 16, 16))
@@ -91,7 +91,7 @@ def make_archive(folder: Path, num_files: int, seed: int) -> None:
 
 
 def campaign(num_files: int, seed: int, workers: int) -> tuple[int, str, dict[str, int]]:
-    """Exit status, last words, and how many series met which end."""
+    """Exit status, error output, and the number of series by outcome."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         make_archive(folder / "archive", num_files, seed)

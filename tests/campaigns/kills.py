@@ -3,7 +3,7 @@
     python -m tests.campaigns.kills --kills 100
     python -m tests.campaigns.kills --kills 0 --disk-full 10     # needs the right to mount
 
-A kill (-9) meets the command or one of its workers while it runs; each is of a new store.
+Each time, SIGKILL is sent to the command or one of its workers while it prepares a new store.
 """
 
 import argparse
@@ -49,9 +49,9 @@ class Campaign:
         )
 
     def kill(self, store: Path) -> tuple[str, int] | None:
-        """Run, kill something at a random moment; what was killed, and the exit status.
+        """Run, and kill the command or a worker at a random moment.
 
-        None when the job had ended before.
+        Returns what was killed and the exit status, or None when the job had ended before.
         """
         job = self.start(store)
         moment = self.rng.uniform(0, self.seconds)
@@ -73,7 +73,7 @@ class Campaign:
         return "command", job.wait()
 
     def kills(self, count: int) -> tuple[Counter[tuple[str, int]], int]:
-        """What was killed and how the command ended, a store for each; how many differ."""
+        """Counts by what was killed and exit status; and how many stores differ after a rerun."""
         ends: Counter[tuple[str, int]] = Counter()
         different = 0
         store = self.folder / "store"
@@ -82,16 +82,16 @@ class Campaign:
             if end is not None:
                 ends[end] += 1
                 job = self.start(store)
-                _, told = job.communicate()
+                _, errors = job.communicate()
                 if job.returncode or contents(store) != self.whole:
                     different += 1
-                    print(told)
+                    print(errors)
             shutil.rmtree(store, ignore_errors=True)
             shutil.rmtree(store.with_name("store.catalogue"), ignore_errors=True)
         return ends, different
 
     def disk_full(self, count: int) -> tuple[Counter[str], int]:
-        """Last words of runs on a disk too small, and how many stores differ in the end."""
+        """Last error lines of runs on too small disks; and how many stores differ at the end."""
         needed = sum(file.stat().st_size for file in self.folder.glob("whole*/**/*"))
         words: Counter[str] = Counter()
         different = 0
@@ -104,17 +104,17 @@ class Campaign:
             )
             try:
                 job = self.start(disk / "store")
-                _, told = job.communicate()
-                words[f"{job.returncode}: {told.splitlines()[-1] if told else ''}"] += 1
-                if "Traceback" in told:
-                    print(told)
+                _, errors = job.communicate()
+                words[f"{job.returncode}: {errors.splitlines()[-1] if errors else ''}"] += 1
+                if "Traceback" in errors:
+                    print(errors)
                 more = f"remount,size={needed * 4}"
                 subprocess.run(["mount", "-o", more, disk], check=True)
                 job = self.start(disk / "store")
-                _, told = job.communicate()
+                _, errors = job.communicate()
                 if job.returncode or contents(disk / "store") != self.whole:
                     different += 1
-                    print(told)
+                    print(errors)
             finally:
                 subprocess.run(["umount", disk], check=True)
                 disk.rmdir()
@@ -140,6 +140,6 @@ if __name__ == "__main__":
             said, differing = campaign.disk_full(chosen.disk_full)
             for line, number in said.items():
                 print(f"{number:6d} {line}")
-            print(f"{differing} stores differ after the disk had room again")
+            print(f"{differing} stores differ after space was freed")
             failed += differing
     sys.exit(int(failed > 0))

@@ -176,7 +176,7 @@ def test_an_archive_may_be_several_folders_and_files(series: Path, tmp_path: Pat
     assert [len(s.files) for s in found if s.kind == "dicom"] == [NUM_SLICES]
 
 
-def test_files_that_claim_to_be_no_image_are_passed_over(tmp_path: Path) -> None:
+def test_files_that_are_no_images_are_ignored(tmp_path: Path) -> None:
     for name in ("notes.txt", "report.pdf", "table.csv", "scan.nii.gz.json", "DICOMDIR.bak"):
         (tmp_path / name).write_bytes(b"%PDF" * 100)
     assert find(tmp_path) == []
@@ -191,7 +191,7 @@ def test_a_packed_archive_is_reported(tmp_path: Path, name: str) -> None:
     assert reasons(tmp_path) == ["packed archive"]
 
 
-def test_a_dicomdir_is_passed_over(series: Path) -> None:
+def test_a_dicomdir_is_ignored(series: Path) -> None:
     shutil.copy(slice_file(series, 0), series / "DICOMDIR")
     assert reasons(series) == [None]
 
@@ -230,13 +230,15 @@ def test_a_link_to_a_folder_above_a_followed_one_finds_only_the_rest(
     assert sorted(one.kind for one in find(archive)) == ["dicom", "file"]
 
 
-def test_a_link_that_leads_nowhere_is_reported(tmp_path: Path) -> None:
+def test_a_broken_link_is_reported(tmp_path: Path) -> None:
     (tmp_path / "scan").symlink_to(tmp_path / "gone")
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     assert reasons(tmp_path) == ["broken link", "broken link"]
 
 
-def test_what_cannot_be_read_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_files_and_folders_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A folder and a file that the system denies, whoever runs the test."""
     (tmp_path / "locked").mkdir()
     (tmp_path / "patient").write_bytes(b"perhaps a slice")
@@ -257,19 +259,21 @@ def test_what_cannot_be_read_is_reported(tmp_path: Path, monkeypatch: pytest.Mon
     }
 
 
-def test_what_is_no_file_is_passed_over(tmp_path: Path) -> None:
+def test_pipes_and_devices_are_ignored(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "scan.nii.gz")  # opening it would wait for ever
     os.mkfifo(tmp_path / "slice")
     assert find(tmp_path) == []
 
 
-def test_the_same_archive_is_listed_alike_wherever_it_lies(series: Path, tmp_path: Path) -> None:
+def test_the_list_of_series_does_not_depend_on_where_the_archive_lies(
+    series: Path, tmp_path: Path
+) -> None:
     write_image(voxels(4), series / "scan.nii")
     moved = shutil.copytree(series, tmp_path / "moved" / "series")
     assert [s.key for s in find(series)] == [s.key for s in find(moved)]
 
 
-def test_series_of_one_patient_share_an_opaque_word(series: Path, tmp_path: Path) -> None:
+def test_series_of_one_patient_share_a_patient_key(series: Path, tmp_path: Path) -> None:
     def another_series(data: pydicom.Dataset, number: int) -> None:
         data.SeriesInstanceUID = f"{data.SeriesInstanceUID[:60]}.1"
 
@@ -282,7 +286,9 @@ def test_series_of_one_patient_share_an_opaque_word(series: Path, tmp_path: Path
     assert one.key != two.key
 
 
-def test_series_without_a_patient_are_persons_of_their_own(series: Path, tmp_path: Path) -> None:
+def test_each_series_without_a_patient_is_a_patient_of_its_own(
+    series: Path, tmp_path: Path
+) -> None:
     def anonymise(data: pydicom.Dataset, number: int) -> None:
         data.PatientID = ""
 
@@ -293,7 +299,7 @@ def test_series_without_a_patient_are_persons_of_their_own(series: Path, tmp_pat
     assert one.patient != other.patient
 
 
-def test_the_catalogue_judges_headers_alone(series: Path) -> None:
+def test_listing_series_reads_headers_alone(series: Path) -> None:
     for file in series.iterdir():
         content = file.read_bytes()
         start = content.index(b"\xe0\x7f\x10\x00") + 12
@@ -320,11 +326,11 @@ def check(along: NDArray[np.float64], *, tilt: float = 0.0) -> tuple[list[int], 
 EVEN = -700 + 2.5 * np.arange(40)
 
 
-def test_an_even_series_keeps_its_order_and_tells_its_gap() -> None:
+def test_an_even_series_keeps_its_order_and_has_its_gap() -> None:
     assert check(EVEN) == (list(range(40)), pytest.approx(2.5))
 
 
-def test_a_reversed_series_is_turned_round() -> None:
+def test_a_reversed_series_is_sorted() -> None:
     assert check(EVEN[::-1]) == (list(range(39, -1, -1)), pytest.approx(2.5))
 
 
@@ -341,7 +347,7 @@ def test_slices_are_ordered_along_their_normal_not_along_z() -> None:
     assert (order[0], gap) == (19, pytest.approx(3.0))
 
 
-def test_rounded_positions_are_no_fault() -> None:
+def test_rounded_positions_are_accepted() -> None:
     order, gap = check(np.round(-700 + 0.6249 * np.arange(300), 2))
     assert (order, gap) == (list(range(300)), pytest.approx(0.6249, abs=1e-4))
 
@@ -364,7 +370,7 @@ def test_slices_off_an_even_grid_are_rejected_by_name(
     assert caught.value.reason == reason
 
 
-def test_slices_that_shift_sideways_are_a_tilted_gantry() -> None:
+def test_slices_that_shift_steadily_are_rejected_as_gantry_tilt() -> None:
     with pytest.raises(Rejected) as caught:
         check(EVEN, tilt=np.tan(np.deg2rad(12)))
     assert caught.value.reason == "gantry tilt"
@@ -378,7 +384,7 @@ def test_a_slice_that_is_shifted_in_its_plane_is_rejected() -> None:
     assert caught.value.reason == "shifted slices"
 
 
-def test_a_table_that_moves_by_a_hair_is_no_tilt() -> None:
+def test_a_very_small_shift_is_no_gantry_tilt() -> None:
     assert check(EVEN, tilt=0.005)[1] == pytest.approx(2.5)
 
 
@@ -507,7 +513,7 @@ def test_a_series_is_rejected_by_the_rule_that_it_breaks(
     assert [found.reason for found in find(series)] == [reason]
 
 
-def test_slices_of_two_sizes_are_no_scan(series: Path) -> None:
+def test_slices_of_two_sizes_are_rejected(series: Path) -> None:
     def crop(data: pydicom.Dataset, number: int) -> None:
         if number == 3:
             data.Rows, data.PixelData = 8, data.PixelData[: len(data.PixelData) // 2]
@@ -536,7 +542,7 @@ def test_an_empty_or_short_element_rejects_at_most_its_series(
     assert None in reasons(series)
 
 
-def test_no_damage_to_a_header_stops_the_catalogue(series: Path, tmp_path: Path) -> None:
+def test_damaged_headers_do_not_stop_the_listing(series: Path, tmp_path: Path) -> None:
     files = sorted(series.iterdir())[:2]
     content = files[0].read_bytes()
     header = content.index(b"\xe0\x7f\x10\x00")
@@ -571,7 +577,7 @@ def test_no_damage_to_a_header_stops_the_catalogue(series: Path, tmp_path: Path)
     ],
     ids=["water", "air", "8 bits", "nan", "padding", "flat", "narrow", "slice", "film"],
 )
-def test_an_image_that_is_no_scan_in_hu_is_rejected_by_name(
+def test_an_image_whose_values_are_not_hu_is_rejected_with_its_reason(
     tmp_path: Path, values: NDArray[np.generic], reason: str
 ) -> None:
     image = SimpleITK.GetImageFromArray(values, isVector=False)
@@ -620,7 +626,7 @@ def test_a_float_scan_with_an_absurd_value_and_padding_is_read(
 
 
 @pytest.mark.parametrize("spacing_mm", [(1e6, 1e6, 5.0), (1.0, 1.0, 1000.0), (1e-4, 1e-4, 1e-4)])
-def test_a_spacing_that_no_scan_has_is_rejected(
+def test_an_impossible_spacing_is_rejected(
     tmp_path: Path, spacing_mm: tuple[float, float, float]
 ) -> None:
     write_image(voxels(), tmp_path / "scan.mha", spacing_mm=spacing_mm)
@@ -650,9 +656,7 @@ def test_axes_of_length_one_at_the_end_are_dropped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("degrees", "reason"), [(5, None), (30, "oblique")])
-def test_a_scan_far_off_the_patients_axes_is_rejected(
-    tmp_path: Path, degrees: float, reason: str | None
-) -> None:
+def test_an_oblique_scan_is_rejected(tmp_path: Path, degrees: float, reason: str | None) -> None:
     image = SimpleITK.GetImageFromArray(voxels())
     cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     image.SetDirection((1, 0, 0, 0, cos, -sin, 0, sin, cos))
@@ -660,7 +664,9 @@ def test_a_scan_far_off_the_patients_axes_is_rejected(
     assert reasons(tmp_path) == [reason]
 
 
-def test_a_header_that_claims_more_voxels_than_the_limit_is_not_believed(tmp_path: Path) -> None:
+def test_a_header_with_more_voxels_than_the_limit_is_rejected_before_reading(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "bomb.mhd").write_text(
         "ObjectType = Image\nNDims = 3\nDimSize = 100000 100000 100000\n"
         "ElementType = MET_SHORT\nElementDataFile = bomb.raw\n"
@@ -670,7 +676,7 @@ def test_a_header_that_claims_more_voxels_than_the_limit_is_not_believed(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["scan.nii.gz", "scan.mhd", "scan.nrrd"])
-def test_a_git_lfs_pointer_is_called_one(tmp_path: Path, name: str) -> None:
+def test_a_git_lfs_pointer_is_rejected_as_such(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(
         f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n"
     )
@@ -737,7 +743,9 @@ def test_a_truncated_slice_rejects_its_series(series: Path) -> None:
         ("dicom_single/pydicom_rtdose.dcm", "not CT"),
     ],
 )
-def test_an_awkward_file_is_rejected_for_what_it_is(ct: Path, name: str, reason: str) -> None:
+def test_an_unusual_file_is_rejected_with_the_right_reason(
+    ct: Path, name: str, reason: str
+) -> None:
     assert reasons(ct / "awkward" / name) == [reason]
 
 
@@ -754,7 +762,9 @@ def test_a_metaimage_that_git_did_not_fetch_is_rejected(ct: Path, name: str) -> 
         ("d2n_failing_sliceincrement_001", "missing slices"),
     ],
 )
-def test_awkward_slice_positions_are_rejected_by_name(ct: Path, name: str, reason: str) -> None:
+def test_unusual_slice_positions_are_rejected_with_the_right_reason(
+    ct: Path, name: str, reason: str
+) -> None:
     few = replace(CONFIG, min_slices=3)
     assert reasons(ct / "awkward" / "dicom" / name, config=few) == [reason]
 
@@ -795,7 +805,7 @@ def test_small_real_scans_of_every_format_are_accepted(
     assert read_volume(found, CONFIG).hu.shape == shape
 
 
-def test_an_archive_of_nothing_but_awkward_files_is_told_by_its_reasons(
+def test_an_archive_without_usable_files_is_refused_with_all_reasons(
     ct: Path, semgen: Semgen, tmp_path: Path
 ) -> None:
     archive = tmp_path / "archive"
@@ -808,7 +818,7 @@ def test_an_archive_of_nothing_but_awkward_files_is_told_by_its_reasons(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["archive"]
 
 
-def test_what_the_reading_library_prints_is_not_seen(
+def test_output_of_the_reading_library_is_hidden(
     ct: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     found = find(*(ct / "awkward/mhd_lfs_pointer/small").glob("*.mhd"))
@@ -823,10 +833,10 @@ def test_odd_headers_are_not_printed(ct: Path, semgen: Semgen, tmp_path: Path) -
     assert "Invalid value" not in done.stderr
 
 
-# Faults of ours ----------------------------------------------------------------------------------
+# Bugs ----------------------------------------------------------------------------------
 
 
-def test_a_fault_of_ours_costs_one_series_and_keeps_its_traceback(
+def test_a_bug_costs_one_series_and_keeps_its_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_image(voxels(), tmp_path / "scan.nii")
@@ -841,7 +851,7 @@ def test_a_fault_of_ours_costs_one_series_and_keeps_its_traceback(
     assert "OverflowError: as a bug would" in found.detail
 
 
-def test_a_fault_in_judging_headers_costs_one_series(
+def test_a_bug_in_checking_headers_costs_one_series(
     series: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.archive.series.order_slices", None)

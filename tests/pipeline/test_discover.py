@@ -14,6 +14,7 @@ from pipeline.content import has_content
 from pipeline.place import Scans
 from pipeline.plan import ClassPlan, class_tables, row_tables
 from pipeline.stages.discover import discover
+from store.format import SPLITS
 
 NUM_TRAIN, NUM_VALIDATION = 24, 8
 NUM_SCANS = NUM_TRAIN + NUM_VALIDATION
@@ -126,7 +127,7 @@ def test_as_many_classes_are_found_as_are_wanted_or_fit(name: str) -> None:
 
 
 @every_plan
-def test_training_members_are_the_nearest_scans_that_hold_all_crops(name: str) -> None:
+def test_training_members_are_the_nearest_scans_that_contain_all_crops(name: str) -> None:
     config = CONFIGS[name]
     for found in plan(name):
         expected = nearest_slowly(config, found, 0, config.neighbours)
@@ -134,7 +135,7 @@ def test_training_members_are_the_nearest_scans_that_hold_all_crops(name: str) -
 
 
 @every_plan
-def test_validation_members_are_the_nearest_scans_that_hold_the_base_crop(name: str) -> None:
+def test_validation_members_are_the_nearest_scans_that_contain_the_base_crop(name: str) -> None:
     config = CONFIGS[name]
     for found in plan(name):
         expected = nearest_slowly(config, found, 1, config.validation_neighbours)
@@ -184,7 +185,7 @@ def test_references_are_drawn_without_replacement_in_every_round() -> None:
     assert references[:NUM_TRAIN] != references[NUM_TRAIN:]
 
 
-def test_no_class_is_found_where_no_scan_holds_a_crop() -> None:
+def test_no_class_is_found_where_no_scan_contains_a_crop() -> None:
     assert discover(make_scans(scale=0.15), BASE) == []
 
 
@@ -210,7 +211,7 @@ def test_the_centres_of_two_classes_are_separated_in_every_scan_of_both(name: st
             assert (apart / step_mm(config, scan)).max() >= config.separation_steps - 1e-9
 
 
-def test_separation_and_overlap_shape_the_plan_at_all() -> None:
+def test_without_separation_some_centres_are_closer() -> None:
     free = dataclasses.replace(CONFIGS["separated"], separation_steps=0)
     apart = [
         np.abs(one.centre - other.centre) for one, other in combinations(discover(SCANS, free), 2)
@@ -247,29 +248,29 @@ def test_more_classes_leave_the_first_ones_as_they_are() -> None:
 
 
 @every_plan
-@pytest.mark.parametrize("split", [0, 1])
-def test_every_crop_of_every_row_lies_inside_its_scan(name: str, split: int) -> None:
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_crop_of_every_row_lies_inside_its_scan(name: str, split: str) -> None:
     config = CONFIGS[name]
     rows = row_tables(plan(name), SCANS, config, split)
     for scan, origin, extent in zip(rows["scan"], rows["origin_mm"], rows["extent_mm"]):
         assert lies_inside(scan, origin, extent, config.shape)
 
 
-@pytest.mark.parametrize("split", [0, 1])
-def test_rows_are_every_member_of_every_class_at_every_scale(split: int) -> None:
+@pytest.mark.parametrize("split", SPLITS)
+def test_rows_are_every_member_of_every_class_at_every_scale(split: str) -> None:
     rows = row_tables(plan("body"), SCANS, BASE, split)
     found = list(zip(*(rows[name].tolist() for name in ("scan", "label", "scale"))))
     expected = [
         (scan, label, scale)
         for label, one in enumerate(plan("body"))
-        for scan in (one.neighbour if split == 0 else one.validation_neighbour).tolist()
-        for scale in (range(3) if split == 0 else [0])
+        for scan in (one.neighbour if split == "train" else one.validation_neighbour).tolist()
+        for scale in (range(3) if split == "train" else [0])
     ]
     assert found == sorted(expected)
 
 
 def test_the_base_crop_is_centred_on_the_class_in_each_scan() -> None:
-    rows = row_tables(plan("body"), SCANS, BASE, 0)
+    rows = row_tables(plan("body"), SCANS, BASE, "train")
     for row in np.flatnonzero(rows["scale"] == 0):
         scan, found = rows["scan"][row], plan("body")[rows["label"][row]]
         np.testing.assert_allclose(rows["extent_mm"][row], [48, 64, 64])
@@ -278,14 +279,14 @@ def test_the_base_crop_is_centred_on_the_class_in_each_scan() -> None:
 
 
 def drawn_steps(config: PrepareConfig) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Side and shift (n, 2, 3) of drawn resolutions over their base crops, in base steps."""
-    rows = row_tables(plan("body"), SCANS, config, 0)
+    """Side and shift (n, 2, 3) of drawn scales over their base crops, in base steps."""
+    rows = row_tables(plan("body"), SCANS, config, "train")
     extent, origin = (rows[name].reshape(-1, 3, 3) for name in ("extent_mm", "origin_mm"))
     centre, step = origin + extent / 2, np.array([3, 2, 2])
     return extent[:, 1:] / step, (centre[:, 1:] - centre[:, :1]) / step
 
 
-def test_drawn_resolutions_keep_the_extent_along_z() -> None:
+def test_drawn_scales_keep_the_extent_along_z() -> None:
     side, shift = drawn_steps(BASE)
     np.testing.assert_allclose(side[..., 0], 16)
     np.testing.assert_allclose(shift[..., 0], 0, atol=1e-9)
@@ -298,17 +299,17 @@ def test_drawn_sides_and_shifts_are_whole_steps_in_their_ranges_and_reach_their_
         assert set(np.unique(steps)) == set(range(low, high))
 
 
-def test_a_drawn_resolution_is_square() -> None:
+def test_a_drawn_scale_is_square() -> None:
     side, _ = drawn_steps(BASE)
     np.testing.assert_allclose(side[..., 1], side[..., 2])
 
 
-def test_the_two_drawn_resolutions_of_a_crop_differ() -> None:
+def test_the_two_drawn_scales_of_a_crop_differ() -> None:
     side, shift = drawn_steps(BASE)
     assert (np.abs(side[:, 0] - side[:, 1]) + np.abs(shift[:, 0] - shift[:, 1])).sum() > 0
 
 
-def test_members_that_are_missing_are_marked() -> None:
+def test_missing_members_are_marked() -> None:
     found = ClassPlan(
         reference=4,
         centre=np.array([0.5, 0.5, 0.5]),
@@ -350,11 +351,11 @@ def test_the_paper_preset_finds_its_44_classes(
     assert len(paper[2]) == 44
 
 
-def test_the_paper_preset_cuts_whole_voxels(
+def test_the_paper_preset_places_crops_on_voxels(
     paper: tuple[Scans, PrepareConfig, list[ClassPlan]],
 ) -> None:
     scans, config, plans = paper
-    rows = row_tables(plans, scans, config, 0)
+    rows = row_tables(plans, scans, config, "train")
     base = rows["scale"] == 0
     spacing_mm = scans.spacing_mm[rows["scan"][base]]
     first_voxel = rows["origin_mm"][base] / spacing_mm + 0.5
@@ -399,7 +400,7 @@ def test_the_share_of_tissue_in_a_crop_is_within_its_limits(place_z: float, shar
         assert not judge(place_z=place_z, max_tissue=share - 0.1)
 
 
-def test_a_crop_of_mostly_nothing_is_no_reference() -> None:
+def test_a_crop_of_mostly_air_is_no_reference() -> None:
     assert judge(place_z=150, min_content=0.75)
     assert not judge(place_z=120, min_content=0.75)
 
@@ -428,21 +429,19 @@ def judge_beside(centre_yx: tuple[float, float], **settings: float) -> bool:
         ((0, 256), 0.25),
     ],
 )
-def test_what_lies_beside_the_frame_box_is_nothing(
-    centre_yx: tuple[float, float], share: float
-) -> None:
+def test_outside_the_frame_box_is_no_content(centre_yx: tuple[float, float], share: float) -> None:
     assert judge_beside(centre_yx, min_content=share - 0.05)
     assert not judge_beside(centre_yx, min_content=share + 0.05)
 
 
-def test_what_lies_beside_the_frame_box_is_no_tissue() -> None:
+def test_outside_the_frame_box_is_no_tissue() -> None:
     assert judge_beside((128, 0), min_tissue=0.45, max_tissue=0.55)
 
 
-def test_a_crop_that_reaches_to_the_edges_of_the_frame_box_is_all_content() -> None:
+def test_a_crop_up_to_the_edges_of_the_frame_box_is_all_content() -> None:
     assert judge_beside((32, 224), min_content=1, min_tissue=1)
 
 
-def test_references_are_not_drawn_where_there_is_nothing() -> None:
+def test_references_are_not_drawn_in_air() -> None:
     empty = dataclasses.replace(SCANS, thumbnail=lambda _: np.zeros((64, 128, 128), np.uint8))
     assert discover(empty, BASE) == []

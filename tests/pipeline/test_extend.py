@@ -25,7 +25,7 @@ def grown(prepared: Path, phantoms: Path, tmp_path: Path) -> tuple[Path, Path]:
     return archive, old
 
 
-def test_a_store_that_is_extended_is_the_same_as_one_made_anew(
+def test_an_extended_store_equals_a_new_one(
     grown: tuple[Path, Path], semgen: Semgen, config_file: Path, tmp_path: Path
 ) -> None:
     archive, old = grown
@@ -61,7 +61,7 @@ def test_a_file_that_was_only_touched_is_read_again(
         (["same"], ["is the store to extend", "another folder"]),
     ],
 )
-def test_what_cannot_be_extended_is_refused(
+def test_extend_is_refused_for_other_settings_and_for_the_same_store(
     prepared: Path,
     phantoms: Path,
     semgen: Semgen,
@@ -95,7 +95,7 @@ def test_an_old_store_without_its_catalogue_cannot_be_extended(
     assert not (tmp_path / "s").exists()
 
 
-def test_a_survey_of_another_version_is_not_used_again(
+def test_a_survey_of_another_version_is_not_reused(
     grown: tuple[Path, Path], semgen: Semgen, config_file: Path, tmp_path: Path
 ) -> None:
     archive, old = grown

@@ -66,7 +66,7 @@ def cut_slowly(
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_crops_of_real_scans_are_those_of_a_slow_independent_version(ct: Path, name: str) -> None:
+def test_crops_of_real_scans_equal_those_of_a_slow_independent_version(ct: Path, name: str) -> None:
     file = ct / "archive-2mm" / f"{name}.nii.gz"
     volume = read(file)
     spacing_mm = np.array(volume.spacing_mm)
@@ -95,7 +95,7 @@ def sources(store: Path) -> dict[int, Path]:
     }
 
 
-def test_crops_of_a_store_are_those_of_a_slow_independent_version(
+def test_crops_of_a_store_equal_those_of_a_slow_independent_version(
     prepared: Path, patches: PatchStore
 ) -> None:
     rows, scans, files = patches.train, patches.scans, sources(prepared)
@@ -154,7 +154,7 @@ def test_a_crop_of_a_constant_is_that_constant(step: tuple[float, float, float])
 
 
 @pytest.mark.parametrize("step", [(0.4, 0.4, 0.4), (1, 1.5, 1.1), (1.3, 2, 2.3)])
-def test_smoothing_leaves_a_ramp_in_its_place(step: tuple[float, float, float]) -> None:
+def test_smoothing_does_not_shift_a_ramp(step: tuple[float, float, float]) -> None:
     z, y, x = np.indices((40, 60, 70))
     ramp = Volume(hu=(9 * z + 5 * y - 7 * x).astype(np.int16), spacing_mm=(2.5, 0.7, 0.7))
     first = np.array((12.3, 11.6, 13.1))  # far enough from the edges for the Gaussian
@@ -183,7 +183,7 @@ def test_values_are_clipped_to_the_window() -> None:
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("end", ["low", "high"])
-def test_a_crop_that_leaves_the_scan_is_refused(noise: Volume, axis: int, end: str) -> None:
+def test_a_crop_that_extends_beyond_the_scan_is_refused(noise: Volume, axis: int, end: str) -> None:
     first = [0.0, 0.0, 0.0] if end == "low" else [16.0, 24.0, 34.0]
     cut(noise, first, (1, 1, 1))  # touching the outermost voxels is no harm
     first[axis] += -0.02 if end == "low" else 0.02
@@ -293,7 +293,9 @@ def test_the_body_frame_spans_the_scan_along_z(index: int) -> None:
 
 
 @pytest.mark.parametrize("frame", ["scan", "voxel"])
-def test_the_other_frames_are_the_whole_scan_at_its_voxels_edges(noise: Volume, frame: str) -> None:
+def test_the_other_frames_are_the_scan_from_voxel_edge_to_voxel_edge(
+    noise: Volume, frame: str
+) -> None:
     low, high = frame_box(noise, frame)
     np.testing.assert_allclose(low, [-1.25, -0.35155, -0.35])
     np.testing.assert_allclose(high - low, np.array([24, 40, 50]) * noise.spacing_mm)
@@ -338,16 +340,16 @@ every_pixel_size = pytest.mark.parametrize("pixel_mm", [0.4, 0.55, 0.7, 0.85, 0.
 
 
 @every_pixel_size
-def test_the_body_frame_is_shifted_to_no_side_whatever_the_pixel_size(pixel_mm: float) -> None:
+def test_the_body_frame_has_no_bias_to_a_side_at_any_pixel_size(pixel_mm: float) -> None:
     np.testing.assert_allclose(ellipse_errors(pixel_mm).mean(axis=0), 0, atol=0.2)
 
 
 @every_pixel_size
-def test_each_edge_of_the_body_frame_is_true_to_half_a_voxel(pixel_mm: float) -> None:
+def test_each_edge_of_the_body_frame_is_exact_to_half_a_voxel(pixel_mm: float) -> None:
     assert np.abs(ellipse_errors(pixel_mm)).max() < 0.5 * pixel_mm + 0.1
 
 
-def test_a_body_that_the_scan_cuts_off_is_framed_at_the_scans_edge() -> None:
+def test_the_frame_of_a_body_cut_off_by_the_scan_ends_at_the_scans_edge() -> None:
     cut_off = ellipse(np.array([20.3, 395.2]), np.array([90, 110]), 0.7)
     box, edges = frame_box(cut_off, "body"), cut_off.edges_mm
     assert (box[0, 1], box[1, 2]) == (edges[0, 1], edges[1, 2])
@@ -362,7 +364,9 @@ def test_something_narrow_that_touches_the_body_moves_its_frame_by_4_mm_at_most(
 
 
 @pytest.mark.parametrize("name", [*REAL, "LungFCP-01-0001", "CRLM-CT-1004"])
-def test_the_body_frame_of_a_real_scan_lies_in_it_and_holds_the_body(ct: Path, name: str) -> None:
+def test_the_body_frame_of_a_real_scan_lies_within_it_and_contains_the_body(
+    ct: Path, name: str
+) -> None:
     volume = read(ct / "archive-2mm" / f"{name}.nii.gz")
     box, edges = frame_box(volume, "body"), volume.edges_mm
     assert (box[0] >= edges[0]).all()
@@ -374,7 +378,7 @@ def test_the_body_frame_of_a_real_scan_lies_in_it_and_holds_the_body(ct: Path, n
 
 
 @pytest.mark.parametrize("name", ["LIDC-IDRI-0001", "CRLM-CT-1004"])
-def test_the_body_frame_of_a_real_scan_leaves_the_air_around_out(ct: Path, name: str) -> None:
+def test_the_body_frame_of_a_real_scan_excludes_the_air_around(ct: Path, name: str) -> None:
     volume = read(ct / "archive-2mm" / f"{name}.nii.gz")
     sides = np.diff(frame_box(volume, "body"), axis=0) / np.diff(volume.edges_mm, axis=0)
     assert sides[0, 1] < 0.9

@@ -121,6 +121,18 @@ def test_a_url_that_became_a_path_is_refused(phantoms: Path, config: PrepareConf
         prepare(phantoms, "s3://bucket/s", config, workers=1)
 
 
+def test_prepare_takes_paths_as_text_and_shows_nothing_by_default(
+    complete: Path, phantoms: Path, config: PrepareConfig, capfd: pytest.CaptureFixture[str]
+) -> None:
+    one, several = (
+        prepare(archive, str(complete), config) for archive in (str(phantoms), [phantoms])
+    )
+    assert one == several
+    assert one.already_complete
+    assert one.fingerprint == PatchStore(complete).fingerprint
+    assert capfd.readouterr() == ("", "")
+
+
 # A store and its catalogue -----------------------------------------------------------------------
 
 

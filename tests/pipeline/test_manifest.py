@@ -89,7 +89,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (archive / kind).mkdir()
         for number, original in enumerate(headers):
             header = copy.deepcopy(original)
-            header.SeriesInstanceUID = f"{header.SeriesInstanceUID}.{len(kind)}"
+            header.SeriesInstanceUID = f"{header.SeriesInstanceUID[:62]}.{len(kind)}"
             if kind == "capture":
                 header.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
             if kind == "scout":

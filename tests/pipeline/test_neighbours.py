@@ -8,7 +8,7 @@ from store.errors import ConfigError
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_flat_index_is_brute_force(seed: int) -> None:
+def test_the_flat_index_equals_brute_force(seed: int) -> None:
     rng = np.random.default_rng(seed)
     embedding = rng.normal(size=(200, 12)).astype(np.float32)
     rows = np.sort(rng.permutation(200)[:150])

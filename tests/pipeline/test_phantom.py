@@ -61,7 +61,7 @@ def test_mapping_to_the_atlas_and_back_returns_every_point(index: int) -> None:
 
 
 @pytest.mark.parametrize("index", range(3))
-def test_no_patient_is_folded(index: int) -> None:
+def test_no_deformation_folds_the_body(index: int) -> None:
     phantom = small(index)
     points_mm, step = points_in(phantom), 0.01
     columns = [
@@ -79,7 +79,7 @@ def test_the_same_anatomy_has_the_same_hu_in_two_patients() -> None:
     np.testing.assert_allclose(one.anatomy_hu(here_mm), other.anatomy_hu(there_mm), atol=0.5)
 
 
-def test_without_a_scanners_traces_a_voxel_is_the_anatomy_at_its_position() -> None:
+def test_without_noise_table_and_padding_a_voxel_is_the_anatomy_at_its_position() -> None:
     clean = replace(small(3), noise_hu=0.0, table_mm=None, padding_hu=None)
     indices = np.random.default_rng(0).integers(0, clean.size, (4000, 3))
     expected = clean.anatomy_hu(indices * np.array(clean.spacing_mm))
@@ -156,7 +156,7 @@ def test_contrast_brightens_the_aorta_and_leaves_the_bone() -> None:
     assert abs(gain_hu[1]) < 1
 
 
-def test_noise_has_the_strength_that_the_patient_tells() -> None:
+def test_noise_has_the_patients_noise_hu() -> None:
     phantom = replace(small(0), noise_hu=12.0)
     noise = phantom.render().astype(float) - replace(phantom, noise_hu=0.0).render()
     inside = scan(0) > -500  # air is clipped
@@ -169,7 +169,7 @@ def test_a_table_lies_behind_the_patient_and_nowhere_else() -> None:
     assert changed[:, 1].min() * phantom.spacing_mm[1] > 200
 
 
-def test_nobody_sinks_into_the_table() -> None:
+def test_no_patient_intersects_the_table() -> None:
     for index in range(5):
         phantom = small(index)
         if phantom.table_mm is not None:
@@ -214,7 +214,7 @@ def slices(tmp_path_factory: pytest.TempPathFactory) -> list[pydicom.Dataset]:
     return [pydicom.dcmread(path) for path in sorted(directory.iterdir())]
 
 
-def test_every_dicom_file_tells_its_own_identity(slices: list[pydicom.Dataset]) -> None:
+def test_every_dicom_file_has_its_own_instance_uid(slices: list[pydicom.Dataset]) -> None:
     assert len({data.SOPInstanceUID for data in slices}) == len(slices)
     assert all(d.file_meta.MediaStorageSOPInstanceUID == d.SOPInstanceUID for d in slices)
 
@@ -225,7 +225,7 @@ def test_dicom_files_are_not_named_in_slice_order(slices: list[pydicom.Dataset])
     assert heights != sorted(heights, reverse=True)
 
 
-def test_every_drawn_patient_fits_its_dicom_pixels() -> None:
+def test_every_drawn_patient_fits_the_range_of_its_dicom_pixels() -> None:
     assert all(p.signed or p.padding_hu is None for p in map(small, range(20)))
 
 
@@ -248,7 +248,7 @@ def test_a_mixed_archive_alternates_formats_and_has_the_same_bytes_each_time(
     assert stored == {"phantom-0000.nii.gz", "phantom-0001", "landmarks.json"}
 
 
-def test_a_compressed_file_tells_no_time(tmp_path: Path) -> None:
+def test_a_compressed_file_contains_no_time(tmp_path: Path) -> None:
     write_nifti(draw_phantom(7, 0, matrix=16), tmp_path / "scan.nii.gz")
     assert (tmp_path / "scan.nii.gz").read_bytes()[4:8] == bytes(4)
 
@@ -270,7 +270,7 @@ def test_writing_an_archive_shows_its_progress(tmp_path: Path) -> None:
     assert progress.units == {"phantoms": 2}
 
 
-def test_a_process_worker_can_be_sent_the_writer_and_a_patient() -> None:
+def test_the_writer_and_a_patient_can_be_pickled() -> None:
     assert pickle.loads(pickle.dumps((write_archive, small(0)))) == (write_archive, small(0))
 
 
@@ -294,7 +294,7 @@ def test_a_wrong_argument_is_refused(arguments: dict[str, object], message: str)
         ({"patients": 1, "format": "png"}, "format must be nifti, dicom or mixed, got 'png'"),
     ],
 )
-def test_an_archive_that_cannot_be_is_refused(
+def test_wrong_arguments_for_an_archive_are_refused(
     tmp_path: Path, arguments: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

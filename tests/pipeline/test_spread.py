@@ -69,7 +69,7 @@ def test_slices_in_several_folders_are_one_scan(series: Path, tmp_path: Path, ho
     np.testing.assert_array_equal(volume.hu, expected.hu)
 
 
-def test_a_copy_in_another_folder_is_a_duplicate_also_of_a_part(series: Path) -> None:
+def test_a_copy_in_another_folder_is_a_duplicate_also_if_it_is_partial(series: Path) -> None:
     shutil.copytree(series, series.with_name("xcopy"))
     files = by_position(series)
     (series.parent / "xpart").mkdir()
@@ -82,7 +82,7 @@ def test_a_copy_in_another_folder_is_a_duplicate_also_of_a_part(series: Path) ->
     }
 
 
-def test_a_slice_that_no_folder_has_is_missed(series: Path) -> None:
+def test_a_slice_missing_from_all_folders_is_detected(series: Path) -> None:
     files = by_position(series)
     spread(series, [files[:20], files[21:40], files[40:]])
     assert Counter(reason for _, reason in fates(series.parent).values()) == {
@@ -91,7 +91,7 @@ def test_a_slice_that_no_folder_has_is_missed(series: Path) -> None:
     }
 
 
-def test_other_scans_under_the_same_number_stay_scans_of_their_own(series: Path) -> None:
+def test_different_scans_with_the_same_uid_stay_separate(series: Path) -> None:
     other = series.with_name("zother")
     write_dicom(draw_phantom(5, 21, matrix=16, protocol="chest"), other)
     same = pydicom.dcmread(next(series.iterdir()))
@@ -133,7 +133,7 @@ def test_a_manifest_line_for_one_file_stands_for_a_series_in_several_folders(ser
     assert found == [(2, "joined"), (8, "joined"), (22, None)]
 
 
-def test_a_scan_that_a_manifest_lists_is_not_joined_with_what_it_leaves_out(series: Path) -> None:
+def test_listed_parts_that_make_a_scan_are_not_joined_with_unlisted_ones(series: Path) -> None:
     files = by_position(series)
     spread(series, [files[:30], files[31:]])
     assert fates(series.parent, list_csv(series.parent, "part1,")) == {
@@ -150,7 +150,7 @@ def test_the_folders_of_one_series_cannot_be_listed_for_both_splits(series: Path
         fates(series.parent, listed)
 
 
-def test_a_store_of_spread_series_is_the_same_store(
+def test_a_series_in_several_folders_gives_the_same_store(
     prepared: Path, phantoms: Path, semgen: Semgen, config_file: Path, tmp_path: Path
 ) -> None:
     archive = shutil.copytree(phantoms, tmp_path / "archive")
