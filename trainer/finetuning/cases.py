@@ -19,7 +19,6 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
-from trainer.data.plan import derive_seeds
 from trainer.finetuning.config import FinetuneConfig
 from trainer.finetuning.images import (
     check_unit,
@@ -34,6 +33,7 @@ from trainer.finetuning.images import (
     turn,
 )
 from trainer.finetuning.task import Case, Task
+from trainer.seeds import derive_seeds
 
 _MOST_FOREGROUND = 20_000
 

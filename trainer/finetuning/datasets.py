@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from store.csvfile import write_csv
-from trainer.data.plan import derive_seeds
 from trainer.errors import TrainError
 from trainer.finetuning.images import read_image, write_image
+from trainer.seeds import derive_seeds
 
 MANIFEST = "task.csv"
 _NODULE_SHAPE = (32, 64, 64)

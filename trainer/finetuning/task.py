@@ -18,10 +18,11 @@ from typing import Any, get_args
 
 import numpy as np
 
-from trainer.data.plan import derive_seeds, draw_persons
+from trainer.data.plan import draw_patients
 from trainer.errors import TrainError
 from trainer.finetuning.config import FinetuneConfig, Intensity
 from trainer.finetuning.images import ENDINGS, find_stem
+from trainer.seeds import derive_seeds
 
 SPLITS = ("train", "validation", "test")
 _DATASET = "dataset.json"
@@ -201,7 +202,7 @@ def deal_splits(task: Task, config: FinetuneConfig) -> Task:
     patients = sorted({case.patient for case in cases if case.split == "train"})
     if not patients:
         raise TrainError(f"{task.name}: no patient is left to train on; lower the other splits")
-    numbers = draw_persons(np.arange(len(patients)), config.label_fraction, config.split_seed)
+    numbers = draw_patients(np.arange(len(patients)), config.label_fraction, config.split_seed)
     kept = {patients[number] for number in numbers.tolist()}
     cases = [case for case in cases if case.split != "train" or case.patient in kept]
     return dataclasses.replace(task, cases=tuple(cases))
