@@ -8,33 +8,31 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from trainer.transforms.perturb import (
-    Draws,
-    bend_intensity,
-    deform,
-    jumble,
-    paint_inside,
-    paint_outside,
-    perturb,
-    rotate,
-    shuffle_pixels,
-    swap_patches,
-)
+from trainer.transforms.draws import Draws
+from trainer.transforms.elastic import deform
+from trainer.transforms.intensity import nonlinear_intensity
+from trainer.transforms.paint import inpaint, outpaint
+from trainer.transforms.perturb import perturb
+from trainer.transforms.rotate import rotate
+from trainer.transforms.rubik import scramble_rubik
+from trainer.transforms.shuffle import shuffle_pixels
+from trainer.transforms.swap import swap_patches
 
 PERTURBATIONS: dict[str, Callable[[Tensor, Draws], Tensor]] = {
     "elastic deformation": deform,
-    "local shuffling": shuffle_pixels,
-    "non-linear intensity": bend_intensity,
-    "in-painting": paint_inside,
-    "out-painting": paint_outside,
-    "mix": perturb,
+    "local shuffling": partial(shuffle_pixels, num_blocks=10_000),
+    "non-linear intensity": nonlinear_intensity,
+    "in-painting": inpaint,
+    "out-painting": outpaint,
+    "mix": partial(perturb, num_blocks=10_000),
     "patch swaps": swap_patches,
     "rotation": lambda cubes, draws: rotate(cubes, draws)[0],
-    "Rubik's cube": lambda cubes, draws: jumble(cubes, draws, num_orders=100)[0],
+    "Rubik's cube": lambda cubes, draws: scramble_rubik(cubes, draws, num_orders=100)[0],
 }
 OFFICIAL_CUBES_PER_S = 30.0
 

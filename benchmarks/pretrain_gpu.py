@@ -26,10 +26,11 @@ from benchmarks.plain_step import plain_batches
 from store import PatchStore
 from tests.support.synthetic_store import make_store
 from trainer import TrainConfig
+from trainer.checkpoint import RunState
+from trainer.data.stream import Batch, Stream
 from trainer.pretexts import Example
-from trainer.pretraining import Session
-from trainer.ranks import Ranks
-from trainer.transforms.perturb import Draws
+from trainer.pretraining import Pretrainer
+from trainer.setup import set_up
 
 PEAK_TFLOPS = {"H200": (67, 494, 989), "H100": (67, 494, 989), "A100": (19.5, 156, 312)}
 """Of dense fp32, tf32, bf16, as the makers state them."""
@@ -45,7 +46,7 @@ CLASSES = 16
 
 
 class Bench:
-    """One store, one size of net and batch; every measurement is a session of its own."""
+    """One store, one size of net and batch; every measurement has a net of its own."""
 
     def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
         self.arguments, self.folder = arguments, folder
@@ -59,15 +60,13 @@ class Bench:
             )
         )
         self.lines: list[str] = []
-        self.sessions = 0
 
     def tell(self, text: str) -> None:
         print(text, flush=True)
         self.lines.append(text)
 
-    def session(self, **settings: object) -> Session:
-        """A run at the joint phase."""
-        self.sessions += 1
+    def set_up(self, **settings: object) -> tuple[Pretrainer, Stream]:
+        """A net in the joint phase, and its train crops."""
         given = self.arguments
         config = TrainConfig(
             **{
@@ -80,12 +79,10 @@ class Bench:
                 **settings,
             }  # type: ignore[arg-type]
         )
-        run = self.folder / f"run{self.sessions}"
-        run.mkdir()
-        session = Session(self.store, run, config, None, lambda event: None, Ranks())
-        session._begin_joint_phase()
-        session.net.train()
-        return session
+        setup = set_up(self.store, self.folder, config)
+        pretrainer = Pretrainer(setup, RunState.resume(None))
+        pretrainer.net.train()
+        return pretrainer, setup.train
 
     def seconds(self, step: Callable[[], object]) -> float:
         """Median seconds of a step, after some to warm up."""
@@ -116,47 +113,53 @@ class Bench:
             torch.cuda.synchronize()
 
 
-def take(session: Session) -> tuple[Example, Tensor]:
+def take(pretrainer: Pretrainer, stream: Stream) -> tuple[Example, Tensor]:
     """One perturbed batch and its labels, on the device."""
-    batch = next(session.train_stream.epoch(0))
-    cubes, labels = session.train_stream.load(batch)
-    draws = Draws.keyed(0, "fixed", rows=batch.rows, device=session.device)
-    return session.pretext.perturb(cubes, draws), labels
+    batch = next(stream.epoch(0))
+    return pretrainer.objective.perturb(batch.cubes(), "fixed", rows=batch.rows), batch.labels
 
 
-def fixed_step(session: Session) -> Callable[[], object]:
+def fixed_step(pretrainer: Pretrainer, stream: Stream) -> Callable[[], object]:
     """The net's step on one batch that never changes."""
-    example, labels = take(session)
+    example, labels = take(pretrainer, stream)
 
     def step() -> None:
-        session.optimiser.zero_grad(set_to_none=True)
-        with session.judge.autocast():
-            output = session.model(example.inputs)
-        session.judge.losses(output, example, labels)["loss"].backward()  # type: ignore[no-untyped-call]
-        session.optimiser.step()
+        pretrainer.optimiser.zero_grad(set_to_none=True)
+        with pretrainer.objective.autocast():
+            output = pretrainer.model(example.inputs)
+        pretrainer.objective.losses(output, example, labels)["loss"].backward()  # type: ignore[no-untyped-call]
+        pretrainer.optimiser.step()
 
     return step
 
 
-def real_step(session: Session) -> Callable[[], object]:
-    """The whole step, from the store."""
+class RealStep:
+    """The complete step, from the store."""
 
-    def batches() -> Iterator[object]:
+    def __init__(self, pretrainer: Pretrainer, stream: Stream) -> None:
+        self.pretrainer, self.stream = pretrainer, stream
+        self.waited_s = 0.0
+        self.batches = self._batches()
+
+    def _batches(self) -> Iterator[Batch]:
         for epoch in range(10**6):
-            session.progress.epoch = epoch
-            yield from session.train_stream.epoch(epoch)
+            self.pretrainer.state.epoch = epoch
+            yield from self.stream.epoch(epoch)
 
-    stream = batches()
-    return lambda: session._step(next(stream))  # type: ignore[arg-type]
+    def __call__(self) -> None:
+        began = time.perf_counter()
+        batch = next(self.batches)
+        self.waited_s += time.perf_counter() - began
+        self.pretrainer.step(batch)
 
 
 def measure_net(bench: Bench) -> dict[str, object]:
     """The net's step on one batch at every precision; returns the settings of the fastest."""
     given, on_gpu = bench.arguments, bench.arguments.device != "cpu"
     name = torch.cuda.get_device_name() if on_gpu else "CPU"
-    session = bench.session(precision="fp32")
+    pretrainer, stream = bench.set_up(precision="fp32")
     with FlopCounterMode(display=False) as counter:
-        session.net(take(session)[0].inputs)
+        pretrainer.net(take(pretrainer, stream)[0].inputs)
     flops = 3 * counter.get_total_flops()  # backward costs twice the forward
     bench.tell(
         f"{datetime.date.today()}, {name}, torch {torch.__version__}, width {given.width}, batches"
@@ -171,12 +174,12 @@ def measure_net(bench: Bench) -> dict[str, object]:
         if compiled and given.no_compile:
             continue
         settings: dict[str, object] = {"precision": precision, "compile": compiled}
-        session = bench.session(**settings)
+        pretrainer, stream = bench.set_up(**settings)
         if not channels_last:
-            session.net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            pretrainer.net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        seconds = bench.seconds(fixed_step(session))
+        seconds = bench.seconds(fixed_step(pretrainer, stream))
         peak = dict(zip(("fp32", "tf32", "bf16"), peaks, strict=True))[precision]
         share = f"{flops / seconds / peak / 1e12:.1%}" if peak else "-"
         memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f}" if on_gpu else "-"
@@ -190,33 +193,29 @@ def measure_net(bench: Bench) -> dict[str, object]:
 
 
 def measure_whole(bench: Bench, settings: dict[str, object]) -> float:
-    """The whole step with every cache against the fixed batch; returns the seconds of the best."""
+    """The complete step with every cache against the fixed batch; returns the best's seconds."""
     given = bench.arguments
     words = " + compile" if settings["compile"] else ""
     bench.tell(f"\n| {settings['precision']}{words} | cubes/s | ms | over fixed batch | waiting |")
     bench.tell("|---|---|---|---|---|")
-    plain = bench.running(fixed_step(bench.session(**settings)))
+    plain = bench.running(fixed_step(*bench.set_up(**settings)))
     bench.tell(f"| one fixed batch | {given.batch_size / plain:.0f} | {plain * 1e3:.1f} | 1 | - |")
     found = []
     for cache in ("none", "memory", "device"):
-        session = bench.session(**settings, cache=cache)
-        stream, step = session.train_stream, real_step(session)
+        pretrainer, stream = bench.set_up(**settings, cache=cache)
+        step = RealStep(pretrainer, stream)
         for _ in range(len(stream.plan) if cache != "none" else 0):
             step()  # an epoch fills the cache
-        waited, began = stream.waited_s, time.perf_counter()
+        waited, began = step.waited_s, time.perf_counter()
         found.append(bench.running(step))
-        share = (stream.waited_s - waited) / (time.perf_counter() - began)
+        share = (step.waited_s - waited) / (time.perf_counter() - began)
         bench.tell(
             f"| store (cache {cache}) and perturbation | {given.batch_size / found[-1]:.0f}"
             f" | {found[-1] * 1e3:.1f} | {found[-1] / plain:.3f} | {share:.0%} |"
         )
     batch = next(stream.epoch(0))
-    cubes, _ = stream.load(batch)
-    alone = bench.running(
-        lambda: session.pretext.perturb(
-            cubes, Draws.keyed(0, "alone", rows=batch.rows, device=session.device)
-        )
-    )
+    cubes = batch.cubes()
+    alone = bench.running(lambda: pretrainer.objective.perturb(cubes, "alone", rows=batch.rows))
     share_alone = alone / min(found)
     bench.tell(f"\nPerturbation alone: {alone * 1e3:.1f} ms a batch, {share_alone:.1%} of a step.")
     return min(found)
@@ -225,8 +224,8 @@ def measure_whole(bench: Bench, settings: dict[str, object]) -> float:
 def measure_published(bench: Bench, ours: float) -> None:
     """The published step, against the seconds of ours."""
     given = bench.arguments
-    session = bench.session(precision="fp32")
-    session.net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    pretrainer, _ = bench.set_up(precision="fp32")
+    pretrainer.net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     rows = np.arange(min(len(bench.store.train), 8 * given.batch_size))
     hu = bench.store.train.read(rows).astype(np.float32)
     loader = plain_batches(
@@ -243,11 +242,12 @@ def measure_published(bench: Bench, ours: float) -> None:
     stream = forever()
 
     def published() -> None:
-        inputs, target, labels = (part.to(session.device) for part in next(stream))
-        session.optimiser.zero_grad()
-        losses = session.judge.losses(session.model(inputs), Example(inputs, target), labels)
+        inputs, target, labels = (part.to(pretrainer.device) for part in next(stream))
+        pretrainer.optimiser.zero_grad()
+        example = Example(inputs, target)
+        losses = pretrainer.objective.losses(pretrainer.model(inputs), example, labels)
         losses["loss"].backward()  # type: ignore[no-untyped-call]
-        session.optimiser.step()
+        pretrainer.optimiser.step()
 
     seconds = bench.running(published)
     bench.tell(

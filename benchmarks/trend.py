@@ -38,7 +38,8 @@ from pipeline.stages.embed import embed_scans
 from store.format import THUMBNAIL_SHAPE
 from store.reader import ShardedReader
 from store.writer import StoreWriter, write_shard
-from trainer.transforms.perturb import Draws, perturb
+from trainer.transforms.draws import Draws
+from trainer.transforms.perturb import perturb
 
 RECORD = Path(__file__).with_name("trend.json")
 _ROUNDS, _SHARD_ROWS, _SCANS = 5, 64, 5000
@@ -117,7 +118,10 @@ def measure(folder: Path) -> dict[str, float]:
         "write a crop": cpu_ms(lambda: write_shard(path, "train/patch", 0, crops), _SHARD_ROWS),
         "read a crop": cpu_ms(lambda: reader.read(order), _SHARD_ROWS),
         "perturb a crop": cpu_ms(
-            lambda: perturb(cubes, Draws.keyed(0, "benchmark", 0, rows=range(8))), 8
+            lambda: perturb(
+                cubes, Draws.keyed(0, "benchmark", 0, rows=range(8)), num_blocks=10_000
+            ),
+            8,
         ),
     }
 

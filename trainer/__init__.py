@@ -17,13 +17,13 @@ if TYPE_CHECKING:
         TrainSummary,
         Validated,
     )
+    from trainer.export import export_weights
     from trainer.interrupt import Interrupted
     from trainer.nets.unet import Encoder3D, Output, UNet3D
     from trainer.pretraining import pretrain
     from trainer.weights import (
         KeyReport,
         Weights,
-        export_weights,
         load_encoder,
         load_unet,
         load_weights,
@@ -70,13 +70,13 @@ __getattr__, __dir__ = lazy_names(
             "TrainSummary",
             "Validated",
         ),
+        "export": ("export_weights",),
         "interrupt": ("Interrupted",),
         "nets.unet": ("Encoder3D", "Output", "UNet3D"),
         "pretraining": ("pretrain",),
         "weights": (
             "KeyReport",
             "Weights",
-            "export_weights",
             "load_encoder",
             "load_unet",
             "load_weights",

@@ -1,9 +1,8 @@
-"""Checkpoints: written whole or not at all, read without executing code."""
+"""Checkpoints of a run: written completely or not at all, read without executing code."""
 
 from __future__ import annotations
 
 import io
-import os
 import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from store.atomic import replace_file
 from trainer.config import LoopConfig, find_differences
 from trainer.errors import TrainError
 
@@ -19,70 +19,98 @@ LAST, BEST = "last.pt", "best.pt"
 
 
 @dataclass(slots=True)
-class Progress:
-    """Where a run stands between two steps; all of it goes into the checkpoint."""
+class RunState:
+    """How far a run is between two steps; all of it is saved in the checkpoint.
+
+    The names of the fields are keys of checkpoints: renaming one breaks older files.
+    """
 
     step: int = 0
     """Optimiser steps done."""
     epoch: int = 0
-    """Whole epochs done."""
+    """Complete epochs done."""
     batch: int = 0
-    """Next batch of the current epoch."""
+    """Index of the next batch in the current epoch."""
     metrics_bytes: int = 0
-    """Size of metrics.jsonl."""
+    """Size of metrics.jsonl in bytes."""
     window: dict[str, float] = field(default_factory=dict)
-    """Sums of losses since the last line of metrics."""
+    """Sums of the losses since the last line of metrics, and their number of examples."""
     whole: dict[str, float] = field(default_factory=dict)
-    """Sums of losses since the epoch began."""
+    """Sums of the losses since the epoch began, and their number of examples."""
     best: dict[str, float] = field(default_factory=dict)
     """Metrics of the best validation of this phase; empty before the first."""
     best_step: int = 0
     best_epoch: int = 0
     joint: bool = False
-    """Whether the warm-up is over."""
+    """Whether the run is past its warm-up, or has none."""
     last: dict[str, float] = field(default_factory=dict)
     """Metrics of the last validation."""
     lr_cuts: int = 0
-    """How often a plateau has cut the learning rate."""
+    """Times that a plateau has cut the learning rate."""
     lr_cut_epoch: int = 0
+    """Epoch of the last such cut."""
     unvalidated: bool = False
-    """Whether a validation is due that was interrupted."""
+    """Whether the last validation was interrupted and must be done when the run is resumed."""
+
+    @classmethod
+    def resume(cls, saved: dict[str, Any] | None, *, warmup_epochs: int = 0) -> RunState:
+        """The state in a checkpoint's content, or that of a new run without one."""
+        state = cls(**saved["progress"]) if saved else cls()
+        state.joint = state.joint or not warmup_epochs
+        return state
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write under a temporary name, force to the disk, rename.
+    """Replace a checkpoint, so that not even a power failure loses both the old and the new one.
 
     content
         Tensors, numbers, text, and dicts and lists of these.
     """
-    partial = path.with_name(path.name + ".partial")
-    packed = io.BytesIO()  # torch's own writer does not say why a file cannot be written
-    torch.save({"version": VERSION, **content}, packed)
-    with partial.open("wb") as file:
-        file.write(packed.getbuffer())
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_torch(path, {"version": VERSION, **content}, durable=True)
+
+
+def write_torch(path: Path, content: dict[str, Any], *, durable: bool = False) -> None:
+    """Replace a torch file; see `store.atomic.replace_file`."""
+    packed = io.BytesIO()  # torch's own writer does not report why a file cannot be written
+    torch.save(content, packed)
+    with replace_file(path, durable=durable) as partial:
+        partial.write_bytes(packed.getbuffer())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read onto the CPU; raises TrainError when it is no checkpoint of this version."""
+    """Read a checkpoint into main memory; TrainError when it is none of this version."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise TrainError(
-            f"{path}: not a readable checkpoint ({type(error).__name__}); start in another folder"
+            f"{path}: not a readable checkpoint ({type(error).__name__}); give another RUN"
         ) from error
     version = content.get("version") if isinstance(content, dict) else None
     if version != VERSION:
         raise TrainError(f"{path}: expected a checkpoint of version {VERSION}, got {version}")
     assert isinstance(content, dict)
     return content
+
+
+def load_best(run: Path) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint with the best weights of a run, and its content.
+
+    That is best.pt, or last.pt as long as no validation of the joint phase has chosen a best.pt.
+    """
+    files = [file for file in (run / BEST, run / LAST) if file.exists()]
+    if not files:
+        raise TrainError(f"{run}: no checkpoint here yet; run `semgen pretrain` first")
+    content = load_checkpoint(files[0])
+    if len(files) > 1 and in_warmup(content):
+        last = load_checkpoint(files[1])
+        if not in_warmup(last):
+            return files[1], last
+    return files[0], content
+
+
+def in_warmup(content: dict[str, Any]) -> bool:
+    """Whether a checkpoint was saved during the warm-up, which leaves the decoder untrained."""
+    return bool(content["config"].get("warmup_epochs")) and not content["progress"]["joint"]
 
 
 def refuse_other_run(
@@ -95,21 +123,22 @@ def refuse_other_run(
 ) -> None:
     """Raise TrainError when a checkpoint is of another store or of other settings, naming them.
 
-    Another number of processes can be honoured only where batch norm does not depend on it.
+    The number of processes may change only with `sync_batch_norm`: without it, batch norm depends
+    on that number.
     """
     if saved["fingerprint"] != fingerprint:
         raise TrainError(
-            f"{path}: trained on store {saved['fingerprint'][:12]}, this one is "
-            f"{fingerprint[:12]}; give the same store or another RUN"
+            f"{path}: trained on data with fingerprint {saved['fingerprint'][:12]}, but these have"
+            f" {fingerprint[:12]}; give the same data or another RUN"
         )
     differences = find_differences(saved["config"], config)
     if differences:
         raise TrainError(
             f"{path}: was started with other settings ({'; '.join(differences)}); "
-            "give the same ones or another RUN"
+            "give the same settings or another RUN"
         )
     if saved["num_processes"] != num_processes and not saved["config"].get("sync_batch_norm"):
         raise TrainError(
-            f"{path}: was trained by {saved['num_processes']} processes, now there are"
-            f" {num_processes}; start as many, or another RUN with sync_batch_norm"
+            f"{path}: was trained by {saved['num_processes']} processes, but now there are"
+            f" {num_processes}; start the same number, or start another RUN with sync_batch_norm"
         )

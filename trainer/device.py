@@ -1,15 +1,21 @@
-"""Where a run computes, and how exactly."""
+"""Device and numerical precision of a run."""
 
 from __future__ import annotations
 
+import dataclasses
+from typing import TypeVar
+
 import torch
 
+from trainer.config import LoopConfig
 from trainer.errors import TrainError
 from trainer.ranks import Ranks
 
+Config = TypeVar("Config", bound=LoopConfig)
+
 
 def pick_device(name: str, ranks: Ranks) -> torch.device:
-    """The device of that name for this process; TrainError when it cannot be used."""
+    """The device that `LoopConfig.device` names, for this process; TrainError if not usable."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and ranks.size > 1:
@@ -27,8 +33,15 @@ def pick_device(name: str, ranks: Ranks) -> torch.device:
     return device
 
 
+def resolve_precision(config: Config, device: torch.device) -> Config:
+    """The config with "auto" precision replaced by the one that suits the device."""
+    if config.precision != "auto":
+        return config
+    return dataclasses.replace(config, precision="bf16" if device.type == "cuda" else "fp32")
+
+
 def set_precision(precision: str) -> None:
-    """Float32 is what it says unless tf32 is asked for; and the fastest kernels are looked for."""
+    """Set global options of PyTorch: full float32 unless tf32 is allowed, and fastest kernels."""
     kind = "ieee" if precision == "fp32" else "tf32"
     torch.backends.cuda.matmul.fp32_precision = kind
     torch.backends.cudnn.conv.fp32_precision = kind  # type: ignore[attr-defined]
@@ -36,18 +49,23 @@ def set_precision(precision: str) -> None:
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context in which a net runs at that precision."""
+    """A context in which a net runs at that precision."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def check_precision(
     precision: str, device: torch.device, shape: tuple[int, ...], blocks: int = 1
 ) -> None:
-    """Raise TrainError where the weights' gradients would be wrong.
+    """Raise TrainError where gradients of the weights would be wrong.
 
-    On the CPU, oneDNN's bf16 gradient of a 3x3x3 kernel reads memory that was never written
-    when the input has exactly two slices (torch 2.13; numbers that are silently wrong, or NaN).
-    The net halves crops of 8 and 16 slices down to two.
+    On the CPU, oneDNN's bf16 gradient of a 3x3x3 kernel reads uninitialised memory when the input
+    has exactly two slices (torch 2.13: wrong numbers without a warning, or NaN). The net reduces
+    crops of 8 and 16 slices to two.
+
+    shape
+        (Z, Y, X) of a crop in voxels.
+    blocks
+        Parts per axis that are encoded alone.
     """
     if precision == "bf16" and device.type == "cpu" and shape[0] // blocks in (8, 16):
         raise TrainError(

@@ -1,11 +1,11 @@
-"""The errors of training that are meant for the user."""
+"""Errors of training that are meant for the user."""
 
 from store.errors import SemgenError
 
 
 class TrainError(SemgenError):
-    """Training cannot go on as asked; one line: expected, got, where, how to mend."""
+    """Training is not possible as requested: one line with what is wrong, where, how to fix it."""
 
 
 class Diverged(TrainError):
-    """The loss or the weights are no longer numbers: this run failed, others may not."""
+    """The loss or the weights are no longer finite: this run failed, others may not."""

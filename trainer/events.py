@@ -1,4 +1,4 @@
-"""What a run tells while it goes; a command line renders these."""
+"""Events of a run, passed to `on_event` as they happen; the command line prints them."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """The run is set up."""
+    """Training starts or resumes."""
 
     run: Path
     fingerprint: str
-    """Of the store."""
+    """Identifies the data: the store's, or the task's in fine-tuning."""
     num_train: int
-    """Crops in an epoch."""
+    """Training examples in an epoch."""
     num_validation: int
-    """Crops in a validation."""
+    """Validation examples."""
     num_classes: int
     num_parameters: int
     device: str
     steps_per_epoch: int
     total_steps: int
-    """Most steps, unless the run stops early."""
+    """Steps of the complete run, unless it stops early."""
     warmup_epochs: int
     resumed_at: int
-    """Steps done before; 0 for a new run."""
+    """Steps already done; 0 for a new run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stepped:
-    """Training went on; losses are means since the last such event, unweighted but `loss`."""
+    """Some more steps are done; metrics are means over the steps since the last such event."""
 
     step: int
     """Steps done."""
@@ -38,31 +38,33 @@ class Stepped:
     epoch: int
     """From 0."""
     metrics: dict[str, float]
-    """loss, and what there is of restoration, classification, accuracy."""
+    """"loss" (the weighted sum) and its unweighted parts, such as restoration, classification and
+    accuracy."""
     learning_rate: float
     cubes_per_s: float
     wait_share: float
-    """Share of the time in which training waited for data."""
+    """Fraction of the time that training waited for data."""
     remaining_s: float
-    """At this rate, without the validations."""
+    """Estimated seconds until `total_steps`, without validations."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validated:
-    """A validation is done (or, without validation rows, an epoch's training means)."""
+    """A validation is done. Without validation data, metrics are the epoch's training means."""
 
     step: int
     epoch: int
     """Epochs done, from 1."""
     metrics: dict[str, float]
-    """loss, and what there is of restoration, identity, classification, accuracy."""
+    """"loss" and its parts, such as restoration, identity (the restoration loss of the perturbed
+    cube itself), classification and accuracy."""
     best: bool
-    """Whether this is the best so far."""
+    """Whether the loss is the lowest so far in this phase."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
-    """A checkpoint is on the disk."""
+    """A checkpoint was written."""
 
     step: int
     path: Path
@@ -70,38 +72,38 @@ class Saved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noticed:
-    """Something that people should know, in one line."""
+    """A message for the user, in one line."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSummary:
-    """How a run ended."""
+    """Result of a training run."""
 
     run: Path
     reason: str
-    """"epochs", "steps" or "patience"."""
+    """Which limit ended it: "epochs", "steps" or "patience"."""
     steps: int
-    """Optimiser steps done, of all sessions of the run."""
+    """Optimiser steps done, including those before the run was resumed."""
     epochs: int
-    """Whole epochs done."""
+    """Complete epochs done."""
     best_step: int
     best: dict[str, float]
     """Metrics of the validation that chose best.pt."""
     last: dict[str, float]
     """Metrics of the last validation."""
-    num_skipped: int
-    """Corrupt crops left out by this call."""
+    num_skipped: int = 0
+    """Corrupt crops skipped by this call."""
     seconds: float
-    """Of this call."""
+    """Duration of this call."""
     already_complete: bool
-    """True when there was nothing left to do."""
+    """Whether the run was complete before this call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """The run is over."""
+    """The run is complete."""
 
     summary: TrainSummary
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from store.atomic import replace_file
 from store.settings import to_json
 from trainer.config import LoopConfig
 from trainer.errors import TrainError
@@ -20,18 +21,18 @@ _LOCK = ".lock"
 
 
 class BusyError(TrainError):
-    """Another process trains there."""
+    """Another process is training in the run directory."""
 
 
 @contextmanager
 def open_run(run: Path) -> Iterator[None]:
-    """Make the run's folder and keep every other writer out of it.
+    """Create the run directory and lock it against other processes.
 
-    A run that fails before its config.json is written leaves no folder behind. Raises TrainError
-    when something else is there, BusyError when another process writes there.
+    When the block fails before config.json is written, a new directory is deleted again. Raises
+    TrainError when the path holds something else, BusyError when another process has the lock.
     """
     existed = run.exists()
-    _make_folder(run)
+    _make_directory(run)
     with hold(run / _LOCK, run):
         try:
             yield
@@ -42,30 +43,31 @@ def open_run(run: Path) -> Iterator[None]:
                     run.rmdir()
 
 
-def _make_folder(run: Path) -> None:
+def _make_directory(run: Path) -> None:
     if run.exists() and not run.is_dir():
         raise TrainError(f"{run}: expected a folder for the run, got a file; give another RUN")
     run.mkdir(parents=True, exist_ok=True)
     others = [path for path in run.iterdir() if not path.name.startswith(".")]
     if others and not (run / CONFIG).exists():
-        raise TrainError(f"{run}: not a run, and not empty ({others[0].name}); give another RUN")
+        raise TrainError(
+            f"{run}: not a run directory, and not empty ({others[0].name}); give another RUN"
+        )
 
 
 def write_config(run: Path, config: LoopConfig, **facts: Any) -> None:
-    """The resolved settings, what was learned from, and the software, for people."""
+    """Write config.json: resolved settings, the given facts about the data, software versions."""
     content = {
         "config": to_json(config),
         **facts,
         "software": {"torch": torch.__version__, "threads": torch.get_num_threads()},
     }
-    partial = run / (CONFIG + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(run / CONFIG)
+    with replace_file(run / CONFIG) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n")
 
 
 @contextmanager
 def hold(lock: Path, run: Path) -> Iterator[None]:
-    """Keep out all others that hold the same file; BusyError, about `run`, when there is one."""
+    """Hold a lock file; raises BusyError that names `run` when another process holds it."""
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

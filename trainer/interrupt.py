@@ -13,27 +13,27 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training stopped because a signal asked for it; the run can be resumed."""
+    """Training stopped because of a signal; the run can be resumed."""
 
 
 @dataclass(slots=True)
 class Interruption:
-    """Whether a signal has asked this process to stop."""
+    """Whether this process has received a signal to stop."""
 
     requested: bool = False
 
 
 @contextmanager
-def watch_signals(*, forgive_second: bool = False) -> Iterator[Interruption]:
-    """Note the first Ctrl-C or SIGTERM instead of ending at once.
+def watch_signals(*, ignore_second: bool = False) -> Iterator[Interruption]:
+    """Record the first Ctrl-C or SIGTERM instead of ending the process at once.
 
-    A second one does what it would do without us. Where nobody raised Interrupted meanwhile,
-    leaving does. Outside the main thread, where Python handles no signals, nothing changes; a
-    signal that the process ignores stays ignored.
+    A second signal has its usual effect. If nothing inside has raised Interrupted after a signal,
+    it is raised at the end of the block. Outside the main thread, where Python handles no signals,
+    nothing changes; a signal that the process ignores stays ignored.
 
-    forgive_second
-        Ignore further signals: torchrun sends Ctrl-C once more to processes that have it already,
-        and kills them after a grace period of its own (30 s).
+    ignore_second
+        Ignore further signals: torchrun sends Ctrl-C a second time to processes that already have
+        it, and kills them after its own grace period (30 s).
     """
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
@@ -46,13 +46,13 @@ def watch_signals(*, forgive_second: bool = False) -> Iterator[Interruption]:
         for number in ours:
             signal.signal(number, before[number])
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def record(number: int, frame: FrameType | None) -> None:
         interruption.requested = True
-        if not forgive_second:
+        if not ignore_second:
             restore()
 
     for number in ours:
-        signal.signal(number, note)
+        signal.signal(number, record)
     try:
         yield interruption
     finally:

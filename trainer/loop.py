@@ -1,26 +1,27 @@
-"""The loop that every training shares: epochs, learning rate, patience, metrics, checkpoints.
+"""The loop of every training: epochs, learning rate, patience, metrics, checkpoints.
 
-A subclass says what a step learns from a batch and how it is measured. On the CPU a run that was
-killed at any moment and resumed gives the same metrics and weights, bit for bit, as one that was
-not (with the same number of threads). Ctrl-C and SIGTERM end training between two steps, after a
-checkpoint.
+`Loop` decides when to do something; a `Learner` does it: it knows data, net and losses. On the CPU,
+a run that was killed at any moment and resumed gives the same metrics and weights, bit for bit, as
+an uninterrupted one (with the same number of threads). Ctrl-C and SIGTERM end training between two
+steps, after a checkpoint.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from store.settings import to_json
-from trainer.checkpoint import BEST, LAST, Progress, save_checkpoint
+from trainer.checkpoint import BEST, LAST, RunState, save_checkpoint
 from trainer.config import LoopConfig
 from trainer.errors import Diverged, TrainError
 from trainer.events import Event, Saved, Stepped, TrainSummary, Validated
@@ -29,9 +30,12 @@ from trainer.losses import Means
 from trainer.ranks import Ranks
 from trainer.record import Recorder
 
+Losses: TypeAlias = tuple[dict[str, Tensor], int]
+"""Mean losses of some examples by name, "loss" among them, and the number of examples."""
+
 
 class Indexed(Protocol):
-    """A batch: its place in the epoch, from 0, and how many examples it has."""
+    """A batch: its position in the epoch, from 0, and its number of examples."""
 
     @property
     def index(self) -> int: ...
@@ -39,180 +43,285 @@ class Indexed(Protocol):
     def __len__(self) -> int: ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """Result of a validation."""
+
+    metrics: dict[str, float]
+    """By name, "loss" among them; empty without validation data."""
+    confusion: Tensor | None = None
+    """(classes, classes) number of examples by true and predicted class."""
+    pictured: dict[str, Tensor] | None = None
+    """Cubes (n, 1, Z, Y, X) in [0, 1] by caption, to show side by side."""
+
+
 Batch = TypeVar("Batch", bound=Indexed)
+Batch_contra = TypeVar("Batch_contra", bound=Indexed, contravariant=True)
 
 
-class Loop(ABC, Generic[Batch]):
-    """One process's work on a run.
+class Learner(Protocol[Batch_contra]):
+    """What a loop trains."""
 
-    A subclass sets `net`, `model` (the net as a step calls it) and `optimiser` before it trains.
-    """
+    @property
+    def net(self) -> nn.Module:
+        """The net, whose weights go into checkpoints."""
+        ...
 
-    config: LoopConfig
-    net: nn.Module
-    model: nn.Module
-    optimiser: torch.optim.Optimizer
+    @property
+    def optimiser(self) -> torch.optim.Optimizer:
+        """The optimiser, whose state goes into checkpoints."""
+        ...
+
+    def step(self, batch: Batch_contra) -> list[Losses]:
+        """Do one optimiser step; return the losses of the batch, or of each part of it."""
+        ...
+
+    def validate(self, raise_if_interrupted: Callable[[], None]) -> Validation:
+        """Measure the net on the validation data; call the argument before each batch."""
+        ...
+
+    def begin_joint_phase(self) -> None:
+        """Start with a new optimiser after the warm-up; not called in a run without warm-up."""
+        ...
+
+
+class Loop(Generic[Batch]):
+    """Trains a learner until a limit is reached or nothing improves; one object per process."""
 
     def __init__(
         self,
+        learner: Learner[Batch],
+        batches: Callable[[int, int], Iterator[Batch]],
+        *,
+        steps_per_epoch: int,
         run: Path,
         config: LoopConfig,
-        *,
-        fingerprint: str,
-        steps_per_epoch: int,
+        state: RunState,
         device: torch.device,
-        ranks: Ranks,
-        saved: dict[str, Any] | None,
+        facts: dict[str, Any],
         on_event: Callable[[Event], None],
+        warmup_epochs: int = 0,
+        ranks: Ranks | None = None,
     ) -> None:
-        """Start, or go on from what a checkpoint saved.
+        """Start a run, or resume one at `state`.
 
-        fingerprint
-            Identifies what is trained on.
+        batches
+            Gives an epoch's batches from the given one on: always the same for the same epoch.
+        facts
+            Further content of checkpoints, `fingerprint` of the data among it.
         """
-        self.run, self.fingerprint, self.device, self.ranks = run, fingerprint, device, ranks
-        self.config, self.on_event = config, on_event
-        self.steps_per_epoch = steps_per_epoch
+        self.learner, self.batches, self.steps_per_epoch = learner, batches, steps_per_epoch
+        self.run, self.config, self.state, self.facts = run, config, state, facts
+        self.device, self.on_event, self.warmup_epochs = device, on_event, warmup_epochs
+        self.ranks = ranks = ranks or Ranks()
         self.total_steps = min(config.steps or 2**62, config.epochs * steps_per_epoch)
-        self.progress = now = Progress(**saved["progress"]) if saved else Progress()
-        mine = ranks.is_main  # sums of a checkpoint are over all processes
-        self.window = Means(device, now.window if mine else {}, ranks)
-        self.whole = Means(device, now.whole if mine else {}, ranks)
-        self._num_examples = 0  # trained on by this session, by all processes
-        self.recorder: Recorder | None = None
+        is_main = ranks.is_main  # the sums of a checkpoint are over all processes
+        self._line = Means(device, state.window if is_main else {}, ranks)
+        self._epoch = Means(device, state.whole if is_main else {}, ranks)
+        self._recorder: Recorder | None = None
         self._interruption = Interruption()
         self._saved_at = time.monotonic()
-
-    # What a subclass says
-
-    @abstractmethod
-    def _announce(self) -> None:
-        """Tell of the run with a `Started` event."""
-
-    @abstractmethod
-    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """The batches of an epoch from the `start`-th on, always the same ones."""
-
-    @abstractmethod
-    def _step(self, batch: Batch) -> None:
-        """One step of the optimiser; add its losses, "loss" among them, to both means."""
-
-    @abstractmethod
-    def _measure(self) -> dict[str, float]:
-        """Metrics of a validation, "loss" among them; empty when there is nothing to measure."""
-
-    @abstractmethod
-    def _facts(self) -> dict[str, Any]:
-        """What a checkpoint holds besides settings, weights and progress."""
-
-    def _begin_epoch(self) -> None:
-        """Called before each epoch, or what is left of it."""
-
-    def _picture(self, recorder: Recorder) -> None:
-        """Show something after a validation."""
-
-    @property
-    def _phase_began(self) -> int:
-        """Epoch from which the learning rate's schedule counts."""
-        return 0
-
-    @property
-    def _may_lose_patience(self) -> bool:
-        return True
-
-    @property
-    def _waited_s(self) -> float:
-        """Seconds that training has waited for data."""
-        return 0.0
-
-    @property
-    def _num_skipped(self) -> int:
-        """Examples that could not be read."""
-        return 0
-
-    # The loop
 
     def train(self) -> TrainSummary:
         """Train until a limit is reached or nothing improves.
 
-        Raises Interrupted, after a checkpoint, when Ctrl-C or SIGTERM asked to stop.
+        Raises Interrupted, after a checkpoint, on Ctrl-C or SIGTERM; Diverged when the loss is not
+        finite.
         """
-        with watch_signals(forgive_second=self.ranks.size > 1) as self._interruption:
+        state = self.state
+        with contextlib.ExitStack() as stack:
+            self._interruption = stack.enter_context(
+                watch_signals(ignore_second=self.ranks.size > 1)
+            )
+            if self.ranks.is_main:
+                recorder = Recorder(self.run, size=state.metrics_bytes, step=state.step)
+                self._recorder = stack.enter_context(contextlib.closing(recorder))
             return self._train()
 
     def _train(self) -> TrainSummary:
-        now = self.progress
-        began = time.perf_counter()
-        if self.ranks.is_main:
-            self.recorder = Recorder(self.run, size=now.metrics_bytes, step=now.step)
-        self._announce()
-        reason = None if now.unvalidated else self._reason_to_stop()
+        state, began = self.state, time.perf_counter()
+        reason = None if state.unvalidated else self._reason_to_stop()
         already_complete = reason is not None
         self._saved_at = time.monotonic()
         while not reason:
-            now.unvalidated = False
-            self._begin_epoch()
+            state.unvalidated = False
+            if not state.joint and state.epoch >= self.warmup_epochs:
+                self._begin_joint_phase()
             self._train_epoch()
-            place = now.epoch, now.batch
-            if now.batch == self.steps_per_epoch:
-                now.epoch, now.batch = now.epoch + 1, 0
-            if self._is_time_to_validate():
-                try:
-                    self._validate()
-                except Interrupted:  # validate when resumed
-                    (now.epoch, now.batch), now.unvalidated = place, True
-                    self._save()
-                    raise
+            self._end_epoch()
             reason = self._reason_to_stop()
             self._save()
         return TrainSummary(
             run=self.run,
             reason=reason,
-            steps=now.step,
-            epochs=now.epoch,
-            best_step=now.best_step,
-            best=now.best,
-            last=now.last,
-            num_skipped=int(self.ranks.sum(torch.tensor(self._num_skipped, device=self.device))),
+            steps=state.step,
+            epochs=state.epoch,
+            best_step=state.best_step,
+            best=state.best,
+            last=state.last,
             seconds=time.perf_counter() - began,
             already_complete=already_complete,
         )
 
+    def _begin_joint_phase(self) -> None:
+        """Go on with the weights of the warm-up, but with a new learning-rate schedule.
+
+        Losses of the warm-up cannot be compared with those of the joint phase.
+        """
+        state = self.state
+        state.joint, state.best = True, {}
+        state.best_step, state.best_epoch = state.step, state.epoch
+        state.lr_cuts, state.lr_cut_epoch = 0, state.epoch
+        self.learner.begin_joint_phase()
+
     def _train_epoch(self) -> None:
         """The steps of an epoch, or what is left of it."""
-        now, config = self.progress, self.config
-        if now.batch == 0:
-            self.whole = Means(self.device, ranks=self.ranks)
+        state, config = self.state, self.config
+        if state.batch == 0:
+            self._epoch = Means(self.device, ranks=self.ranks)
         self._set_learning_rate()
-        self.net.train()
+        self.learner.net.train()
         self._start_clock()
-        for batch in self._batches(now.epoch, now.batch):
-            if now.step == self.total_steps:
+        for batch in self._count_waiting(self.batches(state.epoch, state.batch)):
+            if state.step == self.total_steps:
                 break
-            now.batch = batch.index + 1
-            if not len(batch) and self.ranks.size == 1:  # every one of its rows was corrupt
+            state.batch = batch.index + 1
+            if not len(batch) and self.ranks.size == 1:  # all of its rows were corrupt
                 continue
-            self._step(batch)
+            for losses, num in self.learner.step(batch):
+                self._line.add(losses, num)
+                self._epoch.add(losses, num)
+            state.step += 1
+            self._num_steps += 1
             self._num_examples += len(batch) * self.ranks.size
-            now.step += 1
-            if now.step % config.log_every == 0:
+            if state.step % config.log_every == 0:
                 self._log()
-            if now.step < self.total_steps:
+            if state.step < self.total_steps:
                 self._save_between_steps()
-        if self.window.values():  # no line spans two epochs, let alone two phases
+        if self._line.values():  # a line of metrics never spans two epochs
             self._log()
-        if not self.whole.values():
-            raise TrainError("no train crop of a whole epoch could be read; run `semgen verify`")
+        if not self._epoch.values():
+            raise TrainError("no crop of a complete epoch could be read; run `semgen verify`")
+
+    def _end_epoch(self) -> None:
+        """Validate where it is due."""
+        state = self.state
+        epoch, batch = state.epoch, state.batch
+        if state.batch == self.steps_per_epoch:
+            state.epoch, state.batch = state.epoch + 1, 0
+        is_due = state.epoch % self.config.validate_every == 0 or state.epoch == self.warmup_epochs
+        if not is_due and not self._reason_to_stop():
+            return
+        try:
+            self._validate()
+        except Interrupted:  # validate when resumed
+            state.epoch, state.batch, state.unvalidated = epoch, batch, True
+            self._save()
+            raise
+
+    def _validate(self) -> None:
+        """Measure, and keep the weights when they are the best so far."""
+        state = self.state
+        self.ranks.share_buffers(self.learner.net)
+        result = self.learner.validate(self._raise_if_interrupted)
+        metrics = result.metrics or self._epoch.values()  # without validation data: of training
+        self._check_finite(metrics["loss"])
+        best = not state.best or metrics["loss"] < state.best["loss"]
+        state.last = metrics
+        if best:
+            state.best, state.best_step, state.best_epoch = metrics, state.step, state.epoch
+        since = state.epoch - max(state.best_epoch, state.lr_cut_epoch)
+        if self.config.lr_schedule == "plateau" and since >= self.config.lr_step_epochs:
+            state.lr_cuts, state.lr_cut_epoch = state.lr_cuts + 1, state.epoch
+        if self._recorder:
+            self._recorder.write("validation", state.step, state.epoch, metrics)
+            if result.pictured is not None:
+                self._recorder.picture(state.step, result.pictured)
+            if result.confusion is not None:
+                self._recorder.confusion(state.step, result.confusion.cpu().numpy())
+        if best:
+            self._save(BEST)
+        self.on_event(Validated(step=state.step, epoch=state.epoch, metrics=metrics, best=best))
+
+    def _set_learning_rate(self) -> None:
+        config, state = self.config, self.state
+        phase_began = self.warmup_epochs if state.joint else 0
+        by_schedule = {
+            "step": (state.epoch - phase_began) // config.lr_step_epochs,
+            "plateau": state.lr_cuts,
+        }
+        rate = config.learning_rate * config.lr_gamma ** by_schedule[config.lr_schedule]
+        for group in self.learner.optimiser.param_groups:
+            group["lr"] = max(rate, config.lr_minimum)
+
+    def _reason_to_stop(self) -> str | None:
+        state, config = self.state, self.config
+        if state.epoch >= config.epochs:
+            return "epochs"
+        if state.step >= self.total_steps:
+            return "steps"
+        if state.joint and state.best and state.epoch - state.best_epoch >= config.patience:
+            return "patience"
+        return None
+
+    # Metrics
+
+    def _start_clock(self) -> None:
+        """Start to count what the rates in the next line of metrics are computed from."""
+        self._began, self._waited_s = time.perf_counter(), 0.0
+        self._num_steps = self._num_examples = 0
+
+    def _count_waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, counting the seconds that training waits for them."""
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self._waited_s += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
+
+    def _log(self) -> None:
+        """Write one line of metrics: means since the line before."""
+        state = self.state
+        metrics = self._line.values()
+        if not metrics:  # all crops since the line before were corrupt
+            return
+        self._check_finite(metrics["loss"])
+        self._line = Means(self.device, ranks=self.ranks)
+        if not self._recorder:
+            return
+        rate = self.learner.optimiser.param_groups[0]["lr"]
+        self._recorder.write("train", state.step, state.epoch, {**metrics, "learning_rate": rate})
+        elapsed_s = time.perf_counter() - self._began
+        steps_per_s, cubes_per_s = self._num_steps / elapsed_s, self._num_examples / elapsed_s
+        wait_share = self._waited_s / elapsed_s
+        self._recorder.chart(state.step, {"rate/cubes_per_s": cubes_per_s, "rate/wait": wait_share})
+        self._start_clock()
+        self.on_event(
+            Stepped(
+                step=state.step,
+                total_steps=self.total_steps,
+                epoch=state.epoch,
+                metrics=metrics,
+                learning_rate=rate,
+                cubes_per_s=cubes_per_s,
+                wait_share=wait_share,
+                remaining_s=(self.total_steps - state.step) / steps_per_s if steps_per_s else 0.0,
+            )
+        )
+
+    # Checkpoints and signals
 
     def _save_between_steps(self) -> None:
-        """Write a checkpoint where one is due; raise Interrupted where a signal asks to stop.
+        """Write a checkpoint where one is due; raise Interrupted after a signal to stop.
 
-        Several processes agree on clocks and signals where they exchange losses anyway: doing it
-        at each step would make a GPU wait for the CPU.
+        Several processes agree on clocks and signals only where they exchange losses anyway: doing
+        it at each step would make a GPU wait for the CPU.
         """
-        now, config = self.progress, self.config
-        due, stop = now.step % config.checkpoint_every == 0, False
-        if self.ranks.size == 1 or now.step % config.log_every == 0:
+        state, config = self.state, self.config
+        due, stop = state.step % config.checkpoint_every == 0, False
+        if self.ranks.size == 1 or state.step % config.log_every == 0:
             late = time.monotonic() - self._saved_at >= 60 * config.checkpoint_minutes
             stop = self.ranks.any(self._interruption.requested, self.device)
             due = self.ranks.any(due or late, self.device) or stop
@@ -221,132 +330,42 @@ class Loop(ABC, Generic[Batch]):
         if stop:
             raise Interrupted
 
-    def _heed_signals(self) -> None:
-        """Called within a validation: raise Interrupted where a signal asks to stop.
+    def _raise_if_interrupted(self) -> None:
+        """Called within a validation: raise Interrupted after a signal to stop.
 
-        Several processes validate to the end, for they exchange numbers in the meantime.
+        Several processes exchange numbers during a validation, so they always finish it.
         """
         if self._interruption.requested and self.ranks.size == 1:
             raise Interrupted
 
-    def close(self) -> None:
-        self.model = self.net  # what exchanges gradients must go before the processes part
-        if self.recorder:
-            self.recorder.close()
-
-    def _set_learning_rate(self) -> None:
-        config, now = self.config, self.progress
-        by_schedule = {
-            "step": (now.epoch - self._phase_began) // config.lr_step_epochs,
-            "plateau": now.lr_cuts,
-        }
-        rate = config.learning_rate * config.lr_gamma ** by_schedule[config.lr_schedule]
-        for group in self.optimiser.param_groups:
-            group["lr"] = max(rate, config.lr_minimum)
-
-    def _reason_to_stop(self) -> str | None:
-        now, config = self.progress, self.config
-        if now.epoch >= config.epochs:
-            return "epochs"
-        if now.step >= self.total_steps:
-            return "steps"
-        if self._may_lose_patience and now.best and now.epoch - now.best_epoch >= config.patience:
-            return "patience"
-        return None
-
-    def _is_time_to_validate(self) -> bool:
-        return bool(self._reason_to_stop()) or self.progress.epoch % self.config.validate_every == 0
-
-    def _validate(self) -> None:
-        """Measure, and keep the weights when they are the best so far."""
-        now = self.progress
-        self.ranks.share_buffers(self.net)
-        metrics = self._measure() or self.whole.values()  # without validation: of training
-        self._refuse_nonsense(metrics["loss"])
-        best = not now.best or metrics["loss"] < now.best["loss"]
-        now.last = metrics
-        if best:
-            now.best, now.best_step, now.best_epoch = metrics, now.step, now.epoch
-        since = now.epoch - max(now.best_epoch, now.lr_cut_epoch)
-        if self.config.lr_schedule == "plateau" and since >= self.config.lr_step_epochs:
-            now.lr_cuts, now.lr_cut_epoch = now.lr_cuts + 1, now.epoch
-        if self.recorder:
-            self.recorder.write("validation", now.step, now.epoch, metrics)
-            self._picture(self.recorder)
-        if best:
-            self._save(BEST)
-        self.on_event(Validated(step=now.step, epoch=now.epoch, metrics=metrics, best=best))
-
-    # Telling
-
-    def _start_clock(self) -> None:
-        self._clock = (
-            time.perf_counter(),
-            self._waited_s,
-            self.progress.step,
-            self._num_examples,
-        )
-
-    def _log(self) -> None:
-        """One line of metrics, the mean since the last one."""
-        now = self.progress
-        metrics = self.window.values()
-        if not metrics:  # of corrupt batches alone
-            return
-        self._refuse_nonsense(metrics["loss"])
-        self.window = Means(self.device, ranks=self.ranks)
-        if not self.recorder:
-            return
-        rate = self.optimiser.param_groups[0]["lr"]
-        self.recorder.write("train", now.step, now.epoch, {**metrics, "learning_rate": rate})
-        began, waited_s, step, examples = self._clock
-        elapsed_s = time.perf_counter() - began
-        steps_per_s = (now.step - step) / elapsed_s
-        cubes_per_s = (self._num_examples - examples) / elapsed_s
-        wait_share = (self._waited_s - waited_s) / elapsed_s
-        self.recorder.chart(now.step, {"rate/cubes_per_s": cubes_per_s, "rate/wait": wait_share})
-        self._start_clock()
-        self.on_event(
-            Stepped(
-                step=now.step,
-                total_steps=self.total_steps,
-                epoch=now.epoch,
-                metrics=metrics,
-                learning_rate=rate,
-                cubes_per_s=cubes_per_s,
-                wait_share=wait_share,
-                remaining_s=(self.total_steps - now.step) / steps_per_s if steps_per_s else 0.0,
+    def _check_finite(self, loss: float) -> None:
+        """Raise Diverged unless the loss is finite."""
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"loss is {loss} at step {self.state.step}: training diverged; {LAST} keeps the"
+                " last good state; start another RUN with a lower learning_rate, or with precision"
+                " fp32"
             )
-        )
-
-    def _refuse_nonsense(self, loss: float) -> None:
-        if math.isfinite(loss):
-            return
-        raise Diverged(
-            f"loss is {loss} at step {self.progress.step}: training diverged; {LAST} keeps the last"
-            " good state; start another RUN with a lower learning_rate, or with precision fp32"
-        )
 
     def _save(self, name: str = LAST) -> None:
-        """Write a checkpoint, unless the weights are no longer numbers."""
-        now = self.progress
-        if not all(bool(value.isfinite().all()) for value in self.net.state_dict().values()):
-            self._refuse_nonsense(math.nan)
-        now.window, now.whole = self.window.sums(), self.whole.sums()
+        """Write a checkpoint; raise Diverged instead where weights are not finite."""
+        state, net = self.state, self.learner.net
+        if not all(bool(value.isfinite().all()) for value in net.state_dict().values()):
+            self._check_finite(math.nan)
+        state.window, state.whole = self._line.sums(), self._epoch.sums()
         self._saved_at = time.monotonic()
-        if not self.recorder:
+        if not self._recorder:
             return
-        now.metrics_bytes = self.recorder.flush()
+        state.metrics_bytes = self._recorder.flush()
         save_checkpoint(
             self.run / name,
             {
-                "fingerprint": self.fingerprint,
+                **self.facts,
                 "config": to_json(self.config),
                 "num_processes": self.ranks.size,
-                "model": self.net.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
-                "progress": dataclasses.asdict(now),
-                **self._facts(),
+                "model": net.state_dict(),
+                "optimiser": self.learner.optimiser.state_dict(),
+                "progress": dataclasses.asdict(state),
             },
         )
-        self.on_event(Saved(step=now.step, path=self.run / name))
+        self.on_event(Saved(step=state.step, path=self.run / name))

@@ -1,4 +1,4 @@
-"""The losses that tasks are made of, their weighted sum, and means over crops."""
+"""Losses of the pretraining tasks, their weighted sum, and means over examples."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from trainer.ranks import Ranks
 
 
 def restoration_loss(restored: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error over all voxels, in float32 whatever the network's precision."""
+    """Mean squared error over all voxels, in float32 at every precision of the net."""
     return F.mse_loss(restored.float(), target)
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy from logits, through log-softmax in float32."""
+    """Cross-entropy of (n, classes) logits and (n,) labels, in float32."""
     return F.cross_entropy(logits.float(), labels)
 
 
@@ -26,7 +26,7 @@ def weigh(
     pretext_weight: float,
     classification_weight: float,
 ) -> Tensor:
-    """What the optimiser sees: the weighted sum, or the only loss as it is."""
+    """The weighted sum of both losses, or the only one unweighted."""
     if pretext is None:
         assert classification is not None
         return classification
@@ -36,7 +36,7 @@ def weigh(
 
 
 class Means:
-    """Means of losses over crops, summed where the batch is so that a GPU is not waited for."""
+    """Running means of losses, summed on the device so that the CPU never waits for a GPU."""
 
     def __init__(
         self,
@@ -44,10 +44,10 @@ class Means:
         sums: dict[str, float] | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        """Start at zero, or from what `sums` returned.
+        """Start at zero, or from what `sums` returned earlier.
 
         ranks
-            Processes that add to the same means; `sums` and `values` are called by all of them.
+            Processes that add to the same means; all of them must call `sums` and `values`.
         """
         self._device, self._ranks = device, ranks or Ranks()
         self._sums = {
@@ -56,14 +56,14 @@ class Means:
         }
 
     def add(self, values: dict[str, Tensor], num: int) -> None:
-        """Take the means of `num` more crops."""
+        """Add the mean losses of `num` more examples."""
         for name, value in {**values, "num": torch.ones(())}.items():
             part = value.detach().double().to(self._device) * num
             self._sums[name] = self._sums[name] + part if name in self._sums else part
 
     def sums(self) -> dict[str, float]:
-        """Sums by name, and "num" crops: enough to go on from."""
-        names = self._ranks.agree(list(self._sums))
+        """Sums by name, and the number of examples as "num"; a new object can start from these."""
+        names = self._ranks.union(list(self._sums))
         zero = torch.zeros((), dtype=torch.float64, device=self._device)
         if not names:
             return {}
@@ -71,7 +71,7 @@ class Means:
         return dict(zip(names, total.tolist(), strict=True))
 
     def values(self) -> dict[str, float]:
-        """The means; empty when nothing was added."""
+        """Means by name; empty when nothing was added."""
         sums = self.sums()
         num = sums.pop("num", 1.0)
         return {name: value / num for name, value in sums.items()}

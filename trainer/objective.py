@@ -1,4 +1,4 @@
-"""Training losses and deterministic validation."""
+"""Training losses and deterministic validation of pretraining."""
 
 from __future__ import annotations
 
@@ -10,40 +10,45 @@ from torch import Tensor
 from trainer.config import TrainConfig
 from trainer.data.stream import Stream
 from trainer.device import autocast
+from trainer.loop import Validation
 from trainer.losses import Means, classification_loss, weigh
 from trainer.nets.unet import Output, UNet3D
 from trainer.pretexts import Example, Pretext
 from trainer.ranks import Ranks
-from trainer.transforms.perturb import Draws
+from trainer.transforms.draws import Draws
 
 
-class Judge:
-    """Losses of one run's tasks."""
+class Objective:
+    """What a run's net is trained for: the pretext task, the classification, and their weights."""
 
     def __init__(
         self,
         config: TrainConfig,
         pretext: Pretext,
-        device: torch.device,
+        *,
         num_classes: int,
-        ranks: Ranks,
+        device: torch.device,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.config, self.pretext, self.device, self.ranks = config, pretext, device, ranks
-        self.num_classes = num_classes
+        self.config, self.pretext, self.num_classes = config, pretext, num_classes
+        self.device, self.ranks = device, ranks or Ranks()
         weight = config.classification_weight
         self.classification_weight = pretext.classification_weight if weight is None else weight
-        self.confusion: Tensor | None = None
-        """(classes, classes) validation crops by true and named class, of the last measurement."""
 
     def autocast(self) -> torch.autocast:
-        """The context in which the net runs at the run's precision."""
+        """A context in which the net runs at the run's precision."""
         return autocast(self.config.precision, self.device)
 
+    def perturb(self, cubes: Tensor, role: str, *index: int, rows: Iterable[int]) -> Example:
+        """Perturb cubes (n, 1, Z, Y, X); how depends on seed, role, index and rows alone."""
+        draws = Draws.keyed(self.config.seed, role, *index, rows=rows, device=self.device)
+        return self.pretext.perturb(cubes, draws)
+
     def losses(self, output: Output, example: Example | None, labels: Tensor) -> dict[str, Tensor]:
-        """The weighted sum as `loss`, and its parts as they are.
+        """The weighted sum as `loss`, and its unweighted parts.
 
         example
-            None while the pretext task is not learned yet.
+            None while the pretext task is not trained yet.
         """
         parts: dict[str, Tensor] = {}
         classification = None
@@ -72,28 +77,29 @@ class Judge:
         stream: Stream,
         *,
         joint: bool,
-        heed: Callable[[], None] = lambda: None,
-    ) -> dict[str, float]:
-        """Classification of crops as they are, the pretext task on always the same perturbations.
+        raise_if_interrupted: Callable[[], None] = lambda: None,
+    ) -> Validation:
+        """Classify unperturbed crops, and do the pretext task on the same perturbations each time.
 
-        Beside the task's loss stands what a net that learned nothing would get. Empty when
-        there are no crops. Leaves the net in eval mode.
+        The metrics contain the trivial baseline of the task, too; they are empty without crops.
+        Leaves the net in eval mode.
 
-        heed
+        joint
+            Whether the pretext task is trained already.
+        raise_if_interrupted
             Called before each batch; may raise to end the validation.
         """
         net.eval()
         means = Means(self.device, ranks=self.ranks)
-        cells = torch.zeros(self.num_classes**2, dtype=torch.long, device=self.device)
-        learns = joint and self.pretext.metric is not None
+        counts = torch.zeros(self.num_classes**2, dtype=torch.long, device=self.device)
         for batch in stream.epoch(0):
-            heed()
+            raise_if_interrupted()
             if not len(batch):
                 continue
-            cubes, labels = stream.load(batch)  # (n, 1, Z, Y, X), (n,)
+            cubes, labels = batch.cubes(), batch.labels  # (n, 1, Z, Y, X), (n,)
             output, example = Output(), None
-            if learns:  # in full precision, as in training
-                example = self.pretext.perturb(cubes, self._draws("validation", batch.rows))
+            if joint and self.pretext.metric is not None:  # in full precision, as in training
+                example = self.perturb(cubes, "validation", rows=batch.rows)
             with self.autocast():
                 if self.config.classify:
                     output = net(cubes, pretext=False)
@@ -102,21 +108,18 @@ class Judge:
             losses = self.losses(output, example, labels)
             means.add(losses | (self.pretext.baseline(example) if example else {}), len(batch))
             if output.logits is not None:
-                named = labels * self.num_classes + output.logits.argmax(1)
-                cells += torch.bincount(named, minlength=len(cells))
+                cells = labels * self.num_classes + output.logits.argmax(1)
+                counts += torch.bincount(cells, minlength=len(counts))
+        confusion = None
         if self.config.classify:
-            cells = self.ranks.sum(cells)
-            self.confusion = cells.reshape(self.num_classes, self.num_classes)
-        return means.values()
+            confusion = self.ranks.sum(counts).reshape(self.num_classes, self.num_classes)
+        return Validation(metrics=means.values(), confusion=confusion)
 
     @torch.no_grad()
     def restore(self, net: UNet3D, cubes: Tensor) -> dict[str, Tensor]:
-        """Perturbed (always alike), restored and original cubes, each (n, 1, Z, Y, X)."""
+        """Perturbed (always the same way), restored and original cubes, each (n, 1, Z, Y, X)."""
         net.eval()
-        inputs = self.pretext.perturb(cubes, self._draws("picture", range(len(cubes)))).inputs
+        inputs = self.perturb(cubes, "picture", rows=range(len(cubes))).inputs
         with self.autocast():
             restored = net(inputs, classify=False).restored
         return {"perturbed": inputs, "restored": restored, "original": cubes}
-
-    def _draws(self, role: str, rows: Iterable[int]) -> Draws:
-        return Draws.keyed(self.config.seed, role, rows=rows, device=self.device)

@@ -1,6 +1,7 @@
-"""Pretext tasks: each one small class that says how to perturb, which head, which loss.
+"""Pretext tasks: each is one small class with its perturbation, its head and its loss.
 
-The loop knows no task by name. A new task is a class here and an entry in `PRETEXTS`.
+To add a task, write a class here, enter it in `PRETEXTS`, and add its name to
+`trainer.config.PretextName`.
 """
 
 from __future__ import annotations
@@ -11,58 +12,55 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from trainer.errors import TrainError
+from trainer.config import PretextName
 from trainer.losses import classification_loss, restoration_loss
 from trainer.nets.unet import Output
-from trainer.transforms.perturb import (
-    NUM_BLOCKS,
-    Draws,
-    find_rotations,
-    jumble,
-    paint_inside,
-    perturb,
-    rotate,
-    swap_patches,
-)
+from trainer.transforms.draws import Draws
+from trainer.transforms.paint import inpaint
+from trainer.transforms.perturb import perturb
+from trainer.transforms.rotate import find_rotations, rotate
+from trainer.transforms.rubik import scramble_rubik
+from trainer.transforms.swap import swap_patches
 
 NUM_ORDERS = 100
+"""Orders of the sub-cubes that the Rubik task tells apart."""
 
 
 class Example(NamedTuple):
-    """One batch as the net gets it."""
+    """One batch of a pretext task."""
 
     inputs: Tensor
-    """(n, 1, Z, Y, X) perturbed cubes."""
+    """(n, 1, Z, Y, X) perturbed cubes, the net's input."""
     target: Tensor
-    """What the task is judged by: the cubes as they were, or the answers to its questions."""
+    """What the net is trained to predict: the original cubes, or labels."""
 
 
 class Pretext:
-    """A task whose labels come from the perturbation itself: this one has none of its own.
+    """Base of all tasks, and the task "none", which has no loss of its own.
 
-    It perturbs by the Models Genesis mix, so that self-classification alone sees what it
-    would see beside another task.
+    "none" perturbs crops by the Models Genesis mix, so that classification alone is trained on the
+    same inputs as beside the restoration task.
     """
 
     metric: ClassVar[str | None] = None
-    """Name of the task's loss in metrics; None for a task without a loss of its own."""
+    """Name of the task's loss in the metrics; None for a task without a loss."""
     decodes: ClassVar[bool] = False
     """Whether the net needs its decoder."""
     blocks: ClassVar[int] = 1
-    """In how many parts each axis is encoded, each part of a cube by itself."""
+    """Parts per axis into which a cube is split; each part is encoded alone."""
     classification_weight: ClassVar[float] = 1.0
-    """Of self-classification beside it, unless a run says otherwise."""
+    """Default weight of the classification loss beside this task."""
 
-    def __init__(self, shape: tuple[int, ...], *, num_blocks: int = NUM_BLOCKS) -> None:
-        """For crops of `shape` (Z, Y, X); `num_blocks` of local shuffling."""
+    def __init__(self, shape: tuple[int, ...], *, num_blocks: int) -> None:
+        """A task for crops of `shape` (Z, Y, X), with `num_blocks` blocks of local shuffling."""
         self.shape, self.num_blocks = shape, num_blocks
 
     def make_head(self, channels: int) -> nn.Module | None:
-        """A head of the task's own: bottleneck (n, channels, z, y, x) -> answers (n, answers)."""
+        """The task's own head: bottleneck (n, channels, z, y, x) -> logits (n, answers)."""
         return None
 
     def perturb(self, cubes: Tensor, draws: Draws) -> Example:
-        """Make the batch's task; `cubes` stay as they are."""
+        """Perturb a batch; `cubes` are not changed."""
         return Example(perturb(cubes, draws, num_blocks=self.num_blocks), cubes)
 
     def loss(self, output: Output, example: Example) -> Tensor | None:
@@ -70,16 +68,16 @@ class Pretext:
         return None
 
     def measure(self, output: Output, example: Example) -> dict[str, Tensor]:
-        """Further metrics by name."""
+        """More metrics by name."""
         return {}
 
     def baseline(self, example: Example) -> dict[str, Tensor]:
-        """What a net that learned nothing would get, by metric name."""
+        """Metrics of a trivial prediction to compare with, by name."""
         return {}
 
 
 class Restoration(Pretext):
-    """Models Genesis: recover the cube from its perturbed self."""
+    """Restore the original cube from the perturbed one (Models Genesis)."""
 
     metric = "restoration"
     decodes = True
@@ -90,21 +88,21 @@ class Restoration(Pretext):
         return restoration_loss(output.restored, example.target)
 
     def baseline(self, example: Example) -> dict[str, Tensor]:
-        """`identity`: the loss of handing back the perturbed cube."""
+        """`identity`: the loss when the perturbed cube itself is the prediction."""
         return {"identity": restoration_loss(example.inputs, example.target)}
 
 
 class Inpainting(Restoration):
-    """Recover what noise boxes hide."""
+    """Restore what boxes of noise hide."""
 
     metric = "inpainting"
 
     def perturb(self, cubes: Tensor, draws: Draws) -> Example:
-        return Example(paint_inside(cubes, draws), cubes)
+        return Example(inpaint(cubes, draws), cubes)
 
 
 class Shuffling(Restoration):
-    """Put swapped patches back: context restoration (Chen et al., Medical Image Analysis 2019)."""
+    """Restore swapped patches (context restoration: Chen et al., Medical Image Analysis 2019)."""
 
     metric = "shuffling"
 
@@ -113,7 +111,7 @@ class Shuffling(Restoration):
 
 
 class Rotation(Pretext):
-    """Name the rotation, among those that map the crop's box onto itself."""
+    """Classify the rotation, among those that map the crop's box onto itself."""
 
     metric = "rotation"
 
@@ -130,13 +128,13 @@ class Rotation(Pretext):
 
     def measure(self, output: Output, example: Example) -> dict[str, Tensor]:
         assert output.answers is not None
-        return {"rotation_accuracy": _share_right(output.answers, example.target)}
+        return {"rotation_accuracy": _accuracy(output.answers, example.target)}
 
 
 class Rubik(Pretext):
-    """Name the order of eight sub-cubes, and which of them are rotated (Zhuang et al. 2019).
+    """Classify the order of eight sub-cubes, and which of them are rotated (Zhuang et al. 2019).
 
-    As published, sub-cubes are encoded each by itself, so that no seam between them tells.
+    As published, each sub-cube is encoded alone, so that the edges between them reveal nothing.
     """
 
     metric = "rubik"
@@ -145,14 +143,14 @@ class Rubik(Pretext):
     def make_head(self, channels: int) -> nn.Module:
         parts = self.blocks**3
         return nn.Sequential(
-            nn.AdaptiveAvgPool3d(self.blocks),  # (n, channels, 2, 2, 2): one a sub-cube
+            nn.AdaptiveAvgPool3d(self.blocks),  # (n, channels, 2, 2, 2): one cell a sub-cube
             nn.Flatten(),
             nn.Linear(parts * channels, NUM_ORDERS + parts),
         )
 
     def perturb(self, cubes: Tensor, draws: Draws) -> Example:
-        jumbled, order, rotated = jumble(cubes, draws, num_orders=NUM_ORDERS)
-        return Example(jumbled, torch.cat((order[:, None], rotated.long()), dim=1))  # (n, 9)
+        scrambled, order, rotated = scramble_rubik(cubes, draws, num_orders=NUM_ORDERS)
+        return Example(scrambled, torch.cat((order[:, None], rotated.long()), dim=1))  # (n, 9)
 
     def loss(self, output: Output, example: Example) -> Tensor | None:
         order, rotated = self._answers(output)
@@ -163,21 +161,21 @@ class Rubik(Pretext):
         order, rotated = self._answers(output)
         right = (rotated > 0) == example.target[:, 1:].bool()
         return {
-            "order_accuracy": _share_right(order, example.target[:, 0]),
+            "order_accuracy": _accuracy(order, example.target[:, 0]),
             "rotated_accuracy": right.float().mean(),
         }
 
     def _answers(self, output: Output) -> tuple[Tensor, Tensor]:
-        """Logits (n, 100) of the order and (n, 8) of being rotated."""
+        """Logits: (n, 100) of the order, and (n, 8) of each place being rotated."""
         assert output.answers is not None
         return output.answers[:, :NUM_ORDERS], output.answers[:, NUM_ORDERS:].float()
 
 
-def _share_right(logits: Tensor, labels: Tensor) -> Tensor:
+def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(1) == labels).float().mean()
 
 
-PRETEXTS: dict[str, type[Pretext]] = {
+PRETEXTS: dict[PretextName, type[Pretext]] = {
     "restoration": Restoration,
     "inpainting": Inpainting,
     "shuffling": Shuffling,
@@ -185,11 +183,4 @@ PRETEXTS: dict[str, type[Pretext]] = {
     "rubik": Rubik,
     "none": Pretext,
 }
-"""Every task by the name that users give."""
-
-
-def make_pretext(name: str, shape: tuple[int, ...], *, num_blocks: int = NUM_BLOCKS) -> Pretext:
-    """The task of that name; TrainError lists the names there are."""
-    if name not in PRETEXTS:
-        raise TrainError(f"pretext must be one of {', '.join(PRETEXTS)}; got {name!r}")
-    return PRETEXTS[name](shape, num_blocks=num_blocks)
+"""All tasks by their names in `TrainConfig.pretext`."""

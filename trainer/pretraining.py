@@ -1,39 +1,32 @@
-"""Pretraining, from top to bottom: `pretrain` opens the store, sets up or resumes a run, trains."""
+"""Pretraining: `pretrain` sets up or resumes a run and trains; `Pretrainer` does one step."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from store import PatchStore, read_annotation
-from store.geometry import scan_name
-from trainer.checkpoint import LAST, load_checkpoint, refuse_other_run
+from store import PatchStore
+from trainer.checkpoint import LAST, RunState, load_checkpoint
 from trainer.config import TrainConfig
 from trainer.data.plan import thin
-from trainer.data.stream import Batch, open_stream
-from trainer.device import check_precision, pick_device, set_precision
-from trainer.errors import TrainError
+from trainer.data.stream import Batch
 from trainer.events import Ended, Event, Noticed, Started, TrainSummary
 from trainer.folder import open_run, write_config
-from trainer.loop import Loop
-from trainer.nets.unet import UNet3D, build_unet, check_shape
-from trainer.objective import Judge
-from trainer.pretexts import Example, make_pretext
-from trainer.ranks import Ranks, join_ranks, sync_batch_norm
-from trainer.record import Recorder
-from trainer.resolve import resolve_init, resolve_precision, resolve_selection, resolve_warmup
-from trainer.transforms.perturb import Draws
-from trainer.weights import load_weights, read_weights
+from trainer.loop import Loop, Losses, Validation
+from trainer.objective import Objective
+from trainer.pretexts import Example
+from trainer.ranks import join_ranks
+from trainer.setup import Setup, set_up
 
 NUM_PICTURED = 8
 
@@ -45,18 +38,18 @@ def pretrain(
     *,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> TrainSummary:
-    """Pretrain on a patch store; called again on the same run, go on where it stopped.
+    """Pretrain on a patch store; when called again on the same run, resume it.
 
     run_path
-        Folder of the run: config.json, metrics.jsonl, last.pt, best.pt, samples.png,
-        tensorboard/. Made when missing.
+        Run directory: config.json, metrics.jsonl, last.pt, best.pt, samples.png, tensorboard/.
+        Created when missing.
     on_event
         Called with each event of `trainer.events` as it happens, in this thread.
 
-    Raises TrainError when the run is of another store or other settings, is being written by
-    another process, or its loss is no longer a number; Interrupted (a KeyboardInterrupt), after
-    writing a checkpoint, on Ctrl-C or SIGTERM; StoreError when the store cannot be
-    read; CorruptStore naming split and rows when crops are broken.
+    Raises TrainError when the run belongs to another store or other settings, when another process
+    is training in it, or when the loss is not finite; Interrupted (a KeyboardInterrupt), after a
+    checkpoint, on Ctrl-C or SIGTERM; StoreError when the store cannot be read; CorruptStore naming
+    split and rows when crops are corrupt.
     """
     store, run = PatchStore(store_path), Path(run_path)
     config = config or TrainConfig()
@@ -64,286 +57,167 @@ def pretrain(
         if ranks.is_main:
             stack.enter_context(open_run(run))
         ranks.wait()
-        saved = load_checkpoint(run / LAST) if (run / LAST).exists() else None
         on_event = on_event if ranks.is_main else lambda event: None
-        session = Session(store, run, config, saved, on_event, ranks)
+        saved = load_checkpoint(run / LAST) if (run / LAST).exists() else None
+        setup = set_up(store, run, config, saved=saved, ranks=ranks)
+        state = RunState.resume(saved, warmup_epochs=setup.warmup_epochs)
+        pretrainer = Pretrainer(setup, state, saved=saved)
+        loop = Loop(
+            pretrainer,
+            setup.train.epoch,
+            steps_per_epoch=len(setup.train.plan),
+            warmup_epochs=setup.warmup_epochs,
+            run=run,
+            config=setup.config,
+            state=state,
+            device=setup.device,
+            ranks=ranks,
+            facts=setup.facts,
+            on_event=on_event,
+        )
+        if ranks.is_main:
+            write_config(run, setup.config, store_fingerprint=setup.facts["fingerprint"])
+        _announce(setup, loop, on_event)
         try:
-            summary = session.train()
+            summary = loop.train()
         finally:
-            session.close()
+            pretrainer.close()
+        num_skipped = torch.tensor(
+            len(setup.train.skipped) + len(setup.validation.skipped), device=setup.device
+        )
+        summary = dataclasses.replace(summary, num_skipped=int(ranks.sum(num_skipped)))
         on_event(Ended(summary=summary))
     return summary
 
 
-class Session(Loop[Batch]):
-    """One process's work on a run."""
+def _announce(setup: Setup, loop: Loop[Batch], on_event: Callable[[Event], None]) -> None:
+    on_event(
+        Started(
+            run=loop.run,
+            fingerprint=setup.facts["fingerprint"],
+            num_train=len(setup.train.plan.rows),
+            num_validation=len(setup.validation.plan.rows),
+            num_classes=setup.num_classes,
+            num_parameters=sum(p.numel() for p in setup.net.parameters()),
+            device=str(setup.device),
+            steps_per_epoch=loop.steps_per_epoch,
+            total_steps=loop.total_steps,
+            warmup_epochs=setup.warmup_epochs,
+            resumed_at=loop.state.step,
+        )
+    )
+    if not len(setup.validation.plan):
+        on_event(Noticed(text="no validation crops: the best weights are chosen by training loss"))
 
-    config: TrainConfig
-    net: UNet3D
+
+class Pretrainer:
+    """The net, its optimiser and its objective: one step, one validation."""
 
     def __init__(
-        self,
-        store: PatchStore,
-        run: Path,
-        config: TrainConfig,
-        saved: dict[str, Any] | None,
-        on_event: Callable[[Event], None],
-        ranks: Ranks,
+        self, setup: Setup, state: RunState, *, saved: dict[str, Any] | None = None
     ) -> None:
-        """Set up data, net and optimiser, from a checkpoint where there is one."""
-        fingerprint, self.num_classes = store.fingerprint or "", store.num_classes
-        shape = store.train.patch.shape[1:]
-        before = saved["config"] if saved else {}
+        """Start with the weights in `setup`, and the optimiser of a checkpoint's content `saved`.
 
-        # Settings
-        device = pick_device(config.device, ranks)
-        config = resolve_precision(config, device)
-        if saved:
-            config = resolve_init(config, saved=before)
-        config = resolve_selection(
-            config,
-            read_annotation(store.path).excluded,
-            self.num_classes,
-            saved=before.get("excluded_classes"),
+        state
+            How far the run is; the loop updates it.
+        """
+        self.config, self.device, self.ranks = setup.config, setup.device, setup.ranks
+        self.plan, self.validation, self.net, self.state = (
+            setup.train.plan,
+            setup.validation,
+            setup.net,
+            state,
         )
-        self.pretext = make_pretext(config.pretext, shape, num_blocks=config.shuffle_blocks)
-        check_shape(shape, self.pretext.blocks)
-        check_precision(config.precision, device, shape, self.pretext.blocks)
-        set_precision(config.precision)
-
-        # Data
-        self.train_stream = open_stream(store, store.train, config, device, ranks)
-        self.validation_stream = open_stream(store, store.validation, config, device, ranks)
-        steps_per_epoch = len(self.train_stream.plan)
-        if not steps_per_epoch:
-            raise TrainError(
-                f"{store.path.name}: no train crops left; choose more scales or classes"
-            )
-        config = resolve_warmup(config, steps_per_epoch, saved=before.get("warmup_epochs"))
-        if saved:
-            refuse_other_run(
-                run / LAST,
-                saved,
-                fingerprint=fingerprint,
-                config=config,
-                num_processes=ranks.size,
-            )
-        self.warmup_epochs = config.warmup_epochs or 0
-
-        # Net and optimiser
-        self.net = build_unet(
-            seed=config.seed,
-            width=config.width,
-            num_classes=self.num_classes if config.classify else None,
-            decoder=self.pretext.decodes,
-            head=self.pretext.make_head,
-            blocks=self.pretext.blocks,
+        self.objective = Objective(
+            setup.config,
+            setup.pretext,
+            num_classes=setup.num_classes,
+            device=setup.device,
+            ranks=setup.ranks,
         )
-        if saved:
-            self.net.load_state_dict(saved["model"])
-        elif config.init:
-            load_weights(self.net, config.init, part=config.init_part)
-        self.net.to(device)
-        if config.sync_batch_norm and ranks.size > 1:
-            sync_batch_norm(self.net)
-        if config.compile:
-            self.net.compile()
-        super().__init__(
-            run,
-            config,
-            fingerprint=fingerprint,
-            steps_per_epoch=steps_per_epoch,
-            device=device,
-            ranks=ranks,
-            saved=saved,
-            on_event=on_event,
-        )
-        self.model = self._wrap()
-        self.optimiser = self._make_optimiser()
+        self.model, self.optimiser = self._wrap(), self._make_optimiser()
         if saved:
             self.optimiser.load_state_dict(saved["optimiser"])
-        self.judge = Judge(config, self.pretext, device, self.num_classes, ranks)
-        self.pictured = self._read_pictured()
-        before_us: list[str] = []
-        if saved:
-            before_us = saved["scans"]
-        elif config.init:
-            before_us = read_weights(config.init, part=config.init_part).metadata.get("scans", [])
-        self.scans = sorted({*before_us, *self._name_scans(store)})
-        if ranks.is_main:
-            write_config(run, config, store_fingerprint=fingerprint)
+        shown = setup.validation if len(setup.validation.plan) else setup.train
+        self.pictured = shown.read(thin(shown.plan.rows, NUM_PICTURED)).cubes()
 
-    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        return self.train_stream.epoch(epoch, start=start)
-
-    @property
-    def _waited_s(self) -> float:
-        return self.train_stream.waited_s
-
-    @property
-    def _num_skipped(self) -> int:
-        return len(self.train_stream.skipped) + len(self.validation_stream.skipped)
-
-    def _facts(self) -> dict[str, Any]:
-        return {
-            "num_classes": self.net.num_classes,
-            "scans": self.scans,
-            "window_hu": list(self.train_stream.window_hu),
-        }
-
-    # One step
-
-    def _step(self, batch: Batch) -> None:
-        now = self.progress
+    def step(self, batch: Batch) -> list[Losses]:
+        """Do one optimiser step; return the losses of each part of the batch."""
+        joint, parts, found = self.state.joint, self._split(batch), []
+        # gradients are averaged over processes, whose parts of the batch may differ in size
+        weight = self.ranks.size * self.plan.share(batch.index) / max(1, len(batch))
         self.optimiser.zero_grad(set_to_none=True)
-        parts = self._parts(batch)
-        # Gradients are averaged over processes, whose shares of the batch may differ in size.
-        weight = self.ranks.size * self.train_stream.plan.share(batch.index) / max(1, len(batch))
-        for place, (example, labels, num) in enumerate(parts, 1):
-            with self._gradients_shared(last=place == len(parts)):
-                with self.judge.autocast():
-                    output = self.model(example.inputs, pretext=now.joint)
-                losses = self.judge.losses(output, example if now.joint else None, labels)
+        for number, (example, labels, num) in enumerate(parts, 1):
+            with self._exchange_gradients(last=number == len(parts)):
+                with self.objective.autocast():
+                    output = self.model(example.inputs, pretext=joint)
+                losses = self.objective.losses(output, example if joint else None, labels)
                 (losses["loss"] * (weight * num)).backward()
             if num:
-                self.window.add(losses, num)
-                self.whole.add(losses, num)
+                found.append(({name: value.detach() for name, value in losses.items()}, num))
         self.optimiser.step()
+        return found
 
-    def _parts(self, batch: Batch) -> list[tuple[Example, Tensor, int]]:
-        """What one pass each takes: perturbed cubes, their labels, how many count.
+    def validate(self, raise_if_interrupted: Callable[[], None]) -> Validation:
+        """Measure the net; restore some cubes to show, where there is a trained decoder."""
+        result = self.objective.measure(
+            self.net,
+            self.validation,
+            joint=self.state.joint,
+            raise_if_interrupted=raise_if_interrupted,
+        )
+        if not (self.state.joint and self.net.decodes and self.ranks.is_main):
+            return result
+        pictured = self.objective.restore(self.net, self.pictured)
+        return dataclasses.replace(result, pictured=pictured)
 
-        Processes exchange numbers in every pass, so all make as many: one that has fewer crops
-        fills up with a cube of nothing that does not count.
+    def begin_joint_phase(self) -> None:
+        """Train all weights with a new optimiser."""
+        self.model, self.optimiser = self._wrap(), self._make_optimiser()
+
+    def close(self) -> None:
+        """Stop exchanging gradients; must come before the processes disconnect."""
+        self.model = self.net
+
+    def _split(self, batch: Batch) -> list[tuple[Example, Tensor, int]]:
+        """Perturb a batch, and split it into gradient-accumulation steps.
+
+        Each part has perturbed cubes, their labels, and the number of crops that count. Processes
+        exchange numbers for every part, so all must have the same number of parts: a process with
+        fewer crops fills up with an empty cube that does not count.
         """
-        num_parts, parts = self.config.accumulate, []
+        num_parts, epoch = self.config.accumulate, self.state.epoch
+        parts: list[tuple[Example, Tensor, int]] = []
         if len(batch):
-            cubes, labels = self.train_stream.load(batch)  # (n, 1, Z, Y, X), (n,)
-            example = self._perturb(cubes, batch.rows)
-            split = (values.tensor_split(num_parts) for values in (*example, labels))
+            example = self.objective.perturb(batch.cubes(), "train", epoch, rows=batch.rows)
+            split = (values.tensor_split(num_parts) for values in (*example, batch.labels))
             parts = [
-                (Example(inputs, target), named, len(named))
-                for inputs, target, named in zip(*split, strict=True)
-                if len(named)
+                (Example(inputs, target), labels, len(labels))
+                for inputs, target, labels in zip(*split, strict=True)
+                if len(labels)
             ]
         if self.ranks.size > 1 and len(parts) < num_parts:
-            nothing = torch.zeros_like(self.pictured[:1])
+            empty = torch.zeros_like(self.pictured[:1])
+            example = self.objective.perturb(empty, "train", epoch, rows=np.zeros(1, np.int64))
             label = torch.zeros(1, dtype=torch.long, device=self.device)
-            filler = (self._perturb(nothing, np.zeros(1, np.int64)), label, 0)
-            parts += [filler] * (num_parts - len(parts))
+            parts += [(example, label, 0)] * (num_parts - len(parts))
         return parts
 
-    def _perturb(self, cubes: Tensor, rows: NDArray[np.int64]) -> Example:
-        seed, epoch = self.config.seed, self.progress.epoch
-        draws = Draws.keyed(seed, "train", epoch, rows=rows, device=self.device)
-        return self.pretext.perturb(cubes, draws)
-
-    def _gradients_shared(self, *, last: bool) -> AbstractContextManager[None]:
-        """Processes exchange gradients with the last part of a step only."""
+    def _exchange_gradients(self, *, last: bool) -> AbstractContextManager[None]:
+        """Processes exchange gradients only in the last part of a step."""
         if last or not isinstance(self.model, DistributedDataParallel):
             return contextlib.nullcontext()
         no_sync: AbstractContextManager[None] = self.model.no_sync()
         return no_sync
 
-    # Phases
-
-    @property
-    def _restores(self) -> bool:
-        return self.progress.joint and self.pretext.decodes
-
-    @property
-    def _phase_began(self) -> int:
-        return self.warmup_epochs if self.progress.joint else 0
-
-    @property
-    def _may_lose_patience(self) -> bool:
-        return self.progress.joint
-
-    def _begin_epoch(self) -> None:
-        if not self.progress.joint and self.progress.epoch >= self.warmup_epochs:
-            self._begin_joint_phase()
-
-    def _begin_joint_phase(self) -> None:
-        """Start the joint phase from the weights of the warm-up, with a schedule of its own.
-
-        Losses of the warm-up are not comparable with what follows.
-        """
-        now = self.progress
-        now.joint, now.best, now.best_step, now.best_epoch = True, {}, now.step, now.epoch
-        now.lr_cuts, now.lr_cut_epoch = 0, now.epoch
-        self.model = self._wrap()
-        self.optimiser = self._make_optimiser()
-
     def _wrap(self) -> nn.Module:
-        """The net as the step calls it: gradients are averaged over processes."""
+        """The net as a step calls it: with several processes, gradients are averaged."""
         if self.ranks.size == 1:
             return self.net
-        # of a 1 x 1 x 1 kernel, whose layout is the same either way
+        # of a 1 x 1 x 1 kernel, whose memory layout is the same either way
         warnings.filterwarnings("ignore", message="Grad strides do not match")
-        return DistributedDataParallel(self.net, find_unused_parameters=not self.progress.joint)
+        return DistributedDataParallel(self.net, find_unused_parameters=not self.state.joint)
 
     def _make_optimiser(self) -> torch.optim.Adam:
         fused = self.device.type == "cuda"
         return torch.optim.Adam(self.net.parameters(), lr=self.config.learning_rate, fused=fused)
-
-    # Validation
-
-    def _is_time_to_validate(self) -> bool:
-        return super()._is_time_to_validate() or self.progress.epoch == self.warmup_epochs
-
-    def _measure(self) -> dict[str, float]:
-        return self.judge.measure(
-            self.net,
-            self.validation_stream,
-            joint=self.progress.joint,
-            heed=self._heed_signals,
-        )
-
-    def _picture(self, recorder: Recorder) -> None:
-        """Show some perturbed, restored and original cubes, and which classes are confused."""
-        if self._restores:  # else there is no decoder yet
-            recorder.picture(self.progress.step, self.judge.restore(self.net, self.pictured))
-        if self.judge.confusion is not None:
-            recorder.confusion(self.progress.step, self.judge.confusion.cpu().numpy())
-
-    # Telling
-
-    def _announce(self) -> None:
-        plan = self.train_stream.plan
-        self.on_event(
-            Started(
-                run=self.run,
-                fingerprint=self.fingerprint,
-                num_train=len(plan.rows),
-                num_validation=len(self.validation_stream.plan.rows),
-                num_classes=self.num_classes,
-                num_parameters=sum(p.numel() for p in self.net.parameters()),
-                device=str(self.device),
-                steps_per_epoch=len(plan),
-                total_steps=self.total_steps,
-                warmup_epochs=self.warmup_epochs,
-                resumed_at=self.progress.step,
-            )
-        )
-        if not len(self.validation_stream.plan):
-            text = "no validation crops: the best weights are chosen by training loss"
-            self.on_event(Noticed(text=text))
-
-    # Setting up
-
-    def _name_scans(self, store: PatchStore) -> list[str]:
-        """Pseudonyms of all scans that shape the weights, so that no one tests on them."""
-        used = [
-            split.scan[stream.plan.rows]
-            for split, stream in (
-                (store.train, self.train_stream),
-                (store.validation, self.validation_stream),
-            )
-        ]
-        return [scan_name(store.scans.id[row]) for row in np.unique(np.concatenate(used))]
-
-    def _read_pictured(self) -> Tensor:
-        """A few whole crops, spread over the validation rows (or the train rows)."""
-        has_validation = len(self.validation_stream.plan) > 0
-        stream = self.validation_stream if has_validation else self.train_stream
-        return stream.load(stream.read(thin(stream.plan.rows, NUM_PICTURED)))[0]

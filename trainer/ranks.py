@@ -1,4 +1,4 @@
-"""One training by several processes, as torchrun starts them."""
+"""Training with several processes, as torchrun starts them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from torch.distributed.nn.functional import all_reduce
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Which of how many processes this one is."""
+    """The number of this process among all processes of the training."""
 
     rank: int = 0
     size: int = 1
     local: int = 0
-    """Rank on this machine: the number of its GPU."""
+    """Number among the processes of this machine, and number of its GPU."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and tells of progress."""
+        """Whether this process writes the files and reports events."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
@@ -34,34 +34,34 @@ class Ranks:
         return values
 
     def any(self, holds: bool, device: torch.device) -> bool:
-        """Whether something holds in any process, each of which asks the same at that moment."""
+        """Whether something is true in any process; all processes must call this together."""
         if self.size == 1:
             return holds
         return bool(self.sum(torch.tensor(int(holds), device=device)))
 
-    def agree(self, names: list[str]) -> list[str]:
-        """All names that any process has, in the order of the first that has them."""
+    def union(self, names: list[str]) -> list[str]:
+        """The union of all processes' names, in the same order everywhere."""
         if self.size == 1:
             return names
         found: list[list[str]] = [[] for _ in range(self.size)]
         dist.all_gather_object(found, names)
-        return list(dict.fromkeys(name for some in found for name in some))
+        return list(dict.fromkeys(name for names in found for name in names))
 
     def share_buffers(self, net: nn.Module) -> None:
-        """Give every process the batch statistics of the first."""
+        """Copy the batch-norm statistics of the first process to all others."""
         if self.size > 1:
             for buffer in net.buffers():
                 dist.broadcast(buffer, 0)
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes call this."""
         if self.size > 1:
             dist.barrier()
 
 
 @contextlib.contextmanager
 def join_ranks(device: str) -> Iterator[Ranks]:
-    """Join the other processes where torchrun started several; leave them at the end."""
+    """Connect to the other processes if torchrun started several; disconnect at the end."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or dist.is_initialized():
         yield Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Ranks()
@@ -104,7 +104,7 @@ class SyncedBatchNorm3d(nn.BatchNorm3d):
 
 
 def sync_batch_norm(net: nn.Module) -> None:
-    """Turn every batch norm of a net into a synced one; weights and keys stay."""
+    """Make every batch norm of a net synchronised; weights and keys stay the same."""
     for module in net.modules():
         if type(module) is nn.BatchNorm3d:
             module.__class__ = SyncedBatchNorm3d

@@ -1,7 +1,7 @@
-"""Weights in and out: ours, and those of the official Semantic and Models Genesis.
+"""Read weights of runs, exports and official checkpoints, and load them into nets.
 
-Nothing executes code on loading. Official arrays are (x, y, z): their kernels are turned to our
-(z, y, x) on the way in, and back on the way out.
+Nothing executes code on loading. Official kernels have their axes in the order x, y, z: they are
+reversed to our z, y, x when they are read.
 """
 
 from __future__ import annotations
@@ -17,16 +17,13 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from trainer.checkpoint import BEST, LAST, load_checkpoint
+from trainer.checkpoint import in_warmup, load_best
 from trainer.errors import TrainError
 from trainer.nets.unet import PARTS, Encoder3D, UNet3D
 
-FORMATS = ("safetensors", "torch", "genesis")
-_SUFFIXES = {".safetensors": "safetensors", ".pt": "torch", ".pth": "torch"}
-OURS, GENESIS = "z,y,x", "x,y,z"
+OUR_AXES, GENESIS_AXES = "z,y,x", "x,y,z"
 METADATA_KEY = "semgen"
 Net = TypeVar("Net", bound=nn.Module)
 _FIRST, _HEAD = "down_tr64.ops.0.conv1.weight", "clc_out.fc1.weight"
@@ -34,115 +31,60 @@ _FIRST, _HEAD = "down_tr64.ops.0.conv1.weight", "clc_out.fc1.weight"
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Tensors by state_dict key, and what is known about them."""
+    """Tensors by state_dict key, and their metadata."""
 
     tensors: dict[str, Tensor]
     metadata: dict[str, Any]
-    """width, num_classes, fingerprint, axes, part, pretext, step, scans (pseudonyms of those that
-    were learned from), window_hu. Official files have none of it but axes: "x,y,z", though
-    `tensors` are turned already."""
+    """width, num_classes, fingerprint, axes, part, pretext, step, scans (ids of the scans that the
+    weights depend on), window_hu. Official files have none of these; for them, axes is "x,y,z",
+    although `tensors` are in our order already."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyReport:
-    """How a file's keys met a net's."""
+    """Comparison of a file's keys with a net's."""
 
     loaded: tuple[str, ...]
     missing: tuple[str, ...]
-    """Of the net, not in the file."""
+    """In the net, but not in the file."""
     unexpected: tuple[str, ...]
-    """In the file, not of the net."""
+    """In the file, but not in the net."""
     misshapen: tuple[str, ...]
-    """In both with different shapes, as "key (file shape) for (net shape)"."""
-
-
-def export_weights(
-    run: str | Path, file: str | Path, *, format: str | None = None, part: str = "all"
-) -> dict[str, Any]:
-    """Write a run's best weights (the last where none was chosen) and return their metadata.
-
-    format
-        "safetensors", "torch" for a dict with `state_dict` and `metadata`, or "genesis" for what
-        the official code loads: a dict with `state_dict`, its axes (x, y, z), without the head of
-        a pretext task. None goes by the file's suffix: .safetensors, or .pt and .pth for "torch".
-    part
-        "all", "unet" (encoder and decoder), or "encoder" for what fine-tuning a new head needs.
-
-    Raises TrainError when the suffix contradicts the format, and for a decoder that is still
-    untrained because the run is in its warm-up.
-    """
-    run, file = Path(run), Path(file)
-    _require("part", part, tuple(PARTS))
-    best, chosen = _best_of(run), _choose_format(file, format)
-    if file.resolve() in {(run / name).resolve() for name in (BEST, LAST)}:
-        raise TrainError(f"{file}: a checkpoint of the run itself; give another FILE")
-    weights = _from_checkpoint(best, load_checkpoint(best), part)
-    tensors = {
-        key: tensor.contiguous()
-        for key, tensor in weights.tensors.items()
-        if key.startswith(PARTS[part])
-    }
-    metadata = {**weights.metadata, "part": part}
-    partial = file.with_name(file.name + ".partial")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if chosen == "safetensors":
-        # one key: safetensors writes several in any order, and bytes must not vary
-        partial.write_bytes(save(tensors, metadata={METADATA_KEY: json.dumps(metadata)}))
-    elif chosen == "torch":
-        torch.save({"state_dict": tensors, "metadata": metadata}, partial)
-    else:
-        published = {k: t for k, t in tensors.items() if not k.startswith("pretext_out.")}
-        torch.save({"state_dict": _turn(published)}, partial)
-        metadata["axes"] = GENESIS
-    partial.replace(file)
-    return metadata
-
-
-def _choose_format(file: Path, wanted: str | None) -> str:
-    """The format of an export: the wanted one, or that of the suffix where none is wanted."""
-    by_suffix = _SUFFIXES.get(file.suffix.lower())
-    if wanted is None:
-        if by_suffix is None:
-            raise TrainError(
-                f"{file}: no format is known by this suffix; end the name in"
-                f" {', '.join(_SUFFIXES)}, or give --format"
-            )
-        return by_suffix
-    _require("format", wanted, FORMATS)
-    if by_suffix and (by_suffix == "safetensors") != (wanted == "safetensors"):
-        raise TrainError(f"{file}: the suffix contradicts format {wanted!r}; change one of the two")
-    return wanted
+    """In both, but with different shapes, as "key (file shape) for (net shape)"."""
 
 
 def read_weights(file: str | Path, *, part: str = "all") -> Weights:
-    """Read a run's best, a checkpoint or export of ours, or an official one, told by content.
+    """Read the best weights of a run directory, a checkpoint, an export, or an official checkpoint.
 
-    A file without our metadata is taken for official: its kernels are turned, `module.` before
-    keys is dropped. Raises TrainError for anything else.
+    The kind of file is found by its content. A file without our metadata counts as an official
+    checkpoint: the axes of its kernels are reversed, and `module.` before keys is dropped. Raises
+    TrainError for anything else.
 
     part
-        What is wanted of them. All tensors are returned whatever it is, but anything more than the
-        "encoder" is refused while a run is in its warm-up, which leaves the decoder untrained.
+        The part that is needed. All tensors are returned anyway, but more than the "encoder" is
+        refused from a run in its warm-up, because its decoder is untrained.
     """
-    file = _best_of(Path(file)) if Path(file).is_dir() else Path(file)
+    file = Path(file)
+    if file.is_dir():
+        return parse_checkpoint(*load_best(file), part)
     if not file.is_file():
         raise TrainError(f"{file}: no such file of weights")
     if _is_safetensors(file):
         return _from_safetensors(file)
     content = _load_torch(file)
     if isinstance(content, dict) and {"model", "config", "fingerprint"} <= content.keys():
-        return _from_checkpoint(file, content, part)
+        return parse_checkpoint(file, content, part)
     return _with_axes(file, *_take_tensors(file, content))
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of any torch file that holds nothing else, as they are."""
+    """The tensors of a torch file that holds nothing else, unchanged."""
     return _take_tensors(file, _load_torch(file))[0]
 
 
 def _load_torch(file: Path) -> Any:
     try:
-        with warnings.catch_warnings():  # about what then proves to be no file of tensors
+        with warnings.catch_warnings():  # warnings about files of another kind
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -153,7 +95,7 @@ def _load_torch(file: Path) -> Any:
 
 
 def _take_tensors(file: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of a dict of tensors, or one with `state_dict`."""
+    """Tensors and metadata of a dict of tensors, or of a dict with `state_dict`."""
     if isinstance(content, dict):
         tensors = content.get("state_dict", content)
         if isinstance(tensors, dict) and all(isinstance(t, Tensor) for t in tensors.values()):
@@ -161,31 +103,12 @@ def _take_tensors(file: Path, content: Any) -> tuple[dict[str, Tensor], dict[str
     raise TrainError(f"{file}: expected a dict of tensors, or one with `state_dict`")
 
 
-def _best_of(run: Path) -> Path:
-    """A run's checkpoint to use: the best, or the last where none was chosen.
-
-    Where the best is of the warm-up and the last is not, the last: no joint validation chose yet.
-    """
-    best, last = run / BEST, run / LAST
-    if not best.exists() and not last.exists():
-        raise TrainError(f"{run}: no checkpoint here yet; run `semgen pretrain` first")
-    if not best.exists():
-        return last
-    if not last.exists() or not _in_warmup(load_checkpoint(best)):
-        return best
-    return best if _in_warmup(load_checkpoint(last)) else last
-
-
-def _in_warmup(content: dict[str, Any]) -> bool:
-    """Whether a checkpoint is of the warm-up of a run, which trains encoder and head only."""
-    return bool(content["config"].get("warmup_epochs")) and not content["progress"]["joint"]
-
-
 def load_encoder(file: str | Path) -> Encoder3D:
-    """The encoder of a file of weights, in eval mode, to build upon.
+    """The encoder of a file of weights, in eval mode, as a start for other nets.
 
-    Cubes (n, 1, Z, Y, X) float32, HU window mapped to [0, 1], sides multiples of 8 -> features
-    (n, 16 width, Z/8, Y/8, X/8). `encode` gives the skips, too. See `load_unet`.
+    Input: cubes (n, 1, Z, Y, X) float32, HU window mapped to [0, 1], sides multiples of 8. Output:
+    features (n, 16 width, Z/8, Y/8, X/8); `encode` returns the skip connections, too. See
+    `load_unet` for official weights and errors.
     """
     weights = read_weights(file, part="encoder")
     net = Encoder3D(width=find_width(file, weights))
@@ -196,14 +119,14 @@ def load_encoder(file: str | Path) -> Encoder3D:
 def load_unet(file: str | Path) -> UNet3D:
     """The net of a file of weights, in eval mode.
 
-    Cubes (n, 1, Z, Y, X) float32, HU window mapped to [0, 1], sides multiples of 8 -> `Output`
-    with `restored` (n, 1, Z, Y, X) where the file has a decoder, and `logits` (n, classes) where
-    it has that head. A pretext task's own head is left out.
+    Input: cubes (n, 1, Z, Y, X) float32, HU window mapped to [0, 1], sides multiples of 8. Output:
+    `Output` with `restored` (n, 1, Z, Y, X) if the file has a decoder, and `logits` (n, classes) if
+    it has a classification head. The head of a pretext task is left out.
 
-    Official weights were trained, and are meant to be used, with each batch's own statistics in
-    batch norm, also in evaluation; nets loaded from them do so.
+    Official weights are meant to be used with the statistics of each batch in batch norm, in
+    evaluation, too; nets loaded from them do so.
 
-    Raises TrainError listing every missing, unexpected and misshapen key.
+    Raises TrainError that lists every missing, unexpected and misshapen key.
     """
     weights = read_weights(file)
     head = weights.tensors.get(_HEAD)
@@ -223,19 +146,19 @@ def load_weights(
     """Copy a file's weights into a net.
 
     part
-        "unet" and "encoder" consider the keys of that part only, on both sides.
+        "unet" and "encoder" compare and load only the keys of that part.
     strict
-        Raise TrainError listing every missing, unexpected and misshapen key, before anything
+        Raise TrainError that lists every missing, unexpected and misshapen key, before anything
         is changed; otherwise load what fits and return the report.
     """
-    _require("part", part, tuple(PARTS))
+    check_choice("part", part, tuple(PARTS))
     return _copy(net, read_weights(file, part=part), file, part=part, strict=strict)
 
 
 def _copy(
     net: nn.Module, weights: Weights, file: str | Path, *, part: str = "all", strict: bool = True
 ) -> KeyReport:
-    hint = ' (part "unet" or "encoder" takes less; width must be the same)'
+    hint = ' (part "unet" or "encoder" needs fewer keys; width must be the same)'
     return copy_tensors(
         net, weights.tensors, file, beginnings=PARTS[part], strict=strict, hint=hint
     )
@@ -250,7 +173,11 @@ def copy_tensors(
     strict: bool = True,
     hint: str = "",
 ) -> KeyReport:
-    """Copy into a net what a file holds of the keys that begin so; see `load_weights`."""
+    """Copy tensors into a net, only those whose keys begin so; see `load_weights`.
+
+    file, hint
+        For the message of an error: where the tensors come from, and how to fix it.
+    """
 
     def considered(keys: Iterable[str]) -> list[str]:
         return [key for key in keys if key.startswith(beginnings)]
@@ -286,15 +213,19 @@ def copy_tensors(
     return report
 
 
-def _from_checkpoint(file: Path, content: dict[str, Any], part: str) -> Weights:
-    """Weights of a pretrained run, or the U-Net in a fine-tuned one; see `read_weights`."""
+def parse_checkpoint(file: Path, content: dict[str, Any], part: str) -> Weights:
+    """Weights of a pretrained run, or the U-Net in a fine-tuned one, from a checkpoint's content.
+
+    part
+        See `read_weights`.
+    """
     config, tensors = content["config"], content["model"]
     has_decoder = any(key.startswith("up_tr") for key in tensors)
-    if part != "encoder" and has_decoder and _in_warmup(content):
+    if part != "encoder" and has_decoder and in_warmup(content):
         step = content["progress"]["step"]
         raise TrainError(
             f"{file}: the decoder is untrained: these weights are of step {step}, in the warm-up,"
-            " which trains encoder and head only; train longer, or take part encoder"
+            " which trains encoder and head only; train longer, or use part encoder"
         )
     if "task" in content:
         body = "body."
@@ -303,28 +234,28 @@ def _from_checkpoint(file: Path, content: dict[str, Any], part: str) -> Weights:
         "width": len(tensors[_FIRST]) if _FIRST in tensors else None,
         "num_classes": content.get("num_classes"),
         "fingerprint": content["fingerprint"],
-        "axes": OURS,
+        "axes": OUR_AXES,
         "part": "all",
         "pretext": config.get("pretext"),
         "step": content["progress"]["step"],
         "scans": content["scans"],
-        "window_hu": content.get("window_hu"),  # older runs do not say
+        "window_hu": content.get("window_hu"),  # None in older runs
     }
     return Weights(tensors, metadata)
 
 
 def _with_axes(file: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Weights:
-    """Weights in our axes, whoever wrote them."""
-    if metadata.get("axes") == OURS:
+    """Weights in our order of axes, from an export or an official file."""
+    if metadata.get("axes") == OUR_AXES:
         return Weights(tensors, metadata)
     tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
     if _FIRST not in tensors:
         raise TrainError(f"{file}: not U-Net weights; expected keys such as {_FIRST}")
-    return Weights(_turn(tensors), {**metadata, "axes": GENESIS})
+    return Weights(reverse_axes(tensors), {**metadata, "axes": GENESIS_AXES})
 
 
-def _turn(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Kernels with their spatial axes reversed."""
+def reverse_axes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Kernels with their spatial axes reversed, x-y-z to z-y-x or back; other tensors unchanged."""
     return {
         key: tensor.permute(0, 1, 4, 3, 2).contiguous() if tensor.ndim == 5 else tensor
         for key, tensor in tensors.items()
@@ -332,15 +263,15 @@ def _turn(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def find_width(file: str | Path, weights: Weights) -> int:
-    """Channels of the first convolution; TrainError when there is no encoder."""
+    """Channels of the first convolution; TrainError when the weights hold no encoder."""
     if _FIRST not in weights.tensors:
         raise TrainError(f"{file}: holds no encoder; export it with --part encoder or all")
     return len(weights.tensors[_FIRST])
 
 
 def _in_mode(net: Net, weights: Weights) -> Net:
-    """Eval mode; batch norm of official nets goes by each batch's own statistics."""
-    if weights.metadata.get("axes") == GENESIS:
+    """Set eval mode; batch norm of official nets uses the statistics of each batch."""
+    if weights.metadata.get("axes") == GENESIS_AXES:
         for module in net.modules():
             if isinstance(module, nn.BatchNorm3d):
                 module.track_running_stats = False
@@ -349,7 +280,7 @@ def _in_mode(net: Net, weights: Weights) -> Net:
 
 
 def _is_safetensors(file: Path) -> bool:
-    """Whether the file begins as safetensors does: the length of a JSON header, then the header."""
+    """Whether the file begins like safetensors: the length of a JSON header, then the header."""
     with file.open("rb") as stream:
         start = stream.read(9)
     return len(start) == 9 and start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] < 1 << 32
@@ -365,6 +296,7 @@ def _from_safetensors(file: Path) -> Weights:
     return _with_axes(file, tensors, metadata)
 
 
-def _require(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise TrainError unless an argument has one of the allowed values."""
     if value not in allowed:
         raise TrainError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")

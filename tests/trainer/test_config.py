@@ -1,4 +1,4 @@
-"""Settings of training: types, ranges, and words."""
+"""Settings of training: types and ranges."""
 
 import dataclasses
 from typing import Any
@@ -54,7 +54,7 @@ def test_values_of_another_type_are_refused(changes: dict[str, Any], message: st
     assert str(caught.value) == message
 
 
-def test_equal_settings_are_equal_however_they_were_written() -> None:
+def test_settings_are_equal_for_equal_values_of_other_types() -> None:
     as_in_toml = {"learning_rate": 1, "classes": [0, 2], "width": 8.0}
     assert TrainConfig(**as_in_toml) == TrainConfig(learning_rate=1.0, classes=(0, 2), width=8)
 

@@ -1,4 +1,4 @@
-"""Losses are those on record: a refactoring that changes numbers is seen."""
+"""Losses equal the recorded ones, so that a refactoring cannot change numbers unnoticed."""
 
 import json
 from pathlib import Path
@@ -6,16 +6,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.golden_losses import RECORD, TRAININGS
-from tests.trainer.test_loop import one_thread
-
-__all__ = ["one_thread"]
 
 TOLERANCE = 2e-4
 """Relative. Other instruction sets (SSE4.1, AVX2, AVX-512) change these losses by up to 4e-5."""
 
 
 @pytest.mark.parametrize("name", TRAININGS)
-def test_losses_are_those_on_record(name: str, tmp_path: Path) -> None:
+def test_losses_equal_the_recorded_ones(name: str, tmp_path: Path) -> None:
     recorded = json.loads(RECORD.read_text())[name]
     lines = TRAININGS[name](tmp_path)
     for line, expected in zip(lines, recorded, strict=True):

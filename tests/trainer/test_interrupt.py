@@ -16,27 +16,17 @@ import torch
 
 from tests.conftest import ROOT
 from tests.support.finetuning import CONFIG, make_task
-from tests.trainer.test_loop import (
-    TINY,
-    assert_same_run,
-    one_thread,
-    read_metrics,
-    store,
-    tiny,
-    whole,
-)
+from tests.support.runs import TINY, assert_same_run, read_metrics, tiny
 from trainer import Event, Interrupted, Saved, Stepped, TrainConfig, pretrain
 from trainer.finetuning import finetune
 from trainer.interrupt import watch_signals
-
-__all__ = ["one_thread", "store", "whole"]  # fixtures of the tests here
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 NEVER = 10**6
 
 
 def send(number: int, *, after: int) -> Callable[[Event], None]:
-    """Send this process a signal when the metrics of a step are told."""
+    """Send this process a signal at the event of a step."""
 
     def on_event(event: Event) -> None:
         if isinstance(event, Stepped) and event.step == after:
@@ -79,7 +69,7 @@ def test_the_resumed_run_equals_the_uninterrupted_one(
 
 
 @pytest.mark.parametrize("after", [5, 10, 15])
-def test_a_validation_is_broken_off_and_done_when_resumed(
+def test_an_interrupted_validation_is_done_when_resumed(
     whole: tuple[Path, list[Event]], store: Path, tmp_path: Path, after: int
 ) -> None:
     """After the warm-up, in the middle, and at the end of the run."""
@@ -92,7 +82,7 @@ def test_a_validation_is_broken_off_and_done_when_resumed(
     assert_same_run(run, whole[0])
 
 
-def test_a_broken_off_last_validation_does_not_keep_a_run_from_being_made_longer(
+def test_a_run_whose_last_validation_was_interrupted_can_be_made_longer(
     store: Path, tmp_path: Path
 ) -> None:
     config = tiny(epochs=2)
@@ -136,8 +126,8 @@ def test_the_command_ends_in_one_line_and_status_1(store: Path, tmp_path: Path) 
 # Handlers
 
 
-def signal_twice(number: int, *, forgive_second: bool) -> None:
-    with watch_signals(forgive_second=forgive_second):
+def signal_twice(number: int, *, ignore_second: bool) -> None:
+    with watch_signals(ignore_second=ignore_second):
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)
 
@@ -149,22 +139,22 @@ def test_a_second_signal_ends_at_once(number: int) -> None:
     before = signal.signal(number, end)
     try:
         with pytest.raises(KeyboardInterrupt, match="at once"):
-            signal_twice(number, forgive_second=False)
+            signal_twice(number, ignore_second=False)
     finally:
         signal.signal(number, before)
 
 
-def test_torchruns_repetition_of_a_signal_is_forgiven(number: int) -> None:
+def test_a_second_signal_is_ignored_under_torchrun(number: int) -> None:
     with pytest.raises(Interrupted):
-        signal_twice(number, forgive_second=True)
+        signal_twice(number, ignore_second=True)
 
 
-def test_a_signal_that_comes_too_late_for_the_loop_is_not_lost(number: int) -> None:
+def test_a_signal_after_the_last_step_still_raises_interrupted(number: int) -> None:
     with pytest.raises(Interrupted), watch_signals():
         os.kill(os.getpid(), number)
 
 
-def test_handlers_are_those_of_before_afterwards(store: Path, tmp_path: Path) -> None:
+def test_signal_handlers_are_restored(store: Path, tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     interrupt(store, tmp_path / "run", after=2)
     assert [signal.getsignal(number) for number in SIGNALS] == before
@@ -199,14 +189,14 @@ def test_training_runs_outside_the_main_thread(store: Path, tmp_path: Path) -> N
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    """The loop's clock, in seconds, which goes only where a test moves it."""
+    """The loop's clock in seconds, which only the test moves."""
     clock = SimpleNamespace(now=0.0, perf_counter=time.perf_counter)
     clock.monotonic = lambda: clock.now
     monkeypatch.setattr("trainer.loop.time", clock)
     return clock
 
 
-def test_checkpoints_come_by_time_too_and_change_nothing(
+def test_checkpoints_are_also_written_by_time_and_change_nothing(
     store: Path, tmp_path: Path, clock: SimpleNamespace
 ) -> None:
     config = tiny(batch_size=6, epochs=2, checkpoint_every=NEVER)  # 12 steps an epoch

@@ -20,6 +20,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from store import CorruptStore, PatchStore, annotate
 from store.settings import to_json
+from tests.support.runs import SHAPE, TINY, assert_same_run, read_metrics, tiny
 from tests.support.synthetic_store import make_store
 from trainer import (
     Ended,
@@ -33,38 +34,15 @@ from trainer import (
     Validated,
     pretrain,
 )
-from trainer.data.plan import EpochPlan, draw_persons
+from trainer.data.plan import EpochPlan, draw_patients
 from trainer.data.stream import Stream, open_stream
 from trainer.nets.unet import build_unet
-from trainer.objective import Judge
-from trainer.pretexts import PRETEXTS, make_pretext
+from trainer.objective import Objective
+from trainer.pretexts import PRETEXTS
 from trainer.ranks import Ranks
 from trainer.record import draw_slices
-from trainer.transforms.perturb import Draws, perturb
-
-SHAPE = (8, 16, 16)
-TINY = TrainConfig(
-    width=2, batch_size=16, epochs=3, warmup_epochs=1, shuffle_blocks=100,
-    log_every=2, checkpoint_every=2, seed=5,
-)  # fmt: skip
-"""15 steps, 5 an epoch: a third of them warm-up."""
-
-
-def tiny(**changes: Any) -> TrainConfig:
-    return dataclasses.replace(TINY, **changes)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("data") / "tiny.store", shape=SHAPE)
+from trainer.transforms.draws import Draws
+from trainer.transforms.perturb import perturb
 
 
 @pytest.fixture(scope="module")
@@ -74,44 +52,18 @@ def cubic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_store(folder / "cubic.store", shape=(16, 16, 16), num_train=8, num_validation=2)
 
 
-@pytest.fixture(scope="module")
-def whole(store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event]]:
-    """An uninterrupted run and its events."""
-    events: list[Event] = []
-    run = tmp_path_factory.mktemp("runs") / "whole"
-    pretrain(store, run, TINY, on_event=events.append)
-    return run, events
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def of_kind(events: list[Event], kind: type) -> list[Any]:
     return [event for event in events if isinstance(event, kind)]
 
 
-def assert_same_run(run: Path, other: Path) -> None:
-    """Metrics, weights and optimiser state agree bit for bit."""
-    assert (run / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
-    for name in ("last.pt", "best.pt"):
-        ours, theirs = (torch.load(path / name, weights_only=True) for path in (run, other))
-        for key, value in ours["model"].items():
-            assert torch.equal(value, theirs["model"][key]), key
-        for index, state in ours["optimiser"]["state"].items():
-            for key, value in state.items():
-                assert torch.equal(value, theirs["optimiser"]["state"][index][key]), key
-        assert ours["progress"] == theirs["progress"]
-
-
 class Interrupted(Exception):
-    """Stands for a kill in tests that need many."""
+    """Stands for a kill, which would be too slow in tests that need many."""
 
 
-# What is learned
+# Losses
 
 
-def test_both_losses_fall_and_restoration_beats_handing_back_the_input(
+def test_both_losses_fall_and_restoration_beats_returning_the_input(
     tmp_path: Path,
 ) -> None:
     store = make_store(tmp_path / "learn.store", shape=(8, 16, 16), num_train=16)
@@ -128,7 +80,7 @@ def test_both_losses_fall_and_restoration_beats_handing_back_the_input(
     assert summary.best["accuracy"] > 0.5  # chance is 1/6
 
 
-def test_warm_up_leaves_the_decoder_as_it_was(store: Path, tmp_path: Path) -> None:
+def test_the_warm_up_does_not_change_the_decoder(store: Path, tmp_path: Path) -> None:
     def stop(event: Event) -> None:
         if isinstance(event, Saved) and event.step == 4:
             raise Interrupted
@@ -160,7 +112,7 @@ def test_losses_are_reported_unweighted_and_summed_weighted(
         ({"classify": False}, {"loss", "restoration", "identity"}),
     ],
 )
-def test_each_task_can_be_learned_alone(
+def test_each_loss_can_be_trained_alone(
     store: Path, tmp_path: Path, changes: dict[str, Any], names: set[str]
 ) -> None:
     summary = pretrain(store, tmp_path / "run", tiny(steps=2, warmup_epochs=None, **changes))
@@ -208,7 +160,7 @@ def test_accumulated_gradients_are_the_mean_over_the_batch(store: Path, tmp_path
     plan = EpochPlan(rows=np.arange(len(split)), batch_size=16, seed=config.seed)
     stream = Stream(split, plan)
     batch = next(iter(stream.epoch(0)))
-    cubes, labels = stream.load(batch)
+    cubes, labels = batch.cubes(), batch.labels
     draws = Draws.keyed(config.seed, "train", 0, rows=batch.rows)
     inputs = perturb(cubes, draws, num_blocks=config.shuffle_blocks)
     net = build_unet(width=2, num_classes=6, decoder=False, seed=config.seed).train()
@@ -242,8 +194,8 @@ def test_a_plateau_cuts_the_learning_rate(store: Path, tmp_path: Path) -> None:
     assert rate < 0.5
 
 
-def test_the_joint_phase_begins_with_an_uncut_learning_rate(store: Path, tmp_path: Path) -> None:
-    """Each phase loses patience for itself."""
+def test_the_joint_phase_starts_with_the_initial_learning_rate(store: Path, tmp_path: Path) -> None:
+    """Cuts of the warm-up do not count in the joint phase."""
     config = tiny(  # at this learning rate nothing improves
         epochs=5, warmup_epochs=4, lr_schedule="plateau", lr_step_epochs=1, learning_rate=1e-30,
         log_every=5,
@@ -259,22 +211,22 @@ class TestSelection:
     def seen(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[bool, set[int]]]:
         """Labels that losses are computed of, in training (True) and in validation (False)."""
         seen: dict[bool, set[int]] = {True: set(), False: set()}
-        losses = Judge.losses
+        losses = Objective.losses
 
-        def watched(self: Judge, output: Any, example: Any, labels: torch.Tensor) -> Any:
+        def watched(self: Objective, output: Any, example: Any, labels: torch.Tensor) -> Any:
             seen[torch.is_grad_enabled()] |= set(labels.tolist())
             return losses(self, output, example, labels)
 
-        monkeypatch.setattr(Judge, "losses", watched)
+        monkeypatch.setattr(Objective, "losses", watched)
         return seen
 
-    def test_crops_of_other_classes_are_never_learned_nor_measured(
+    def test_crops_of_other_classes_are_used_neither_in_training_nor_in_validation(
         self, store: Path, tmp_path: Path, seen: dict[bool, set[int]]
     ) -> None:
         pretrain(store, tmp_path / "run", tiny(epochs=1, warmup_epochs=0, classes=(0, 2)))
         assert seen == {True: {0, 2}, False: {0, 2}}
 
-    def test_crops_of_excluded_classes_are_never_learned_nor_measured(
+    def test_crops_of_excluded_classes_are_used_neither_in_training_nor_in_validation(
         self, store: Path, tmp_path: Path, seen: dict[bool, set[int]]
     ) -> None:
         pretrain(store, tmp_path / "run", tiny(epochs=1, warmup_epochs=0, excluded_classes=(1, 4)))
@@ -288,7 +240,7 @@ class TestSelection:
         wanted = np.isin(split.label, [0, 2]) & (split.scale == 0)
         assert of_kind(events, Started)[0].num_train == wanted.sum()
 
-    def test_excluded_classes_are_left_out_and_a_begun_run_keeps_its_own(
+    def test_excluded_classes_are_left_out_and_a_resumed_run_keeps_its_own(
         self, store: Path, tmp_path: Path
     ) -> None:
         mine = shutil.copytree(store, tmp_path / "mine.store")
@@ -303,11 +255,11 @@ class TestSelection:
         saved = torch.load(tmp_path / "run/last.pt", weights_only=True)["config"]
         assert saved["excluded_classes"] == [1]
 
-    def test_a_fraction_is_of_persons_and_part_of_a_larger_one(
+    def test_a_fraction_is_of_patients_and_a_subset_of_a_larger_one(
         self, store: Path, tmp_path: Path
     ) -> None:
-        persons = np.array([1, 1, 2, 3, 4, 5, 6, 7, 8, 8])
-        some = {f: set(draw_persons(persons, f, 3).tolist()) for f in (0.01, 0.25, 0.5, 1.0)}
+        patients = np.array([1, 1, 2, 3, 4, 5, 6, 7, 8, 8])
+        some = {f: set(draw_patients(patients, f, 3).tolist()) for f in (0.01, 0.25, 0.5, 1.0)}
         assert [len(some[f]) for f in some] == [1, 2, 4, 8]
         assert some[0.01] < some[0.25] < some[0.5] < some[1.0]
         events: list[Event] = []
@@ -319,10 +271,10 @@ class TestSelection:
         )
         opened = PatchStore(store)
         of_row = opened.scans.patient[opened.train.scan]
-        chosen = draw_persons(of_row, 0.3, TINY.seed)
+        chosen = draw_patients(of_row, 0.3, TINY.seed)
         assert of_kind(events, Started)[0].num_train == np.isin(of_row, chosen).sum()
 
-    def test_a_class_that_there_is_not_is_told(self, store: Path, tmp_path: Path) -> None:
+    def test_an_unknown_class_is_refused_by_number(self, store: Path, tmp_path: Path) -> None:
         with pytest.raises(TrainError) as caught:
             pretrain(store, tmp_path / "run", tiny(classes=(3, *range(9, 500))))
         assert str(caught.value) == "classes: the store has classes 0 to 5, not 9-499"
@@ -349,7 +301,7 @@ def test_a_run_can_start_from_the_weights_of_another(
     torch.testing.assert_close(ours["out_tr.final_conv.weight"], theirs["out_tr.final_conv.weight"])
 
 
-class TestStartingWeightsOfABegunRun:
+class TestStartingWeightsOfAResumedRun:
     @pytest.fixture
     def begun(self, whole: tuple[Path, list[Event]], store: Path, tmp_path: Path) -> Path:
         """A run that started from best.pt of another; that file is gone since."""
@@ -363,17 +315,17 @@ class TestStartingWeightsOfABegunRun:
         config = json.loads((run / "config.json").read_text())["config"]
         return Path(config["init"]).name, config["init_part"]
 
-    def test_the_same_ones_are_not_needed_again(self, begun: Path, store: Path) -> None:
+    def test_the_file_is_not_needed_to_resume(self, begun: Path, store: Path) -> None:
         init = str(begun.parent / "start.pt")
         config = tiny(steps=2, warmup_epochs=0, init=init, init_part="encoder")
         assert pretrain(store, begun, config).steps == 2
         assert self.recorded(begun) == ("start.pt", "encoder")
 
-    def test_they_need_not_be_named_again(self, begun: Path, store: Path) -> None:
+    def test_the_option_is_not_needed_to_resume(self, begun: Path, store: Path) -> None:
         assert pretrain(store, begun, tiny(steps=2, warmup_epochs=0)).steps == 2
         assert self.recorded(begun) == ("start.pt", "encoder")
 
-    def test_others_are_refused_by_name(
+    def test_other_starting_weights_are_refused_by_name(
         self, begun: Path, whole: tuple[Path, list[Event]], store: Path
     ) -> None:
         other = tiny(steps=2, warmup_epochs=0, init=str(whole[0] / "last.pt"))
@@ -381,7 +333,7 @@ class TestStartingWeightsOfABegunRun:
             pretrain(store, begun, other)
         assert self.recorded(begun) == ("start.pt", "encoder")
 
-    def test_a_run_that_began_without_takes_none(
+    def test_starting_weights_are_refused_for_a_run_that_started_without(
         self, whole: tuple[Path, list[Event]], store: Path
     ) -> None:
         with pytest.raises(TrainError, match=r"init None -> .*best\.pt"):
@@ -394,15 +346,15 @@ class TestStartingWeightsOfABegunRun:
 def test_validation_of_the_same_weights_gives_the_same_numbers(
     whole: tuple[Path, list[Event]], store: Path
 ) -> None:
-    """Measured again, in other batches: what a run of these weights wrote down."""
+    """Measured again, in other batches, and compared with the run's metrics."""
     config = dataclasses.replace(TINY, batch_size=7, excluded_classes=(), precision="fp32")
-    device, ranks, opened = torch.device("cpu"), Ranks(), PatchStore(store)
-    pretext = make_pretext(config.pretext, SHAPE, num_blocks=config.shuffle_blocks)
+    device, opened = torch.device("cpu"), PatchStore(store)
+    pretext = PRETEXTS[config.pretext](SHAPE, num_blocks=config.shuffle_blocks)
     net = build_unet(width=2, num_classes=6)
     net.load_state_dict(torch.load(whole[0] / "last.pt", weights_only=True)["model"])
-    measured = Judge(config, pretext, device, 6, ranks).measure(
-        net, open_stream(opened, opened.validation, config, device, ranks), joint=True
-    )
+    objective = Objective(config, pretext, num_classes=6, device=device)
+    stream = open_stream(opened, opened.validation, config, device, Ranks())
+    measured = objective.measure(net, stream, joint=True).metrics
     recorded = read_metrics(whole[0])[-1]
     assert {"loss", "restoration", "identity", "classification", "accuracy"} == measured.keys()
     for name, value in measured.items():
@@ -420,7 +372,7 @@ def test_validation_perturbs_in_full_precision_as_training_does(tmp_path: Path) 
     assert found[0] == found[1]
 
 
-def test_validation_comes_every_so_many_epochs_and_at_the_ends_of_both_phases(
+def test_validation_is_done_every_validate_every_epochs_and_at_the_end_of_both_phases(
     store: Path, tmp_path: Path
 ) -> None:
     pretrain(store, tmp_path / "run", tiny(epochs=7, validate_every=3))
@@ -428,7 +380,7 @@ def test_validation_comes_every_so_many_epochs_and_at_the_ends_of_both_phases(
     assert [line["epoch"] for line in lines] == [1, 3, 6, 7]
 
 
-def test_validation_classifies_crops_as_they_are(
+def test_validation_classifies_unperturbed_crops(
     store: Path, whole: tuple[Path, list[Event]]
 ) -> None:
     run, _ = whole
@@ -441,7 +393,9 @@ def test_validation_classifies_crops_as_they_are(
     assert read_metrics(run)[-1]["accuracy"] == pytest.approx(float(accuracy), abs=1e-6)
 
 
-def test_without_validation_crops_it_says_so_and_chooses_by_training_loss(tmp_path: Path) -> None:
+def test_without_validation_crops_training_loss_chooses_the_best_with_a_notice(
+    tmp_path: Path,
+) -> None:
     store = make_store(tmp_path / "bare.store", num_validation=0, shape=SHAPE)
     events: list[Event] = []
     pretrain(store, tmp_path / "run", tiny(warmup_epochs=0), on_event=events.append)
@@ -458,7 +412,7 @@ def test_training_stops_early_without_improvement(store: Path, tmp_path: Path) -
     assert summary.epochs < 50
 
 
-# Which crops
+# Selected crops
 
 
 def test_excluded_classes_and_scales_are_left_out(store: Path, tmp_path: Path) -> None:
@@ -492,10 +446,10 @@ def test_corrupt_crops_are_skipped_and_counted_on_request(broken: Path, tmp_path
     assert summary.num_skipped == 16
 
 
-# What a run leaves behind
+# Files of a run
 
 
-def test_a_run_leaves_everything_that_is_promised(whole: tuple[Path, list[Event]]) -> None:
+def test_a_run_writes_all_its_files(whole: tuple[Path, list[Event]]) -> None:
     run, _ = whole
     names = {path.name for path in run.iterdir() if not path.name.startswith(".")}
     assert names == {
@@ -503,7 +457,7 @@ def test_a_run_leaves_everything_that_is_promised(whole: tuple[Path, list[Event]
     }  # fmt: skip
 
 
-def test_the_configuration_and_the_stores_fingerprint_are_on_record(
+def test_config_json_holds_the_settings_and_the_fingerprint(
     whole: tuple[Path, list[Event]], store: Path
 ) -> None:
     content = json.loads((whole[0] / "config.json").read_text())
@@ -520,7 +474,7 @@ def test_metrics_have_a_line_for_every_logged_step_and_validation(
     assert [line["step"] for line in lines if line["kind"] == "validation"] == [5, 10, 15]
 
 
-def test_events_tell_what_metrics_tell(whole: tuple[Path, list[Event]]) -> None:
+def test_events_hold_the_same_numbers_as_the_metrics(whole: tuple[Path, list[Event]]) -> None:
     run, events = whole
     assert isinstance(events[0], Started)
     assert isinstance(events[-1], Ended)
@@ -536,7 +490,7 @@ def test_tensorboard_holds_curves_and_pictures(whole: tuple[Path, list[Event]]) 
     )
     assert sorted(board.Tags()["images"]) == [
         "perturbed | restored | original",
-        "validation/confusion: true class down, named across",
+        "validation/confusion: rows true class, columns predicted",
     ]
 
 
@@ -559,7 +513,7 @@ def test_the_best_checkpoint_is_that_of_the_lowest_joint_loss(
     assert (saved["step"], saved["best"]["loss"]) == (best["step"], best["loss"])
 
 
-def test_the_learning_rate_is_cut_in_steps_anew_in_each_phase(store: Path, tmp_path: Path) -> None:
+def test_the_learning_rate_schedule_starts_again_in_each_phase(store: Path, tmp_path: Path) -> None:
     config = tiny(epochs=4, lr_step_epochs=1, log_every=5, warmup_epochs=2)
     pretrain(store, tmp_path / "run", config)
     rates = [m["learning_rate"] for m in read_metrics(tmp_path / "run") if m["kind"] == "train"]
@@ -593,7 +547,7 @@ def test_a_run_killed_and_resumed_equals_the_uninterrupted_one(
 
 
 @pytest.mark.parametrize("moment", [1, 3, 7, 11, 16, 22])
-def test_a_run_stopped_at_any_event_goes_on_exactly(
+def test_a_run_stopped_at_any_event_resumes_exactly(
     whole: tuple[Path, list[Event]], store: Path, tmp_path: Path, moment: int
 ) -> None:
     seen = 0
@@ -620,7 +574,7 @@ def test_a_run_can_be_made_longer(
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
-def test_a_complete_run_is_reported_and_left_alone(
+def test_a_complete_run_is_reported_and_not_changed(
     whole: tuple[Path, list[Event]], store: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(whole[0], tmp_path / "run")
@@ -647,11 +601,11 @@ def test_other_settings_are_refused_by_name(
 
 def test_another_store_is_refused(whole: tuple[Path, list[Event]], tmp_path: Path) -> None:
     other = make_store(tmp_path / "other.store", seed=9, shape=SHAPE)
-    with pytest.raises(TrainError, match="trained on store"):
+    with pytest.raises(TrainError, match="trained on data with fingerprint"):
         pretrain(other, whole[0], TINY)
 
 
-def test_a_refusal_leaves_the_run_as_it_was(
+def test_a_refusal_does_not_change_the_run(
     whole: tuple[Path, list[Event]], store: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(whole[0], tmp_path / "run")
@@ -669,7 +623,7 @@ def test_two_writers_on_one_run_are_refused(store: Path, tmp_path: Path) -> None
             pretrain(store, tmp_path / "run", TINY)
 
 
-def test_a_broken_checkpoint_is_told_in_one_line(
+def test_a_broken_checkpoint_is_reported_in_one_line(
     whole: tuple[Path, list[Event]], store: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(whole[0], tmp_path / "run")
@@ -678,12 +632,12 @@ def test_a_broken_checkpoint_is_told_in_one_line(
         pretrain(store, run, TINY)
 
 
-def test_lost_metrics_are_told(
+def test_a_truncated_metrics_file_is_refused(
     whole: tuple[Path, list[Event]], store: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(whole[0], tmp_path / "run")
     (run / "metrics.jsonl").write_text("")
-    with pytest.raises(TrainError, match="shorter than the checkpoint remembers"):
+    with pytest.raises(TrainError, match="shorter than when the checkpoint was saved"):
         pretrain(store, run, tiny(epochs=5))
 
 
@@ -699,7 +653,7 @@ def test_a_path_that_holds_something_else_is_refused(
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter.txt"]
 
 
-# Trouble
+# Errors
 
 
 def test_a_diverged_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
@@ -718,13 +672,13 @@ def test_a_diverged_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
     assert all(torch.isfinite(value).all() for value in weights.values())
 
 
-def test_a_warm_up_that_takes_the_whole_run_is_refused(store: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainError, match="warmup_epochs must leave epochs"):
+def test_a_warm_up_of_all_epochs_is_refused(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match="warmup_epochs must be less than the epochs"):
         pretrain(store, tmp_path / "run", tiny(steps=4))
 
 
 @pytest.mark.parametrize("device", ["abacus", "meta", "cuda", "cuda:99"])
-def test_a_device_that_is_not_there_is_told_and_others_named(
+def test_a_device_that_is_not_usable_is_refused_and_usable_ones_are_named(
     store: Path, tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
@@ -737,7 +691,7 @@ def test_a_device_that_is_not_there_is_told_and_others_named(
 
 
 @pytest.mark.parametrize("existed", [False, True])
-def test_a_refused_training_leaves_no_trace(store: Path, tmp_path: Path, existed: bool) -> None:
+def test_a_refused_training_creates_no_files(store: Path, tmp_path: Path, existed: bool) -> None:
     run = tmp_path / "run"
     if existed:
         run.mkdir()

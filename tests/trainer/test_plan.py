@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from trainer.data.plan import EpochPlan, derive_seeds, select_rows, thin
+from trainer.data.plan import EpochPlan, select_rows, thin
+from trainer.seeds import derive_seeds
 
 ROWS = np.arange(100, 203, dtype=np.int64)
 
@@ -32,12 +33,12 @@ def test_batches_of_an_epoch_differ_by_one_row_at_most() -> None:
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_the_order_follows_from_seed_and_epoch_alone() -> None:
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     np.testing.assert_array_equal(plan().order(4), plan().order(4))
 
 
 @pytest.mark.parametrize("other", [plan(seed=4).order(0), plan().order(1)])
-def test_another_seed_or_epoch_is_another_order(other: np.ndarray) -> None:
+def test_another_seed_or_epoch_gives_another_order(other: np.ndarray) -> None:
     assert (plan().order(0) != other).mean() > 0.9
 
 
@@ -66,12 +67,12 @@ def test_thinned_rows_still_hold_every_class() -> None:
     assert np.bincount(label[kept]).tolist() == [2, 2, 2, 2, 2]
 
 
-def test_seeds_of_different_roles_and_places_differ() -> None:
+def test_seeds_of_different_roles_and_indices_differ() -> None:
     seeds = {derive_seeds(s, role, i) for s in range(3) for role in ("a", "b") for i in range(50)}
     assert len(seeds) == 300
 
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"rank": 2, "world_size": 2}])
-def test_a_plan_that_cannot_be_is_refused(wrong: dict[str, int]) -> None:
+def test_an_impossible_plan_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must be"):
         plan(**wrong)

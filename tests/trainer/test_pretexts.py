@@ -1,24 +1,21 @@
-"""The pretext tasks of others: what they do to cubes, what they ask, what can be learned."""
+"""Pretext tasks: perturbations, labels and losses."""
 
 import itertools
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from trainer import TrainError
+from trainer.config import PretextName
 from trainer.nets.blocks import join_blocks, split_blocks
 from trainer.nets.unet import Output, UNet3D, build_unet
-from trainer.pretexts import PRETEXTS, Pretext, make_pretext
-from trainer.transforms.perturb import (
-    Draws,
-    find_permutations,
-    find_rotations,
-    jumble,
-    rotate,
-    swap_patches,
-)
+from trainer.pretexts import PRETEXTS, Pretext
+from trainer.transforms.draws import Draws
+from trainer.transforms.rotate import find_rotations, rotate
+from trainer.transforms.rubik import find_permutations, scramble_rubik
+from trainer.transforms.swap import swap_patches
 
 SHAPE = (16, 32, 32)
 NUMBERS = torch.arange(16.0 * 32 * 32).reshape(1, 1, *SHAPE)
@@ -36,22 +33,22 @@ def many(num: int) -> Tensor:
 class TestEveryTask:
     @pytest.fixture(params=PRETEXTS)
     def task(self, request: pytest.FixtureRequest) -> Pretext:
-        return make_pretext(request.param, SHAPE, num_blocks=200)
+        return PRETEXTS[request.param](SHAPE, num_blocks=200)
 
-    def test_what_a_cube_gets_does_not_depend_on_its_batch(self, task: Pretext) -> None:
+    def test_the_perturbation_of_a_cube_does_not_depend_on_its_batch(self, task: Pretext) -> None:
         cubes = torch.rand(6, 1, *SHAPE)
         whole = task.perturb(cubes, Draws.keyed(3, "train", 1, rows=[7, 2, 9, 4, 0, 5]))
         part = task.perturb(cubes[2:4], Draws.keyed(3, "train", 1, rows=[9, 4]))
         assert torch.equal(whole.inputs[2:4], part.inputs)
         assert torch.equal(whole.target[2:4], part.target)
 
-    def test_cubes_stay_as_they_are(self, task: Pretext) -> None:
+    def test_perturbing_does_not_change_the_cubes(self, task: Pretext) -> None:
         cubes = torch.rand(4, 1, *SHAPE)
         before = cubes.clone()
         task.perturb(cubes, draws(4)).inputs.zero_()
         assert torch.equal(cubes, before)
 
-    def test_a_net_answers_what_is_asked_and_learns_from_it(self, task: Pretext) -> None:
+    def test_the_loss_trains_the_head_and_the_encoder(self, task: Pretext) -> None:
         net = build_unet(
             width=2,
             num_classes=3,
@@ -73,7 +70,7 @@ class TestEveryTask:
             assert net.down_tr64.ops[0].conv1.weight.grad.any()
         assert all(0 <= value <= 1 for value in task.measure(output, example).values())
 
-    def test_the_loss_of_perfect_answers_is_next_to_nothing(self, task: Pretext) -> None:
+    def test_the_loss_of_perfect_predictions_is_almost_zero(self, task: Pretext) -> None:
         example = task.perturb(torch.rand(4, 1, *SHAPE), draws(4))
         output = Output(restored=example.target)
         if task.metric == "rotation":
@@ -91,7 +88,7 @@ class TestEveryTask:
 class TestPatchSwaps:
     @staticmethod
     def slow(cube: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """The published loop: ten times, two small patches that do not meet change places."""
+        """The published loop: ten times, two small disjoint patches change places."""
         cube = cube.copy()
         for _ in range(10):
             side = [int(generator.integers(n // 8, n // 4 + 1)) for n in cube.shape]
@@ -109,7 +106,7 @@ class TestPatchSwaps:
             cube[first], cube[second] = cube[second].copy(), cube[first].copy()
         return cube
 
-    def test_touches_as_many_voxels_as_the_loop(self) -> None:
+    def test_changes_as_many_voxels_as_the_loop(self) -> None:
         generator = np.random.default_rng(0)
         numbers = NUMBERS[0, 0].numpy()
         slow = [(self.slow(numbers, generator) != numbers).mean() for _ in range(300)]
@@ -138,7 +135,7 @@ class TestRotation:
     @pytest.mark.parametrize(
         ("shape", "num"), [((8, 8, 8), 24), ((16, 32, 32), 8), ((8, 16, 24), 4)]
     )
-    def test_every_rotation_of_a_box_is_known_once(self, shape: tuple[int, ...], num: int) -> None:
+    def test_every_rotation_of_a_box_is_drawn(self, shape: tuple[int, ...], num: int) -> None:
         numbers = torch.arange(float(np.prod(shape))).reshape(1, 1, *shape)
         turned, chosen = rotate(numbers.expand(400, -1, -1, -1, -1), draws(400))
         assert len(find_rotations(shape)) == num
@@ -146,14 +143,14 @@ class TestRotation:
         different = {tuple(cube.flatten().tolist()) for cube in turned}
         assert len(different) == num
 
-    def test_rotations_are_rotations_and_no_mirror_images(self) -> None:
+    def test_rotations_are_not_mirror_images(self) -> None:
         # An arrow along each axis: a rotation keeps their handedness.
         for axes, flips in find_rotations((8, 8, 8)):
             arrows = np.eye(3)[list(axes)]
             arrows[list(flips)] *= -1
             assert np.linalg.det(arrows) == pytest.approx(1)
 
-    def test_number_zero_leaves_cubes_as_they_are(self) -> None:
+    def test_rotation_number_zero_changes_nothing(self) -> None:
         turned, chosen = rotate(many(40), draws(40))
         assert torch.equal(turned[chosen == 0], many(int((chosen == 0).sum())))
 
@@ -164,7 +161,7 @@ class TestRotation:
         for quarters in range(4):
             assert np.ascontiguousarray(np.rot90(plain, quarters, (1, 2))).tobytes() in known
 
-    def test_all_are_equally_likely(self) -> None:
+    def test_all_rotations_are_equally_likely(self) -> None:
         _, chosen = rotate(torch.zeros(4000, 1, 2, 4, 4), draws(4000))
         share = torch.bincount(chosen, minlength=8) / 4000
         torch.testing.assert_close(share, torch.full((8,), 1 / 8), atol=0.02, rtol=0)
@@ -181,9 +178,9 @@ class TestRubik:
         assert nearest >= 5 > of_random.min()
         assert distance[~np.eye(100, dtype=bool)].mean() >= of_random.mean()
 
-    def test_a_jumbled_cube_can_be_put_together_from_its_labels(self) -> None:
-        jumbled, chosen, rotated = jumble(many(30), draws(30), num_orders=100)
-        parts = split_blocks(jumbled, 2).reshape(30, 8, 8, 16, 16)
+    def test_a_scrambled_cube_can_be_restored_from_its_labels(self) -> None:
+        scrambled, chosen, rotated = scramble_rubik(many(30), draws(30), num_orders=100)
+        parts = split_blocks(scrambled, 2).reshape(30, 8, 8, 16, 16)
         plain = split_blocks(NUMBERS, 2)[:, 0]  # (8, z, y, x)
         for cube, order, turned in zip(parts, find_permutations(100)[chosen], rotated, strict=True):
             for place, source in enumerate(order.tolist()):
@@ -193,11 +190,11 @@ class TestRubik:
 
     def test_half_of_the_parts_are_rotated_about_either_axis(self) -> None:
         cubes = torch.arange(64.0).reshape(1, 1, 4, 4, 4).expand(1000, -1, -1, -1, -1)
-        _, chosen, rotated = jumble(cubes, draws(1000), num_orders=100)
+        _, chosen, rotated = scramble_rubik(cubes, draws(1000), num_orders=100)
         assert rotated.float().mean() == pytest.approx(0.5, abs=0.02)
         assert len(set(chosen.tolist())) == 100
 
-    def test_blocks_are_encoded_each_by_itself(self) -> None:
+    def test_every_block_is_encoded_alone(self) -> None:
         net = UNet3D(width=1, decoder=False, blocks=2, head=lambda _: torch.nn.Identity()).eval()
         cubes = torch.rand(2, 1, *SHAPE)
         whole = net(cubes).answers
@@ -207,7 +204,7 @@ class TestRubik:
         changed[:, :, 8:, :, :] += 1
         torch.testing.assert_close(net(changed).answers[:, :, :1], whole[:, :, :1])
 
-    def test_blocks_come_apart_and_together(self) -> None:
+    def test_joining_blocks_undoes_splitting(self) -> None:
         cubes = torch.rand(2, 3, 4, 6, 8)
         parts = split_blocks(cubes, 2)
         assert parts.shape == (16, 3, 2, 3, 4)
@@ -217,6 +214,5 @@ class TestRubik:
         assert torch.equal(join_blocks(parts, 2), cubes)
 
 
-def test_a_task_that_there_is_not_is_told() -> None:
-    with pytest.raises(TrainError, match="one of restoration, inpainting"):
-        make_pretext("jigsaw", SHAPE)
+def test_every_task_has_a_name_in_the_settings_and_every_name_a_task() -> None:
+    assert set(PRETEXTS) == set(get_args(PretextName))

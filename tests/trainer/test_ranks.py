@@ -101,7 +101,7 @@ def test_one_step_of_two_processes_is_one_step_of_one(store: Path, tmp_path: Pat
         assert (state["exp_avg"] - other).norm() < 1e-2 * other.norm() + 1e-7, index
 
 
-def test_metrics_are_those_of_all_processes_and_written_once(
+def test_metrics_cover_all_processes_and_are_written_once(
     store: Path, together: Path, tmp_path: Path
 ) -> None:
     pretrain(store, tmp_path / "alone", CONFIG)
@@ -125,18 +125,19 @@ def test_a_run_of_two_is_resumed_bit_for_bit(store: Path, together: Path, tmp_pa
 
 SIGNAL_ONE = """
 import os, signal
-from trainer.pretraining import Session
-step, steps = Session._step, []
+from trainer.pretraining import Pretrainer
+step, steps = Pretrainer.step, []
 def watched(self, batch):
-    step(self, batch)
+    losses = step(self, batch)
     steps.append(batch)
     if self.ranks.rank == 1 and len(steps) == 7:
         os.kill(os.getpid(), signal.SIGTERM)
-Session._step = watched
+    return losses
+Pretrainer.step = watched
 """
 
 
-def test_a_signal_to_one_process_stops_both_at_one_step_and_costs_nothing(
+def test_a_signal_to_one_process_stops_both_at_the_same_step_without_loss(
     store: Path, together: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -151,21 +152,21 @@ def test_a_signal_to_one_process_stops_both_at_one_step_and_costs_nothing(
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-def test_another_number_of_processes_is_refused_unless_it_changes_nothing(
+def test_another_number_of_processes_is_refused_without_synced_batch_norm(
     store: Path, tmp_path: Path
 ) -> None:
     apart = {"sync_batch_norm": False, "steps": 2, "warmup_epochs": 0}
     assert torchrun(store, tmp_path / "apart", **apart).returncode == 0
     config = TrainConfig(**{**to_json(CONFIG), **apart, "steps": 4})
-    with pytest.raises(TrainError, match="trained by 2 processes, now there are 1"):
+    with pytest.raises(TrainError, match="trained by 2 processes, but now there are 1"):
         pretrain(store, tmp_path / "apart", config)
 
 
 @pytest.mark.parametrize("settings", [{"batch_size": 9, "accumulate": 3}, {"batch_size": 1}])
-def test_processes_with_unequal_shares_make_as_many_passes(
+def test_processes_with_unequal_parts_of_a_batch_do_not_wait_for_ever(
     store: Path, tmp_path: Path, settings: dict[str, int]
 ) -> None:
-    """Shares of 5 and 4 crops in three parts, or of one and none: no one may wait for ever."""
+    """Parts of 5 and 4 crops in three accumulation steps, or of one and no crop."""
     done = torchrun(store, tmp_path / "run", warmup_epochs=0, steps=3, **settings)
     assert done.returncode == 0, done.stderr
     assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())

@@ -1,6 +1,7 @@
 """Perturbations, against slow and obvious versions of their published definitions."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,23 +9,24 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from trainer.transforms.perturb import (
-    Draws,
-    bend_intensity,
-    deform,
-    displace,
-    draw_curves,
-    draw_displacement,
-    draw_kinds,
-    paint_inside,
-    paint_outside,
-    perturb,
-    shuffle_pixels,
-)
+from trainer.transforms.draws import Draws
+from trainer.transforms.elastic import deform, displace, draw_displacement
+from trainer.transforms.intensity import draw_curves, nonlinear_intensity
+from trainer.transforms.paint import inpaint, outpaint
+from trainer.transforms.perturb import draw_kinds, perturb
+from trainer.transforms.shuffle import shuffle_pixels
 
 SHAPE = (32, 64, 64)
 NUMBERS = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
-ALL = (deform, shuffle_pixels, bend_intensity, paint_inside, paint_outside, perturb)
+NUM_BLOCKS = 10_000
+ALL = (
+    deform,
+    partial(shuffle_pixels, num_blocks=NUM_BLOCKS),
+    nonlinear_intensity,
+    inpaint,
+    outpaint,
+    partial(perturb, num_blocks=NUM_BLOCKS),
+)
 
 
 def draws(num: int, *key: int) -> Draws:
@@ -33,7 +35,7 @@ def draws(num: int, *key: int) -> Draws:
 
 @pytest.fixture(scope="module")
 def cubes() -> Tensor:
-    """(4, 1, 32, 64, 64) smooth structure in [0, 1], every cube another."""
+    """(4, 1, 32, 64, 64) smooth structure in [0, 1], different in every cube."""
     generator = np.random.default_rng(0)
     smooth = ndimage.gaussian_filter(generator.normal(size=(4, *SHAPE)), (0, 3, 3, 3))
     low, high = smooth.min(), smooth.max()
@@ -42,7 +44,7 @@ def cubes() -> Tensor:
 
 @pytest.mark.parametrize("change", ALL)
 class TestEveryPerturbation:
-    def test_leaves_its_input_alone(
+    def test_does_not_change_its_input(
         self, change: Callable[[Tensor, Draws], Tensor], cubes: Tensor
     ) -> None:
         before = cubes.clone()
@@ -50,7 +52,7 @@ class TestEveryPerturbation:
         assert torch.equal(cubes, before)
         assert changed.data_ptr() != cubes.data_ptr()
 
-    def test_follows_from_its_key_alone(
+    def test_depends_on_its_key_alone(
         self, change: Callable[[Tensor, Draws], Tensor], cubes: Tensor
     ) -> None:
         torch.manual_seed(0)
@@ -58,7 +60,7 @@ class TestEveryPerturbation:
         torch.manual_seed(1)
         assert torch.equal(one, change(cubes, draws(4, 1)))
 
-    def test_changes_with_its_key(
+    def test_differs_for_another_key(
         self, change: Callable[[Tensor, Draws], Tensor], cubes: Tensor
     ) -> None:
         assert not torch.equal(change(cubes, draws(4, 1)), change(cubes, draws(4, 2)))
@@ -155,7 +157,7 @@ class TestLocalShuffling:
         return np.array(np.unravel_index(shuffled.astype(int), SHAPE))
 
     @pytest.mark.parametrize(("num_blocks", "times"), [(10_000, 2), (1000, 12)])
-    def test_touches_as_many_voxels_as_the_loop(self, num_blocks: int, times: int) -> None:
+    def test_changes_as_many_voxels_as_the_loop(self, num_blocks: int, times: int) -> None:
         generator = np.random.default_rng(0)
         slow = [(self.slow(NUMBERS, num_blocks, generator) != NUMBERS).mean() for _ in range(times)]
         cubes = torch.from_numpy(NUMBERS).expand(20, 1, *SHAPE)
@@ -166,13 +168,14 @@ class TestLocalShuffling:
         generator = np.random.default_rng(0)
         slow = [self.sources(self.slow(NUMBERS, 10_000, generator)) for _ in range(3)]
         cubes = torch.from_numpy(NUMBERS).expand(10, 1, *SHAPE)
-        fast = [self.sources(cube[0].numpy()) for cube in shuffle_pixels(cubes, draws(10))]
+        shuffled = shuffle_pixels(cubes, draws(10), num_blocks=NUM_BLOCKS)
+        fast = [self.sources(cube[0].numpy()) for cube in shuffled]
         theirs, ours = (np.abs(np.stack(found) - np.indices(SHAPE)) for found in (slow, fast))
         assert ours.max((0, 2, 3, 4)).tolist() == [2, 5, 5]  # within a block: sides 3, 6, 6
         np.testing.assert_allclose(ours.mean((0, 2, 3, 4)), theirs.mean((0, 2, 3, 4)), rtol=0.03)
 
-    def test_keeps_the_histogram_but_for_overwritten_blocks(self, cubes: Tensor) -> None:
-        shuffled = shuffle_pixels(cubes, draws(4))
+    def test_keeps_the_histogram_except_for_overwritten_blocks(self, cubes: Tensor) -> None:
+        shuffled = shuffle_pixels(cubes, draws(4), num_blocks=NUM_BLOCKS)
         before, after = (torch.histc(part, 50, 0, 1) / part.numel() for part in (cubes, shuffled))
         assert (before - after).abs().sum() < 0.01
 
@@ -193,7 +196,7 @@ class TestLocalShuffling:
         swapped = (many != numbers).any(dim=4).any(dim=3).any(dim=2).float().mean()
         assert swapped == pytest.approx(0.25, abs=0.03)  # side 2 half of the time, half of those
 
-    def test_no_blocks_change_nothing(self, cubes: Tensor) -> None:
+    def test_zero_blocks_change_nothing(self, cubes: Tensor) -> None:
         assert torch.equal(shuffle_pixels(cubes, draws(4), num_blocks=0), cubes)
 
 
@@ -226,10 +229,10 @@ class TestNonLinearIntensity:
             at = np.linspace(0, 1, len(curve))[100:-100]  # curves may be upright at the ends
             np.testing.assert_allclose(curve[100:-100], np.interp(at, x, y), atol=5e-3)
 
-    def test_equal_intensities_stay_equal_and_their_order_is_kept_or_turned(
+    def test_equal_intensities_stay_equal_and_their_order_is_kept_or_reversed(
         self, cubes: Tensor
     ) -> None:
-        bent = bend_intensity(cubes, draws(4, 4))
+        bent = nonlinear_intensity(cubes, draws(4, 4))
         for before, after in zip(cubes.flatten(1), bent.flatten(1), strict=True):
             steps = after[before.argsort()].diff()
             assert (steps >= -1e-6).all() or (steps <= 1e-6).all()
@@ -241,17 +244,17 @@ class TestPainting:
         """(num, Z, Y, X) where cubes of value 2, which noise never has, were painted over."""
         return change(torch.full((num, 1, *SHAPE), 2.0), draws(num, key))[:, 0] != 2
 
-    def test_in_painting_touches_as_many_voxels_as_the_loop(self) -> None:
+    def test_inpainting_changes_as_many_voxels_as_the_loop(self) -> None:
         generator = np.random.default_rng(0)
         slow = [self.slow_inside(generator).mean() for _ in range(400)]
-        fast = self.noisy(paint_inside, 400, 1).double().mean((1, 2, 3)).numpy()
+        fast = self.noisy(inpaint, 400, 1).double().mean((1, 2, 3)).numpy()
         assert fast.mean() == pytest.approx(np.mean(slow), rel=0.08)
         assert fast.std() == pytest.approx(np.std(slow), rel=0.15)
 
-    def test_out_painting_touches_as_many_voxels_as_the_loop(self) -> None:
+    def test_outpainting_changes_as_many_voxels_as_the_loop(self) -> None:
         generator = np.random.default_rng(0)
         slow = [self.slow_outside(generator).mean() for _ in range(400)]
-        fast = self.noisy(paint_outside, 400, 2).double().mean((1, 2, 3)).numpy()
+        fast = self.noisy(outpaint, 400, 2).double().mean((1, 2, 3)).numpy()
         assert fast.mean() == pytest.approx(np.mean(slow), rel=0.03)
         assert fast.std() == pytest.approx(np.std(slow), rel=0.15)
 
@@ -279,7 +282,7 @@ class TestPainting:
 
     def test_a_single_noise_box_has_sides_of_a_sixth_to_a_third(self) -> None:
         seen = 0
-        for painted in self.noisy(paint_inside, 600, 3):
+        for painted in self.noisy(inpaint, 600, 3):
             places = torch.nonzero(painted)
             if not len(places):
                 continue
@@ -291,17 +294,17 @@ class TestPainting:
         assert seen > 0
 
     def test_boxes_keep_three_voxels_from_the_border(self) -> None:
-        painted = self.noisy(paint_inside, 200, 4) | ~self.noisy(paint_outside, 200, 5)
+        painted = self.noisy(inpaint, 200, 4) | ~self.noisy(outpaint, 200, 5)
         inner = torch.zeros(SHAPE, dtype=torch.bool)
         inner[3:-3, 3:-3, 3:-3] = True
         assert not (painted & ~inner).any()
 
-    def test_boxes_fall_everywhere_inside(self) -> None:
-        painted = self.noisy(paint_inside, 150, 6).any(0)
+    def test_boxes_are_drawn_everywhere_inside_the_margin(self) -> None:
+        painted = self.noisy(inpaint, 150, 6).any(0)
         assert painted[8:-8, 12:-12, 12:-12].all()
 
     def test_noise_is_uniform_and_drawn_for_every_voxel(self) -> None:
-        whole = paint_outside(torch.full((4, 1, *SHAPE), 2.0), draws(4, 7))
+        whole = outpaint(torch.full((4, 1, *SHAPE), 2.0), draws(4, 7))
         noise = whole[whole != 2]
         assert noise.mean() == pytest.approx(0.5, abs=0.01)
         assert noise.std() == pytest.approx(12**-0.5, abs=0.01)
@@ -309,7 +312,7 @@ class TestPainting:
 
 
 class TestMix:
-    def test_every_kind_comes_a_quarter_of_the_time(self) -> None:
+    def test_every_kind_is_drawn_a_quarter_of_the_time(self) -> None:
         share = torch.bincount(draw_kinds(draws(8000)), minlength=4) / 8000
         torch.testing.assert_close(share, torch.full((4,), 0.25), atol=0.02, rtol=0)
 
@@ -317,7 +320,8 @@ class TestMix:
         self, cubes: Tensor
     ) -> None:
         many = cubes.repeat(4, 1, 1, 1, 1)
-        deformed, mixed = deform(many, draws(16)), perturb(many, draws(16))
+        deformed = deform(many, draws(16))
+        mixed = perturb(many, draws(16), num_blocks=NUM_BLOCKS)
         replay = draws(16)
         deform(many, replay)
         kinds = draw_kinds(replay).tolist()

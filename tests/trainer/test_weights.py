@@ -60,7 +60,7 @@ def test_a_checkpoint_loads_like_an_export(run: Path, net: UNet3D) -> None:
     assert same(net, run)
 
 
-def test_safetensors_carry_what_one_must_know(run: Path, tmp_path: Path) -> None:
+def test_safetensors_hold_the_metadata(run: Path, tmp_path: Path) -> None:
     export_weights(run, tmp_path / "w.safetensors")
     with safe_open(tmp_path / "w.safetensors", framework="pt") as archive:
         known = json.loads(archive.metadata()["semgen"])
@@ -104,7 +104,7 @@ def test_every_key_that_does_not_fit_is_named(run: Path, net: UNet3D, tmp_path: 
     assert "misshapen: clc_out.fc1.bias (7,) for (3,)" in str(caught.value)
 
 
-def test_a_refused_file_changes_nothing(run: Path) -> None:
+def test_a_refused_file_does_not_change_the_net(run: Path) -> None:
     other = build_unet(width=2, num_classes=9, seed=4)
     before = {key: value.clone() for key, value in other.state_dict().items()}
     with pytest.raises(TrainError, match="misshapen"):
@@ -112,7 +112,7 @@ def test_a_refused_file_changes_nothing(run: Path) -> None:
     assert all(torch.equal(before[key], value) for key, value in other.state_dict().items())
 
 
-def test_without_strictness_what_fits_is_loaded_and_the_rest_reported(run: Path) -> None:
+def test_without_strict_matching_keys_are_loaded_and_the_rest_reported(run: Path) -> None:
     other = build_unet(width=2, num_classes=9, seed=4)
     report = load_weights(other, run / "best.pt", strict=False)
     assert same(other, run, "up_tr")
@@ -141,7 +141,7 @@ def test_a_file_that_is_no_weights_is_refused(net: UNet3D, tmp_path: Path, conte
         load_weights(net, tmp_path / "file")
 
 
-def test_a_missing_file_or_an_empty_run_is_told(net: UNet3D, tmp_path: Path) -> None:
+def test_a_missing_file_and_an_empty_run_are_refused(net: UNet3D, tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="no such file"):
         load_weights(net, tmp_path / "nowhere")
     with pytest.raises(TrainError, match="no checkpoint here"):
@@ -153,15 +153,13 @@ class TestFormatOfAnExport:
         ("name", "format"),
         [("w.safetensors", "safetensors"), ("w.pt", "torch"), ("w.pth", "torch")],
     )
-    def test_it_goes_by_the_suffix(self, run: Path, tmp_path: Path, name: str, format: str) -> None:
+    def test_its_suffix_chooses_it(self, run: Path, tmp_path: Path, name: str, format: str) -> None:
         export_weights(run, tmp_path / name)
         export_weights(run, tmp_path / "named", format=format)
         assert (tmp_path / name).read_bytes()[:8] == (tmp_path / "named").read_bytes()[:8]
 
     @pytest.mark.parametrize("name", ["weights", "weights.onnx"])
-    def test_a_suffix_that_tells_no_format_is_refused(
-        self, run: Path, tmp_path: Path, name: str
-    ) -> None:
+    def test_a_suffix_of_no_format_is_refused(self, run: Path, tmp_path: Path, name: str) -> None:
         with pytest.raises(TrainError, match=r"end the name in \.safetensors, \.pt, \.pth"):
             export_weights(run, tmp_path / name)
         assert list(tmp_path.iterdir()) == []
@@ -170,13 +168,13 @@ class TestFormatOfAnExport:
         ("name", "format"), [("w.pt", "safetensors"), ("w.safetensors", "torch"),
                              ("w.safetensors", "genesis")]
     )  # fmt: skip
-    def test_a_suffix_that_contradicts_it_is_refused(
+    def test_a_suffix_that_contradicts_the_format_is_refused(
         self, run: Path, tmp_path: Path, name: str, format: str
     ) -> None:
         with pytest.raises(TrainError, match=f"the suffix contradicts format '{format}'"):
             export_weights(run, tmp_path / name, format=format)
 
-    def test_an_unknown_one_is_refused(self, run: Path, tmp_path: Path) -> None:
+    def test_an_unknown_format_is_refused(self, run: Path, tmp_path: Path) -> None:
         with pytest.raises(TrainError, match="format must be one of"):
             export_weights(run, tmp_path / "out", format="onnx")
 
@@ -204,28 +202,26 @@ def beyond(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestARunInItsWarmUp:
-    """The warm-up trains encoder and head; the decoder is still as it was drawn."""
+    """The warm-up trains encoder and head; the decoder still has its random weights."""
 
     @pytest.mark.parametrize("part", ["all", "unet"])
     def test_its_decoder_is_not_exported(self, begun: Path, tmp_path: Path, part: str) -> None:
         with pytest.raises(TrainError, match=r"decoder is untrained: these weights are of step 3"):
             export_weights(begun, tmp_path / "w.safetensors", part=part)
 
-    def test_its_encoder_is(self, begun: Path, tmp_path: Path) -> None:
+    def test_its_encoder_is_exported(self, begun: Path, tmp_path: Path) -> None:
         export_weights(begun, tmp_path / "w.safetensors", part="encoder")
         assert load_encoder(tmp_path / "w.safetensors").state_dict().keys()
 
     @pytest.mark.parametrize("name", ["", "best.pt"])
-    def test_no_net_is_made_or_begun_from_its_decoder(
-        self, begun: Path, net: UNet3D, name: str
-    ) -> None:
+    def test_its_decoder_is_not_loaded(self, begun: Path, net: UNet3D, name: str) -> None:
         for load in (load_unet, lambda file: load_weights(net, file, part="unet")):
             with pytest.raises(TrainError, match="decoder is untrained"):
                 load(begun / name)
         load_weights(net, begun / name, part="encoder")
         assert same(net, begun, "down_tr")
 
-    def test_before_the_first_joint_validation_the_last_weights_are_taken(
+    def test_before_the_first_joint_validation_the_last_weights_are_exported(
         self, beyond: Path, tmp_path: Path
     ) -> None:
         assert export_weights(beyond, tmp_path / "w.pt")["step"] == 8
@@ -330,7 +326,7 @@ def read_table(w: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("wrapped", [True, False])
-def test_an_official_checkpoint_gives_what_the_table_says(
+def test_an_official_checkpoint_gives_the_outputs_of_the_published_net(
     tmp_path: Path, prefix: str, wrapped: bool
 ) -> None:
     tensors = official(4, 5)
@@ -343,14 +339,14 @@ def test_an_official_checkpoint_gives_what_the_table_says(
     torch.testing.assert_close(ours.logits, logits, atol=1e-5, rtol=1e-4)
 
 
-def test_the_papers_width_has_the_papers_weights() -> None:
+def test_the_published_width_has_the_published_weights() -> None:
     net = UNet3D(width=32, num_classes=44)
     published = {key: tuple(tensor.shape) for key, tensor in official(32, 44).items()}
     assert {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()} == published
     assert round(sum(p.numel() for p in net.parameters()) / 1e6, 2) == 33.28
 
 
-def test_models_genesis_has_no_head_and_starts_the_rest(tmp_path: Path, net: UNet3D) -> None:
+def test_models_genesis_weights_load_as_part_unet(tmp_path: Path, net: UNet3D) -> None:
     torch.save({"state_dict": official(2, None)}, tmp_path / "Genesis_Chest_CT.pt")
     with pytest.raises(TrainError, match=r"missing: clc_out\.conv1\.weight.*part \"unet\""):
         load_weights(net, tmp_path / "Genesis_Chest_CT.pt")
@@ -361,7 +357,7 @@ def test_models_genesis_has_no_head_and_starts_the_rest(tmp_path: Path, net: UNe
     assert load_unet(tmp_path / "Genesis_Chest_CT.pt").num_classes is None
 
 
-def test_an_official_encoder_is_turned_too(tmp_path: Path) -> None:
+def test_the_axes_of_an_official_encoder_are_reversed(tmp_path: Path) -> None:
     torch.save({"state_dict": official(2, 3)}, tmp_path / "sg.pt")
     cubes = torch.rand(2, 1, 8, 16, 24)
     features = load_encoder(tmp_path / "sg.pt")(cubes)
@@ -382,14 +378,14 @@ def test_a_genesis_export_is_what_the_official_code_loads(run: Path, tmp_path: P
     torch.testing.assert_close(ours.logits, logits, atol=1e-5, rtol=1e-4)
 
 
-def test_a_genesis_export_comes_back_as_it_was(run: Path, net: UNet3D, tmp_path: Path) -> None:
+def test_a_genesis_export_loads_back_exactly(run: Path, net: UNet3D, tmp_path: Path) -> None:
     export_weights(run, tmp_path / "genesis.pt", format="genesis")
     load_weights(net, tmp_path / "genesis.pt")
     assert same(net, run)
 
 
 @pytest.mark.parametrize("format", ["safetensors", "torch"])
-def test_python_users_get_plain_modules(run: Path, tmp_path: Path, format: str) -> None:
+def test_loaded_nets_have_the_documented_outputs(run: Path, tmp_path: Path, format: str) -> None:
     export_weights(run, tmp_path / "weights", format=format)
     cubes = torch.rand(2, 1, 16, 24, 32)
     restored, logits, _ = load_unet(tmp_path / "weights")(cubes)
@@ -405,7 +401,7 @@ def test_an_encoder_comes_from_an_export_of_the_encoder(run: Path, tmp_path: Pat
     assert load_unet(tmp_path / "encoder.pt")(torch.rand(2, 1, 8, 8, 8)) == (None, None, None)
 
 
-def test_some_other_nets_weights_are_refused(tmp_path: Path) -> None:
+def test_weights_of_another_kind_of_net_are_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {"layer1.weight": torch.zeros(3)}}, tmp_path / "resnet.pth")
     with pytest.raises(TrainError, match=r"not U-Net weights; expected keys such as down_tr64"):
         load_unet(tmp_path / "resnet.pth")

@@ -1,1 +1,1 @@
-"""From the store to batches on the device: plan, stream, cache."""
+"""From the store to batches on the device: which rows, read ahead, cached."""

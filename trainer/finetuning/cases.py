@@ -20,10 +20,10 @@ import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
 from store.progress import SILENT, Progress
-from trainer.data.plan import derive_seeds
 from trainer.finetuning.grid import Grid
 from trainer.finetuning.images import compute_scan_id, read_mask
 from trainer.finetuning.task import Case, Task
+from trainer.seeds import derive_seeds
 
 _MAX_FOREGROUND = 20_000
 """Voxels of each class that are kept as possible centres of patches."""

@@ -17,11 +17,11 @@ import SimpleITK as sitk  # noqa: N813
 from store.atomic import replace_file
 from store.csvfile import write_csv
 from store.progress import SILENT, Progress
-from trainer.data.plan import derive_seeds
 from trainer.errors import TrainError
 from trainer.finetuning.images import read_image, write_image
 from trainer.finetuning.lidc import convert_lidc
 from trainer.finetuning.task import SPLITS, Split
+from trainer.seeds import derive_seeds
 
 MANIFEST = "task.csv"
 

@@ -1,11 +1,14 @@
-"""Fine-tuning, from top to bottom: prepare the cases, train, test on the held-out ones."""
+"""Fine-tuning, from top to bottom: prepare the cases, train, test on the held-out ones.
+
+`finetune` does it all; `Finetuner` does one step and one validation.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,14 @@ import torch
 from torch import Tensor
 
 from store.progress import SILENT, Progress
-from trainer.checkpoint import BEST, LAST, load_checkpoint, refuse_other_run
-from trainer.device import autocast, check_precision, pick_device, set_precision
+from trainer.checkpoint import BEST, LAST, RunState, load_checkpoint, refuse_other_run
+from trainer.device import (
+    autocast,
+    check_precision,
+    pick_device,
+    resolve_precision,
+    set_precision,
+)
 from trainer.errors import TrainError
 from trainer.events import Ended, Event, Noticed, Started, TrainSummary
 from trainer.finetuning.cases import Prepared, fingerprint, prepare_cases
@@ -29,24 +38,23 @@ from trainer.finetuning.scores import classification_scores, mean, overlap
 from trainer.finetuning.starts import Start, make_start
 from trainer.finetuning.task import SPLITS, Task
 from trainer.folder import CONFIG, open_run, write_config
-from trainer.loop import Loop
+from trainer.loop import Loop, Losses, Validation
 from trainer.losses import Means
 from trainer.ranks import Ranks
-from trainer.resolve import resolve_precision
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneSummary:
-    """How a fine-tuning ended."""
+    """Result of a fine-tuning."""
 
     training: TrainSummary
     scores: dict[str, float]
     """Means over the test cases: dice and iou, or auc and accuracy; NaN without test cases."""
     num_test: int
     segments: bool
-    """Whether voxels are named, or images."""
+    """Whether the task is segmentation; else it is classification."""
     places: bool
-    """Whether places in images are classified, not whole images."""
+    """Whether points in images are classified, not complete images."""
     leaked: tuple[str, ...]
     """Test cases that the weights were pretrained on."""
 
@@ -61,20 +69,20 @@ def finetune(
     on_event: Callable[[Event], None] = lambda event: None,
     progress: Progress = SILENT,
 ) -> FinetuneSummary:
-    """Fine-tune on a task and test; called again on the same run, go on where it stopped.
+    """Fine-tune on a task and test; when called again on the same run, resume it.
 
     task_path
         A folder or a manifest (see `trainer.finetuning.loading`).
     run_path
-        Folder of the run: config.json, metrics.jsonl, last.pt, best.pt, tensorboard/, cases.csv
+        Run directory: config.json, metrics.jsonl, last.pt, best.pt, tensorboard/, cases.csv
         (scores of each test case), result.json (their means), test/ (masks of test cases).
     cases_path
-        Folder for the cases brought to the grid, which several runs may share; by default in the
-        run's.
+        Folder for the cases resampled to the grid, which several runs may share; by default
+        `cases` in the run directory.
     force
-        Test also on scans that the weights were pretrained on; the result names them.
+        Test even on scans that the weights were pretrained on; the result names them.
     progress
-        Shows the stages "cases" (bringing cases to the grid) and "test".
+        Shows the stages "cases" (resampling cases to the grid) and "test".
 
     Raises TrainError when the task, the weights or the run do not fit; Interrupted (a
     KeyboardInterrupt), after writing a checkpoint, on Ctrl-C or SIGTERM while training.
@@ -86,7 +94,7 @@ def finetune(
     config = resolve_precision(config, device)
     start = make_start(config, outputs=task.num_outputs, segments=task.segments)
     with open_run(run):
-        if not (run / CONFIG).exists():  # so that this is known to be a run from now on
+        if not (run / CONFIG).exists():  # marks the folder as a run from now on
             write_config(run, config, task=task.name)
         grid = choose_grid(task, config, start.window_hu)
         cases = prepare_cases(
@@ -96,18 +104,33 @@ def finetune(
         if leaked and not force:
             raise TrainError(
                 f"{task.name}: {len(leaked)} test cases were pretrained on"
-                f" ({', '.join(leaked[:3])}); take other weights or other splits, or --force to"
-                " test on them and say so"
+                f" ({', '.join(leaked[:3])}); use other weights or other splits, or --force to test"
+                " on them anyway"
             )
         saved = load_checkpoint(run / LAST) if (run / LAST).exists() else None
-        session = Session(task, cases, grid, start, run, config, saved, device, on_event)
-        try:
-            training = session.train()
-        finally:
-            session.close()
+        facts = _list_facts(task, cases, grid, start)
+        if saved:
+            refuse_other_run(
+                run / LAST, saved, fingerprint=facts["fingerprint"], config=config, num_processes=1
+            )
+        finetuner = Finetuner(task, cases, start, config, device, saved=saved)
+        write_config(run, config, task_fingerprint=facts["fingerprint"], task=task.name)
+        loop = Loop(
+            finetuner,
+            finetuner.train_patches.epoch,
+            steps_per_epoch=len(finetuner.train_patches),
+            run=run,
+            config=config,
+            state=RunState.resume(saved),
+            device=device,
+            facts=facts,
+            on_event=on_event,
+        )
+        _announce(finetuner, loop, on_event)
+        training = loop.train()
         scores = read_scores(run, training.best_step) if training.already_complete else None
         if scores is None:
-            scores = session.test(leaked, progress)
+            scores = _test(finetuner, loop, grid, leaked, progress)
         on_event(Ended(summary=training))
     num_test = sum(case.split == "test" for case in task.cases)
     return FinetuneSummary(
@@ -121,178 +144,170 @@ def finetune(
 
 
 def find_leaks(cases: Sequence[Prepared], scans: Sequence[str]) -> tuple[str, ...]:
-    """Names of the test cases whose images are among those scans."""
+    """Names of the test cases whose images are among these scan ids."""
     known = set(scans)
     return tuple(p.case.name for p in cases if p.case.split == "test" and p.scan in known)
 
 
-class Session(Loop[Examples]):
-    """One fine-tuning."""
+def _list_facts(task: Task, cases: Sequence[Prepared], grid: Grid, start: Start) -> dict[str, Any]:
+    """What checkpoints record of the task, the grid, and the scans that the weights depend on."""
+    learned = [p.scan for p in cases if p.case.split in ("train", "validation")]
+    return {
+        "fingerprint": fingerprint(task, cases),
+        "task": {
+            "name": task.name,
+            "classes": list(task.classes),
+            "segments": task.segments,
+            "grid": json.loads(json.dumps(dataclasses.asdict(grid))),
+            "kind": start.kind,
+            "places": task.has_centres,
+            "channel": task.channel,
+        },
+        "scans": sorted({*start.scans, *learned}),
+        "window_hu": list(grid.window_hu),
+    }
 
-    config: FinetuneConfig
+
+def _announce(
+    finetuner: Finetuner, loop: Loop[Examples], on_event: Callable[[Event], None]
+) -> None:
+    on_event(
+        Started(
+            run=loop.run,
+            fingerprint=loop.facts["fingerprint"],
+            num_train=finetuner.train_patches.num_examples,
+            num_validation=finetuner.validation_patches.num_examples,
+            num_classes=len(finetuner.task.classes),
+            num_parameters=sum(p.numel() for p in finetuner.net.parameters()),
+            device=str(loop.device),
+            steps_per_epoch=loop.steps_per_epoch,
+            total_steps=loop.total_steps,
+            warmup_epochs=0,
+            resumed_at=loop.state.step,
+        )
+    )
+    if not len(finetuner.validation_patches):
+        on_event(Noticed(text="no validation cases: the best weights are chosen by training loss"))
+
+
+class Finetuner:
+    """The net, its optimiser and its patches: one step, one validation."""
 
     def __init__(
         self,
         task: Task,
         cases: Sequence[Prepared],
-        grid: Grid,
         start: Start,
-        run: Path,
         config: FinetuneConfig,
-        saved: dict[str, Any] | None,
         device: torch.device,
-        on_event: Callable[[Event], None],
+        *,
+        saved: dict[str, Any] | None = None,
     ) -> None:
-        self.task, self.grid, self.start = task, grid, start
+        """Start with the weights in `start`, or with a checkpoint's content `saved`."""
+        self.task, self.config, self.device = task, config, device
         self.cases = {
             split: [case for case in cases if case.case.split == split] for split in SPLITS
         }
-        self.shown = [*self.cases["train"], *self.cases["validation"]]
         self.train_patches, self.validation_patches = (
             Patches(self.cases[split], config, segments=task.segments, role=split)
             for split in ("train", "validation")
         )
         check_precision(config.precision, device, config.shape)
         set_precision(config.precision)
-        identity = fingerprint(task, cases)
-        if saved:
-            refuse_other_run(
-                run / LAST,
-                saved,
-                fingerprint=identity,
-                config=config,
-                num_processes=1,
-            )
-        super().__init__(
-            run,
-            config,
-            fingerprint=identity,
-            steps_per_epoch=len(self.train_patches),
-            device=device,
-            ranks=Ranks(),
-            saved=saved,
-            on_event=on_event,
-        )
         self.loss = make_loss(config.loss, segments=task.segments, ignored=task.ignored)
-        self.net = self.model = start.net
+        self.net = start.net
         if saved:
             self.net.load_state_dict(saved["model"])
         self.net.to(device)
         self.optimiser = torch.optim.Adam(self.net.parameters(), lr=config.learning_rate)
         if saved:
             self.optimiser.load_state_dict(saved["optimiser"])
-        write_config(run, config, task_fingerprint=identity, task=task.name)
 
-    def _announce(self) -> None:
-        self.on_event(
-            Started(
-                run=self.run,
-                fingerprint=self.fingerprint,
-                num_train=self.train_patches.num_examples,
-                num_validation=self.validation_patches.num_examples,
-                num_classes=len(self.task.classes),
-                num_parameters=sum(p.numel() for p in self.net.parameters()),
-                device=str(self.device),
-                steps_per_epoch=self.steps_per_epoch,
-                total_steps=self.total_steps,
-                warmup_epochs=0,
-                resumed_at=self.progress.step,
-            )
-        )
-        if not self.cases["validation"]:
-            text = "no validation cases: the best weights are chosen by training loss"
-            self.on_event(Noticed(text=text))
-
-    def _batches(self, epoch: int, start: int) -> Iterator[Examples]:
-        return self.train_patches.epoch(epoch, start=start)
-
-    def _step(self, batch: Examples) -> None:
+    def step(self, batch: Examples) -> list[Losses]:
+        """Do one optimiser step; return the loss of the batch."""
         self.optimiser.zero_grad(set_to_none=True)
-        images, truths = self._load(batch)
-        with self._autocast():
-            logits = self.model(images)
-        loss = self.loss(logits, truths)
+        loss = self.loss(self._predict(batch), batch.truths.to(self.device))
         loss.backward()
         self.optimiser.step()
-        self.window.add({"loss": loss}, len(batch))
-        self.whole.add({"loss": loss}, len(batch))
+        return [({"loss": loss.detach()}, len(batch))]
 
     @torch.no_grad()
-    def _measure(self) -> dict[str, float]:
-        """Loss, and the scores of what is shown: of patches, not of whole images."""
+    def validate(self, raise_if_interrupted: Callable[[], None]) -> Validation:
+        """Loss and scores of patches, not of complete images."""
         self.net.eval()
         means = Means(self.device)
-        named, truth = [], []
+        predicted, truth = [], []
         for batch in self.validation_patches.epoch(0):
-            self._heed_signals()
-            images, truths = self._load(batch)
-            with self._autocast():
-                logits = self.net(images)
-            means.add({"loss": self.loss(logits, truths)}, len(batch))
+            raise_if_interrupted()
+            logits = self._predict(batch)
+            means.add({"loss": self.loss(logits, batch.truths.to(self.device))}, len(batch))
             probability = to_probability(logits)
-            answer = probability.argmax(1).to(torch.uint8) if self.task.segments else probability
-            named.append(answer.cpu())
+            if self.task.segments:
+                predicted.append(probability.argmax(1).to(torch.uint8).cpu())
+            else:
+                predicted.append(probability.cpu())
             truth.append(batch.truths)
-        if not named:
-            return {}
-        found = (torch.cat(named).numpy(), torch.cat(truth).numpy())
+        if not predicted:
+            return Validation(metrics={})
+        pair = (torch.cat(predicted).numpy(), torch.cat(truth).numpy())
         if self.task.segments:
-            overlaps = overlap(*found, len(self.task.classes), ignored=self.task.ignored)
+            overlaps = overlap(*pair, len(self.task.classes), ignored=self.task.ignored)
             scores = {k: mean(v) for k, v in overlaps.items()}
         else:
-            scores = classification_scores(*found)
-        return means.values() | {k: v for k, v in scores.items() if not math.isnan(v)}
+            scores = classification_scores(*pair)
+        known = {k: v for k, v in scores.items() if not math.isnan(v)}
+        return Validation(metrics=means.values() | known)
 
-    def _facts(self) -> dict[str, Any]:
-        return {
-            "task": {
-                "name": self.task.name,
-                "classes": list(self.task.classes),
-                "segments": self.task.segments,
-                "grid": json.loads(json.dumps(dataclasses.asdict(self.grid))),
-                "kind": self.start.kind,
-                "places": self.task.has_centres,
-                "channel": self.task.channel,
-            },
-            "scans": sorted({*self.start.scans, *(p.scan for p in self.shown)}),
-            "window_hu": list(self.grid.window_hu),
-        }
+    def begin_joint_phase(self) -> None:
+        """Never called: fine-tuning has no warm-up."""
 
-    def test(self, leaked: tuple[str, ...], progress: Progress) -> dict[str, float]:
-        """Score the best weights on every test case; write them down."""
-        self.net.load_state_dict(load_checkpoint(self.run / BEST)["model"])
-        self.net.eval()
-        cases = self.cases["test"]
-        scores = score_cases(
-            self.net,
-            cases,
-            self.task,
-            self.grid,
-            self.run,
-            overlap=self.config.overlap,
-            device=self.device,
-            autocast=self._autocast(),
-            progress=progress,
-        )
-        write_result(
-            self.run,
-            {
-                "task": self.task.name,
-                "init": self.config.init,
-                "seed": self.config.seed,
-                "fingerprint": self.fingerprint,
-                "steps": self.progress.step,
-                "best_step": self.progress.best_step,
-                "num_test": len(cases),
-                "leaked": list(leaked),
-                "scores": {k: None if math.isnan(v) else v for k, v in scores.items()},
-            },
-        )
-        return scores
-
-    def _load(self, batch: Examples) -> tuple[Tensor, Tensor]:
-        """Images (n, 1, Z, Y, X) float32 and truths, on the device."""
-        return batch.images.to(self.device).float(), batch.truths.to(self.device)
-
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """A context in which the net runs at the run's precision."""
         return autocast(self.config.precision, self.device)
+
+    def _predict(self, batch: Examples) -> Tensor:
+        """Logits (n, outputs, ...) of a batch."""
+        images = batch.images.to(self.device).float()  # (n, 1, Z, Y, X)
+        with self.autocast():
+            logits: Tensor = self.net(images)
+        return logits
+
+
+def _test(
+    finetuner: Finetuner,
+    loop: Loop[Examples],
+    grid: Grid,
+    leaked: tuple[str, ...],
+    progress: Progress,
+) -> dict[str, float]:
+    """Score the best weights on every test case, and write the scores to the run."""
+    task, config, run = finetuner.task, finetuner.config, loop.run
+    finetuner.net.load_state_dict(load_checkpoint(run / BEST)["model"])
+    finetuner.net.eval()
+    cases = finetuner.cases["test"]
+    scores = score_cases(
+        finetuner.net,
+        cases,
+        task,
+        grid,
+        run,
+        overlap=config.overlap,
+        device=finetuner.device,
+        autocast=finetuner.autocast(),
+        progress=progress,
+    )
+    write_result(
+        run,
+        {
+            "task": task.name,
+            "init": config.init,
+            "seed": config.seed,
+            "fingerprint": loop.facts["fingerprint"],
+            "steps": loop.state.step,
+            "best_step": loop.state.best_step,
+            "num_test": len(cases),
+            "leaked": list(leaked),
+            "scores": {k: None if math.isnan(v) else v for k, v in scores.items()},
+        },
+    )
+    return scores

@@ -6,10 +6,11 @@ import dataclasses
 
 import numpy as np
 
-from trainer.data.plan import derive_seeds, draw_persons
+from trainer.data.plan import draw_patients
 from trainer.errors import TrainError
 from trainer.finetuning.config import FinetuneConfig
 from trainer.finetuning.task import Split, Task
+from trainer.seeds import derive_seeds
 
 
 def assign_splits(task: Task, config: FinetuneConfig) -> Task:
@@ -52,7 +53,7 @@ def assign_splits(task: Task, config: FinetuneConfig) -> Task:
             f"{task.name}: no patient is left for training; give smaller shares for validation and"
             " testing"
         )
-    numbers = draw_persons(np.arange(len(patients)), config.label_fraction, config.split_seed)
+    numbers = draw_patients(np.arange(len(patients)), config.label_fraction, config.split_seed)
     kept = {patients[number] for number in numbers.tolist()}
     cases = [case for case in cases if case.split != "train" or case.patient in kept]
     return dataclasses.replace(task, cases=tuple(cases))

@@ -13,9 +13,9 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trainer.data.plan import derive_seeds
 from trainer.errors import TrainError
 from trainer.nets.blocks import join_blocks, split_blocks
+from trainer.seeds import derive_seeds
 
 FACTOR = 8
 """Z, Y and X must be multiples of this: the encoder halves them three times."""
