@@ -13,12 +13,10 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic
 
 import torch
-from torch import Tensor, nn
 
 from store.settings import to_json
 from trainer.checkpoint import BEST, LAST, RunState, save_checkpoint
@@ -26,72 +24,19 @@ from trainer.config import LoopConfig
 from trainer.errors import Diverged, TrainError
 from trainer.events import Event, Saved, Stepped, TrainSummary, Validated
 from trainer.interrupt import Interrupted, Interruption, watch_signals
+from trainer.learner import BatchT, Learner
 from trainer.losses import Means
 from trainer.ranks import Ranks
 from trainer.record import Recorder
 
-Losses: TypeAlias = tuple[dict[str, Tensor], int]
-"""Mean losses of some examples by name, "loss" among them, and the number of examples."""
 
-
-class Indexed(Protocol):
-    """A batch: its position in the epoch, from 0, and its number of examples."""
-
-    @property
-    def index(self) -> int: ...
-
-    def __len__(self) -> int: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Validation:
-    """Result of a validation."""
-
-    metrics: dict[str, float]
-    """By name, "loss" among them; empty without validation data."""
-    confusion: Tensor | None = None
-    """(classes, classes) number of examples by true and predicted class."""
-    pictured: dict[str, Tensor] | None = None
-    """Cubes (n, 1, Z, Y, X) in [0, 1] by caption, to show side by side."""
-
-
-Batch = TypeVar("Batch", bound=Indexed)
-Batch_contra = TypeVar("Batch_contra", bound=Indexed, contravariant=True)
-
-
-class Learner(Protocol[Batch_contra]):
-    """What a loop trains."""
-
-    @property
-    def net(self) -> nn.Module:
-        """The net, whose weights go into checkpoints."""
-        ...
-
-    @property
-    def optimiser(self) -> torch.optim.Optimizer:
-        """The optimiser, whose state goes into checkpoints."""
-        ...
-
-    def step(self, batch: Batch_contra) -> list[Losses]:
-        """Do one optimiser step; return the losses of the batch, or of each part of it."""
-        ...
-
-    def validate(self, raise_if_interrupted: Callable[[], None]) -> Validation:
-        """Measure the net on the validation data; call the argument before each batch."""
-        ...
-
-    def begin_joint_phase(self) -> None:
-        """Start with a new optimiser after the warm-up; not called in a run without warm-up."""
-        ...
-
-
-class Loop(Generic[Batch]):
+class Loop(Generic[BatchT]):
     """Trains a learner until a limit is reached or nothing improves; one object per process."""
 
     def __init__(
         self,
-        learner: Learner[Batch],
-        batches: Callable[[int, int], Iterator[Batch]],
+        learner: Learner[BatchT],
+        batches: Callable[[int, int], Iterator[BatchT]],
         *,
         steps_per_epoch: int,
         run: Path,
@@ -271,7 +216,7 @@ class Loop(Generic[Batch]):
         self._began, self._waited_s = time.perf_counter(), 0.0
         self._num_steps = self._num_examples = 0
 
-    def _count_waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _count_waiting(self, batches: Iterator[BatchT]) -> Iterator[BatchT]:
         """The batches, counting the seconds that training waits for them."""
         while True:
             began = time.perf_counter()

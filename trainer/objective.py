@@ -10,7 +10,7 @@ from torch import Tensor
 from trainer.config import TrainConfig
 from trainer.data.stream import Stream
 from trainer.device import autocast
-from trainer.loop import Validation
+from trainer.learner import Validation
 from trainer.losses import Means, classification_loss, weigh
 from trainer.nets.unet import Output, UNet3D
 from trainer.pretexts import Example, Pretext

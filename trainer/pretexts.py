@@ -39,7 +39,7 @@ class Pretext:
     """Base of all tasks, and the task "none", which has no loss of its own.
 
     "none" perturbs crops by the Models Genesis mix, so that classification alone is trained on the
-    same inputs as beside the restoration task.
+    same inputs as with the restoration task.
     """
 
     metric: ClassVar[str | None] = None
@@ -49,7 +49,7 @@ class Pretext:
     blocks: ClassVar[int] = 1
     """Parts per axis into which a cube is split; each part is encoded alone."""
     classification_weight: ClassVar[float] = 1.0
-    """Default weight of the classification loss beside this task."""
+    """Default weight of the classification loss when it is added to this task."""
 
     def __init__(self, shape: tuple[int, ...], *, num_blocks: int) -> None:
         """A task for crops of `shape` (Z, Y, X), with `num_blocks` blocks of local shuffling."""

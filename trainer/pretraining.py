@@ -22,7 +22,8 @@ from trainer.data.plan import thin
 from trainer.data.stream import Batch
 from trainer.events import Ended, Event, Noticed, Started, TrainSummary
 from trainer.folder import open_run, write_config
-from trainer.loop import Loop, Losses, Validation
+from trainer.learner import Losses, Validation
+from trainer.loop import Loop
 from trainer.objective import Objective
 from trainer.pretexts import Example
 from trainer.ranks import join_ranks
@@ -32,15 +33,17 @@ NUM_PICTURED = 8
 
 
 def pretrain(
-    store_path: str | Path,
-    run_path: str | Path,
+    store: str | Path | PatchStore,
+    run: str | Path,
     config: TrainConfig | None = None,
     *,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> TrainSummary:
     """Pretrain on a patch store; when called again on the same run, resume it.
 
-    run_path
+    store
+        An opened store, or its path.
+    run
         Run directory: config.json, metrics.jsonl, last.pt, best.pt, samples.png, tensorboard/.
         Created when missing.
     on_event
@@ -51,7 +54,8 @@ def pretrain(
     checkpoint, on Ctrl-C or SIGTERM; StoreError when the store cannot be read; CorruptStore naming
     split and rows when crops are corrupt.
     """
-    store, run = PatchStore(store_path), Path(run_path)
+    store = store if isinstance(store, PatchStore) else PatchStore(store)
+    run = Path(run)
     config = config or TrainConfig()
     with join_ranks(config.device) as ranks, contextlib.ExitStack() as stack:
         if ranks.is_main:

@@ -1,4 +1,4 @@
-"""Losses of short trainings, to be compared with those on record in golden_losses.json.
+"""Losses of short trainings, to compare with the record in tests/golden/losses.json.
 
 After a change that is meant to change numbers, renew the record and say why in the commit:
 
@@ -20,9 +20,9 @@ import torch
 from tests.support.synthetic_store import make_store
 from trainer import TrainConfig, pretrain
 from trainer.finetuning import FinetuneConfig, finetune
+from trainer.pretexts import PRETEXTS
 
 RECORD = Path(__file__).parents[1] / "golden" / "losses.json"
-PRETEXTS = ("restoration", "inpainting", "shuffling", "rotation", "rubik", "none")
 Lines = list[dict[str, Any]]
 
 
@@ -60,7 +60,7 @@ def finetuning(folder: Path) -> Lines:
 
 
 def read(run: Path) -> Lines:
-    """The metrics of a run, but for shares of right answers: a rounding may turn one of eight."""
+    """Metrics of a run without accuracies and overlaps, which rounding may change by one example."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     shares = ("accuracy", "dice", "iou")
     return [{k: v for k, v in line.items() if not k.endswith(shares)} for line in lines]
@@ -79,8 +79,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             record[name] = train(Path(folder))
     lines = [
-        f'"{name}": [\n' + ",\n".join(f"  {json.dumps(line)}" for line in told) + "\n]"
-        for name, told in record.items()
+        f'"{name}": [\n' + ",\n".join(f"  {json.dumps(line)}" for line in lines_of) + "\n]"
+        for name, lines_of in record.items()
     ]
     RECORD.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 

@@ -1,4 +1,4 @@
-"""A tiny patch store written directly: classes that differ by their texture, no pipeline."""
+"""A tiny patch store, written without the pipeline: classes differ by their texture."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def make_store(
     seed: int = 0,
     window_hu: tuple[int, int] = (-1000, 1000),
 ) -> Path:
-    """A complete store with so many crops of each class."""
+    """A complete store with `num_train` and `num_validation` crops of each class."""
     writer = StoreWriter.create(
         path, config={"window_hu": list(window_hu), "scales": 3}, software={}
     )

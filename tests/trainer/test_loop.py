@@ -482,6 +482,12 @@ def test_events_hold_the_same_numbers_as_the_metrics(whole: tuple[Path, list[Eve
     assert told == [(m["step"], m["loss"]) for m in read_metrics(run) if m["kind"] == "train"]
 
 
+def test_the_share_of_time_spent_waiting_for_data_is_reported(
+    whole: tuple[Path, list[Event]],
+) -> None:
+    assert all(0 < event.wait_share < 1 for event in of_kind(whole[1], Stepped))
+
+
 def test_tensorboard_holds_curves_and_pictures(whole: tuple[Path, list[Event]]) -> None:
     board = EventAccumulator(str(whole[0] / "tensorboard"))
     board.Reload()

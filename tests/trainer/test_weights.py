@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,6 +74,20 @@ def test_an_export_has_the_same_bytes_each_time(run: Path, tmp_path: Path) -> No
     for file in files:
         export_weights(run, file)
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_an_export_reads_the_checkpoint_once(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, load = [], torch.load
+
+    def watched(file: Path, **options: Any) -> Any:
+        read.append(file)
+        return load(file, **options)
+
+    monkeypatch.setattr(torch, "load", watched)
+    export_weights(run, tmp_path / "w.safetensors")
+    assert read == [run / "best.pt"]
 
 
 def test_an_encoder_export_holds_the_encoder_only(run: Path, tmp_path: Path) -> None:

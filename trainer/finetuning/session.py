@@ -1,7 +1,4 @@
-"""Fine-tuning, from top to bottom: prepare the cases, train, test on the held-out ones.
-
-`finetune` does it all; `Finetuner` does one step and one validation.
-"""
+"""Fine-tuning, from top to bottom: prepare the cases, train, test on the held-out ones."""
 
 from __future__ import annotations
 
@@ -12,34 +9,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from store.progress import SILENT, Progress
 from trainer.checkpoint import BEST, LAST, RunState, load_checkpoint, refuse_other_run
-from trainer.device import (
-    autocast,
-    check_precision,
-    pick_device,
-    resolve_precision,
-    set_precision,
-)
+from trainer.device import pick_device, resolve_precision
 from trainer.errors import TrainError
 from trainer.events import Ended, Event, Noticed, Started, TrainSummary
 from trainer.finetuning.cases import Prepared, fingerprint, prepare_cases
 from trainer.finetuning.config import FinetuneConfig
 from trainer.finetuning.evaluation import read_scores, score_cases, write_result
+from trainer.finetuning.finetuner import Finetuner
 from trainer.finetuning.grid import Grid, choose_grid
-from trainer.finetuning.inference import to_probability
 from trainer.finetuning.loading import fit_task, load_task
-from trainer.finetuning.losses import make_loss
-from trainer.finetuning.patches import Examples, Patches
-from trainer.finetuning.scores import classification_scores, mean, overlap
+from trainer.finetuning.patches import Examples
 from trainer.finetuning.starts import Start, make_start
-from trainer.finetuning.task import SPLITS, Task
+from trainer.finetuning.task import Task
 from trainer.folder import CONFIG, open_run, write_config
-from trainer.loop import Loop, Losses, Validation
-from trainer.losses import Means
+from trainer.loop import Loop
 from trainer.ranks import Ranks
 
 
@@ -188,89 +173,6 @@ def _announce(
     )
     if not len(finetuner.validation_patches):
         on_event(Noticed(text="no validation cases: the best weights are chosen by training loss"))
-
-
-class Finetuner:
-    """The net, its optimiser and its patches: one step, one validation."""
-
-    def __init__(
-        self,
-        task: Task,
-        cases: Sequence[Prepared],
-        start: Start,
-        config: FinetuneConfig,
-        device: torch.device,
-        *,
-        saved: dict[str, Any] | None = None,
-    ) -> None:
-        """Start with the weights in `start`, or with a checkpoint's content `saved`."""
-        self.task, self.config, self.device = task, config, device
-        self.cases = {
-            split: [case for case in cases if case.case.split == split] for split in SPLITS
-        }
-        self.train_patches, self.validation_patches = (
-            Patches(self.cases[split], config, segments=task.segments, role=split)
-            for split in ("train", "validation")
-        )
-        check_precision(config.precision, device, config.shape)
-        set_precision(config.precision)
-        self.loss = make_loss(config.loss, segments=task.segments, ignored=task.ignored)
-        self.net = start.net
-        if saved:
-            self.net.load_state_dict(saved["model"])
-        self.net.to(device)
-        self.optimiser = torch.optim.Adam(self.net.parameters(), lr=config.learning_rate)
-        if saved:
-            self.optimiser.load_state_dict(saved["optimiser"])
-
-    def step(self, batch: Examples) -> list[Losses]:
-        """Do one optimiser step; return the loss of the batch."""
-        self.optimiser.zero_grad(set_to_none=True)
-        loss = self.loss(self._predict(batch), batch.truths.to(self.device))
-        loss.backward()
-        self.optimiser.step()
-        return [({"loss": loss.detach()}, len(batch))]
-
-    @torch.no_grad()
-    def validate(self, raise_if_interrupted: Callable[[], None]) -> Validation:
-        """Loss and scores of patches, not of complete images."""
-        self.net.eval()
-        means = Means(self.device)
-        predicted, truth = [], []
-        for batch in self.validation_patches.epoch(0):
-            raise_if_interrupted()
-            logits = self._predict(batch)
-            means.add({"loss": self.loss(logits, batch.truths.to(self.device))}, len(batch))
-            probability = to_probability(logits)
-            if self.task.segments:
-                predicted.append(probability.argmax(1).to(torch.uint8).cpu())
-            else:
-                predicted.append(probability.cpu())
-            truth.append(batch.truths)
-        if not predicted:
-            return Validation(metrics={})
-        pair = (torch.cat(predicted).numpy(), torch.cat(truth).numpy())
-        if self.task.segments:
-            overlaps = overlap(*pair, len(self.task.classes), ignored=self.task.ignored)
-            scores = {k: mean(v) for k, v in overlaps.items()}
-        else:
-            scores = classification_scores(*pair)
-        known = {k: v for k, v in scores.items() if not math.isnan(v)}
-        return Validation(metrics=means.values() | known)
-
-    def begin_joint_phase(self) -> None:
-        """Never called: fine-tuning has no warm-up."""
-
-    def autocast(self) -> torch.autocast:
-        """A context in which the net runs at the run's precision."""
-        return autocast(self.config.precision, self.device)
-
-    def _predict(self, batch: Examples) -> Tensor:
-        """Logits (n, outputs, ...) of a batch."""
-        images = batch.images.to(self.device).float()  # (n, 1, Z, Y, X)
-        with self.autocast():
-            logits: Tensor = self.net(images)
-        return logits
 
 
 def _test(

@@ -1,1 +1,1 @@
-"""Nets: the U-Net that is pretrained, and others that people start from."""
+"""Nets: the U-Net that is pretrained, and published nets that fine-tuning can start from."""

@@ -1,4 +1,4 @@
-"""Cubes cut into equal blocks, and put together again."""
+"""Split cubes into equal blocks, and join them again."""
 
 from __future__ import annotations
 

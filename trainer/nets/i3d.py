@@ -58,7 +58,7 @@ class InceptionModule(nn.Module):
 
 
 class I3D(nn.Module):
-    """The net up to its last features, for one channel: the weights of three are added up."""
+    """The net up to its last features, for one channel: weights of three channels are summed."""
 
     channels = (64, 192, 480, 832, 1024)
 
@@ -90,7 +90,7 @@ class I3D(nn.Module):
 
 
 def adapt_i3d(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A weight file's tensors as `I3D` names them: one channel in, no classifier."""
+    """Tensors of a weight file by the names of `I3D`: one input channel, no classifier."""
     found = {key: tensor for key, tensor in tensors.items() if not key.startswith("logits.")}
     first = "Conv3d_1a_7x7.conv3d.weight"
     if first in found:
@@ -99,7 +99,7 @@ def adapt_i3d(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _pad_same(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """Zeros around (n, c, Z, Y, X), more of them behind than before, as TensorFlow does."""
+    """Pad (n, c, Z, Y, X) with zeros, at most one more at the end, as TensorFlow does."""
     pads: list[int] = []
     for side, k, s in reversed(list(zip(x.shape[2:], kernel, stride, strict=True))):
         total = max((-(-side // s) - 1) * s + k - side, 0)

@@ -1,7 +1,7 @@
-"""MedicalNet (Chen, Ma & Zheng 2019): 3-D ResNets in the layout of its weight files.
+"""MedicalNet (Chen, Ma & Zheng 2019): 3-D ResNets with the names of its weight files.
 
-The library's ResNets have the same parameters; the published ones keep layers 3 and 4 at an
-eighth of the input's sides and dilate their kernels instead of halving twice more.
+MONAI's ResNets have the same parameters. The published ones keep layers 3 and 4 at an eighth of the
+input's sides and dilate their kernels, where MONAI's halve the sides twice more.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class MedicalNet(nn.Module):
 
 
 def _dilate(layer: nn.Module, dilation: int) -> None:
-    """Turn a layer that halves into one that keeps its sides and dilates its kernels."""
+    """Change a layer that halves its sides into one that keeps them and dilates its kernels."""
     for block in layer.children():
         for module in block.modules():
             if isinstance(module, nn.Conv3d):
@@ -61,16 +61,16 @@ def _dilate(layer: nn.Module, dilation: int) -> None:
 
 
 def find_depth(tensors: dict[str, Tensor]) -> int:
-    """The depth of a weight file's net, by its blocks; TrainError when it is none of them."""
+    """The depth of the net in a weight file, from its number of blocks; TrainError if unknown."""
     blocks = {".".join(key.split(".")[:2]) for key in tensors if key.startswith("layer")}
     bottleneck = "layer1.0.conv3.weight" in tensors
     for depth, count in _BLOCKS.items():
         if count == len(blocks) and bottleneck == (depth >= _BOTTLENECK_FROM):
             return depth
-    raise TrainError(f"{len(blocks)} residual blocks are of no MedicalNet")
+    raise TrainError(f"no MedicalNet has {len(blocks)} residual blocks")
 
 
 def adapt_medicalnet(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A weight file's tensors as `MedicalNet` names them: no `module.`, no segmenting head."""
+    """Tensors of a weight file by the names of `MedicalNet`, without its segmentation head."""
     plain = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
     return {key: t for key, t in plain.items() if not key.startswith(("conv_seg.", "fc."))}

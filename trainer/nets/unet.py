@@ -40,7 +40,7 @@ class ConvUnit(nn.Module):
 
 
 class DownTransition(nn.Module):
-    """Two units; the pool that follows them belongs to the net, as the skip is taken before."""
+    """Two units. The pooling after them is in the net, because the skip is taken before it."""
 
     def __init__(self, channels_in: int, channels_between: int, channels_out: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class OutputTransition(nn.Module):
 
 
 class ClassificationHead(nn.Module):
-    """Logits from the bottleneck: no softmax here, the loss takes the log-softmax."""
+    """Logits from the bottleneck, without softmax: the loss computes the log-softmax."""
 
     def __init__(self, channels_in: int, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class ClassificationHead(nn.Module):
 
 
 class Output(NamedTuple):
-    """What the net says about a batch; None for a part that was not asked for."""
+    """The net's outputs for a batch; None for a part that was not requested."""
 
     restored: Tensor | None = None
     """(n, 1, Z, Y, X) in (0, 1)."""
@@ -108,10 +108,10 @@ class Output(NamedTuple):
 
 
 class Encoder3D(nn.Module):
-    """The contracting half. `forward` gives the bottleneck, (n, 16 width, Z/8, Y/8, X/8)."""
+    """The contracting half. `forward` returns the bottleneck, (n, 16 width, Z/8, Y/8, X/8)."""
 
     def __init__(self, *, width: int = 32) -> None:
-        """`width` channels in the first convolution; the published net has 32."""
+        """Build with `width` channels in the first convolution; the published net has 32."""
         super().__init__()
         if width < 1:
             raise TrainError(f"width must be >= 1, got {width}")
@@ -138,7 +138,7 @@ class Encoder3D(nn.Module):
 
 
 class UNet3D(Encoder3D):
-    """Encoder, decoder, classification head, a pretext task's head; each only where wanted."""
+    """Encoder, and optionally decoder, classification head, and head of a pretext task."""
 
     def __init__(
         self,
@@ -156,7 +156,8 @@ class UNet3D(Encoder3D):
         head
             Makes a pretext task's head from the bottleneck's channels.
         blocks
-            Encode each axis in so many parts, each part of the cube by itself. Not for a decoder.
+            Split each axis into this number of parts, and encode each part of the cube alone. Not
+            possible with a decoder.
         """
         super().__init__(width=width)
         w = width
@@ -173,12 +174,14 @@ class UNet3D(Encoder3D):
         self.pretext_out = head(16 * w) if head else None
 
     def forward(self, x: Tensor, *, pretext: bool = True, classify: bool = True) -> Output:  # type: ignore[override]
-        """What the net says about (n, 1, Z, Y, X) cubes in [0, 1].
+        """Outputs for (n, 1, Z, Y, X) cubes in [0, 1].
 
-        A part that the net lacks, or that is not asked for, costs nothing and is None.
+        A part that the net lacks, or that is not requested, is not computed and is None.
 
         pretext
-            Whether decoder and pretext head run.
+            Whether to run decoder and pretext head.
+        classify
+            Whether to run the classification head.
         """
         parts = split_blocks(x, self.blocks)  # (n * blocks^3, 1, Z', Y', X')
         bottleneck, skip256, skip128, skip64 = self.encode(parts)
@@ -205,14 +208,14 @@ class UNet3D(Encoder3D):
 
 @contextlib.contextmanager
 def seeded_weights(seed: int) -> Iterator[None]:
-    """Initial weights drawn inside depend on the seed alone; global random state is kept."""
+    """Draw initial weights inside from the seed alone; the global random state is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seeds(seed, "weights")[0])
         yield
 
 
 def build_unet(*, seed: int = 0, **parts: Any) -> UNet3D:
-    """A `UNet3D` whose initial weights depend on `seed` alone; global random state is kept.
+    """A `UNet3D` whose initial weights depend on `seed` alone; global random state is unchanged.
 
     The memory layout is channels last: several times faster on the CPU and on tensor cores.
     """
@@ -222,7 +225,7 @@ def build_unet(*, seed: int = 0, **parts: Any) -> UNet3D:
 
 
 def check_shape(shape: tuple[int, ...], blocks: int = 1) -> None:
-    """Raise TrainError unless every axis of a (Z, Y, X) crop suits a net with these blocks."""
+    """Raise TrainError unless the net can halve every side of a (Z, Y, X) crop three times."""
     factor = FACTOR * blocks
     if any(side < factor or side % factor for side in shape):
         raise TrainError(

@@ -1,4 +1,4 @@
-"""Perturbations of whole batches, on the device where the batch is: one file a family.
+"""Perturbations of batches, on the device of the batch: one file for each family.
 
 Every function takes cubes (n, 1, Z, Y, X) float32 in [0, 1] and returns new ones; the input is
 never changed. Small decisions are drawn on the CPU, so that the CPU never waits for a GPU; noise
