@@ -13,7 +13,8 @@ import deflate
 import numpy as np
 import pydicom
 
-from pipeline.phantom.patients import draw_phantom, write_nifti
+from pipeline.phantom.files import write_nifti
+from pipeline.phantom.patients import draw_phantom
 
 _HEADER_BYTES = 352
 _LARGE = (300, 512, 512)

@@ -18,11 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.archive.catalogue import read_sources
+from pipeline.archive.lookup import read_sources
+from pipeline.autoencoder import new_autoencoder
 from pipeline.config import PrepareConfig
 from pipeline.phantom.patients import draw_phantom
-from pipeline.stages.discover import Geometry, Scans
-from pipeline.stages.embed import embed, new_autoencoder
+from pipeline.place import Geometry, Scans
+from pipeline.stages.embed import embed_scans
 from store import PatchStore
 from store.settings import build
 
@@ -44,7 +45,9 @@ def embeddings(store: PatchStore) -> dict[str, np.ndarray]:
             found[f"PCA {k}"] = left[:, :k] * values[:k]
     found["PCA all"] = left * values
     for seed in range(3):
-        found[f"untrained {seed}"] = embed(new_autoencoder(config.autoencoder, seed), read, num)
+        found[f"untrained {seed}"] = embed_scans(
+            new_autoencoder(config.autoencoder, seed), read, num
+        )
     return found
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import shutil
 import statistics
@@ -31,9 +32,9 @@ import SimpleITK as sitk  # noqa: N813
 from scipy import ndimage
 
 from benchmarks.archives import large_phantoms, pack, replicate
-from pipeline.archive.catalogue import Catalogue, catalogue_folder
+from pipeline.archive.lookup import catalogue_folder, read_series
 from pipeline.archive.series import Series
-from pipeline.cluster import connect
+from pipeline.cluster import WORKER_MODULES, connect
 from pipeline.config import PrepareConfig
 from pipeline.job import prepare
 from store import PatchStore
@@ -62,7 +63,7 @@ class Watch:
     def stage(
         self, name: str, total: int | None, unit: str, *, done: int = 0
     ) -> Iterator[Callable[[int], None]]:
-        """What the job calls (see pipeline.job.Reporter)."""
+        """What the job calls (see store.progress.Progress)."""
         wall, busy, waiting = time.perf_counter(), _cpu_seconds(), psutil.cpu_times().iowait
         yield lambda _: None
         wall = time.perf_counter() - wall
@@ -94,13 +95,9 @@ def _cpu_seconds() -> float:
     return total
 
 
-def read_series(store: Path) -> list[Series]:
+def list_series(store: Path) -> list[Series]:
     """The series of every scan of a store."""
-    catalogue = Catalogue(catalogue_folder(store))
-    try:
-        return [catalogue.scan_series(row) for row in range(len(PatchStore(store).scans.id))]
-    finally:
-        catalogue.close()
+    return list(read_series(store, range(len(PatchStore(store).scans.id))))
 
 
 def measure_floor(series: list[Series], workers: int) -> float:
@@ -116,7 +113,8 @@ def idle_mib() -> float:
     """Size of a worker that has imported what its tasks need, and done nothing."""
 
     def measure() -> float:
-        import pipeline.stages.cut  # noqa: F401, PLC0415
+        for module in WORKER_MODULES:
+            importlib.import_module(module)
 
         return psutil.Process().memory_info().rss / 2**20
 
@@ -129,7 +127,7 @@ def run_job(archive: Path, store: Path, config: PrepareConfig, workers: int, **m
     for folder in (store, catalogue_folder(store)):
         shutil.rmtree(folder, ignore_errors=True)
     watch = Watch()
-    prepare([archive], store, config, workers=workers, reporter=watch, **more)
+    prepare([archive], store, config, workers=workers, progress=watch, **more)
     return watch
 
 
@@ -138,7 +136,7 @@ def compare(name: str, archive: Path, work: Path, rounds: int, workers: int) -> 
     store, weights = work / "store", work / "autoencoder.safetensors"
     config = PrepareConfig()
     watches, floors = [run_job(archive, store, config, workers)], []
-    series = read_series(store)
+    series = list_series(store)
     shutil.copy(store / "scans/embedding/autoencoder.safetensors", weights)
     for _ in range(rounds):
         floors.append(measure_floor(series, workers))
@@ -203,7 +201,7 @@ def compare_published(archive: Path, work: Path, workers: int) -> None:
     )
     store = work / "store"
     ours = run_job(archive, store, config, workers)
-    files = [s.files[0] for s in read_series(store) if len(s.files) == 1][:_PUBLISHED_MEMBERS]
+    files = [s.files[0] for s in list_series(store) if len(s.files) == 1][:_PUBLISHED_MEMBERS]
     with get_context("spawn").Pool(1) as pool:
         theirs, theirs_mib = pool.apply(
             run_published, (files, _PUBLISHED_CLASSES, _PUBLISHED_MEMBERS)

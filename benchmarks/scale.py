@@ -39,12 +39,12 @@ import psutil
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
-from pipeline.archive.catalogue import catalogue_folder
+from pipeline.archive.lookup import catalogue_folder
 from pipeline.config import AutoencoderConfig, PrepareConfig
 from store.format import THUMBNAIL_SHAPE
 
 if TYPE_CHECKING:
-    from pipeline.stages.discover import Scans
+    from pipeline.place import Scans
 
 SIDE = 16
 SPACING_MM = 4.0
@@ -140,7 +140,7 @@ class Run:
 
 @dataclass(slots=True)
 class Ledger:
-    """The job's reporter: what each stage takes, until the next one begins."""
+    """The job's progress: what each stage takes, until the next one begins."""
 
     store: Path
     stages: list[Stage] = field(default_factory=list)
@@ -222,7 +222,7 @@ def prepare(archive: Path, store: Path, num_scans: int, workers: int) -> Run:
     watcher = threading.Thread(target=ledger.watch)
     watcher.start()
     try:
-        summary = prepare_store([archive], store, CONFIG, workers=workers, reporter=ledger)
+        summary = prepare_store([archive], store, CONFIG, workers=workers, progress=ledger)
     finally:
         ledger.over.set()
         watcher.join()
@@ -308,7 +308,7 @@ def draw_embeddings(num: int, width: int) -> NDArray[np.float32]:
 
 def draw_scans(num: int) -> Scans:
     """Scans as discovery sees them."""
-    from pipeline.stages.discover import Scans  # noqa: PLC0415
+    from pipeline.place import Scans  # noqa: PLC0415
 
     rng = np.random.default_rng(1)
     spacing = rng.uniform([1.0, 0.6, 0.6], [3.0, 0.9, 0.9], (num, 3))
@@ -344,22 +344,22 @@ def peak_mib() -> Iterator[list[float]]:
 
 def million(num: int, indexes: list[str]) -> None:
     from pipeline.neighbours import Neighbours  # noqa: PLC0415
-    from pipeline.stages import discover as discovery  # noqa: PLC0415
+    from pipeline.place import Geometry  # noqa: PLC0415
+    from pipeline.plan import row_tables  # noqa: PLC0415
+    from pipeline.stages.discover import discover  # noqa: PLC0415
 
     scans = draw_scans(num)
     train = np.flatnonzero(scans.split == 0)
     config = PrepareConfig()
-    geometry = discovery.Geometry(scans, config)
+    geometry = Geometry(scans, config)
     print(f"{num:,} scans, embeddings {scans.embedding.nbytes / 2**20:,.0f} MiB")
     with peak_mib() as peak:
         began = time.perf_counter()
         moments: list[float] = []
-        classes = discovery.discover(
-            scans, config, progress=lambda _: moments.append(time.perf_counter())
-        )
+        classes = discover(scans, config, advance=lambda _: moments.append(time.perf_counter()))
         discovered = time.perf_counter()
         for split in (0, 1):
-            discovery.row_tables(classes, scans, config, split)
+            row_tables(classes, scans, config, split)
         ended = time.perf_counter()
     print(
         f"discover: {len(classes)} classes in {discovered - began:.1f} s, the first after"

@@ -23,14 +23,18 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 import torch
 
-from pipeline.archive.series import find_folders, read_folder
+from pipeline.archive.folders import find_folders
+from pipeline.archive.series import read_folder
 from pipeline.archive.volume import read_volume
+from pipeline.autoencoder import new_autoencoder
 from pipeline.config import PrepareConfig
 from pipeline.crops import cut_crop, make_thumbnail
 from pipeline.frame import frame_box
-from pipeline.phantom.patients import draw_phantom, write_nifti
-from pipeline.stages.discover import Scans, discover
-from pipeline.stages.embed import embed, new_autoencoder
+from pipeline.phantom.files import write_nifti
+from pipeline.phantom.patients import draw_phantom
+from pipeline.place import Scans
+from pipeline.stages.discover import discover
+from pipeline.stages.embed import embed_scans
 from store.format import THUMBNAIL_SHAPE
 from store.reader import ShardedReader
 from store.writer import StoreWriter, write_shard
@@ -95,7 +99,7 @@ def measure(folder: Path) -> dict[str, float]:
         "body box of a scan": cpu_ms(lambda: frame_box(volume, "body")),
         "thumbnail of a scan": cpu_ms(lambda: make_thumbnail(volume, box, THUMBNAIL_SHAPE, config)),
         "pseudonym of a scan": cpu_ms(volume.scan_id),
-        "embed a scan": cpu_ms(lambda: embed(model, lambda rows: thumbnails[rows], 32), 32),
+        "embed a scan": cpu_ms(lambda: embed_scans(model, lambda rows: thumbnails[rows], 32), 32),
         "discover a class of 5,000 scans": cpu_ms(lambda: discover(scans, plan), 50),
         "cut a crop": cpu_ms(
             lambda: [

@@ -6,7 +6,8 @@ from store.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pipeline.config import AutoencoderConfig, PrepareConfig, load_config
-    from pipeline.job import Summary, prepare
+    from pipeline.job import prepare
+    from pipeline.summary import Summary
 
 __all__ = [
     "AutoencoderConfig",
@@ -20,6 +21,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "config": ("AutoencoderConfig", "PrepareConfig", "load_config"),
-        "job": ("Summary", "prepare"),
+        "job": ("prepare",),
+        "summary": ("Summary",),
     },
 )

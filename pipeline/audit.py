@@ -1,30 +1,30 @@
-"""Cut a sample of a store's crops again from the archive, and compare."""
+"""Compare a sample of a store's crops with crops cut again from the archive."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pipeline.archive.catalogue import read_series
-from pipeline.archive.volume import read_volume
+from pipeline.archive.lookup import read_series
+from pipeline.archive.series import Series
+from pipeline.archive.volume import Volume, read_volume
 from pipeline.config import PrepareConfig
 from pipeline.crops import cut_crop
 from store.format import SPLITS
 from store.images import Rejected
-from store.reader import PatchStore
+from store.progress import SILENT, Advance, Progress
+from store.reader import PatchStore, Split
 from store.settings import build
 from store.verification import Problem
 
 
 def audit(
-    path: Path, *, sample: int, seed: int = 0, progress: Callable[[int], None] = lambda _: None
+    path: str | Path, *, sample: int, seed: int = 0, progress: Progress | None = None
 ) -> Iterator[Problem]:
     """Read the sources of `sample` random crops (of all, where there are fewer), yield problems.
-
-    progress
-        Called with the number of crops just compared.
 
     Raises StoreError without the store's private catalogue.
     """
@@ -32,36 +32,58 @@ def audit(
     config = build(PrepareConfig, store.config)
     counts = [len(store.split(name)) for name in SPLITS]
     chosen = np.random.default_rng(seed).permutation(sum(counts))[:sample]
-    chosen = np.stack([chosen >= counts[0], chosen - counts[0] * (chosen >= counts[0])], axis=1)
-    scan_of = np.array([store.split(SPLITS[number]).scan[row] for number, row in chosen])
+    split_of = (chosen >= counts[0]).astype(int)
+    row_of = chosen - counts[0] * split_of
+    scan_of = np.array(
+        [
+            store.split(SPLITS[number]).scan[row]
+            for number, row in zip(split_of, row_of, strict=True)
+        ]
+    )
     scans = np.unique(scan_of).tolist()
-    for scan, series in zip(scans, read_series(path, scans), strict=True):
-        ours = chosen[scan_of == scan]
-        try:
-            volume = read_volume(series, config)
-            unchanged = volume.scan_id() == int(store.scans.id[scan])
-        except (Rejected, OSError, RuntimeError):
-            unchanged = False
-        if not unchanged:
-            yield Problem("scans", "source is missing or changed since the survey", (scan,))
-            progress(len(ours))
-            continue
-        for number, name in enumerate(SPLITS):
-            split = store.split(name)
-            wanted = np.sort(ours[ours[:, 0] == number, 1])
-            stored = np.zeros((len(wanted), *config.shape), np.int16)
-            broken = set(split.patch.read_into(wanted, stored))
-            other = []
-            for row, crop in zip(wanted.tolist(), stored, strict=True):
-                again = cut_crop(
-                    volume,
-                    origin_mm=split.origin_mm[row].tolist(),
-                    extent_mm=split.extent_mm[row].tolist(),
-                    shape=config.shape,
-                    window_hu=config.window_hu,
-                )
-                if row in broken or not np.array_equal(again, crop):
-                    other.append(row)
-                progress(1)
-            if other:
-                yield Problem(f"{name}/patch", "not what the archive gives", tuple(other))
+    with (progress or SILENT).stage("re-cut", len(chosen), "crops") as advance:
+        for scan, series in zip(scans, read_series(store.path, scans), strict=True):
+            ours = scan_of == scan
+            volume = _read_unchanged(series, int(store.scans.id[scan]), config)
+            if volume is None:
+                yield Problem("scans", "source is missing or changed since the survey", (scan,))
+                advance(int(ours.sum()))
+                continue
+            for number, name in enumerate(SPLITS):
+                rows = np.sort(row_of[ours & (split_of == number)])
+                wrong = _compare(volume, store.split(name), rows, config, advance)
+                if wrong:
+                    yield Problem(f"{name}/patch", "differs from the archive", wrong)
+
+
+def _read_unchanged(series: Series, scan_id: int, config: PrepareConfig) -> Volume | None:
+    """The volume of a series; None where it cannot be read, or is another scan."""
+    try:
+        volume = read_volume(series, config)
+        return volume if volume.scan_id() == scan_id else None
+    except (Rejected, OSError, RuntimeError):
+        return None
+
+
+def _compare(
+    volume: Volume,
+    split: Split,
+    rows: NDArray[np.intp],
+    config: PrepareConfig,
+    advance: Advance,
+) -> tuple[int, ...]:
+    """Those rows of a split whose stored crop is broken, or differs from the volume's."""
+    stored = np.zeros((len(rows), *config.shape), np.int16)
+    wrong = set(split.patch.read_into(rows, stored))
+    for row, crop in zip(rows.tolist(), stored, strict=True):
+        again = cut_crop(
+            volume,
+            origin_mm=split.origin_mm[row].tolist(),
+            extent_mm=split.extent_mm[row].tolist(),
+            shape=config.shape,
+            window_hu=config.window_hu,
+        )
+        if not np.array_equal(again, crop):
+            wrong.add(row)
+        advance(1)
+    return tuple(sorted(wrong))

@@ -1,18 +1,30 @@
-"""A small 3-D autoencoder on thumbnails. No skip connections: the latent must carry the scan.
+"""A small 3-D autoencoder on thumbnails, whose bottleneck is the embedding of a scan.
 
-Identity mapping under MSE (the paper, section 2.1). It works on thumbnails averaged over blocks
-of 4 x 4 x 4, and its bottleneck is one vector: what two scans share must be in it.
+It restores its input under MSE (the paper, section 2.1). It works on thumbnails averaged over
+blocks of 4 x 4 x 4, without skip connections: all that is restored passes the bottleneck.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from store.format import THUMBNAIL_SHAPE
+from pipeline.config import AutoencoderConfig
+from store.atomic import replace_file
+from store.errors import ConfigError
+from store.format import AUTOENCODER_FILE, THUMBNAIL_SHAPE
 
 _REDUCTION = 4
 _LEVELS = 3
 _NORM_GROUPS = 4
+_INIT_ROLE = 13
+"""Random draws are keyed by (seed, role, ...)."""
 
 
 class Autoencoder(nn.Module):
@@ -64,3 +76,39 @@ class Autoencoder(nn.Module):
         bottom = self.expand(self.encode(reduced)).unflatten(1, self._bottom)  # (n, C, 2, 4, 4)
         restored: Tensor = self.decoder(bottom)
         return restored  # (n, 1, 16, 32, 32)
+
+
+def new_autoencoder(config: AutoencoderConfig, seed: int) -> Autoencoder:
+    """An untrained autoencoder; does not change the global random state."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, _INIT_ROLE))
+        return Autoencoder(latent=config.latent, width=config.width)
+
+
+def save_autoencoder(model: Autoencoder, file: Path) -> None:
+    """Write weights as safetensors."""
+    shape = {"latent": model.latent, "width": model.width}
+    metadata = {"semgen-autoencoder": json.dumps(shape)}
+    with replace_file(file) as partial:
+        partial.write_bytes(save(model.state_dict(), metadata=metadata))
+
+
+def load_autoencoder(file: Path) -> Autoencoder:
+    """Read weights that `save_autoencoder` wrote; ConfigError for any other file."""
+    try:
+        with safe_open(file, "pt") as handle:
+            metadata = handle.metadata() or {}
+            shape = json.loads(metadata["semgen-autoencoder"])
+            model = Autoencoder(latent=shape["latent"], width=shape["width"])
+            model.load_state_dict({name: handle.get_tensor(name) for name in list(handle.keys())})
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"{file}: not an autoencoder that semgen wrote; give a store or its {AUTOENCODER_FILE}"
+        ) from error
+    return model.eval()
+
+
+def seed_of(*key: int) -> int:
+    """A 63-bit seed from (seed, role, index...)."""
+    digest = hashlib.sha256(" ".join(map(str, key)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

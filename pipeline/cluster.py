@@ -1,4 +1,4 @@
-"""Dask: a cluster to work on, and tasks with few in flight."""
+"""Dask: connect to a cluster, and run tasks with few of them in flight."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Final
 
 import dask
 from distributed import Client, KilledWorker, LocalCluster, as_completed, get_worker
@@ -20,16 +19,16 @@ from distributed.comm.addressing import parse_address, parse_host_port
 from distributed.comm.registry import get_backend
 
 from store.errors import SemgenError
+from store.progress import SILENT, Progress
 
 _TASK_SECONDS = 0.2
-_MOST_SHARING = 16
-"""Items share a task until it takes so long, or holds so many."""
+_MAX_SHARING = 16
+"""Items share a task that takes at most about this long, and has at most this many items."""
+WORKER_MODULES: Final = ("pipeline.stages.survey", "pipeline.stages.cut")
+"""Modules of the functions that workers run."""
 _CONNECT_SECONDS = 10.0
 _WORKER_SECONDS = 300
-"""How long to wait for the first worker of a scheduler that was given."""
-
-Stage = Callable[[str, int | None, str], AbstractContextManager[Callable[[int], None]]]
-"""Enters a stage (name, total, unit); the value advances it by so many units."""
+"""How long to wait for the first worker of a given scheduler."""
 
 
 class ClusterError(SemgenError):
@@ -41,25 +40,24 @@ def run_bounded(
 ) -> Iterator[tuple[Any, Any]]:
     """(item, function(item, *arguments)) as they finish, few in flight, so memory stays flat.
 
-    Items that take little time share tasks, since a task costs the scheduler milliseconds. A task
-    that kills its worker time and again yields a KilledWorker instead of a result. Dask blames
-    every task that a dead worker held; the items of those that it gave up are tried again, each
-    alone.
+    Items that take little time share tasks, since a task costs the scheduler milliseconds. An item
+    that kills its worker again and again yields a KilledWorker instead of a result. Dask fails
+    every task that a dead worker held; the items of these are tried again, one at a time.
     """
-    blamed = []
+    failed = []
     limit = 2 * num_threads(client) + 2
-    for item, result in _run(client, function, items, arguments, limit, _MOST_SHARING):
+    for item, result in _run(client, function, items, arguments, limit, _MAX_SHARING):
         if isinstance(result, KilledWorker):
-            blamed.append(item)
+            failed.append(item)
         else:
             yield item, result
-    yield from _run(client, function, blamed, arguments, 1, 1)
+    yield from _run(client, function, failed, arguments, 1, 1)
 
 
 def run_items(
     items: Sequence[Any], function: Callable[..., Any], *arguments: Any
 ) -> tuple[list[Any], float]:
-    """In a worker: the results, and the seconds that they took."""
+    """In a worker: the results, and the seconds that all took together."""
     worker = get_worker()
     _refuse_threads({worker.address: worker.state.nthreads})  # it may have joined just now
     began = time.perf_counter()
@@ -72,7 +70,7 @@ def _run(
     items: Iterable[Any],
     arguments: tuple[Any, ...],
     limit: int,
-    most_sharing: int,
+    max_sharing: int,
 ) -> Iterator[tuple[Any, Any]]:
     items = iter(items)
     waiting: dict[Any, tuple[Any, ...]] = {}  # items by future
@@ -97,14 +95,14 @@ def _run(
             results = [error] * len(shared)
         else:
             wanted = int(_TASK_SECONDS / max(seconds / len(shared), 1e-6))
-            sharing = max(1, min(wanted, 2 * sharing, most_sharing))
+            sharing = max(1, min(wanted, 2 * sharing, max_sharing))
         future.release()
         submit_next()
         yield from zip(shared, results, strict=True)
 
 
 def raise_if_failed(result: object) -> None:
-    """For work of which no part can be done without."""
+    """Raise a result of `run_bounded` that is an exception."""
     if isinstance(result, BaseException):
         raise result
 
@@ -128,7 +126,7 @@ def check_scheduler(address: str) -> None:
             " `dask scheduler` prints"
         ) from error
     if protocol not in ("tcp", "tls"):
-        return  # connecting will tell
+        return  # only connecting shows it
     try:
         socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
@@ -144,13 +142,7 @@ def _not_answering(address: str, error: Exception) -> ClusterError:
 
 
 @contextlib.contextmanager
-def _unseen(*_: object) -> Iterator[Callable[[int], None]]:
-    """A stage that is shown to nobody."""
-    yield lambda _: None
-
-
-@contextlib.contextmanager
-def _connect_to(scheduler: str, stage: Stage) -> Iterator[Client]:
+def _connect_to(scheduler: str, progress: Progress) -> Iterator[Client]:
     for name in ("distributed", "distributed.client", "distributed.comm"):  # what matters is raised
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
@@ -158,15 +150,15 @@ def _connect_to(scheduler: str, stage: Stage) -> Iterator[Client]:
     except (OSError, ValueError) as error:
         raise _not_answering(scheduler, error) from error
     with client:
-        _wait_for_workers(client, scheduler, stage)
+        _wait_for_workers(client, scheduler, progress)
         _refuse_threads(client.nthreads())
         yield client
 
 
-def _wait_for_workers(client: Client, scheduler: str, stage: Stage) -> None:
+def _wait_for_workers(client: Client, scheduler: str, progress: Progress) -> None:
     if client.nthreads():
         return
-    with stage("waiting for workers", 1, "worker") as advance:
+    with progress.stage("waiting for workers", 1, "worker") as advance:
         for _ in range(_WORKER_SECONDS):
             advance(0)
             with contextlib.suppress(TimeoutError):
@@ -180,7 +172,7 @@ def _wait_for_workers(client: Client, scheduler: str, stage: Stage) -> None:
 
 
 def _refuse_threads(num_threads: dict[str, int]) -> None:
-    """ClusterError for a worker that does several tasks at once: a time limit holds for all."""
+    """ClusterError for a worker that runs several tasks at once: a time limit ends all of them."""
     for address, number in num_threads.items():
         if number > 1:
             raise ClusterError(
@@ -191,21 +183,23 @@ def _refuse_threads(num_threads: dict[str, int]) -> None:
 
 
 @contextlib.contextmanager
-def connect(workers: int, scheduler: str | None, stage: Stage = _unseen) -> Iterator[Client]:
-    """A client of a running scheduler, or of a local cluster of one-thread processes.
+def connect(
+    workers: int | None, scheduler: str | None, progress: Progress = SILENT
+) -> Iterator[Client]:
+    """A client of a running scheduler, or of a new local cluster of one-thread processes.
 
-    stage
-        Shows that the job waits for workers.
+    workers
+        Number of local processes; one for each CPU core where None.
     """
     if scheduler is not None:
-        with _connect_to(scheduler, stage) as client:
+        with _connect_to(scheduler, progress) as client:
             yield client
         return
     quiet = {
         "distributed.worker.memory.terminate": False,
         "distributed.admin.log-format": "%(name)s - %(levelname)s",
         "distributed.comm.timeouts.connect": "60s",
-        # a series that hangs costs its time limit at each try
+        # a series that hangs takes its time limit at each try
         "distributed.scheduler.allowed-failures": 1,
         # Dask's own value makes every crop's buffers fresh pages: cutting took twice as long.
         # Whole scans still go back to the system at once.
@@ -215,10 +209,10 @@ def connect(workers: int, scheduler: str | None, stage: Stage = _unseen) -> Iter
     with dask.config.set(quiet), contextlib.ExitStack() as stack:
         with _interrupts_ignored(), _start_explained():
             cluster = LocalCluster(
-                n_workers=workers,
+                n_workers=workers or count_cores(),
                 threads_per_worker=1,
                 processes=True,
-                preload="pipeline.stages.cut",  # imports take a second, while the workers start
+                preload=list(WORKER_MODULES),  # imports take a second, while the workers start
                 dashboard_address="127.0.0.1:0",
                 memory_limit=0,
                 silence_logs=50,
@@ -237,9 +231,9 @@ def _start_explained() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Ignore Ctrl-C, and let the processes begun meanwhile ignore it for good.
+    """Ignore Ctrl-C here, and for good in processes started meanwhile.
 
-    It reaches the whole process group; the command itself must end its workers in order.
+    It reaches the process group; this process must end its workers in order.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -251,6 +245,6 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def default_workers() -> int:
-    """One worker for each core that this process may use."""
+def count_cores() -> int:
+    """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))

@@ -188,8 +188,20 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "max_tissue": 0.15,
         "min_content": 0.0,
     },
+    "demo": {
+        "classes": 10,
+        "neighbours": 8,
+        "validation_neighbours": 3,
+        "validation_fraction": 0.2,
+        "shape": (16, 32, 32),
+        "spacing_mm": (3.0, 2.0, 2.0),
+        "side_steps": (25, 40),
+        "shift_steps": (-5, 5),
+        "autoencoder": {"width": 8, "max_steps": 150},
+    },
 }
-"""Named sets of settings; "paper" is the method as published (docs/method.md)."""
+"""Named sets of settings: "paper" is the method as published (docs/method.md), "demo" is for the
+few small scans of `semgen demo`."""
 
 
 def load_config(

@@ -1,7 +1,7 @@
-"""One interpolation: from the scanner's own voxels to a crop's grid, axis by axis.
+"""Interpolate once, from the scanner's own voxels to a crop's grid, axis by axis.
 
-Linear interpolation is separable, and so is a Gaussian; each axis becomes one small matrix
-that does both, and a crop is three matrix products.
+Linear interpolation is separable, and so is a Gaussian; one small matrix for each axis does both,
+and a crop is three matrix products.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pipeline.config import PrepareConfig
 
 _TRUNCATE_SIGMAS = 3.0
 _VOXELS_PER_STEP = 1.5
-"""How many voxels along each axis a thumbnail's step looks at."""
+"""Voxels read along each axis for one voxel of a thumbnail, about."""
 
 
 class CropOutsideVolume(ValueError):
-    """A crop that would need voxels which the scan does not have."""
+    """A crop that extends beyond the scan."""
 
 
 def axis_weights(
@@ -29,13 +29,13 @@ def axis_weights(
     """Interpolation of evenly spaced samples along one axis, as a matrix.
 
     first_mm
-        Position of the first sample; voxel 0 is at 0. Samples outside the voxels' centres take
-        the edge's value.
+        Position of the first sample; voxel 0 is at 0. Samples beyond the first or last voxel's
+        centre get its value.
 
     Returns the first voxel needed and (num_samples, voxels) float32 weights; rows sum to 1.
-    Linear. Where the step is coarser than the spacing, a Gaussian comes first whose variance is
-    the difference of two, with sigma half the step and half the spacing: it vanishes as the
-    two grids meet.
+    Linear. Where the step is coarser than the spacing, a Gaussian is applied first. Its variance
+    is that of a Gaussian with sigma half the step minus that with sigma half the spacing, so it
+    vanishes where the two are equal.
     """
     index = (first_mm + step_mm * np.arange(num_samples)) / spacing_mm
     index = np.clip(index, 0, num_voxels - 1)
@@ -45,14 +45,14 @@ def axis_weights(
     low = max(0, int(before[0]) - reach)
     high = min(num_voxels - 1, int(before[-1]) + 1 + reach)
     # The kernel at the distances from the voxel before each sample, and from the one after.
-    # Farther than `reach` it is zero, as the table's two ends are.
+    # Beyond `reach` it is zero, as both ends of the table are.
     distance = np.arange(-reach, reach + 1)
     table = np.zeros(2 * reach + 5)
     table[2:-2] = np.exp(-0.5 * (distance / sigma) ** 2) if reach else 1.0
-    place = np.arange(low + reach + 2, high + reach + 3) - before[:, None]
+    column = np.arange(low + reach + 2, high + reach + 3) - before[:, None]
     share = (index - before)[:, None]
-    weights = table.take(place, mode="clip")
-    weights += share * (table.take(place - 1, mode="clip") - weights)
+    weights = table.take(column, mode="clip")
+    weights += share * (table.take(column - 1, mode="clip") - weights)
     weights /= weights.sum(axis=1, keepdims=True)
     return low, weights.astype(np.float32)
 
@@ -65,7 +65,7 @@ def resample(
     origin_mm, extent_mm
         First corner (edge, not voxel centre) and size of the box, (z, y, x) in mm.
 
-    Returns (Z, Y, X) float32 HU, not clipped. Beyond the scan, its edge is repeated.
+    Returns (Z, Y, X) float32 HU, not clipped. Beyond the scan, the edge voxel is repeated.
     """
     axes = [
         axis_weights(
@@ -83,7 +83,7 @@ def resample(
         y_low : y_low + y_weights.shape[1],
         x_low : x_low + x_weights.shape[1],
     ].astype(np.float32, order="C")
-    # the axis that shrinks most comes first, so that the others have less to do
+    # first the axis that shrinks most, so that less is left to compute
     for axis in sorted(range(3), key=lambda axis: shape[axis] / values.shape[axis]):
         values = _apply(axes[axis][1], values, axis)
     return values
@@ -92,7 +92,7 @@ def resample(
 def _apply(
     weights: NDArray[np.float32], values: NDArray[np.float32], axis: int
 ) -> NDArray[np.float32]:
-    """One axis of a (Z, Y, X) array by a matrix."""
+    """Multiply one axis of a (Z, Y, X) array by a matrix."""
     z, y, x = values.shape
     if axis == 0:
         values = (weights @ values.reshape(z, y * x)).reshape(-1, y, x)
@@ -113,8 +113,8 @@ def cut_crop(
 ) -> NDArray[np.int16]:
     """One crop, straight from the scanner's voxels: (Z, Y, X) int16 HU, clipped to the window.
 
-    Raises CropOutsideVolume when a sample lies beyond the outermost voxels' centres: nothing is
-    padded silently.
+    Raises CropOutsideVolume when a sample is beyond the outermost voxels' centres: nothing is
+    padded.
     """
     for axis, name in enumerate("zyx"):
         step = extent_mm[axis] / shape[axis]
@@ -132,9 +132,9 @@ def cut_crop(
 def make_thumbnail(
     volume: Volume, frame_mm: NDArray[np.float64], shape: Sequence[int], config: PrepareConfig
 ) -> NDArray[np.uint8]:
-    """The frame box at low resolution: uint8, the window mapped to 0..255.
+    """The frame box at low resolution: uint8 of the given shape, the window mapped to 0..255.
 
-    Of a fine scan not every voxel is looked at: the noise left is what is lost.
+    Of a fine scan not every voxel is read; this leaves a little more noise.
     """
     low, high = config.window_hu
     extent_mm = frame_mm[1] - frame_mm[0]

@@ -1,4 +1,4 @@
-"""The box that a class's coordinate is a fraction of."""
+"""The frame box of a scan: a class's coordinate is a fraction of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pipeline.archive.volume import Volume
+from pipeline.config import Frame
 
 _GRID_MM = (12.0, 4.0, 4.0)
 _BODY_HU = -300
@@ -15,11 +16,11 @@ _KEPT_SHARE = 0.1
 _EDGE_SHARE = 0.02
 
 
-def frame_box(volume: Volume, frame: str) -> NDArray[np.float64]:
+def frame_box(volume: Volume, frame: Frame) -> NDArray[np.float64]:
     """(2, 3) low and high corner in mm of the scan's frame box, at voxel edges.
 
-    `body`: the body's extent in y and x (table, blankets and air left out), the scan's in z.
-    `scan` and `voxel`: the whole scan. Where no body is found, `body` is the whole scan too.
+    `body`: the body's extent in y and x (without table, blankets and air), the scan's in z.
+    `scan` and `voxel`: the scan; also `body` where no body is found.
     """
     box = volume.edges_mm
     if frame != "body":
@@ -36,7 +37,7 @@ def frame_box(volume: Volume, frame: str) -> NDArray[np.float64]:
 def _edges_mm(
     volume: Volume, coarse: Volume, mask: NDArray[np.bool_], axis: int
 ) -> tuple[float, float]:
-    """Where the body begins and ends along an axis: on the coarse grid, then to the voxel."""
+    """Start and end of the body along an axis: on the coarse grid, then to the voxel."""
     steps = [round(c / s) for c, s in zip(coarse.spacing_mm, volume.spacing_mm, strict=True)]
     step, steps[axis] = steps[axis], 1
     fine = np.moveaxis(volume.hu[tuple(slice(None, None, s) for s in steps)], axis, 0)
@@ -52,21 +53,21 @@ def _edges_mm(
 
 
 def _reach(beyond: NDArray[np.int16], columns: NDArray[np.bool_], step: int, least: float) -> int:
-    """How many voxels farther the body goes than its outermost coarse row.
+    """Number of voxels by which the body extends past its outermost coarse row.
 
     beyond
-        The rows from there outwards, up to the next coarse one.
+        The rows from there outwards, up to the next coarse row.
     columns
         The body in its outermost coarse row.
     """
     solid = np.logical_and.accumulate(beyond[:, columns] > _BODY_HU, axis=0)
-    if len(solid) == step:  # what reaches the next coarse row was opened away: it is no body
+    if len(solid) == step:  # what reaches the next coarse row was removed by the opening
         solid &= ~solid[-1]
     return int(np.count_nonzero(solid.sum(axis=1) > least))
 
 
 def _body_mask(coarse: Volume) -> NDArray[np.bool_]:
-    """The voxels of the body."""
+    """Mask of the body."""
     # An opening per slice, wider than a table top is thick, cuts the table off.
     radius = max(1, round(_OPENING_MM / (0.5 * (coarse.spacing_mm[1] + coarse.spacing_mm[2]))))
     opened = ndimage.binary_opening(
@@ -81,7 +82,7 @@ def _body_mask(coarse: Volume) -> NDArray[np.bool_]:
 
 
 def _fill_holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Fill what does not reach a slice's edge: lungs are open at the scan's ends, not in-plane."""
+    """Fill holes that do not reach a slice's edge, slice by slice: lungs may be open along z."""
     labels, count = ndimage.label(~mask, structure=_in_plane())
     outside = np.zeros(count + 1, bool)
     for edge in (labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1]):

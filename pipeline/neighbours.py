@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from store.errors import ConfigError
 
 _PROBED = 8
-"""One in so many of an inverted file's lists is searched."""
+"""Of an inverted file index, one in 8 lists is searched."""
 
 
 class Neighbours:
@@ -28,7 +28,7 @@ class Neighbours:
             if len(rows):
                 self._index.train(vectors)
                 if (lists := faiss.try_extract_index_ivf(self._index)) is not None:
-                    lists.nprobe = -(-lists.nlist // _PROBED)  # FAISS would look into one only
+                    lists.nprobe = -(-lists.nlist // _PROBED)  # FAISS would search one list only
                 self._index.add(vectors)
         except RuntimeError as error:
             reason = str(error).split(": ")[-1].strip()
@@ -39,7 +39,7 @@ class Neighbours:
     def nearest(
         self, scan: int, num: int, eligible: NDArray[np.bool_]
     ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-        """The nearest eligible scans to one scan, itself included where it is indexed.
+        """The nearest eligible scans to a scan, which is included where it is indexed and eligible.
 
         eligible
             (N,) over all scans.
@@ -56,7 +56,7 @@ class Neighbours:
             candidates = self.rows[found[found >= 0]]
             candidates = candidates[eligible[candidates]]
             if len(candidates) >= num or wanted == len(self.rows) or found[-1] < 0:
-                break  # -1: the index has no more to offer
+                break  # -1: the index finds no more
             wanted = min(4 * wanted, len(self.rows))
         offset = self._embedding[candidates].astype(np.float64) - query
         distance = np.sqrt((offset * offset).sum(axis=1))

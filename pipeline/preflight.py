@@ -1,4 +1,4 @@
-"""What must hold before a job begins, so that it fails at once and in one line."""
+"""Checks before a job starts: what exists at STORE, and whether the job may continue it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pipeline.archive.catalogue import (
+from pipeline.archive.folders import ArchiveError
+from pipeline.archive.lookup import (
     catalogue_folder,
     has_catalogue,
     read_archive,
     read_inputs,
     read_rejections,
 )
-from pipeline.archive.series import ArchiveError
 from pipeline.config import PrepareConfig
-from pipeline.stages.discover import Geometry, Scans, least_members
 from store.errors import SemgenError, check_local
 from store.format import AUTOENCODER_FILE, SURVEY_VERSION, StoreError
 from store.reader import PatchStore
@@ -35,20 +31,18 @@ _SURVEY_SETTINGS = (
     "max_oblique_deg",
     "spacing_tolerance",
 )
-"""Settings that decide which series are accepted and what the survey notes of them."""
-
-
-_ROUNDING_MM = 1e-6
+"""Settings that affect which series are accepted, and the results of the survey."""
 
 
 class PrepareError(SemgenError):
-    """The job cannot go on; the message says why and what to do."""
+    """The job cannot continue; the message says why and what to do."""
 
 
 def find_state(store: Path) -> str | None:
-    """State of the store that lies there, "building" or "complete"; None where none was begun.
+    """State of the store, "building" or "complete"; None where there is none yet.
 
-    What a kill during a store's creation leaves does not count. StoreError where it is no store.
+    Temporary files of a job killed while it created the store do not count. StoreError where
+    something else is there.
     """
     if not store.exists() or (store.is_dir() and all(map(_is_partial, store.iterdir()))):
         return None
@@ -75,7 +69,7 @@ def resolve_archive(archive: Sequence[Path]) -> list[Path]:
 
 
 def find_weights(autoencoder: Path) -> Path:
-    """The file of weights that was given, or that of the store that was given."""
+    """The given file of weights, or that of the given store."""
     if not autoencoder.is_dir():
         return autoencoder
     if "embed" not in PatchStore(autoencoder, allow_building=True).stages:
@@ -86,7 +80,7 @@ def find_weights(autoencoder: Path) -> Path:
 
 
 def digest_inputs(**files: Path | None) -> dict[str, str]:
-    """SHA-256 of the files that shape a store beside its settings, "" for those not given."""
+    """SHA-256 (hex) of a job's input files by name, "" for those not given."""
     return {
         name: hashlib.sha256(file.read_bytes()).hexdigest() if file else ""
         for name, file in files.items()
@@ -95,24 +89,16 @@ def digest_inputs(**files: Path | None) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
-    """What lies at STORE before a job, and the archive that it is to be made from.
-
-    Attributes
-    ----------
-    state
-        "building", "complete", or None where nothing was begun.
-    archive
-        In the order in which the store's first command named it.
-    archive_checked
-        Whether it is the archive that the store was begun with, or there was none.
-    archive_moved
-        Whether it lies elsewhere than the store's catalogue says.
-    """
+    """State of a store before a job, and its archive."""
 
     state: str | None
+    """"building", "complete", or None where there is no store yet."""
     archive: list[Path]
+    """In the order of the first command for this store."""
     archive_checked: bool = True
+    """False where the catalogue, and so the store's archive, is unknown."""
     archive_moved: bool = False
+    """Whether the archive is elsewhere than the store's catalogue says."""
 
 
 def find_job(
@@ -123,7 +109,7 @@ def find_job(
     *,
     archive_moved: bool,
 ) -> Found:
-    """Look at what lies there; StoreError unless the job that is asked for may go on with it."""
+    """State of the store; StoreError unless a job like this one may continue it."""
     state = find_state(store)
     if state is None:
         if archive_moved:
@@ -141,7 +127,7 @@ def find_job(
 def check_same_job(store: PatchStore, config: PrepareConfig, inputs: dict[str, str]) -> None:
     """StoreError when a store was begun with other settings or other inputs.
 
-    A complete store without its catalogue is held against the settings alone.
+    Of a complete store without its catalogue, only the settings are compared.
     """
     changed = differences(to_json(config), store.config)
     if changed:
@@ -160,36 +146,34 @@ def check_same_job(store: PatchStore, config: PrepareConfig, inputs: dict[str, s
             return
         raise StoreError(
             f"{store.path}: not finished, and its private catalogue"
-            f" ({catalogue_folder(store.path)}) is missing, or you may not read it; move it back"
+            f" ({catalogue_folder(store.path)}) is missing, or not readable by you; move it back"
             " beside the store, or delete the store and prepare it again"
         )
     changed = differences(inputs, read_inputs(store.path))
     if changed:
         names = " and ".join(f"--{name}" for name in inputs if any(name in c for c in changed))
         raise StoreError(
-            f"{store.path}: begun with another {names}, or without; use the same, or give another"
-            " folder"
+            f"{store.path}: begun with another {names}, or without one; use the same, or"
+            " give another folder"
         )
 
 
 def match_archive(
     archive: list[Path], known: list[Path], store: PatchStore, *, moved: bool
 ) -> list[Path]:
-    """The same archive in the order in which the store's first command named it.
+    """The archive in the order of the store's first command; StoreError for another archive.
 
     known
-        What the store's catalogue has kept of it.
+        The archive in the store's catalogue.
     moved
-        Whether `archive` is where the `known` ones, in this order, lie now.
-
-    Raises StoreError when it is another archive.
+        Whether the `known` folders and files are now those of `archive`, in the same order.
     """
     if set(archive) == set(known):
         return known
     if moved:
         if len(archive) != len(known):
             raise StoreError(
-                f"{store.path}: made from {_names(known)}; with --archive-moved name as many"
+                f"{store.path}: made from {_names(known)}; with --archive-moved, name as many"
                 " folders or files, in this order"
             )
         return archive
@@ -218,52 +202,8 @@ def _typed(paths: list[Path]) -> str:
     return " ".join(shlex.quote(str(path)) for path in paths)
 
 
-def check_crops_fit(store: PatchStore, config: PrepareConfig) -> None:
-    """PrepareError when the surveyed scans' number and sizes leave no class possible.
-
-    Geometry alone tells; training the autoencoder first would take minutes.
-    """
-    scans = store.scans
-    geometry = Geometry(
-        Scans(
-            split=scans.split,
-            spacing_mm=scans.spacing_mm,
-            size=scans.size,
-            frame_mm=scans.frame_mm,
-            embedding=np.empty((len(scans.id), 0), np.float32),
-            thumbnail=lambda _: np.empty(0, np.uint8),
-        ),
-        config,
-    )
-    train = np.flatnonzero(scans.split == 0)
-    least = least_members(config, len(train))
-    if len(train) < least:
-        raise PrepareError(
-            f"{store.path}: {len(train)} of {len(scans.id)} scans are for training, and a class"
-            f" needs {least}; delete the store, then add scans of other persons, or keep fewer for"
-            " validation (validation_fraction)"
-        )
-    needed_mm = 2 * geometry.full_reach * geometry.step_mm[train]
-    fits = train[(needed_mm <= geometry.last_mm[train] + _ROUNDING_MM).all(axis=1)]
-    rng = np.random.default_rng(0)
-    if len(fits) < least or all(geometry.draw_centre(row, rng) is None for row in fits.tolist()):
-        size_mm = np.median(needed_mm, axis=0)
-        scan_mm = np.median(geometry.last_mm[train], axis=0)
-        border = ", with border" if any(config.border) else ""
-        raise PrepareError(
-            f"{store.path}: crops do not fit into the scans: {len(fits)} of {len(train)} training"
-            f" scans hold one{border}, and a class needs {least}; a crop with its larger scales"
-            f" needs {_mm(size_mm)}, a scan has {_mm(scan_mm)} (z, y, x; medians). Delete the"
-            " store, then set a smaller shape, spacing_mm, side_steps or shift_steps, or scales = 1"
-        )
-
-
-def _mm(size: NDArray[np.float64]) -> str:
-    return " x ".join(f"{length:.0f}" for length in size) + " mm"
-
-
 def check_extension(old: Path, config: PrepareConfig) -> None:
-    """StoreError unless the survey of `old` is what a survey under these settings would find."""
+    """StoreError unless a survey with these settings would have the results of `old`'s survey."""
     read_rejections(old)  # StoreError without its private catalogue
     store = PatchStore(old)
     changed = differences(
@@ -280,5 +220,5 @@ def check_extension(old: Path, config: PrepareConfig) -> None:
 
 
 def survey_version(store: PatchStore) -> int:
-    """Version of a store's survey, which must be finished."""
+    """Version of a store's finished survey; 1 where none was recorded."""
     return int(store.stages["survey"].get("version", 1))

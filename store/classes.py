@@ -1,6 +1,7 @@
-"""What people say of classes: names, notes, exclusions. No part of the content or fingerprint.
+"""Annotation of classes by users: names, notes, exclusions.
 
-Kept as the attribute `annotation` of the group `classes`: by class number, whatever was said.
+Stored as the attribute `annotation` of the group `classes`, by class number. It is not part of the
+content, so the fingerprint does not change.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ _ATTRIBUTE = "annotation"
 
 @dataclass(frozen=True, slots=True)
 class ClassNote:
-    """What was said of one class."""
+    """Annotation of one class."""
 
     name: str = ""
     note: str = ""
     excluded: bool = False
-    """Left out of training unless asked for."""
+    """Whether training leaves the class out by default."""
 
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """Notes by class number; a class of which nothing was said is not among them."""
+    """Annotated classes, by class number; other classes have an empty note."""
 
     notes: Mapping[int, ClassNote] = field(default_factory=dict)
 
@@ -43,7 +44,7 @@ class Annotation:
 
     @property
     def excluded(self) -> tuple[int, ...]:
-        """Classes left out of training, in order."""
+        """Excluded classes, in order."""
         return tuple(sorted(label for label, note in self.notes.items() if note.excluded))
 
 
@@ -60,12 +61,12 @@ def read_annotation(store: str | Path) -> Annotation:
 
 
 def annotate(store: str | Path, changes: Mapping[int, Mapping[str, Any]]) -> Annotation:
-    """Change fields of some classes' notes, by class number, at once and for all readers.
+    """Change the annotation of some classes: new values by field, by class number.
 
-    Raises StoreError for a class that the store does not have, for text that cannot be shown, and
-    where the store is not complete yet.
+    Raises StoreError for a class that the store does not have, for text with control characters,
+    and for a store that is not complete yet.
     """
-    with _held(Path(store)):
+    with _locked(Path(store)):
         if read_attribute(open_group(Path(store)))["state"] != "complete":
             raise StoreError(
                 f"{store}: still building; run the same `semgen prepare` to finish it first"
@@ -79,17 +80,17 @@ def annotate(store: str | Path, changes: Mapping[int, Mapping[str, Any]]) -> Ann
             for name, value in change.items():
                 if isinstance(value, str) and clean(value, name) != value:
                     raise StoreError(
-                        f"{store}: the {name} of class {label} holds characters that cannot be"
-                        f" shown: {value!a}; type it again without them"
+                        f"{store}: the {name} of class {label} contains control"
+                        f" characters: {value!a}; type it again without them"
                     )
             notes[label] = replace(notes.get(label, ClassNote()), **change)
-        said = {label: note for label, note in sorted(notes.items()) if note != ClassNote()}
-        group.attrs[_ATTRIBUTE] = {str(label): asdict(note) for label, note in said.items()}
-    return Annotation(said)
+        kept = {label: note for label, note in sorted(notes.items()) if note != ClassNote()}
+        group.attrs[_ATTRIBUTE] = {str(label): asdict(note) for label, note in kept.items()}
+    return Annotation(kept)
 
 
 def clean(text: str, field: str) -> str:
-    """A text with "?" for what cannot be shown: control characters, halves of characters.
+    """A text with "?" in place of control characters and unpaired surrogates.
 
     Only the field "note" may have several lines.
     """
@@ -100,7 +101,7 @@ def clean(text: str, field: str) -> str:
 
 
 def _read_note(note: dict[str, Any]) -> ClassNote:
-    """A note as it was kept; older versions let any text in."""
+    """A note from the attribute; older versions accepted any text."""
     shown: dict[str, Any] = {
         name: clean(value, name) if isinstance(value, str) else value
         for name, value in note.items()
@@ -118,8 +119,8 @@ def _classes(store: Path, mode: str = "r") -> zarr.Group:
 
 
 @contextmanager
-def _held(store: Path) -> Iterator[None]:
-    """One writer at a time."""
+def _locked(store: Path) -> Iterator[None]:
+    """Lock the annotation: one writer at a time."""
     folder = os.open(store, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""CSV files that people open in a spreadsheet: text stays text there, and is never computed."""
+"""CSV files that are safe to open in a spreadsheet: text is never computed as a formula."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import csv
 from collections.abc import Iterable
 from typing import TextIO
 
-_COMPUTED = ("=", "+", "-", "@", "\t", "\r")
-"""First characters of a cell that a spreadsheet takes for a formula."""
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""First characters of a cell that a spreadsheet computes as a formula."""
 
 
 def write_csv(stream: TextIO, header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """Write a header and rows; text that a spreadsheet would compute gets an apostrophe before it.
+    """Write a header and rows; text that looks like a formula gets an apostrophe before it.
 
-    Numbers stay numbers, those that are given as text too.
+    Numbers stay numbers, also numbers given as text.
 
     >>> import sys
     >>> write_csv(sys.stdout, ["name", "score"], [["=1+1", -0.5], ["-0.5", 2]])
@@ -27,7 +27,7 @@ def write_csv(stream: TextIO, header: Iterable[str], rows: Iterable[Iterable[obj
 
 
 def _as_text(cell: object) -> object:
-    if isinstance(cell, str) and cell.startswith(_COMPUTED) and not _is_number(cell):
+    if isinstance(cell, str) and cell.startswith(_FORMULA) and not _is_number(cell):
         return "'" + cell
     return cell
 

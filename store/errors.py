@@ -1,4 +1,4 @@
-"""Errors that are meant for the user, and a check that every path needs."""
+"""Errors that are meant for the user, and the check for URLs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 class SemgenError(ValueError):
-    """The request cannot be carried out: what is wrong, where, and how to mend it, in one line.
+    """The request cannot be carried out; the message says what is wrong, where, and how to fix it.
 
     The command line prints the message alone. Any other exception is a bug and keeps its traceback.
     """
@@ -20,7 +20,7 @@ class ConfigError(SemgenError):
 
 
 def check_local(path: str | Path) -> None:
-    """SemgenError for a URL, also where a Path made one slash of two."""
+    """Raise SemgenError for a URL, also if a Path made one slash of two."""
     if _URL.match(str(path)):
         raise SemgenError(
             f"{path}: is a URL; only files and folders are supported. Copy it to a folder, or mount"

@@ -1,6 +1,6 @@
 """Store format 1: names, dtypes, chunking and codecs, and what the group attribute holds.
 
-Everything that another Zarr reader must know is decided here; see docs/store-format.md.
+docs/store-format.md describes the same for other readers.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ ATTRIBUTE: Final = "semgen"
 DIGESTS: Final = "shard_sha256"
 """Name of the attribute of a sharded array with the SHA-256 of each shard's decoded values."""
 AUTOENCODER_FILE: Final = "scans/embedding/autoencoder.safetensors"
-"""The weights that made `scans/embedding`; in that array's folder, where Zarr lists nothing."""
+"""The weights that made `scans/embedding`, in the folder of that array."""
 SURVEY_VERSION: Final = 2
-"""Version of what a survey finds; raised when the same files and settings give another scan, frame
-box or thumbnail. Kept as `version` of stage `survey`; stores of before have none, which is 1."""
+"""Version of the survey; raised when the same files and settings give another scan, frame box or
+thumbnail. Stored as `version` of stage `survey`; older stores have none, which means 1."""
 SPLITS: Final = ("train", "validation")
 THUMBNAIL_SHAPE: Final = (64, 128, 128)
 
 
 class StoreError(SemgenError):
-    """The store cannot be used as asked; the message says where and how to mend it."""
+    """The store cannot be used as requested."""
 
 
 class CorruptStore(StoreError):
@@ -38,8 +38,8 @@ class CorruptStore(StoreError):
 
     def __init__(self, split: str, rows: list[int], reason: str) -> None:
         super().__init__(
-            f"{split} rows {format_rows(rows)}: {reason}; `semgen verify` lists all that is broken;"
-            " bring those files back from a copy, or delete the store and prepare it again"
+            f"{split} rows {format_rows(rows)}: {reason}; run `semgen verify` for a full list;"
+            " restore the files from a backup, or delete the store and prepare it again"
         )
         self.split = split
         self.rows = rows
@@ -50,14 +50,14 @@ class CorruptStore(StoreError):
 
 
 COMPRESSION: Final[dict[str, Any]] = {"cname": "lz4", "clevel": 9}
-"""Blosc's settings, always on shuffled bits (docs/design/0008-codec.md)."""
+"""Settings of Blosc; with bit shuffling (docs/design/0008-codec.md)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A small array that is read whole: its dtype and trailing shape.
+    """A small array that is read at once: its dtype, and its shape after the first axis.
 
-    `num_dims` beyond the first may be None where the store decides it (D, K).
+    A length is None if it depends on the store (D, K).
     """
 
     dtype: str
@@ -95,11 +95,11 @@ TABLES: Final[dict[str, Table]] = {
 }
 """Every table of a complete store by its path."""
 SHARDED: Final = ("scans/thumbnail", "train/patch", "validation/patch")
-"""The arrays written shard by shard."""
+"""The arrays that are written shard by shard."""
 
 
 def format_rows(rows: list[int], limit: int = 8) -> str:
-    """Rows as text, neighbours joined to ranges: `3, 7-12, ... (40 in all)`.
+    """Rows as text, consecutive rows as ranges: `3, 7-12, ... (40 in all)`.
 
     >>> format_rows([3, 7, 8, 9])
     '3, 7-9'

@@ -1,4 +1,4 @@
-"""A scan's pseudonym: from its voxels and geometry alone, never from a header or a path."""
+"""HU of padding and air, and scan ids."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 PADDING_HU: Final = -2000
-"""Values at or below are padding outside the field of view, and count as air."""
+"""HU at and below which a voxel is padding outside the field of view, and counts as air."""
 AIR_HU: Final = -1000
 
 
 def scan_id(hu: NDArray[np.int16], spacing_mm: Sequence[float]) -> int:
-    """64 bits.
+    """The id of a scan: 64 bits from its voxels and geometry, never from a header or a path.
 
     hu
-        (Z, Y, X) int16, turned to LPS, padding made air.
+        (Z, Y, X) int16, in LPS orientation, padding replaced by air.
     spacing_mm
         (z, y, x).
     """
@@ -29,6 +29,6 @@ def scan_id(hu: NDArray[np.int16], spacing_mm: Sequence[float]) -> int:
     return int.from_bytes(digest.digest(length=8), "big")
 
 
-def scan_name(identity: int | np.integer[Any]) -> str:
-    """A pseudonym as it is shown: 16 hex digits."""
-    return f"{int(identity):016x}"
+def scan_name(scan_id: int | np.integer[Any]) -> str:
+    """A scan id as it is shown: 16 hex digits."""
+    return f"{int(scan_id):016x}"

@@ -1,4 +1,4 @@
-"""Open a store's group and arrays, and compute what its content is identified by."""
+"""Open the group and arrays of a store, and compute its fingerprint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from store.layout import ShardGrid
 
 
 def open_group(path: Path, mode: str = "r") -> zarr.Group:
-    """Open a format 1 store's group; raises StoreError that says what is there instead."""
+    """Open the group of a store; StoreError if the path is something else."""
     check_local(path)
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path}: is a file; a store is a folder")

@@ -1,21 +1,28 @@
-"""What a store holds, as plain values that print and turn to JSON."""
+"""What a store holds, as plain values for JSON (`describe_...`) and as text (`format_...`)."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from store.classes import read_annotation
 from store.format import FORMAT, SPLITS, StoreError
+from store.progress import SILENT, Progress
+from store.quality import as_row, load_quality
 from store.reader import PatchStore
 
+Facts = dict[str, Any]
 
-def describe_store(store: PatchStore) -> dict[str, Any]:
-    """Counts, settings and a line for each class; what an unfinished store does not have is 0."""
+
+def describe_store(store: PatchStore) -> Facts:
+    """Counts, settings, and one entry for each class; counts that are not known yet are 0."""
     surveyed = store.stages.get("survey", {"accepted": 0, "rejected": {}})
     planned = "discover" in store.stages
-    facts: dict[str, Any] = {
+    facts: Facts = {
         "format": FORMAT,
         "state": store.state,
         "fingerprint": store.fingerprint,
@@ -35,7 +42,7 @@ def describe_store(store: PatchStore) -> dict[str, Any]:
     return facts
 
 
-def describe_class(store: PatchStore, label: int) -> dict[str, Any]:
+def describe_class(store: PatchStore, label: int) -> Facts:
     """One class and its members, nearest first. Raises StoreError when there is no such class."""
     if "discover" not in store.stages or label >= store.num_classes:
         count = store.num_classes if "discover" in store.stages else 0
@@ -57,12 +64,108 @@ def describe_class(store: PatchStore, label: int) -> dict[str, Any]:
     return {**_class_line(store, label), "members": lines}
 
 
+def describe_classes(
+    store: PatchStore, *, quality: bool = False, progress: Progress = SILENT
+) -> list[Facts]:
+    """One entry for each class, with its annotation; with its quality, too, the best first."""
+    annotation = read_annotation(store.path)
+    found = [
+        {"class": label, **dataclasses.asdict(annotation[label]), "members": int(members)}
+        for label, members in enumerate((store.classes.neighbour >= 0).sum(1))
+    ]
+    if quality:
+        for facts, judged in zip(found, load_quality(store, progress=progress), strict=True):
+            facts |= {name: value for name, value in as_row(judged).items() if name != "label"}
+        found.sort(key=lambda facts: -facts["consistency"])
+    return found
+
+
+def format_store(name: object, facts: Facts) -> str:
+    """What `describe_store` found, as lines of text; `name` is how the user calls the store."""
+    crops = facts["crops"]
+    lines = [
+        f"{name}: {facts['state']}, format {facts['format']}, fingerprint"
+        f" {(facts['fingerprint'] or '-')[:16]}",
+        f"scans: {facts['scans']} of {facts['patients']} patients; rejected:"
+        f" {format_counts(facts['rejected']) or 'none'}",
+        *(f"  {scan['file']}: scan {scan['scan']}" for scan in facts.get("scan_files", ())),
+    ]
+    for series in facts.get("rejected_files", ()):
+        lines.append(f"  {series['file']}: {format_reason(series['reason'], series['detail'])}")
+    lines.append(
+        f"crops: {crops['train']} train, {crops['validation']} validation, {facts['shape']} voxels"
+        f" of {facts['spacing_mm']} mm, frame {facts['frame']}"
+    )
+    if facts["classes"]:
+        lines.append(
+            "class  reference         centre (z, y, x)       members  validation  distance"
+        )
+    for row in facts["classes"]:
+        centre = ", ".join(f"{c:.3g}" for c in row["centre"])
+        lines.append(
+            f"{row['class']:5d}  {row['reference']}  {centre:21s}  {row['members']:7d}"
+            f"  {row['validation_members']:10d}  {row['median_distance']:8.3g}"
+        )
+    return "\n".join(lines)
+
+
+def format_class(facts: Facts) -> str:
+    """What `describe_class` found, as lines of text."""
+    centre = ", ".join(f"{c:.4g}" for c in facts["centre"])
+    lines = [
+        f"class {facts['class']}: centre ({centre}) in frame units, z y x",
+        "split       scan              distance  centre in mm (z, y, x)",
+    ]
+    for row in facts["members"]:
+        place = ", ".join(f"{p:.1f}" for p in row["centre_mm"])
+        file = f"  {row['file']}" if "file" in row else ""
+        lines.append(f"{row['split']:10s}  {row['scan']}  {row['distance']:8.4g}  {place}{file}")
+    return "\n".join(lines)
+
+
+def format_classes(rows: Sequence[Facts]) -> str:
+    """What `describe_classes` found, as lines of text."""
+    with_quality = "consistency" in rows[0]
+    quality = "  consistency  outliers  overlap  mostly" if with_quality else ""
+    lines = [f"class  members{quality}  name"]
+    for row in rows:
+        words = f"{row['name']}{' (excluded)' if row['excluded'] else ''}".strip()
+        words += f"  - {' '.join(row['note'].split())}" if row["note"] else ""
+        if with_quality:
+            tissue = {k.removeprefix("tissue_"): v for k, v in row.items() if "tissue_" in k}
+            quality = (
+                f"  {row['consistency']:11.2f}  {row['outliers']:8d}  {row['overlap']:7.0%}"
+                f"  {max(tissue, key=lambda name: tissue[name]):6s}"
+            )
+        lines.append(f"{row['class']:5d}  {row['members']:7d}{quality}  {words}".rstrip())
+    return "\n".join(lines)
+
+
+def format_counts(counts: Mapping[str, int]) -> str:
+    """Counts by name in one line: `3 duplicate, 1 unreadable`."""
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def format_reason(reason: str, detail: str | None) -> str:
+    """Why a series was rejected, in one line."""
+    return f"{reason} ({detail.splitlines()[-1]})" if detail else reason
+
+
+def format_size(num_bytes: float) -> str:
+    """Bytes in a unit that people read: `1.21 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.3g} TiB"
+
+
 def scan_name(store: PatchStore, scan: int) -> str:
-    """A scan's pseudonym: 16 hex digits."""
+    """The id of a scan, by its row: 16 hex digits."""
     return f"{int(store.scans.id[scan]):016x}"
 
 
-def _class_line(store: PatchStore, label: int) -> dict[str, Any]:
+def _class_line(store: PatchStore, label: int) -> Facts:
     distance: NDArray[np.float32] = store.classes.distance[label]
     return {
         "class": label,

@@ -1,14 +1,14 @@
-"""How good the discovered classes are, as numbers.
+"""Quality of the discovered classes, as numbers.
 
-Likeness of two crops: their local normalised cross-correlation. Each base crop is averaged over
-cells of 8 x 8 x 8 voxels, the cells are taken in windows of 4 x 4 x 4, and in each window mean and
-size are removed; what is left of two crops is multiplied and averaged over windows. It is 1 for
-equal anatomy, 0 for unrelated, whatever the brightness; windows without structure count little.
-Cells are about as large as anatomy is out of place in a good class (benchmarks/RESULTS.md).
+Similarity of two crops: their local normalised cross-correlation. Each base crop is averaged over
+cells of 8 x 8 x 8 voxels. In windows of 4 x 4 x 4 cells, the mean is subtracted and the result is
+normalised; the products of two crops are averaged over all windows. The similarity is 1 for equal
+anatomy and 0 for unrelated anatomy, at any brightness; windows without structure count little. A
+cell is about as large as the misplacement of anatomy in a good class (benchmarks/RESULTS.md).
 
-Consistency of a class: the probability that two of its members are more alike than a member and a
-crop of another class in another person (0.5 is chance, 1 perfect). That null distribution is drawn
-from at most 1024 crops of all classes.
+Consistency of a class: the probability that two of its members are more similar than a member and a
+crop of another class in another patient (1 is perfect, 0.5 is chance). This null distribution is
+drawn from at most 1024 crops of all classes.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import mannwhitneyu
 
+from store.atomic import replace_file
 from store.format import SPLITS
+from store.progress import SILENT, Advance, Progress
 from store.reader import PatchStore, Split
 
 CELL: Final = 8
@@ -32,10 +34,10 @@ CELL: Final = 8
 WINDOW: Final = 4
 """Cells along each axis of a window."""
 QUIET_HU: Final = 20.0
-"""Structure of a window that counts half."""
+"""Standard deviation of a window at which it counts half."""
 NULL_CROPS: Final = 1024
 OUTLIER: Final = 0.95
-"""A member is an outlier when so large a share of the null is more alike to its class than it."""
+"""A member is an outlier if this share of the null is more similar to the class than the member."""
 TISSUES: Final = {
     "air": (-32768, -950),
     "lung": (-950, -500),
@@ -43,8 +45,8 @@ TISSUES: Final = {
     "soft": (-30, 130),
     "bone": (200, 32767),
 }
-"""HU ranges; what lies between them belongs to none."""
-_VERSION = 1
+"""HU ranges; a voxel between two ranges counts for none."""
+_VERSION = 2
 _BATCH = 256
 
 Features = NDArray[np.float32]
@@ -52,49 +54,51 @@ Features = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quality:
-    """Of one class. Shares are of 1, distances those of the embedding."""
+    """Quality of one class. Shares are from 0 to 1; distances are L2 distances of embeddings."""
 
     label: int
     members: int
     validation_members: int
-    persons: int
+    patients: int
     consistency: float
-    """Probability that members are more alike than a member and a crop of another class."""
-    likeness: float
-    """Mean likeness of two members."""
-    null_likeness: float
-    """Mean likeness of a member and a crop of another class."""
+    """Probability that two members are more similar than a member and a crop of another class."""
+    similarity: float
+    """Mean similarity of two members."""
+    null_similarity: float
+    """Mean similarity of a member and a crop of another class."""
     outliers: tuple[int, ...]
-    """Scan rows of members that are not like the others."""
+    """Scan rows of the members that are not similar to the others."""
     median_distance: float
     distance_spread: float
     """Interquartile range of the members' distance to the reference."""
     overlap: float
-    """Largest mean share of a base crop that those of another class cover in the same scans."""
+    """Mean share of a base crop that is covered by another class in the same scans, at most."""
     overlaps: int
-    """That class, -1 for none."""
+    """The other class; -1 for none."""
     tissue: dict[str, float]
     """Share of voxels by name of `TISSUES`."""
 
 
-def assess(
-    store: PatchStore, *, progress: Callable[[int], None] = lambda count: None
-) -> list[Quality]:
+def assess(store: PatchStore, *, progress: Progress = SILENT) -> list[Quality]:
     """The quality of every class, in order; each base crop is read once or twice.
 
-    Memory is bounded by one class's members and the null's crops. `progress` is called with
-    crops read.
+    Memory is bounded by one class's members and the null's crops.
     """
-    null, null_label, null_person = _draw_null(store, progress)
+    with progress.stage("quality", _count_crops(store), "crops") as advance:
+        return _assess(store, advance)
+
+
+def _assess(store: PatchStore, advance: Advance) -> list[Quality]:
+    null, null_label, null_patient = _draw_null(store, advance)
     overlap, overlaps = _overlap(store)
     found = []
     for label in range(store.num_classes):
-        features, scans, tissue = _read_class(store, label, progress)
-        person = store.scans.patient[scans]
+        features, scans, tissue = _read_class(store, label, advance)
+        patient = store.scans.patient[scans]
         alike = features @ features.T
-        pairs = alike[np.triu(person[:, None] != person, 1)]
+        pairs = alike[np.triu(patient[:, None] != patient, 1)]
         other = null_label != label
-        beyond = (features @ null[other].T)[person[:, None] != null_person[other]]
+        beyond = (features @ null[other].T)[patient[:, None] != null_patient[other]]
         distance = store.classes.distance[label][store.classes.neighbour[label] >= 0]
         quarters = np.quantile(distance, [0.25, 0.5, 0.75]) if len(distance) else np.zeros(3)
         found.append(
@@ -102,10 +106,10 @@ def assess(
                 label=label,
                 members=int((store.classes.neighbour[label] >= 0).sum()),
                 validation_members=int((store.classes.validation_neighbour[label] >= 0).sum()),
-                persons=len(np.unique(person)),
+                patients=len(np.unique(patient)),
                 consistency=share_above(pairs, beyond),
-                likeness=float(pairs.mean()) if len(pairs) else 0.0,
-                null_likeness=float(beyond.mean()) if len(beyond) else 0.0,
+                similarity=float(pairs.mean()) if len(pairs) else 0.0,
+                null_similarity=float(beyond.mean()) if len(beyond) else 0.0,
                 outliers=_outliers(alike, features, null[other], scans),
                 median_distance=float(quarters[1]),
                 distance_spread=float(quarters[2] - quarters[0]),
@@ -117,10 +121,8 @@ def assess(
     return found
 
 
-def load_quality(
-    store: PatchStore, *, progress: Callable[[int], None] = lambda count: None
-) -> list[Quality]:
-    """`assess`, kept beside the store (STORE.quality.json) where that can be written."""
+def load_quality(store: PatchStore, *, progress: Progress = SILENT) -> list[Quality]:
+    """`assess`, with the result cached in STORE.quality.json where that can be written."""
     file = store.path.with_name(store.path.name + ".quality.json")
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         content = json.loads(file.read_text())
@@ -132,15 +134,13 @@ def load_quality(
         "fingerprint": store.fingerprint,
         "classes": [dataclasses.asdict(quality) for quality in found],
     }
-    with contextlib.suppress(OSError):  # a store that one may only read
-        partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(content))
-        partial.replace(file)
+    with contextlib.suppress(OSError), replace_file(file, shared=True) as partial:
+        partial.write_text(json.dumps(content))  # not possible beside a read-only store
     return found
 
 
 def describe_crops(crops: NDArray[np.int16]) -> Features:
-    """(n, Z, Y, X) HU -> (n, cells): the product of two rows is the likeness of two crops."""
+    """(n, Z, Y, X) HU -> (n, cells): the product of two rows is the similarity of the crops."""
     num = len(crops)
     values = np.clip(crops, -1000, 1000).astype(np.float32)
     cells = _blocks(values, min(CELL, *crops.shape[1:])).mean(axis=-1)  # (n, z, y, x)
@@ -153,7 +153,7 @@ def describe_crops(crops: NDArray[np.int16]) -> Features:
 
 
 def _blocks(values: NDArray[np.float32], side: int) -> NDArray[np.float32]:
-    """(n, Z, Y, X) -> (n, Z // side, Y // side, X // side, side^3); what is over is cut off."""
+    """(n, Z, Y, X) -> (n, Z // side, Y // side, X // side, side^3); the rest is cut off."""
     z, y, x = (length // side for length in values.shape[1:])
     cut = values[:, : z * side, : y * side, : x * side]
     parts = cut.reshape(len(values), z, side, y, side, x, side).transpose(0, 1, 3, 5, 2, 4, 6)
@@ -161,18 +161,17 @@ def _blocks(values: NDArray[np.float32], side: int) -> NDArray[np.float32]:
 
 
 def share_above(pairs: Features, null: Features) -> float:
-    """Probability that one of `pairs` is larger than one of `null`; chance where one is empty."""
+    """Probability that one of `pairs` is larger than one of `null`; 0.5 where one is empty."""
     if not (len(pairs) and len(null)):
         return 0.5
-    null = np.sort(null)
-    below = np.searchsorted(null, pairs, "left") + np.searchsorted(null, pairs, "right")
-    return float(below.mean() / 2 / len(null))
+    larger = mannwhitneyu(pairs, null, method="asymptotic").statistic
+    return float(larger / len(pairs) / len(null))
 
 
 def _outliers(
     alike: Features, features: Features, null: Features, scans: NDArray[np.int32]
 ) -> tuple[int, ...]:
-    """Scans whose crop is no more like the others than all but 5 % of other classes' crops are."""
+    """Scans whose crop is less similar to the class than the most similar 5 % of the null."""
     num = len(alike)
     if num < 3 or not len(null):
         return ()
@@ -182,7 +181,7 @@ def _outliers(
 
 
 def _read_class(
-    store: PatchStore, label: int, progress: Callable[[int], None]
+    store: PatchStore, label: int, advance: Advance
 ) -> tuple[Features, NDArray[np.int32], dict[str, float]]:
     """Features of a class's base crops of both splits, their scans, and their tissue."""
     features, scans = [], []
@@ -191,7 +190,7 @@ def _read_class(
         split = store.split(name)
         rows = np.flatnonzero((split.label == label) & (split.scale == 0))
         scans.append(split.scan[rows])
-        for crops in _read(split, rows, progress):
+        for crops in _read(split, rows, advance):
             features.append(describe_crops(crops))
             voxels += crops.size
             for tissue, (low, high) in TISSUES.items():
@@ -204,34 +203,32 @@ def _read_class(
 
 
 def _draw_null(
-    store: PatchStore, progress: Callable[[int], None]
+    store: PatchStore, advance: Advance
 ) -> tuple[Features, NDArray[np.int32], NDArray[np.int32]]:
-    """Features, class and person of train crops spread evenly over the store."""
+    """Features, class and patient of train crops spread evenly over the store."""
     split = store.train
     rows = np.flatnonzero(split.scale == 0)
     if len(rows) > NULL_CROPS:
         rows = rows[np.arange(NULL_CROPS) * len(rows) // NULL_CROPS]
-    features = np.concatenate([describe_crops(crops) for crops in _read(split, rows, progress)])
+    features = np.concatenate([describe_crops(crops) for crops in _read(split, rows, advance)])
     return features, split.label[rows], store.scans.patient[split.scan[rows]]
 
 
-def _read(
-    split: Split, rows: NDArray[np.intp], progress: Callable[[int], None]
-) -> Iterator[NDArray[np.int16]]:
+def _read(split: Split, rows: NDArray[np.intp], advance: Advance) -> Iterator[NDArray[np.int16]]:
     for start in range(0, len(rows), _BATCH):
         part = rows[start : start + _BATCH]
         yield split.read(part)
-        progress(len(part))
+        advance(len(part))
 
 
-def count_crops(store: PatchStore) -> int:
+def _count_crops(store: PatchStore) -> int:
     """Crops that `assess` reads."""
     base = {name: int((store.split(name).scale == 0).sum()) for name in SPLITS}
     return sum(base.values()) + min(base["train"], NULL_CROPS)
 
 
 def _overlap(store: PatchStore) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """(classes,) the largest mean share of base crops that another class covers, and which."""
+    """(classes,) largest mean share of a base crop that another class covers, and that class."""
     num = store.num_classes
     shared, together = np.zeros((num, num)), np.zeros((num, num))
     for name in SPLITS:

@@ -1,7 +1,7 @@
 """Read a store: tables as numpy arrays, crops by row.
 
-`PatchStore` reads chunks straight from the shard files: zarr-python opens any store too, but
-fetching rows at random through it costs ten times as much (see benchmarks/RESULTS.md).
+`PatchStore` reads chunks directly from the shard files. zarr-python reads the same stores, but
+takes ten times as long for random rows (benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ class ShardedReader:
         return f"<{self.name}: {len(self)} x {self.shape[1:]} {self.dtype}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled by its place: a worker process opens it anew."""
+        """Pickle the path only: a worker process opens the file again."""
         return ShardedReader, (self._path.absolute(), self.name)
 
     def read(self, rows: Rows) -> NDArray[Any]:
         """The given rows, in the given order: (number of rows, ...).
 
         rows
-            Row numbers, a slice, or a boolean mask of all rows, as numpy understands them; but a
-            negative number is no row, and a single number is refused: give [3] for row 3.
+            Row numbers, a slice, or a boolean mask of all rows, as in numpy. Negative numbers and a
+            single number are refused: give [3] for row 3.
 
-        Raises IndexError or TypeError where `rows` are none of these, and CorruptStore naming every
-        one of them that fails its checksum or is missing.
+        Raises IndexError or TypeError for anything else, and CorruptStore naming every row that
+        fails its checksum or is missing.
         """
         wanted = self._number(rows)
         out = np.empty((len(wanted), *self.shape[1:]), self.dtype)
@@ -69,11 +69,11 @@ class ShardedReader:
         return out
 
     def read_into(self, rows: Rows, out: NDArray[Any]) -> list[int]:
-        """Read rows into `out`; returns those that could not be read, whose place is undefined."""
+        """Read rows into `out`; returns those that cannot be read (their values are undefined)."""
         return self._read_numbered(self._number(rows), out)
 
     def _number(self, rows: Rows) -> NDArray[np.int64]:
-        """Rows as their numbers."""
+        """Rows as numbers."""
         if isinstance(rows, slice):
             return np.arange(len(self), dtype=np.int64)[rows]
         given = np.asarray(rows)
@@ -186,7 +186,7 @@ class Split:
         return len(self.label)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled by its place: a worker process opens it anew."""
+        """Pickle the path only: a worker process opens the file again."""
         return _open_split, (self._path.absolute(), self._fingerprint, self.name)
 
     def read(self, rows: Rows) -> NDArray[np.int16]:
@@ -220,7 +220,7 @@ class PatchStore:
     """
 
     def __init__(self, path: str | Path, *, allow_building: bool = False) -> None:
-        """Open; StoreError when it is no store, or not complete unless `allow_building`."""
+        """Open it; StoreError if it is not a store, or not complete (unless `allow_building`)."""
         self.path = Path(path)
         self.group = open_group(self.path)
         attribute = read_attribute(self.group)
@@ -233,7 +233,7 @@ class PatchStore:
             raise StoreError(f"{path}: still building; run the same `semgen prepare` to finish it")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled by its place: a worker process opens it anew, and wants the same content."""
+        """Pickle path and fingerprint: a worker process opens the same store again."""
         return _reopen, (self.path.absolute(), self.fingerprint)
 
     @cached_property
@@ -319,9 +319,9 @@ class PatchStore:
         return Members(scans=scans, distances=distances, places_mm=centre_mm, rows=rows)
 
     def table(self, split: str) -> dict[str, NDArray[Any]]:
-        """One entry for each crop, as columns: `pandas.DataFrame(store.table("train"))`.
+        """The crops of a split as columns, such as for `pandas.DataFrame(store.table("train"))`.
 
-        row, class, scan (row of `scans`), person, scale, z_mm, y_mm, x_mm (centre of the crop in
+        row, class, scan (row of `scans`), patient, scale, z_mm, y_mm, x_mm (centre of the crop in
         its scan), depth_mm, height_mm, width_mm.
         """
         rows = self.split(split)
@@ -330,7 +330,7 @@ class PatchStore:
             "row": np.arange(len(rows)),
             "class": rows.label,
             "scan": rows.scan,
-            "person": self.scans.patient[rows.scan],
+            "patient": self.scans.patient[rows.scan],
             "scale": rows.scale,
             **{f"{axis}_mm": centre[:, i] for i, axis in enumerate("zyx")},
             **{f"{side}_mm": rows.extent_mm[:, i]
@@ -343,7 +343,7 @@ class PatchStore:
             return f"<p>{html.escape(repr(self))}</p>"
         facts = {
             "scans": len(self.scans.id),
-            "persons": len(np.unique(self.scans.patient)),
+            "patients": len(np.unique(self.scans.patient)),
             "classes": self.num_classes,
             "crops": f"{len(self.train)} train, {len(self.validation)} validation",
             "voxels": " x ".join(map(str, self.train.patch.shape[1:])) + " (z, y, x)",
@@ -366,7 +366,7 @@ class PatchStore:
 
 
 def _reopen(path: Path, fingerprint: str | None) -> PatchStore:
-    """A store that was pickled; StoreError when another one is in its place."""
+    """Open a pickled store; StoreError if its content has changed since."""
     store = PatchStore(path, allow_building=True)
     if store.fingerprint != fingerprint:
         raise StoreError(

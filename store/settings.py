@@ -43,8 +43,8 @@ class Setting:
 
 
 def describe(kind: type) -> list[Setting]:
-    """The fields of a settings class, in order; those of its bases first."""
-    descriptions = _descriptions(kind)
+    """The fields of a settings class; its own first, then those of its base."""
+    descriptions, own = _descriptions(kind), kind.__annotations__
     return [
         Setting(
             name=field.name,
@@ -56,7 +56,7 @@ def describe(kind: type) -> list[Setting]:
             ),
             description=descriptions[field.name],
         )
-        for field in dataclasses.fields(kind)
+        for field in sorted(dataclasses.fields(kind), key=lambda field: field.name not in own)
     ]
 
 

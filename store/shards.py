@@ -1,7 +1,7 @@
 """The file of one shard, as Zarr's sharding codec defines it: chunks, then their index.
 
-A chunk is one row. zarr-python reads and writes the same files, two to three times slower, because
-it must cope with every layout; see benchmarks/RESULTS.md.
+A chunk is one row. zarr-python reads and writes the same files, but is two to three times slower,
+because it supports every layout (benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ MISSING = 2**64 - 1
 
 
 def encode_shard(values: NDArray[Any], rows_per_shard: int) -> list[bytes]:
-    """A whole file, in pieces; in the last shard of an array fewer than `rows_per_shard` rows."""
+    """The content of a shard file, in pieces; the last shard of an array may have fewer rows."""
     chunks = [encode_chunk(row) for row in values]
     index = np.full((rows_per_shard, 2), MISSING, "<u8")
     lengths = [len(chunk) for chunk in chunks]
     index[: len(chunks), 0] = np.cumsum([0, *lengths[:-1]])
     index[: len(chunks), 1] = lengths
-    return [*chunks, _seal(index.tobytes())]
+    return [*chunks, _with_checksum(index.tobytes())]
 
 
 def read_index(file: BinaryIO, rows_per_shard: int) -> list[list[int]]:
@@ -36,7 +36,7 @@ def read_index(file: BinaryIO, rows_per_shard: int) -> list[list[int]]:
     size = 16 * rows_per_shard + 4
     file.seek(-size, 2)
     sealed = file.read(size)
-    if not _is_sound(sealed):
+    if not _is_valid(sealed):
         raise ValueError("index fails its checksum")
     index: list[list[int]] = np.frombuffer(sealed[:-4], "<u8").reshape(-1, 2).tolist()
     return index
@@ -50,12 +50,12 @@ def encode_chunk(row: NDArray[Any]) -> bytes:
         COMPRESSION["clevel"],
         blosc.BITSHUFFLE,
     )
-    return _seal(packed)
+    return _with_checksum(packed)
 
 
 def decode_chunk(sealed: bytes, out: NDArray[Any]) -> bool:
-    """Unpack one row into `out`; False when it is not what was written."""
-    if not _is_sound(sealed):
+    """Decompress one row into `out`; False if it is not what was written."""
+    if not _is_valid(sealed):
         return False
     try:
         blosc.decompress(memoryview(sealed)[:-4], out)
@@ -64,10 +64,10 @@ def decode_chunk(sealed: bytes, out: NDArray[Any]) -> bool:
     return True
 
 
-def _seal(content: bytes) -> bytes:
+def _with_checksum(content: bytes) -> bytes:
     return content + struct.pack("<I", google_crc32c.value(content))
 
 
-def _is_sound(sealed: bytes) -> bool:
-    """Whether the checksum at the end is right: with it, any content has the same checksum."""
+def _is_valid(sealed: bytes) -> bool:
+    """Whether the checksum at the end is right: content and checksum together give a constant."""
     return len(sealed) >= 4 and google_crc32c.value(sealed) == _RESIDUE

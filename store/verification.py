@@ -1,9 +1,9 @@
-"""Read everything in a store and say what is broken: checksums, digests, tables, fingerprint."""
+"""Read everything in a store and report what is broken: checksums, digests, tables, fingerprint."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from store.format import DIGESTS, SHARDED, SPLITS, TABLES, StoreError, format_rows
 from store.group import compute_fingerprint, digest_values, open_group
+from store.progress import SILENT, Advance, Progress
 from store.reader import PatchStore, ShardedReader
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong. `where` is an array or "store"; `rows` may be empty."""
+    """One thing that is broken. `where` is an array or "store"; `rows` may be empty."""
 
     where: str
     what: str
@@ -30,14 +31,12 @@ class Problem:
         return f"{self.where}{rows}: {self.what}"
 
 
-def verify(path: Path, *, progress: Callable[[int], None] = lambda _: None) -> Iterator[Problem]:
-    """Check a whole store, yielding problems as they are found.
-
-    progress
-        Called with the number of rows (crops and thumbnails) just read.
+def verify(path: str | Path, *, progress: Progress = SILENT) -> Iterator[Problem]:
+    """Read and check everything in a store, yielding problems as they are found.
 
     Raises StoreError when there is no store to check.
     """
+    path = Path(path)
     store = PatchStore(path, allow_building=True)
     if store.state != "complete":
         todo = "run the same `semgen prepare` to finish it"
@@ -50,30 +49,30 @@ def verify(path: Path, *, progress: Callable[[int], None] = lambda _: None) -> I
         for problem in _guarded(name, check):
             intact = False
             yield problem
-    for name in SHARDED:
-        for problem in _guarded(name, _check_shards(path, name, progress)):
-            intact &= bool(problem.rows)
-            yield problem
+    with progress.stage("verify", _count_rows(path), "rows") as advance:
+        for name in SHARDED:
+            for problem in _guarded(name, _check_shards(path, name, advance)):
+                intact &= bool(problem.rows)
+                yield problem
     if intact:
         yield from _guarded("store", _check_consistency(store))
         yield from _guarded("store", _check_fingerprint(store))
 
 
 def _guarded(where: str, check: Iterator[Problem]) -> Iterator[Problem]:
-    """The problems of a check, and one more when what is broken makes the check itself fail."""
+    """The problems that a check finds, and one more if the check itself fails."""
     try:
         yield from check
     except Exception as error:  # broken metadata can make zarr raise anything
         yield Problem(where, f"cannot be read ({type(error).__name__})")
 
 
-def count_rows(path: Path) -> int:
-    """Rows that `verify` will read."""
+def _count_rows(path: Path) -> int:
+    """Rows of the sharded arrays that can be opened."""
     total = 0
-    if PatchStore(path, allow_building=True).state == "complete":
-        for name in SHARDED:
-            with contextlib.suppress(StoreError):  # verify will name it
-                total += len(ShardedReader(path, name))
+    for name in SHARDED:
+        with contextlib.suppress(StoreError):  # reported when it is checked
+            total += len(ShardedReader(path, name))
     return total
 
 
@@ -98,7 +97,7 @@ def _check_fingerprint(store: PatchStore) -> Iterator[Problem]:
         yield Problem("store", "fingerprint does not match the content")
 
 
-def _check_shards(path: Path, name: str, progress: Callable[[int], None]) -> Iterator[Problem]:
+def _check_shards(path: Path, name: str, advance: Advance) -> Iterator[Problem]:
     reader = ShardedReader(path, name)
     digests: Any = open_group(path)[name].attrs[DIGESTS]
     if len(digests) != reader.grid.num_shards:
@@ -111,12 +110,12 @@ def _check_shards(path: Path, name: str, progress: Callable[[int], None]) -> Ite
         if bad:
             yield Problem(name, "checksum failed or data missing", tuple(bad))
         elif digest_values(values) != digests[shard]:
-            yield Problem(name, "not what was sealed", tuple(rows))
-        progress(len(rows))
+            yield Problem(name, "differs from what was written", tuple(rows))
+        advance(len(rows))
 
 
 def _check_consistency(store: PatchStore) -> Iterator[Problem]:
-    """Tables against each other: the plan, the rows, the split by persons."""
+    """Tables against each other: the plan, the rows, the split by patients."""
     scans, classes = store.scans, store.classes
     num_scans, num_classes = len(scans.id), store.num_classes
     if len(np.unique(scans.id)) != num_scans:

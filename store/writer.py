@@ -1,7 +1,7 @@
-"""Write a store: tables whole, sharded arrays a shard at a time, the seal last.
+"""Write a store: tables at once, sharded arrays shard by shard, the fingerprint last.
 
-Every write goes to a temporary name and is renamed, so what exists under its final name was
-written whole; a resumed job still reads a shard back before it trusts it.
+Every file is written under a temporary name and renamed, so a file with its final name is complete.
+A resumed job still checks each shard before it uses it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class StoreWriter:
     """A store in state "building"."""
 
     def __init__(self, path: Path) -> None:
-        """Open a store that `create` made; raises StoreError where there is none."""
+        """Open a store that `create` made; StoreError if there is none."""
         self.path = path
         self.group = open_group(path, mode="r+")
 
@@ -64,7 +64,7 @@ class StoreWriter:
         return stages
 
     def finish_stage(self, stage: str, facts: dict[str, Any]) -> None:
-        """Mark a stage done; what it wrote is trusted from now on, so it must be on the disk."""
+        """Mark a stage as done, after forcing what it wrote to the disk."""
         _flush(self.path)
         self._update(stages={**self.stages, stage: facts})
 
@@ -98,7 +98,7 @@ class StoreWriter:
     def create_sharded(
         self, name: str, *, shape: tuple[int, ...], dtype: str, rows_per_shard: int
     ) -> ShardGrid:
-        """Lay out a sharded array, one row a chunk, without its shards."""
+        """Create a sharded array, one row per chunk, without its shards."""
         self.remove(name)
         item = shape[1:]
         self.group.create_array(
@@ -129,8 +129,8 @@ def write_shard(path: Path, name: str, shard: int, values: NDArray[Any]) -> str:
     values
         All rows of the shard, in order: (rows, ...) of the array's dtype.
 
-    Raises ValueError when `values` is not exactly one shard: two tasks that each wrote a part
-    of one would lose each other's rows.
+    Raises ValueError if `values` is not exactly one shard: two tasks that each write a part of a
+    shard would overwrite each other's rows.
     """
     array, grid = open_sharded(path, name)
     rows = grid.rows_of(shard)

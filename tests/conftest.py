@@ -1,24 +1,21 @@
 """What many tests share: real volumes, a small phantom archive, the store prepared from it."""
 
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import pytest
 import SimpleITK
 
 from pipeline.config import PrepareConfig, load_config
-from pipeline.phantom.patients import write_archive
+from pipeline.phantom.files import write_archive
 from store import PatchStore
+from tests.support.command import ROOT, Semgen, run_semgen
 
 if TYPE_CHECKING:
     from selenium import webdriver
 
-ROOT = Path(__file__).parents[1]
-Semgen: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
 SETTINGS = """
 classes = 4
 neighbours = 3
@@ -65,7 +62,7 @@ def config(config_file: Path) -> PrepareConfig:
 
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five persons, NIfTI and DICOM by turns, one of them twice, and a file that is no image."""
+    """Five patients, alternately NIfTI and DICOM, one of them twice, and a broken file."""
     archive = tmp_path_factory.mktemp("archive")
     write_archive(archive, patients=5, format="mixed", seed=7, matrix=64)
     first = SimpleITK.ReadImage(str(archive / "phantom-0000.nii.gz"))
@@ -78,18 +75,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def semgen() -> Semgen:
     """Run the command line to its end in a process of its own, elsewhere than in the checkout."""
-
-    def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "cli", *map(str, arguments)],
-            cwd=cwd,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    return run
+    return run_semgen
 
 
 @pytest.fixture(scope="session")

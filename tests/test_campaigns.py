@@ -9,9 +9,9 @@ import pytest
 
 from tests.campaigns.corrupt import campaign as corrupt
 from tests.campaigns.fuzz import campaign as fuzz
-from tests.campaigns.kills import contents
 from tests.campaigns.nifti import campaign as nifti
 from tests.conftest import Semgen
+from tests.support.stores import contents
 
 
 def test_mutated_files_cost_only_themselves() -> None:

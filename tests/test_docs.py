@@ -2,13 +2,15 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Semgen
+from tests.conftest import SETTINGS
+from tests.support.command import ROOT, Semgen
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = [
@@ -19,10 +21,14 @@ EXAMPLES = [
 
 
 @pytest.fixture(scope="module")
-def desk(prepared: Path, semgen: Semgen, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(
+    prepared: Path, phantoms: Path, semgen: Semgen, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A folder with the files that the examples name."""
-    folder = tmp_path_factory.mktemp("desk")
-    (folder / "chest.store").symlink_to(prepared)
+    folder = tmp_path_factory.mktemp("examples")
+    shutil.copytree(prepared, folder / "chest.store")
+    (folder / "scans").symlink_to(phantoms)
+    (folder / "settings.toml").write_text(SETTINGS)
     options = ("--width", 2, "--steps", 2, "--batch-size", 4)
     done = semgen("pretrain", "chest.store", "run", *options, cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -31,12 +37,13 @@ def desk(prepared: Path, semgen: Semgen, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize("code", EXAMPLES)
-def test_an_example_runs(code: str, desk: Path) -> None:
+def test_an_example_runs(code: str, folder: Path) -> None:
     if "pretrain(" in code:
         code = code.replace("width=16", "width=2, steps=1, batch_size=4").replace("(7, 12)", "(1,)")
+        code = code.replace("epochs=100", "epochs=1")
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
-        cwd=desk,
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -70,10 +70,13 @@ def test_the_packages_do_not_import_the_tests_or_benchmarks() -> None:
     assert sorted(pair for pair in found if pair[1] in {"tests", "benchmarks"}) == []
 
 
-def test_the_command_line_imports_nothing_but_click_at_its_top() -> None:
-    module = ast.parse((ROOT / "cli.py").read_text("utf-8"))
-    roots = {name.split(".")[0] for node in module.body for name in imported(node)}
-    assert roots - set(sys.stdlib_module_names) == {"click"}
+def test_settings_import_neither_torch_nor_numpy() -> None:
+    modules = "pipeline.config", "trainer.config", "trainer.finetuning.config"
+    script = f"import sys, {', '.join(modules)}; print(sorted(set({HEAVY}) & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
 
 
 def test_no_help_text_needs_a_heavy_module() -> None:

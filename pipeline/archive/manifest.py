@@ -1,4 +1,4 @@
-"""A table that says which series to use, whose they are, and for which split."""
+"""A CSV file that lists which series to use, their patients and their splits."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from pipeline.archive.catalogue import NOT_LISTED
-from pipeline.archive.series import JOINED, Series, person_key
+from pipeline.archive.series import JOINED, NOT_LISTED, Series, patient_key
 from store.errors import SemgenError
 
 _COLUMNS: Final = ("path", "patient", "split")
@@ -23,7 +22,7 @@ class ManifestError(SemgenError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Entry:
-    """What one line says; two that say the same are equal."""
+    """One line; two lines with the same patient and split are equal."""
 
     patient: str
     split: int | None
@@ -36,17 +35,17 @@ class Manifest:
     path
         A file, or a folder with all series below it; absolute, or relative to the manifest, to an
         archive or to the working folder. With this column only listed series are used, and all of
-        them, however many a study has. Any file of a DICOM series stands for the whole series; a
-        line nearer to a file counts more than one of a folder above.
+        them, however many a study has. Any file of a DICOM series stands for all of the series; of
+        several lines that match a file, the one with the longest path counts.
     patient
-        Tells persons apart, instead of the DICOM PatientID. Without `path`, it is the PatientID
-        of the scans that the line is about.
+        Replaces the DICOM PatientID. Without `path`, the PatientID of the scans that the line
+        applies to.
     split
-        "train", "validation", or empty for a draw. A person's scans must agree.
+        "train", "validation", or empty for a random draw. The same for all scans of a patient.
     """
 
     def __init__(self, file: Path, archive: Sequence[Path]) -> None:
-        """Read it; ManifestError names the first line that cannot be right."""
+        """Read it; ManifestError names the first wrong line."""
         self.file = file
         self._unused: dict[int, str] = {}  # a path by line, until a series is found for it
         self._by_path: dict[Path, _Entry] = {}
@@ -73,11 +72,11 @@ class Manifest:
             raise ManifestError(f"{where}: split must be train, validation or empty, got {split!r}")
         entry = _Entry(patient, _SPLITS[split], line)
         if patient:
-            known = self._by_patient.setdefault(person_key(patient), entry)
+            known = self._by_patient.setdefault(patient_key(patient), entry)
             if known.split != entry.split:
                 raise ManifestError(
-                    f"{where}: a person's scans must all have the same split; line {known.line}"
-                    " has another"
+                    f"{where}: all scans of a patient must have the same split; line {known.line}"
+                    " has another one"
                 )
         if "path" in self.columns:
             found = next(
@@ -97,14 +96,14 @@ class Manifest:
             self._unused[line] = str(found) if "path" in self.columns else str(self.file)
 
     def apply(self, found: Iterable[Series]) -> list[Series]:
-        """The series with what the manifest says of them; those it leaves out are rejected.
+        """The series with their patients and splits; those that are not listed are rejected.
 
-        Raises ManifestError where two lines say different things of one series.
+        Raises ManifestError where two lines that match one series disagree.
         """
         return [self._apply(series) for series in found]
 
     def unused(self) -> list[Series]:
-        """A rejected entry for each line that no series was found for, once all were applied."""
+        """After all were applied: a rejected entry for each line without a series."""
         return [
             Series(
                 key=f"manifest line {line}",
@@ -129,13 +128,13 @@ class Manifest:
             return dataclasses.replace(series, reason=NOT_LISTED, detail="")
         return dataclasses.replace(
             series,
-            study=series.key,  # a study of its own: what is listed is taken
-            patient=person_key(entry.patient) if entry.patient else series.patient,
+            study=series.key,  # a study of its own: every listed series is used
+            patient=patient_key(entry.patient) if entry.patient else series.patient,
             split=entry.split,
         )
 
     def _listed(self, series: Series) -> _Entry | None:
-        """The line nearest to the series: one of its files, else the folder closest above."""
+        """The line that applies: of one of the series' files, else of the closest parent folder."""
         files = [Path(file) for file in series.files]
         resolved = {folder: folder.resolve() for folder in {file.parent for file in files}}
         places = {resolved[file.parent] / file.name for file in files}
@@ -150,28 +149,28 @@ class Manifest:
         if len(nearest) > 1:
             lines = " and ".join(str(line) for line in sorted(entry.line for entry in nearest))
             raise ManifestError(
-                f"{self.file}, lines {lines}: they name files of one series, with different"
-                " patients or splits; keep one of them"
+                f"{self.file}, lines {lines}: files of one series have different"
+                " patients or splits; keep one of the lines"
             )
         return nearest.pop() if nearest else None
 
 
-def taken(parts: Sequence[Series], joined: Sequence[Series]) -> list[Series]:
-    """What to enter once `join_parts` has seen the parts of a series in several folders.
+def select_parts(parts: Sequence[Series], joined: Sequence[Series]) -> list[Series]:
+    """The entries of the catalogue to replace after `join_parts` turned `parts` into `joined`.
 
-    A part that the manifest does not list, but that the listed ones need, is theirs.
+    A part that the manifest does not list, but that the listed ones need, gets their patient.
     Raises ManifestError where the parts are listed for both splits.
     """
     if list(parts) == list(joined):
         return []
     if len({part.split for part in parts} - {None}) > 1:
         raise ManifestError(
-            "the manifest wants one DICOM series, which lies in several folders, in both splits;"
-            " list all of its folders for the same one"
+            "the manifest lists one DICOM series, which lies in several folders, for both splits;"
+            " list all of its folders for the same split"
         )
-    whole = joined[0]
+    first = joined[0]
     return [
-        dataclasses.replace(one, patient=whole.patient) if part.reason == NOT_LISTED else one
+        dataclasses.replace(one, patient=first.patient) if part.reason == NOT_LISTED else one
         for part, one in zip(parts, joined, strict=True)
         if part.reason != NOT_LISTED or one.reason == JOINED
     ]

@@ -20,9 +20,9 @@ from store.images.nifti import read_plain_nifti
 from store.images.read import load_file, load_slices, open_file
 from store.images.slices import check_spacing
 
-_LEAST_AIR, _LEAST_SOFT = 5e-3, 0.3
-"""Shares of voxels that are clearly lighter than the body, and of the others that are as dense as
-fat, water and organs: in real CT 0.21 and 0.74 at least, cut-outs included."""
+_MIN_AIR, _MIN_SOFT = 5e-3, 0.3
+"""Minimum share of voxels clearly lighter than the body, and of the other voxels, minimum share as
+dense as fat, water and organs. Real CT has at least 0.21 and 0.74, cropped scans included."""
 _LIGHT_HU, _SOFT_HU = -200, 300
 _SAMPLED_VOXELS = 2**20
 
@@ -33,7 +33,7 @@ class Volume:
 
     hu
         (Z, Y, X) int16 Hounsfield units; z runs to the head, y to the back, x to the left. Often
-        a view of what was read: axes swapped and turned without a copy.
+        a view of the values as read: axes swapped and flipped without a copy.
     spacing_mm
         (z, y, x); a position is measured in mm from the centre of voxel (0, 0, 0).
     """
@@ -61,12 +61,12 @@ class Volume:
         )
 
     def scan_id(self) -> int:
-        """64-bit pseudonym from voxels and geometry alone, never from a header or a path."""
+        """64-bit scan id from voxels and geometry alone, never from a header or a path."""
         return scan_id(self.hu, self.spacing_mm)
 
 
 class _Image(NamedTuple):
-    """What was read: (Z, Y, X) values along the image's own axes, and SimpleITK's geometry."""
+    """Values (Z, Y, X) along the image's own axes, and SimpleITK's geometry."""
 
     values: NDArray[Any]
     spacing_xyz: tuple[float, ...]
@@ -74,16 +74,16 @@ class _Image(NamedTuple):
 
 
 def read_volume(series: Series, config: PrepareConfig) -> Volume:
-    """Read one series, check it, turn it to LPS.
+    """Read one series, check it, and turn it to LPS.
 
-    Raises Rejected with the rule's name and what was found. Rules that need no voxels are
-    applied before any are read. Padding at or below -2000 becomes air.
+    Padding at or below -2000 becomes air. Raises Rejected with the rule's name and what was found;
+    rules that need no voxels are checked before any is read.
     """
     read = _read_dicom if series.kind == "dicom" else _read_file
     image = read(series, config)
     if _oblique_deg(image.direction) > config.max_oblique_deg:
         raise Rejected(
-            "oblique", f"axes {_oblique_deg(image.direction):.0f} degrees off the patient's"
+            "oblique", f"axes {_oblique_deg(image.direction):.0f} degrees from the patient's axes"
         )
     if image.values.dtype.itemsize == 1:
         raise Rejected("not in HU", "8-bit values")
@@ -115,15 +115,15 @@ def _as_hu(values: NDArray[Any]) -> NDArray[np.int16]:
     hu = values.astype(np.int16, copy=False)
     _check_hu(hu)
     if low <= PADDING_HU:
-        for slice_yx in hu:  # one stays in the processor's cache
+        for slice_yx in hu:  # one slice fits the processor's cache
             slice_yx[slice_yx <= PADDING_HU] = AIR_HU
     return hu
 
 
 def _check_hu(hu: NDArray[np.int16]) -> None:
-    """Reject values that are no HU, told by their histogram: air is light, bodies are like water.
+    """Reject values that are not HU, by their histogram: air is light, bodies are like water.
 
-    Padding tells nothing, and neither do a few stray voxels.
+    Padding is ignored, and so are a few outliers.
     """
     step = max(1, math.ceil((hu.size / _SAMPLED_VOXELS) ** (1 / 3)))
     sample = hu[::step, ::step, ::step]
@@ -131,10 +131,10 @@ def _check_hu(hu: NDArray[np.int16]) -> None:
     light = sample < _LIGHT_HU
     if light.all():
         raise Rejected("empty", "nothing but air")
-    if light.mean() < _LEAST_AIR:
+    if light.mean() < _MIN_AIR:
         raise Rejected("not in HU", f"{light.mean():.2%} of the voxels below {_LIGHT_HU}")
     soft = (sample[~light] <= _SOFT_HU).mean()
-    if soft < _LEAST_SOFT:
+    if soft < _MIN_SOFT:
         raise Rejected("not in HU", f"{soft:.0%} of the body from {_LIGHT_HU} to {_SOFT_HU}")
 
 
@@ -154,14 +154,14 @@ def _read_file(series: Series, config: PrepareConfig) -> _Image:
 
 
 def _direction(image: Any) -> tuple[float, ...]:
-    """(9,) cosines of an image's or a reader's first three axes: others have length one."""
+    """(9,) cosines of an image's or a reader's first three axes: further axes have length 1."""
     cosines = np.asarray(image.GetDirection())
     n = math.isqrt(len(cosines))
     return tuple(cosines.reshape(n, n)[:3, :3].ravel().tolist())
 
 
 def _read_dicom(series: Series, config: PrepareConfig) -> _Image:
-    assert series.slice_gap_mm is not None  # the catalogue measured it
+    assert series.slice_gap_mm is not None  # measured from the headers
     image = load_slices(series.files, series.slice_gap_mm)
     _check_header(image.GetSize(), image.GetNumberOfComponentsPerPixel(), config)
     return _Image(sitk.GetArrayFromImage(image), image.GetSpacing(), image.GetDirection())

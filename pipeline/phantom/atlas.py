@@ -1,9 +1,9 @@
-"""The analytic body that every synthetic patient is bent from: positions in, HU out.
+"""The atlas of synthetic patients: HU as a function of position in an analytic body.
 
-Positions are z, y, x in mm from the carina's level in the midline, growing to the head, the back
+Positions are z, y, x in mm from the midline at the level of the carina, towards the head, the back
 and the patient's left. The body is a list of solids, each a signed distance with layers of tissue,
-painted one over the other. It imitates a trunk, from the base of the neck to the hips, with the
-arms raised; it is no model of disease, and nothing in it comes from a person.
+painted one over the other. It is a trunk from the base of the neck to the hips, arms raised. It
+models no disease, and uses no data of real patients.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ BONE: Final[Layers] = ((0, CORTEX), (2.2, SPONGY))
 
 
 class Solid(NamedTuple):
-    """What fills a surface, whose distance is positive outside a box of centre and half size."""
+    """A closed surface and the tissues inside; `centre` and `reach` (half size) are its box."""
 
     centre: Point
     reach: Point
@@ -63,7 +63,7 @@ class Profile:
         self._single: Field = self._value.astype(np.float32)
 
     def __call__(self, z: Field) -> Field:
-        """Evaluate exactly when z is double precision, by the nearest table entry otherwise."""
+        """Values at z: exact in double precision, else of the nearest table entry."""
         if z.dtype != np.float32:
             return np.interp(z, self._z, self._value)
         nearest = (z * 32 + (0.5 - 32 * float(self._z[0]))).astype(np.int32)
@@ -82,18 +82,18 @@ class Outline(NamedTuple):
     middle: Profile
 
     def radius(self, z: Field, y: Field, x: Field) -> Field:
-        """Return 1 on the outline and a multiple of it on every scaled copy."""
+        """1 on the outline, s on its copy scaled by s."""
         return rounded(x / self.width(z), (y - self.middle(z)) / self.depth(z))
 
     def around(self, z: Field, angle: Field, radius: float = 1) -> tuple[Field, Field]:
-        """Return y and x of a scaled copy, at an angle (rad) from the back to the left."""
+        """Points (y, x) on a scaled copy, at angles in rad from the back to the left."""
         back, left = np.cos(angle), np.sin(angle)
         reach = radius / rounded(left / self.width(z), back / self.depth(z))
         return self.middle(z) + reach * back, reach * left
 
 
 def rounded(u: Field, v: Field) -> Field:
-    """Return the norm, of degree one, whose circle is an ellipse swollen towards a rectangle."""
+    """Norm whose unit circle is between an ellipse and a rectangle."""
     u, v = u * u, v * v
     return np.sqrt(0.5 * (u + v + np.sqrt(u * u + v * v)))
 
@@ -141,13 +141,13 @@ RIBS: Final[tuple[tuple[float, int, float | None], ...]] = (
 
 
 def anatomy_hu(z: Field, y: Field, x: Field, *, contrast: float) -> Field:
-    """Return the body's HU, air around it, at a 3-D block of positions in the atlas.
+    """HU of the body, with air around it, at a 3-D block of positions in the atlas.
 
     z, y, x
-        Three arrays of one shape and type, which the answer has too. It is fast where each
-        coordinate grows along its own axis, as in a scan: a solid is tried within its box only.
+        Three arrays of the shape and dtype of the result. Fast where each coordinate grows along
+        its own axis, as in a scan: a solid is evaluated within its box only.
     contrast
-        0 native, 1 all uptake.
+        0 native, 1 full contrast.
     """
     solids, lows, highs = _atlas()
     firsts, lasts = np.zeros((2, 3, len(solids)), np.int64)
@@ -173,7 +173,7 @@ def anatomy_hu(z: Field, y: Field, x: Field, *, contrast: float) -> Field:
 
 @cache
 def _atlas() -> tuple[list[Solid], Field, Field]:
-    """Return all solids in painting order and, once more, the corners of their boxes."""
+    """All solids in painting order, and the low and high corners of their boxes."""
     solids = [*_wall(), *_chest(), *_belly_organs(), *_heart_and_vessels(), *_skeleton()]
     centre, reach = (np.array([solid[k] for solid in solids]) for k in (0, 1))
     return solids, centre - reach, centre + reach
@@ -184,7 +184,7 @@ def _length(z: Field, y: Field, x: Field) -> Field:
 
 
 def _common(first: Field, *others: Field) -> Field:
-    """Return the distance of what several solids share."""
+    """Distance of the intersection of several solids."""
     for distance in others:
         first = np.maximum(first, distance)
     return first
@@ -196,7 +196,7 @@ def _mirrored(solid: Solid) -> Solid:
 
 
 def _both(*solids: Solid) -> list[Solid]:
-    """Return the solids and their mirror images."""
+    """The solids and their mirror images."""
     return [*solids, *map(_mirrored, solids)]
 
 
@@ -205,7 +205,7 @@ def _layers(paint: Paint) -> Layers:
 
 
 def _blob(centre: Point, radii: Point, paint: Paint, turn: Point = (0, 0, 0)) -> Solid:
-    """Return an ellipsoid turned by degrees about z, y, x in that order."""
+    """An ellipsoid, rotated about z, y, x in that order; `turn` in degrees."""
     frame = Rotation.from_euler("xyz", turn, degrees=True).as_matrix()  # of our axes 0, 1, 2
     rows = (frame.T / np.array(radii)[:, None]).tolist()
     (cz, cy, cx), least = centre, min(radii)
@@ -224,7 +224,7 @@ Segment = tuple[Point, Point, float, float]  # two ends and the radius at each
 
 
 def _tube(segment: Segment, layer: tuple[float, Tissue]) -> Solid:
-    """Return a tapering tube with round ends."""
+    """A tapering tube with round ends."""
     start, end, r0, r1 = segment
     (az, ay, ax), (dz, dy, dx) = start, (q - p for p, q in zip(start, end, strict=True))
     scale, margin = 1 / max(dz * dz + dy * dy + dx * dx, 1e-6), max(r0, r1) + EDGE_MM
@@ -242,19 +242,19 @@ def _tube(segment: Segment, layer: tuple[float, Tissue]) -> Solid:
 
 
 def _tubes(segments: Sequence[Segment], paint: Paint) -> list[Solid]:
-    """Return tubes that open into each other: each layer of all comes before the next layer."""
+    """Tubes that open into each other: a layer of all tubes is painted before the next layer."""
     return [_tube(segment, layer) for layer in _layers(paint) for segment in segments]
 
 
 def _path(points: Sequence[Point], radii: float | Sequence[float], paint: Paint) -> list[Solid]:
-    """Return the tubes along a course, of one radius or of one at each point."""
+    """Tubes along a path, of one radius or one for each point."""
     each = [radii] * len(points) if isinstance(radii, int | float) else radii
     ends = pairwise(zip(points, each, strict=True))
     return _tubes([(p, q, r0, r1) for (p, r0), (q, r1) in ends], paint)
 
 
 def _tree(organ: Solid, root: Point, leaves: int, radius: float, paint: Paint) -> list[Solid]:
-    """Branch from the root to points of the organ on the root's side, 6 mm inside it."""
+    """Vessels from the root to random points 6 mm inside the organ, on the root's side."""
     rng = np.random.default_rng(leaves)
     z, y, x = (organ.centre + rng.uniform(-1, 1, (40 * leaves, 3)) * organ.reach).T
     inside = (organ.distance(z, y, x) < -6) & (x * root[2] >= 0)
@@ -262,7 +262,7 @@ def _tree(organ: Solid, root: Point, leaves: int, radius: float, paint: Paint) -
 
 
 def _branches(root: Point, targets: Field, radius: float) -> list[Segment]:
-    """Grow a tree from the root to all targets; cross-sections follow Murray's cubic law."""
+    """A tree from the root to all targets; radii follow Murray's cubic law."""
     if len(targets) == 1:
         return [(root, tuple(targets[0].tolist()), radius, 0.6 * radius)]
     fork: Point = tuple((0.5 * (np.array(root) + targets.mean(axis=0))).tolist())
@@ -306,8 +306,8 @@ def _iliac(z: Field, y: Field, x: Field) -> Field:
 
 
 def _under_diaphragm(solid: Solid) -> Solid:
-    whole = solid.distance
-    return solid._replace(distance=lambda z, y, x: _common(whole(z, y, x), _belly(z, y, x) + 3))
+    uncut = solid.distance
+    return solid._replace(distance=lambda z, y, x: _common(uncut(z, y, x), _belly(z, y, x) + 3))
 
 
 def _sternum(z: Field, y: Field, x: Field) -> Field:
@@ -326,7 +326,7 @@ def _along_spine(low: int, high: int, step: int, *, behind: float = 0, x: float 
 
 
 def _vertebral_body(middle: float, half: float) -> Solid:
-    """Return a waisted cylinder, `half` its height above and below the middle."""
+    """A cylinder with a waist, from `middle - half` to `middle + half`."""
     y0, depth = SPINE.at(middle), _half_depth(middle)
     width = 1.32 * depth
 
@@ -339,7 +339,7 @@ def _vertebral_body(middle: float, half: float) -> Solid:
 
 
 def _rib(start: float, drop: float, end: int) -> list[Point]:
-    """Return the left rib's bony course, from a vertebra at `start` down and round to `end` deg."""
+    """Path of a left rib's bone, from a vertebra at `start` down and around to `end` degrees."""
     angle = np.deg2rad(np.linspace(38, end, 3 + end // 12))
     z = start - drop * (1 - np.cos(angle)) / 2
     course = np.stack([z, *CAGE.around(z, angle, 0.95)], axis=1).tolist()

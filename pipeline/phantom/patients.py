@@ -1,8 +1,8 @@
-"""Synthetic CT patients whose anatomy is known everywhere.
+"""Synthetic CT patients whose anatomy is known at every point.
 
-The *atlas* is bent into every patient by a smooth, invertible map. The HU of a voxel is the
-atlas's at the voxel's mapped position, plus what a scanner adds: table, noise, padding. So the
-same anatomy's place in two patients is known exactly: `b.from_atlas(a.to_atlas(points_mm))`.
+A smooth, invertible map deforms the *atlas* into each patient. The HU of a voxel is that of the
+atlas at the voxel's mapped position, with table, noise and padding added. So a point of one patient
+is known exactly in another one: `b.from_atlas(a.to_atlas(points_mm))`.
 
 Axes are z, y, x everywhere and grow to the head, the back and the patient's left (LPS). Scan
 positions are in mm from the centre of voxel (0, 0, 0).
@@ -10,18 +10,11 @@ positions are in mm from the centre of voxel (0, 0, 0).
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
-import SimpleITK
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from pipeline.phantom.atlas import EDGE_MM, LANDMARKS, TRUNK, Field, Point, anatomy_hu, rounded
 
@@ -34,33 +27,24 @@ ORIENTATIONS: Final = ("LPS", "RAS", "LAS", "LPI", "RPI", "PSR", "SAL")
 TABLE_RADIUS_MM: Final = 430.0
 SLAB_VOXELS: Final = 2**19  # rendered at once, which bounds memory
 BODY, SCAN, STORAGE, NOISE = range(4)  # roles of the random generators
-DICOM_ATTRIBUTES: Final[dict[str, Any]] = {  # of DICOM files; those of type 2 may be empty
-    **dict.fromkeys(("PatientBirthDate", "PatientSex", "StudyID", "AccessionNumber", "StudyDate",
-                     "StudyTime", "ReferringPhysicianName", "PositionReferenceIndicator"), ""),
-    "SOPClassUID": CTImageStorage, "Modality": "CT", "Manufacturer": "semgen", "KVP": 120,
-    "ImageType": ["DERIVED", "PRIMARY", "AXIAL"], "PatientPosition": "HFS", "SeriesNumber": 1,
-    "AcquisitionNumber": 1, "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "SamplesPerPixel": 1,
-    "PhotometricInterpretation": "MONOCHROME2", "BitsAllocated": 16, "BitsStored": 16,
-    "HighBit": 15, "RescaleSlope": 1, "RescaleIntercept": -1024, "RescaleType": "HU",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Deformation:
-    """A smooth, invertible map between a scan's frame and the atlas; all lengths in mm.
+    """A smooth, invertible map between scan and atlas; all lengths in mm.
 
-    To the atlas: shift, turn in-plane and scale; then thicken or thin what lies under the skin;
-    then add a few long sine waves, too gentle to fold.
+    To the atlas: shift, rotate in-plane and scale; then change the thickness of fat under the skin;
+    then add a few long sine waves, too small to fold the body.
     """
 
     centre_mm: Point  # where the atlas's origin lies in the scan
     turn_rad: float  # in-plane rotation of the patient
     scale: Point  # patient size over atlas size
-    fat: float  # -0.4 lean to 0.6 stout: how much the outer body is stretched
+    fat: float  # stretch of the outer body: -0.4 lean to 0.6 stout
     waves: tuple[tuple[Point, float, Point], ...]  # wave vector in 1/mm, phase, amplitude in mm
 
     def to_atlas(self, z: Field, y: Field, x: Field) -> tuple[Field, Field, Field]:
-        """Map coordinates that broadcast together."""
+        """Atlas coordinates of scan coordinates; the arrays may broadcast."""
         cos, sin = float(np.cos(self.turn_rad)), float(np.sin(self.turn_rad))
         z, y, x = z - self.centre_mm[0], y - self.centre_mm[1], x - self.centre_mm[2]
         y, x = (cos * y + sin * x) * (1 / self.scale[1]), (cos * x - sin * y) * (1 / self.scale[2])
@@ -70,7 +54,7 @@ class Deformation:
         return z + dz, y + dy, x + dx
 
     def from_atlas(self, z: Field, y: Field, x: Field) -> tuple[Field, Field, Field]:
-        """Undo `to_atlas` to better than a micrometre."""
+        """Inverse of `to_atlas`, exact to a micrometre."""
         z0, y0, x0 = z, y, x
         for _ in range(60):  # the waves contract by more than half
             dz, dy, dx = self._wave(z, y, x)
@@ -89,9 +73,9 @@ class Deformation:
         return shifts
 
     def _radially(self, z: Field, y: Field, x: Field, *, stretch: bool) -> tuple[Field, Field]:
-        """Move along rays from the trunk's middle, from 0.84 of the way to the skin outwards.
+        """Move points along rays from the trunk's middle, beyond 0.84 of the way to the skin.
 
-        Seen from where it sets in, a distance t in the patient becomes t - c(sqrt(t^2 + w^2) - w).
+        A distance t beyond that radius in the patient becomes t - c(sqrt(t^2 + w^2) - w).
         """
         inner, w, c = 0.84, 0.05, self.fat
         exact = z.astype(np.float64)
@@ -109,7 +93,7 @@ class Deformation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phantom:
-    """One synthetic patient and how the scan was made; a value that `draw_phantom` makes."""
+    """One synthetic patient and the parameters of the scan; made by `draw_phantom`."""
 
     seed: int
     index: int
@@ -126,34 +110,34 @@ class Phantom:
     signed: bool  # pixels of the DICOM files
 
     def to_atlas(self, points_mm: Field) -> Field:
-        """Return the atlas positions (n, 3) of scan positions (n, 3), both z, y, x."""
+        """Atlas positions (n, 3) of scan positions (n, 3), both z, y, x in mm."""
         return np.stack(self.deformation.to_atlas(*np.asarray(points_mm, np.float64).T), axis=1)
 
     def from_atlas(self, points: Field) -> Field:
-        """Return the scan positions (n, 3) in mm of atlas positions (n, 3); inside it or not."""
+        """Scan positions (n, 3) of atlas positions (n, 3); they may lie outside the scan."""
         return np.stack(self.deformation.from_atlas(*np.asarray(points, np.float64).T), axis=1)
 
     def anatomy_hu(self, points_mm: Field) -> Field:
-        """Return the HU (n,) of the body alone, with neither noise nor table."""
-        places = self.to_atlas(points_mm)
-        order = np.argsort(places[:, 0])  # blocks are fast to paint where z grows along them
-        z, y, x = places[order].T[:, :, None, None]
-        hu = np.empty(len(places))
+        """HU (n,) of the body at scan positions (n, 3), without noise and table."""
+        points = self.to_atlas(points_mm)
+        order = np.argsort(points[:, 0])  # painting is fast where z grows along the block
+        z, y, x = points[order].T[:, :, None, None]
+        hu = np.empty(len(points))
         hu[order] = anatomy_hu(z, y, x, contrast=self.contrast)[:, 0, 0]
         return hu
 
     def landmarks(self) -> dict[str, Point]:
-        """Return the named points, (z, y, x) in mm, that lie within the scan."""
+        """The named points that lie within the scan, (z, y, x) in mm."""
         last = (np.array(self.size) - 1) * self.spacing_mm
-        places = self.from_atlas(np.array(list(LANDMARKS.values()), np.float64))
+        points_mm = self.from_atlas(np.array(list(LANDMARKS.values()), np.float64))
         return {
-            name: tuple(place.tolist())
-            for name, place in zip(LANDMARKS, places, strict=True)
-            if np.all((place >= 0) & (place <= last))
+            name: tuple(point.tolist())
+            for name, point in zip(LANDMARKS, points_mm, strict=True)
+            if np.all((point >= 0) & (point <= last))
         }
 
     def render(self) -> NDArray[np.int16]:
-        """Return the scan in HU, shaped `size`; the same bytes every time."""
+        """The scan, int16 HU of shape `size`; the same bytes every time."""
         single: Any = np.float32
         axes = zip(self.size, self.spacing_mm, strict=True)
         z, y, x = np.ix_(*((np.arange(n) * step).astype(single) for n, step in axes))
@@ -171,7 +155,7 @@ class Phantom:
         return scan
 
     def _table(self, y: Field, x: Field) -> Field:
-        """HU of a curved table top, a shell around foam, over one slice; no air elsewhere."""
+        """HU of a curved table top (a shell around foam) in one slice, air elsewhere."""
         radius, middle = TABLE_RADIUS_MM, self.deformation.centre_mm[2]
         top = 1e4 if self.table_mm is None else self.table_mm
         under = np.hypot(y - top + radius, x - middle) - radius
@@ -190,12 +174,12 @@ class Phantom:
 def draw_phantom(
     seed: int, index: int, *, matrix: int = 256, protocol: str | None = None
 ) -> Phantom:
-    """Draw patient number `index` of a population.
+    """Draw patient number `index`.
 
     matrix
-        Voxels along y and along x; the patient and the field of view do not depend on it.
+        Voxels along y and x; patient and field of view do not depend on it.
     protocol
-        One of `COVERAGE_MM`; drawn when None.
+        One of `COVERAGE_MM`; drawn at random when None.
 
     Scans are at least 180 mm high and 320 mm wide. Raises ValueError for an unknown protocol, a
     negative seed or index, or a matrix under 16.
@@ -253,106 +237,3 @@ def draw_phantom(
         orientation=str(rng.choice(ORIENTATIONS)) if rng.random() < 0.6 else "LPS",
         signed=bool(rng.random() < 0.4) or padding_hu is not None,
     )  # fmt: skip
-
-
-def write_nifti(phantom: Phantom, path: str | Path) -> None:
-    """Write the scan as one .nii or .nii.gz file, its axes stored as `phantom.orientation`."""
-    itk: Any = SimpleITK  # its functions carry no types
-    image = itk.GetImageFromArray(phantom.render())
-    image.SetSpacing(phantom.spacing_mm[::-1])
-    image.SetOrigin(phantom.origin_mm[::-1])
-    itk.WriteImage(itk.DICOMOrient(image, phantom.orientation), os.fspath(path))
-
-
-def write_dicom(phantom: Phantom, directory: str | Path) -> None:
-    """Write the scan as a CT series, one file a slice, their names in no order.
-
-    Raises FileExistsError when the directory holds anything: a series must not mix with another.
-    """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    if any(directory.iterdir()):
-        raise FileExistsError(f"{directory} must be empty, to take a series")
-    scan = phantom.render().astype(np.int32) + 1024
-    rng = np.random.default_rng([phantom.seed, phantom.index, STORAGE, 1])
-    (z, y, x), dz = phantom.origin_mm, phantom.spacing_mm[0]
-    data = _series(phantom)
-    for number, name in enumerate(rng.permutation(len(scan))):
-        data.SOPInstanceUID = _uid(phantom, number)
-        data.InstanceNumber = number + 1
-        data.ImagePositionPatient = [round(x, 3), round(y, 3), round(z + number * dz, 3)]
-        data.PixelData = scan[number].astype("<i2" if phantom.signed else "<u2").tobytes()
-        data.save_as(directory / f"{name:04d}.dcm", enforce_file_format=True)
-
-
-def _uid(phantom: Phantom, what: object) -> UID:
-    key = ("semgen phantom", phantom.seed, phantom.index, phantom.size, what)
-    return generate_uid(entropy_srcs=[str(part) for part in key])
-
-
-def _series(phantom: Phantom) -> Dataset:
-    """Return what all slices have in common."""
-    data = Dataset()
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.file_meta.ImplementationClassUID = generate_uid(entropy_srcs=["semgen phantom"])
-    data.file_meta.ImplementationVersionName = "SEMGEN"  # pydicom's changes with its version
-    for name, value in {
-        **DICOM_ATTRIBUTES,
-        "StudyInstanceUID": _uid(phantom, "study"), "SeriesInstanceUID": _uid(phantom, "series"),
-        "FrameOfReferenceUID": _uid(phantom, "frame"),
-        "PatientID": f"PHANTOM-{phantom.seed}-{phantom.index:04d}",
-        "PatientName": f"Phantom^{phantom.index:04d}",
-        "SeriesDescription": f"synthetic {phantom.protocol}",
-        "PixelSpacing": list(phantom.spacing_mm[1:]), "SliceThickness": phantom.spacing_mm[0],
-        "Rows": phantom.size[1], "Columns": phantom.size[2],
-        "PixelRepresentation": int(phantom.signed),
-    }.items():  # fmt: skip
-        setattr(data, name, value)
-    return data
-
-
-def write_archive(
-    directory: str | Path,
-    *,
-    patients: int,
-    format: Literal["nifti", "dicom", "mixed"] = "nifti",
-    seed: int = 0,
-    matrix: int = 256,
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Write a population, `phantom-0000.nii.gz` or folders `phantom-0000` and up, and its truth.
-
-    format
-        "mixed" stores patients of even index as NIfTI and of odd index as DICOM.
-    progress
-        Called with patients done and patients in all.
-
-    `landmarks.json`, written last, tells each entry's protocol, size, spacing and landmarks,
-    z, y, x. Raises ValueError for an unknown format or fewer than one patient.
-    """
-    if format not in ("nifti", "dicom", "mixed"):
-        raise ValueError(f"format must be nifti, dicom or mixed, got {format!r}")
-    if patients < 1:
-        raise ValueError(f"patients must be >= 1, got {patients}")
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    truth = {}
-    for index in range(patients):
-        phantom = draw_phantom(seed, index, matrix=matrix)
-        name = f"phantom-{index:04d}"
-        if format == "nifti" or (format == "mixed" and index % 2 == 0):
-            name += ".nii.gz"
-            write_nifti(phantom, directory / name)
-        else:
-            write_dicom(phantom, directory / name)
-        truth[name] = {
-            "protocol": phantom.protocol, "size": phantom.size, "spacing_mm": phantom.spacing_mm,
-            "landmarks": phantom.landmarks(),
-        }  # fmt: skip
-        if progress is not None:
-            progress(index + 1, patients)
-    text = json.dumps({"seed": seed, "matrix": matrix, "patients": truth}, indent=1)
-    partial = directory / "landmarks.json.part"
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(directory / "landmarks.json")

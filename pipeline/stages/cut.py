@@ -1,99 +1,170 @@
-"""What workers do: small functions that read, cut and write. They touch no catalogue.
+"""Stage cut: read every needed scan once more, and cut its crops into shards.
 
-Bad data never raises here; it comes back as a reason, so that no path reaches Dask's logs.
+The functions that workers run come last; they write shards and touch no catalogue.
 """
 
 from __future__ import annotations
 
-import contextlib
-import faulthandler
-import os
-import traceback
-from collections.abc import Iterator
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
+from distributed import Client
 from numpy.typing import NDArray
 
-from pipeline.archive.catalogue import Surveyed, thumbnail_path
-from pipeline.archive.series import INTERNAL, Series
+from pipeline.archive.catalogue import Catalogue
+from pipeline.archive.series import Series
 from pipeline.archive.volume import read_volume
+from pipeline.cluster import num_threads, raise_if_failed, run_bounded
 from pipeline.config import PrepareConfig
-from pipeline.crops import cut_crop, make_thumbnail
-from pipeline.frame import frame_box
+from pipeline.crops import cut_crop
+from pipeline.preflight import PrepareError
 from store.errors import SemgenError
-from store.format import THUMBNAIL_SHAPE
+from store.format import SPLITS
 from store.group import open_sharded
 from store.images import Rejected
-from store.reader import ShardedReader
-from store.shards import decode_chunk, encode_chunk
+from store.progress import Advance, Progress
+from store.reader import PatchStore, ShardedReader
 from store.writer import write_shard
 
-Piece = str | NDArray[np.int16]
-"""What cutting a scan gives for a shard: its digest when written, or this scan's rows of it."""
+_SHARDS_PER_CHECK = 16
+
+Piece: TypeAlias = str | NDArray[np.int16]
+"""Result of cutting a scan for a shard: the shard's digest where it was written, or the crops."""
 
 
 class SourceChanged(SemgenError):
     """A scan's voxels are no longer those that were surveyed."""
 
 
-@contextlib.contextmanager
-def time_limit(seconds: int) -> Iterator[None]:
-    """End this process when the time is over: nothing else stops a reading library that hangs.
-
-    For workers of one thread. The job then sees a dead worker.
-    """
-    with open(os.devnull, "w") as nowhere:
-        faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
-        try:
-            yield
-        finally:
-            faulthandler.cancel_dump_traceback_later()
-
-
-def survey_series(series: Series, config: PrepareConfig, survey_folder: str) -> Surveyed:
-    """Read one series; leave its thumbnail in the survey folder."""
-    try:
-        with time_limit(config.max_read_seconds):
-            volume = read_volume(series, config)
-        box = frame_box(volume, config.frame)
-        thumbnail = make_thumbnail(volume, box, THUMBNAIL_SHAPE, config)
-    except Rejected as rejected:
-        return Surveyed(key=series.key, reason=rejected.reason, detail=rejected.detail)
-    except (MemoryError, OSError) as error:
-        return Surveyed(key=series.key, reason="unreadable", detail=type(error).__name__)
-    except Exception:  # a bug: it costs this series, not the job
-        return Surveyed(key=series.key, reason=INTERNAL, detail=traceback.format_exc())
-    save_thumbnail(thumbnail_path(Path(survey_folder), series.key), thumbnail)
-    return Surveyed(
-        key=series.key,
-        scan_id=volume.scan_id(),
-        spacing_mm=volume.spacing_mm,
-        size=volume.hu.shape,
-        frame_mm=tuple(tuple(corner) for corner in box.tolist()),
+def cut_crops(
+    client: Client,
+    store: PatchStore,
+    catalogue: Catalogue,
+    config: PrepareConfig,
+    progress: Progress,
+) -> dict[str, list[str]]:
+    """Run the stage: cut every crop that is not there yet; returns the shards' digests by array."""
+    digests = _check_existing(client, store, progress)
+    total = sum(
+        len(store.split(split).patch.grid.rows_of(shard))
+        for split in SPLITS
+        for shard, digest in enumerate(digests[f"{split}/patch"])
+        if digest is None
     )
+    with progress.stage("cut", total, "crops") as advance:
+        for split in SPLITS:
+            plan = _SplitPlan(store, catalogue, split, digests[f"{split}/patch"])
+            _cut_split(client, plan, config, advance)
+    return {name: [d for d in found if d is not None] for name, found in digests.items()}
 
 
-def save_thumbnail(file: Path, thumbnail: NDArray[np.uint8]) -> None:
-    """Leave a thumbnail for `collect_thumbnails`, packed as the store's chunks are."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_bytes(encode_chunk(thumbnail))
-    partial.replace(file)
+def _check_existing(
+    client: Client, store: PatchStore, progress: Progress
+) -> dict[str, list[str | None]]:
+    """Digests of the shards that are present and valid, by array; None for the others."""
+    grids = {"scans/thumbnail": store.thumbnails.grid}
+    grids |= {f"{split}/patch": store.split(split).patch.grid for split in SPLITS}
+    digests: dict[str, list[str | None]] = {n: [None] * g.num_shards for n, g in grids.items()}
+    batches = [
+        (name, tuple(range(grid.num_shards)[start : start + _SHARDS_PER_CHECK]))
+        for name, grid in grids.items()
+        for start in range(0, grid.num_shards, _SHARDS_PER_CHECK)
+    ]
+    with progress.stage("check", len(batches), "batches") as advance:
+        for (name, shards), found in run_bounded(client, check_shards, batches, str(store.path)):
+            raise_if_failed(found)
+            digests[name][shards[0] : shards[-1] + 1] = found
+            advance(1)
+    if None in digests["scans/thumbnail"]:
+        raise PrepareError(
+            f"{store.path}: thumbnails were damaged after they were written; delete the store and"
+            " prepare again"
+        )
+    return digests
 
 
-def collect_thumbnails(item: tuple[int, tuple[str, ...]], store: str, survey_folder: str) -> None:
-    """Write one shard of `scans/thumbnail` from the survey's files."""
-    shard, keys = item
-    thumbnails = np.empty((len(keys), *THUMBNAIL_SHAPE), np.uint8)
-    for thumbnail, key in zip(thumbnails, keys, strict=True):
-        if not decode_chunk(thumbnail_path(Path(survey_folder), key).read_bytes(), thumbnail):
-            raise SemgenError(
-                f"{Path(store).name}: a thumbnail of the survey is damaged; delete the store and"
-                " its catalogue and prepare again"
-            )
-    write_shard(Path(store), "scans/thumbnail", shard, thumbnails)
+class _SplitPlan:
+    """The crops of one split: which scans a shard needs, and what to cut from each."""
+
+    def __init__(
+        self, store: PatchStore, catalogue: Catalogue, split: str, digests: list[str | None]
+    ) -> None:
+        self.path, self.split, self.digests = store.path, split, digests
+        self.catalogue, self.scan_id = catalogue, store.scans.id
+        self.rows = store.split(split)
+        self.grid = self.rows.patch.grid
+
+    def scans_of(self, rows: range) -> list[int]:
+        """Scans with crops among these rows, in order."""
+        scans: list[int] = np.unique(self.rows.scan[rows.start : rows.stop]).tolist()
+        return scans
+
+    def scan_cut(self, scan: int) -> ScanCut:
+        """All crops of one scan, and the missing shards that they belong to."""
+        first, stop = np.searchsorted(self.rows.scan, [scan, scan + 1]).tolist()
+        shards = self.grid.shards_of(range(first, stop))
+        return ScanCut(
+            series=self.catalogue.scan_series(scan),
+            scan_id=int(self.scan_id[scan]),
+            split=self.split,
+            first_row=first,
+            origin_mm=self.rows.origin_mm[first:stop],
+            extent_mm=self.rows.extent_mm[first:stop],
+            shards=tuple(shard for shard in shards if self.digests[shard] is None),
+        )
+
+
+def _cut_split(client: Client, plan: _SplitPlan, config: PrepareConfig, advance: Advance) -> None:
+    """Cut the missing shards of one split, in row order, and fill in their digests.
+
+    A scan is read by one task for all its crops. That task writes the shards that have crops of
+    this scan only, and passes its crops of other shards to the tasks that write those.
+    """
+    path, grid, digests = str(plan.path), plan.grid, plan.digests
+    limit = 2 * num_threads(client)  # of shards and of scans in flight
+    cuts: dict[int, Any] = {}  # futures, by scan
+    in_flight: deque[tuple[int, Any]] = deque()  # shard and future
+
+    def collect() -> None:
+        shard, future = in_flight.popleft()
+        digests[shard] = future.result()
+        advance(len(grid.rows_of(shard)))
+
+    for shard in [shard for shard in range(grid.num_shards) if digests[shard] is None]:
+        rows = grid.rows_of(shard)
+        scans = plan.scans_of(rows)
+        cuts = {scan: future for scan, future in cuts.items() if scan in scans}
+        for scan in scans:
+            if scan not in cuts:
+                cuts[scan] = client.submit(
+                    cut_scan,
+                    path,
+                    plan.scan_cut(scan),
+                    config,
+                    key=f"cut-{plan.split}-{scan}",
+                    pure=False,
+                )
+        done = client.submit(
+            finish_shard,
+            path,
+            plan.split,
+            shard,
+            [cuts[scan] for scan in scans],
+            key=f"finish-{plan.split}-{shard}",
+            pure=False,
+        )
+        in_flight.append((shard, done))
+        oldest = grid.rows_of(in_flight[0][0]).start
+        if len(in_flight) >= limit and len(plan.scans_of(range(oldest, rows.stop))) > limit:
+            collect()
+    while in_flight:
+        collect()
+
+
+# Functions that workers run ----------------------------------------------------------------------
 
 
 def check_shards(item: tuple[str, tuple[int, ...]], store: str) -> list[str | None]:
@@ -105,28 +176,27 @@ def check_shards(item: tuple[str, tuple[int, ...]], store: str) -> list[str | No
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScanCut:
-    """Everything that cutting one scan needs to know.
-
-    The scan's crops are rows `first_row`, ... of `split`; `origin_mm` and `extent_mm` are their
-    boxes, (n, 3). `shards` are those still to be written.
-    """
+    """The crops to cut from one scan: rows `first_row` to `first_row + n` of `split`."""
 
     series: Series
     scan_id: int
     split: str
     first_row: int
     origin_mm: NDArray[np.float64]
+    """(n, 3) first corners."""
     extent_mm: NDArray[np.float64]
+    """(n, 3) sizes."""
     shards: tuple[int, ...]
+    """Shards that are still to be written."""
 
     def __repr__(self) -> str:
         return f"<ScanCut {self.scan_id:016x}: {len(self.origin_mm)} crops>"
 
 
 def cut_scan(store: str, cut: ScanCut, config: PrepareConfig) -> dict[int, Piece]:
-    """Cut one scan's crops for the wanted shards, reading the scan once.
+    """Cut one scan's crops for the missing shards, reading the scan once.
 
-    Raises SourceChanged when the scan is not the one that was surveyed.
+    Raises SourceChanged when its voxels are not those that were surveyed.
     """
     try:
         volume = read_volume(cut.series, config)
@@ -136,7 +206,7 @@ def cut_scan(store: str, cut: ScanCut, config: PrepareConfig) -> dict[int, Piece
     if found != cut.scan_id:
         raise SourceChanged(
             f"scan {cut.scan_id:016x}: its voxels changed since the survey, or can no longer be"
-            " read; bring its files back (the private catalogue knows which) and run again"
+            " read; restore its files (`semgen inspect STORE --paths` names them) and run again"
         )
     name = f"{cut.split}/patch"
     _, grid = open_sharded(Path(store), name)

@@ -1,175 +1,258 @@
-"""The first stages of a job: list an archive's series, read each once, lay the scans out."""
+"""Stage survey: list an archive's series, read each once, write the tables of scans.
+
+The functions that workers run come last. Bad data never raises there; it comes back as a reason,
+so that no path reaches Dask's logs.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
+import os
 import tempfile
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
+import numpy as np
 from distributed import Client
+from numpy.typing import NDArray
 
 from pipeline.archive.catalogue import Catalogue, Surveyed, thumbnail_path
-from pipeline.archive.manifest import Manifest, taken
+from pipeline.archive.folders import find_folders, resolve_archive
+from pipeline.archive.manifest import Manifest, select_parts
 from pipeline.archive.series import (
     CRASHED,
+    INTERNAL,
+    Series,
     crashed_folder,
-    find_folders,
     join_parts,
     read_folder,
 )
-from pipeline.cluster import Stage, raise_if_failed, run_bounded
+from pipeline.archive.volume import read_volume
+from pipeline.cluster import raise_if_failed, run_bounded
 from pipeline.config import PrepareConfig
-from pipeline.preflight import resolve_archive
-from pipeline.stages.cut import collect_thumbnails, save_thumbnail, survey_series
-from pipeline.stages.discover import split_persons
+from pipeline.crops import make_thumbnail
+from pipeline.frame import frame_box
+from pipeline.splits import split_patients
+from store.atomic import replace_file
+from store.errors import SemgenError
 from store.format import SURVEY_VERSION, THUMBNAIL_SHAPE
+from store.images import Rejected
+from store.progress import Advance, Progress
 from store.reader import PatchStore
-from store.writer import StoreWriter
+from store.shards import decode_chunk, encode_chunk
+from store.writer import StoreWriter, write_shard
+
+Apply: TypeAlias = Callable[[Callable[..., Any], Iterable[Any]], Iterator[tuple[Any, Any]]]
+"""Yields (item, function(item, config)) in any order; an exception where the process crashed."""
+
+
+def survey_archive(
+    client: Client,
+    archive: Sequence[Path],
+    writer: StoreWriter,
+    catalogue: Catalogue,
+    config: PrepareConfig,
+    *,
+    manifest: Manifest | None,
+    extend: Path | None,
+    progress: Progress,
+) -> int:
+    """Run the stage: write all tables of `scans` but the embeddings.
+
+    extend
+        A store whose survey is used for series that did not change.
+
+    Returns the number of accepted scans. Where it is 0, nothing is written to the store.
+    """
+    if "survey" in writer.stages:
+        return int(writer.stages["survey"]["accepted"])
+    num_folders = sum(1 for _ in find_folders(archive))  # a list of all files may not fit in memory
+    with progress.stage("catalogue", num_folders, "folders") as advance:
+        _catalogue_series(
+            lambda function, items: run_bounded(client, function, items, config),
+            *(archive, catalogue, config, manifest, advance),
+        )
+    while True:
+        if extend is not None:
+            _reuse_survey(extend, catalogue, progress)
+        _survey_pending(client, catalogue, config, progress)
+        if not (config.one_per_study and catalogue.choose_next_best()):
+            break
+    catalogue.reject_duplicates()
+    accepted = catalogue.number_scans()
+    if accepted:
+        _write_scans(client, writer, catalogue, config, accepted, progress)
+        facts = {
+            "accepted": accepted,
+            "rejected": catalogue.reasons(),
+            "version": SURVEY_VERSION,
+        }
+        writer.finish_stage("survey", facts)
+    return accepted
 
 
 def list_series(
-    archive: Sequence[Path], config: PrepareConfig, manifest: Path | None
+    archive: str | Path | Sequence[str | Path], config: PrepareConfig, manifest: Path | None
 ) -> Iterator[tuple[str, int, str | None, str]]:
-    """What `prepare` would do with each series, from headers alone; nothing is left behind.
+    """What `prepare` would do with each series, by headers alone; writes nothing.
 
     Yields (first file, number of files, reason to reject it or None, detail).
     """
-    archive = resolve_archive(archive)
-    listed = Manifest(manifest, archive) if manifest else None
+    roots = resolve_archive(archive)
     with (
         tempfile.TemporaryDirectory() as scratch,
         contextlib.closing(Catalogue(Path(scratch) / "catalogue")) as catalogue,
     ):
-        for folder in find_folders(archive):
-            found = read_folder(folder, config)
-            catalogue.add(listed.apply(found) if listed else found)
-        for parts in catalogue.spread():
-            catalogue.add(taken(parts, join_parts(parts, config)), again=True)
-        if listed:
-            catalogue.add(listed.unused())
-        if config.one_per_study:
-            catalogue.choose()
+        _catalogue_series(
+            lambda function, items: ((item, function(item, config)) for item in items),
+            *(roots, catalogue, config, Manifest(manifest, roots) if manifest else None),
+            lambda _: None,
+        )
         yield from catalogue.listing()
 
 
-class Survey:
-    """From the archive to the tables of `scans`, all but the embeddings."""
+def _catalogue_series(
+    apply: Apply,
+    archive: Sequence[Path],
+    catalogue: Catalogue,
+    config: PrepareConfig,
+    manifest: Manifest | None,
+    advance: Advance,
+) -> None:
+    """Enter every series of an archive into the catalogue, with what its headers say.
 
-    def __init__(
-        self,
-        archive: Sequence[Path],
-        writer: StoreWriter,
-        catalogue: Catalogue,
-        config: PrepareConfig,
-        *,
-        manifest: Manifest | None,
-        extend: Path | None,
-        stage: Stage,
-    ) -> None:
-        self.archive = archive
-        self.writer = writer
-        self.catalogue = catalogue
-        self.config = config
-        self.manifest = manifest
-        self.extend = extend
-        self.stage = stage
+    `advance` counts folders.
+    """
+    for folder, found in apply(read_folder, find_folders(archive)):
+        crashed = isinstance(found, BaseException)
+        series = [crashed_folder(folder)] if crashed else found
+        catalogue.add(manifest.apply(series) if manifest else series)
+        advance(1)
+    for parts, joined in apply(join_parts, catalogue.series_in_parts()):
+        if not isinstance(joined, BaseException):  # else the parts stay as they are
+            catalogue.add(select_parts(parts, joined), again=True)
+    if manifest:
+        catalogue.add(manifest.unused())
+    if config.one_per_study:
+        catalogue.choose_one_per_study()
+    catalogue.commit()
 
-    def run(self, client: Client) -> int:
-        """Do what is not done yet; returns how many scans are accepted."""
-        if "survey" in self.writer.stages:
-            return int(self.writer.stages["survey"]["accepted"])
-        self._list_series(client)
-        while True:
-            if self.config.one_per_study:
-                self.catalogue.choose()
-            if self.extend is not None:
-                self._reuse(self.extend)
-            self._read_pending(client)
-            if not self.catalogue.choose_again():
-                break
-        self.catalogue.reject_duplicates()
-        accepted = self.catalogue.number_scans()
-        if accepted:
-            self._lay_out_scans(client, accepted)
-            self.writer.finish_stage(
-                "survey",
-                {
-                    "accepted": accepted,
-                    "rejected": self.catalogue.reasons(),
-                    "version": SURVEY_VERSION,
-                },
+
+def _reuse_survey(store: Path, catalogue: Catalogue, progress: Progress) -> None:
+    thumbnails = PatchStore(store).thumbnails
+    with progress.stage("reuse", None, "scans") as advance:
+        for surveyed, row in catalogue.known_from(store):
+            file = thumbnail_path(catalogue.survey_folder, surveyed.key)
+            save_thumbnail(file, thumbnails.read([row])[0])
+            catalogue.record(surveyed)
+            advance(1)
+        catalogue.commit()
+
+
+def _survey_pending(
+    client: Client, catalogue: Catalogue, config: PrepareConfig, progress: Progress
+) -> None:
+    folder = str(catalogue.survey_folder)
+    with progress.stage("survey", catalogue.count_pending(), "scans") as advance:
+        surveys = run_bounded(client, survey_series, catalogue.pending(), config, folder)
+        for series, found in surveys:
+            crashed = isinstance(found, BaseException)
+            catalogue.record(Surveyed(key=series.key, reason=CRASHED) if crashed else found)
+            advance(1)
+        catalogue.commit()
+
+
+def _write_scans(
+    client: Client,
+    writer: StoreWriter,
+    catalogue: Catalogue,
+    config: PrepareConfig,
+    num_scans: int,
+    progress: Progress,
+) -> None:
+    tables = catalogue.scan_tables()
+    tables["patient"], tables["split"] = split_patients(**catalogue.claims(), config=config)
+    for name, values in tables.items():
+        writer.write_table(f"scans/{name}", values)
+    grid = writer.create_sharded(
+        "scans/thumbnail",
+        shape=(num_scans, *THUMBNAIL_SHAPE),
+        dtype="uint8",
+        rows_per_shard=config.rows_per_shard,
+    )
+    keys = catalogue.scan_keys()
+    shards = [
+        (shard, tuple(keys[row] for row in grid.rows_of(shard))) for shard in range(grid.num_shards)
+    ]
+    paths = str(writer.path), str(catalogue.survey_folder)
+    with progress.stage("collect", grid.num_shards, "shards") as advance:
+        for _, done in run_bounded(client, collect_thumbnails, shards, *paths):
+            raise_if_failed(done)
+            advance(1)
+
+
+# Functions that workers run ----------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    """End this process after `seconds`: nothing else stops a reading library that hangs.
+
+    For workers of one thread. The job then sees that a worker died.
+    """
+    with open(os.devnull, "w") as nowhere:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def survey_series(series: Series, config: PrepareConfig, survey_folder: str) -> Surveyed:
+    """Read one series, and write its thumbnail into the survey folder."""
+    try:
+        with time_limit(config.max_read_seconds):
+            volume = read_volume(series, config)
+        box = frame_box(volume, config.frame)
+        thumbnail = make_thumbnail(volume, box, THUMBNAIL_SHAPE, config)
+    except Rejected as rejected:
+        return Surveyed(key=series.key, reason=rejected.reason, detail=rejected.detail)
+    except (MemoryError, OSError) as error:
+        return Surveyed(key=series.key, reason="unreadable", detail=type(error).__name__)
+    except Exception:  # a bug: it costs this series, not the job
+        return Surveyed(key=series.key, reason=INTERNAL, detail=traceback.format_exc())
+    save_thumbnail(thumbnail_path(Path(survey_folder), series.key), thumbnail)
+    return Surveyed(
+        key=series.key,
+        scan_id=volume.scan_id(),
+        spacing_mm=volume.spacing_mm,
+        size=volume.hu.shape,
+        frame_mm=tuple(tuple(corner) for corner in box.tolist()),
+    )
+
+
+def save_thumbnail(file: Path, thumbnail: NDArray[np.uint8]) -> None:
+    """Write a thumbnail for `collect_thumbnails`, encoded as a chunk of the store."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(file) as partial:
+        partial.write_bytes(encode_chunk(thumbnail))
+
+
+def collect_thumbnails(item: tuple[int, tuple[str, ...]], store: str, survey_folder: str) -> None:
+    """Write one shard of `scans/thumbnail` from the survey's files.
+
+    item
+        Number of the shard, and the series keys of its scans.
+    """
+    shard, keys = item
+    thumbnails = np.empty((len(keys), *THUMBNAIL_SHAPE), np.uint8)
+    for thumbnail, key in zip(thumbnails, keys, strict=True):
+        if not decode_chunk(thumbnail_path(Path(survey_folder), key).read_bytes(), thumbnail):
+            raise SemgenError(
+                f"{Path(store).name}: a thumbnail of the survey is damaged; delete the store and"
+                " its catalogue and prepare again"
             )
-        return accepted
-
-    def _list_series(self, client: Client) -> None:
-        # walked twice: the names of all files of a large archive would not fit into memory
-        num_folders = sum(1 for _ in find_folders(self.archive))
-        with self.stage("catalogue", num_folders, "folders") as advance:
-            folders = find_folders(self.archive)
-            for folder, found in run_bounded(client, read_folder, folders, self.config):
-                crashed = isinstance(found, BaseException)
-                series = [crashed_folder(folder)] if crashed else found
-                self.catalogue.add(self.manifest.apply(series) if self.manifest else series)
-                advance(1)
-            spread = self.catalogue.spread()
-            for parts, joined in run_bounded(client, join_parts, spread, self.config):
-                if not isinstance(joined, BaseException):  # else the parts stay as they are
-                    self.catalogue.add(taken(parts, joined), again=True)
-            if self.manifest:
-                self.catalogue.add(self.manifest.unused())
-            self.catalogue.commit()
-
-    def _reuse(self, store: Path) -> None:
-        thumbnails = PatchStore(store).thumbnails
-        with self.stage("reuse", None, "scans") as advance:
-            for surveyed, row in self.catalogue.known_from(store):
-                file = thumbnail_path(self.catalogue.survey_folder, surveyed.key)
-                save_thumbnail(file, thumbnails.read([row])[0])
-                self.catalogue.record(surveyed)
-                advance(1)
-            self.catalogue.commit()
-
-    def _read_pending(self, client: Client) -> None:
-        pending = self.catalogue.count("reason IS NULL AND scan_id IS NULL")
-        with self.stage("survey", pending, "scans") as advance:
-            for series, found in run_bounded(
-                client,
-                survey_series,
-                self.catalogue.pending(),
-                self.config,
-                str(self.catalogue.survey_folder),
-            ):
-                crashed = isinstance(found, BaseException)
-                self.catalogue.record(
-                    Surveyed(key=series.key, reason=CRASHED) if crashed else found
-                )
-                advance(1)
-            self.catalogue.commit()
-
-    def _lay_out_scans(self, client: Client, num_scans: int) -> None:
-        tables = self.catalogue.scan_tables()
-        tables["patient"], tables["split"] = split_persons(
-            **self.catalogue.claims(), config=self.config
-        )
-        for name, values in tables.items():
-            self.writer.write_table(f"scans/{name}", values)
-        name = "scans/thumbnail"
-        grid = self.writer.create_sharded(
-            name,
-            shape=(num_scans, *THUMBNAIL_SHAPE),
-            dtype="uint8",
-            rows_per_shard=self.config.rows_per_shard,
-        )
-        keys = self.catalogue.scan_keys()
-        shards = [
-            (shard, tuple(keys[row] for row in grid.rows_of(shard)))
-            for shard in range(grid.num_shards)
-        ]
-        folder = str(self.catalogue.survey_folder)
-        with self.stage("collect", grid.num_shards, "shards") as advance:
-            for _, done in run_bounded(
-                client, collect_thumbnails, shards, str(self.writer.path), folder
-            ):
-                raise_if_failed(done)
-                advance(1)
+    write_shard(Path(store), "scans/thumbnail", shard, thumbnails)

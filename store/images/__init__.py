@@ -1,15 +1,15 @@
-"""Read images from files: DICOM series, NIfTI, MetaImage, NRRD. The one reader of both sides.
+"""Read images from files: DICOM series, NIfTI, MetaImage, NRRD; for preparing and fine-tuning.
 
-Preparing and fine-tuning must agree on what a file shows and refuse the same broken ones, so the
-checks stand here: pydicom and SimpleITK, which the rest of `store` does not import.
+Both must read a file alike and reject the same broken ones. The only part of `store` that imports
+pydicom and SimpleITK.
 """
 
 
 class Rejected(Exception):
     """An image that cannot be used.
 
-    `reason` is a fixed word of the rule, safe to show anywhere; `detail` says what was found, and
-    may name header text: it stays private.
+    `reason` names the rule, one of a fixed list, safe to show anywhere; `detail` says what was
+    found and may quote header text, so it stays in the private catalogue.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Voxels and geometry of image files, by SimpleITK; what it would invent is rejected."""
+"""Read voxels and geometry of image files with SimpleITK; reject what it would make up."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import gzip
 import math
 import os
 import re
-import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,17 +14,17 @@ from pathlib import Path
 import SimpleITK as sitk  # noqa: N813 (as its own documentation does)
 
 from store.images import Rejected
+from store.images.quiet import quiet_itk
 from store.images.slices import Slice, check_spacing, looks_like_dicom, order_slices, read_header
 
-sitk.ProcessObject.SetGlobalWarningDisplay(False)  # its warnings name files
 _TOLERANCE = 0.1
-"""Of a slice's position in a folder, as a share of the gap."""
+"""Maximum deviation of a slice from an even grid, as a share of the slice spacing."""
 
 
 def open_file(path: Path) -> sitk.ImageFileReader:
     """A reader that has read the file's header: size, type, number of components.
 
-    Its geometry may still differ from the image's: the library mends negative spacing only as it
+    Its geometry may differ from the image's: SimpleITK corrects negative spacing only when it
     reads the voxels. Raises Rejected.
     """
     with path.open("rb") as file:
@@ -33,7 +32,7 @@ def open_file(path: Path) -> sitk.ImageFileReader:
             raise Rejected("Git LFS pointer", "the file's content was not fetched")
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    with silence(), _explained():
+    with quiet_itk(), _explained():
         reader.ReadImageInformation()
     return reader
 
@@ -44,16 +43,16 @@ def load_file(reader: sitk.ImageFileReader) -> sitk.Image:
         bits = math.prod([int(reader.GetMetaData("bitpix")), *reader.GetSize()])
         offset = int(float(reader.GetMetaData("vox_offset")))
         _check_length(Path(reader.GetFileName()), offset + bits // 8)
-    with silence(), _explained():
+    with quiet_itk(), _explained():
         image: sitk.Image = reader.Execute()
     check_spacing(image.GetSpacing()[:3])
     return image
 
 
 def load_corner(reader: sitk.ImageFileReader) -> sitk.Image:
-    """The first voxel of a file's image, with the geometry of all; the rest is not looked at."""
+    """The first voxel of a file's image, with the geometry of all; the rest is not read."""
     reader.SetExtractSize([1] * reader.GetDimension())
-    with silence(), _explained():
+    with quiet_itk(), _explained():
         image: sitk.Image = reader.Execute()
     check_spacing(image.GetSpacing()[:3])
     return image
@@ -63,10 +62,10 @@ def load_slices(files: Sequence[str], gap_mm: float) -> sitk.Image:
     """The image of a DICOM series' files, in the order that `order_slices` found."""
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(files)
-    with silence(), _explained():
+    with quiet_itk(), _explained():
         image: sitk.Image = reader.Execute()
     x, y, _ = image.GetSpacing()
-    image.SetSpacing((x, y, gap_mm))  # SimpleITK takes the first gap
+    image.SetSpacing((x, y, gap_mm))  # SimpleITK uses the first gap
     return image
 
 
@@ -93,14 +92,14 @@ def _explained() -> Iterator[None]:
 
 
 def _first_line(error: RuntimeError) -> str:
-    """The gist of an ITK error, without file names."""
+    """The last line of an ITK error, without file names."""
     text = re.sub(r' for "[^"]*"', "", str(error))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1].split(":")[-1].strip()[:80] if lines else "no reason given"
 
 
 def _check_length(path: Path, num_bytes: int) -> None:
-    """Reject a NIfTI file that ends too soon: ITK would fill what is missing with zeros."""
+    """Reject a NIfTI file that is too short: ITK would fill missing voxels with zeros."""
     with path.open("rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
         length = file.seek(0, os.SEEK_END)
@@ -109,7 +108,7 @@ def _check_length(path: Path, num_bytes: int) -> None:
             length = int.from_bytes(file.read(4), "little")
     if compressed and length == num_bytes % 2**32:  # a gzip member ends with its length
         return
-    if compressed:  # cut off, or of several members: only reading tells
+    if compressed:  # cut off, or of several members: only reading it shows which
         try:
             with gzip.open(path) as content:
                 length = sum(len(block) for block in iter(lambda: content.read(2**20), b""))
@@ -117,34 +116,3 @@ def _check_length(path: Path, num_bytes: int) -> None:
             raise Rejected("unreadable", "its gzip data is cut off or broken") from None
     if length < num_bytes:
         raise Rejected("unreadable", f"{length} bytes where the header asks for {num_bytes}")
-
-
-class _Silence:
-    """How many threads keep the error stream closed, and the stream as it was."""
-
-    lock = threading.Lock()
-    depth = 0
-    kept = -1
-
-
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Keep what the reading library writes past Python, file names among it, off the terminal.
-
-    The error stream is the process's: the first thread that comes closes it, the last that goes
-    opens it again.
-    """
-    with _Silence.lock:
-        if _Silence.depth == 0:
-            _Silence.kept = os.dup(2)
-            with open(os.devnull, "w") as nowhere:
-                os.dup2(nowhere.fileno(), 2)
-        _Silence.depth += 1
-    try:
-        yield
-    finally:
-        with _Silence.lock:
-            _Silence.depth -= 1
-            if _Silence.depth == 0:
-                os.dup2(_Silence.kept, 2)
-                os.close(_Silence.kept)

@@ -1,35 +1,28 @@
-"""Slices of DICOM series: their headers, and whether they stand on one even grid.
+"""Slices of DICOM series: read their headers, and check that they make one even grid.
 
-Reading libraries believe any header: they return a wrong spacing for missing slices, 1 mm where a
-pixel has no size, and whatever memory held where pixel data ends too soon. So the headers are read
-here and checked against each other before a voxel is.
+Reading libraries accept any header: they return a wrong spacing for missing slices, 1 mm where the
+pixel size is missing, and uninitialised memory where pixel data is too short. So the headers are
+read here, and checked against each other, before any voxel is read.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import struct
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
 import numpy as np
 import pydicom
-import pydicom.config
 from numpy.typing import NDArray
 
 from store.images import Rejected
-
-# pydicom's warnings quote header text, which must not reach a terminal or a log
-pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
-warnings.filterwarnings("ignore", module=r"pydicom\..*")
+from store.images.quiet import quiet_pydicom
 
 SUFFIXES: Final = (".dcm", ".dicom", ".ima")
 SPACING_MM: Final = (0.01, 50.0)
-"""Least and largest distance of voxels, along any axis, that a scan of a person can have."""
+"""Smallest and largest possible voxel spacing of a CT scan, along any axis."""
 _TAGS: Final = [
     "BitsAllocated",
     "Columns",
@@ -61,7 +54,7 @@ _FAR_MM: Final = 1e5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slice:
-    """What one DICOM header says."""
+    """Content of one DICOM header."""
 
     path: str
     instance: str
@@ -83,11 +76,11 @@ class Slice:
     pixel_mm: tuple[float, ...]
     """PixelSpacing: between rows, between columns."""
     missing_bytes: int
-    """How much of the pixel data is not there; 0 also where it is compressed."""
+    """Number of bytes missing from the pixel data; 0 also where it is compressed."""
 
 
 def looks_like_dicom(path: str) -> bool:
-    """By its name or its first bytes. Raises OSError when the file cannot be read."""
+    """Whether a file is DICOM by its name or first bytes; OSError when it cannot be read."""
     if path.lower().endswith(SUFFIXES):
         return True
     with open(path, "rb") as file:
@@ -97,7 +90,7 @@ def looks_like_dicom(path: str) -> bool:
 def read_header(path: str) -> Slice:
     """Read one file's header; Rejected ("unreadable", "not an image") where it has none."""
     try:
-        with open(path, "rb") as file:
+        with quiet_pydicom(), open(path, "rb") as file:
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=True)
             if "SOPClassUID" not in header and "Modality" not in header:
                 raise Rejected("unreadable", "no DICOM header")
@@ -123,7 +116,7 @@ def read_header(path: str) -> Slice:
             )
     except Rejected:
         raise
-    except Exception as error:  # pydicom raises whatever a malformed element makes it stumble over
+    except Exception as error:  # pydicom may raise anything for a malformed element
         raise Rejected("unreadable", type(error).__name__) from error
 
 
@@ -135,7 +128,7 @@ def _numbers(header: pydicom.Dataset, name: str) -> tuple[float, ...]:
 
 
 def _count_missing(file: BinaryIO, header: Any) -> int:
-    """Bytes that uncompressed pixel data lacks; the file stands where it begins."""
+    """Bytes missing from uncompressed pixel data, which begins at the file's position."""
     syntax = getattr(header, "file_meta", {}).get("TransferSyntaxUID") or ""
     if syntax not in _UNCOMPRESSED:
         return 0
@@ -151,10 +144,10 @@ def _count_missing(file: BinaryIO, header: Any) -> int:
 
 
 def order_slices(slices: Sequence[Slice], tolerance: float) -> tuple[list[int], float]:
-    """Order a series' slices along their normal, and verify that they make one even grid.
+    """Order a series' slices along their normal, and check that they make one even grid.
 
     tolerance
-        Largest distance of a slice from its place on the even grid, as a share of the gap.
+        Maximum deviation of a slice from the even grid, as a share of the gap.
 
     Returns the order and the mean gap in mm. Raises Rejected by the first rule that fails.
     """
@@ -167,7 +160,7 @@ def order_slices(slices: Sequence[Slice], tolerance: float) -> tuple[list[int], 
     position = np.array([one.position_mm for one in slices])
     axes = np.array([one.axes for one in slices])
     if not (np.abs(position).max() < _FAR_MM and np.abs(axes).max() < 2):  # or not finite
-        raise Rejected("no slice positions", "no numbers, or far too large")
+        raise Rejected("no slice positions", "not numbers, or far too large")
     row, column = axes[0, :3], axes[0, 3:]
     if np.abs([row @ row - 1, column @ column - 1, row @ column]).max() > _AXES_TOLERANCE:
         raise Rejected("no slice positions", "its axes are not perpendicular unit vectors")
@@ -194,24 +187,24 @@ def _check_pixels(pixel_mm: Sequence[tuple[float, ...]]) -> None:
 
 
 def check_spacing(spacing_mm: Sequence[float]) -> None:
-    """Raise Rejected unless voxels are as far apart as a scan's can be."""
-    least, most = SPACING_MM
-    if not all(least <= s <= most for s in spacing_mm):  # also what is not finite
+    """Raise Rejected for a voxel spacing that a CT scan cannot have."""
+    low, high = SPACING_MM
+    if not all(low <= s <= high for s in spacing_mm):  # also where not finite
         words = " x ".join(f"{s:.4g}" for s in spacing_mm)
-        raise Rejected("impossible spacing", f"{words} mm; {least} to {most} mm is possible")
+        raise Rejected("impossible spacing", f"{words} mm; {low} to {high} mm is possible")
 
 
 def check_positions(
     position_mm: NDArray[np.float64], axes: NDArray[np.float64], tolerance: float
 ) -> tuple[list[int], float]:
-    """Order slices along their normal and verify that they stand on an even, straight grid.
+    """Order slices along their normal, and check that they make an even, straight grid.
 
     position_mm
         (n, 3) ImagePositionPatient, DICOM's x, y, z.
     axes
         (6,) ImageOrientationPatient: row and column direction.
     tolerance
-        Largest distance of a slice from its place on the even grid, as a share of the gap.
+        Maximum deviation of a slice from the even grid, as a share of the gap.
 
     Returns the order and the mean gap in mm. Raises Rejected.
     """

@@ -1,10 +1,10 @@
-"""Gather what the page shows, class by class, and write it."""
+"""Collect what the page shows, class by class, and write it."""
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from store.atomic import replace_file
 from store.classes import read_annotation
 from store.format import SPLITS
 from store.inspect import scan_name
-from store.quality import Quality
+from store.progress import SILENT, Advance, Progress
+from store.quality import Quality, load_quality
 from store.reader import PatchStore
 from store.report.pictures import (
     LEVELS,
@@ -29,42 +31,33 @@ from store.report.pictures import (
 )
 
 TILE = 64
-NEAREST, FARTHEST, STRANGERS = 8, 4, 4
-"""Members of a class that are shown: the nearest and the farthest; and scans that are none."""
+NEAREST, FARTHEST, NON_MEMBERS = 8, 4, 4
+"""How many scans of a class are shown: the nearest and the farthest members, and non-members."""
 MEMBER_SLICES, REFERENCE_SLICES = 12, 32
 CARD_TILES = 4
-"""Of a class in the overview: mean, reference, front and side view of the reference's scan."""
+"""Pictures of a class in the overview: mean, reference, front and side view of its scan."""
 CLASSES_PER_SHEET = 50
 MAPPED_SCANS = 1000
-"""Scans of which the map shows a picture."""
+"""How many scans of the map have a picture."""
 SCAN_COLUMNS, CROP_COLUMNS = 16, 8
 _CROPS_AT_ONCE = 64
 
 
-def write_report(
-    store: PatchStore,
-    quality: list[Quality],
-    out: Path,
-    *,
-    progress: Callable[[int], None] = lambda count: None,
-) -> int:
-    """Write the page, under a temporary name first; returns its size in bytes.
-
-    One class is in memory at a time. `progress` is called with classes done.
-    """
-    partial = out.with_name(out.name + ".partial")
-    try:
-        with partial.open("w", encoding="utf-8") as page:
-            head, tail = render_page("default-src 'none'; img-src data:")
-            page.write(head)
-            for name, content in _sheets(store, progress):
-                picture = base64.b64encode(content).decode()
-                page.write(f'<script type="text/plain" id="{name}">{picture}</script>\n')
-            page.write(render_data(store, quality))
-            page.write(tail)
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+def write_report(store: PatchStore, out: Path, *, progress: Progress = SILENT) -> int:
+    """Write the page; returns its size in bytes. One class is in memory at a time."""
+    quality = load_quality(store, progress=progress)
+    with (
+        progress.stage("report", store.num_classes, "classes") as advance,
+        replace_file(out) as partial,
+        partial.open("w", encoding="utf-8") as page,
+    ):
+        head, tail = render_page("default-src 'none'; img-src data:")
+        page.write(head)
+        for name, content in _sheets(store, advance):
+            picture = base64.b64encode(content).decode()
+            page.write(f'<script type="text/plain" id="{name}">{picture}</script>\n')
+        page.write(render_data(store, quality))
+        page.write(tail)
     return out.stat().st_size
 
 
@@ -82,21 +75,22 @@ def render_data(
     store: PatchStore, quality: list[Quality], *, classes_per_sheet: int = CLASSES_PER_SHEET,
     live: bool = False,
 ) -> str:  # fmt: skip
-    """Everything on the page but pictures, as an element of it."""
-    said = read_annotation(store.path)
+    """The facts on the page, as one element; pictures are separate."""
+    annotation = read_annotation(store.path)
     content = {
         **_overview(store),
         "classesPerSheet": classes_per_sheet,
         "live": live,
         "classes": [
-            {**class_facts(store, one), **asdict(said[label])} for label, one in enumerate(quality)
+            {**class_facts(store, one), **asdict(annotation[label])}
+            for label, one in enumerate(quality)
         ],
     }
     text = json.dumps(content).replace("<", "\\u003c")
     return f'<script type="application/json" id="data">{text}</script>\n'
 
 
-def _sheets(store: PatchStore, progress: Callable[[int], None]) -> Iterator[tuple[str, bytes]]:
+def _sheets(store: PatchStore, advance: Advance) -> Iterator[tuple[str, bytes]]:
     """Pictures of the page by name."""
     cards: list[Grey] = []
     for label in range(store.num_classes):
@@ -106,7 +100,7 @@ def _sheets(store: PatchStore, progress: Callable[[int], None]) -> Iterator[tupl
         if label + 1 == store.num_classes or (label + 1) % CLASSES_PER_SHEET == 0:
             yield f"cards-{label // CLASSES_PER_SHEET}", encode_tiles(cards, CARD_TILES)
             cards = []
-        progress(1)
+        advance(1)
     yield "scans", scan_sheet(store)
 
 
@@ -133,7 +127,7 @@ def _overview(store: PatchStore) -> dict[str, Any]:
         "scans": [
             {
                 "id": scan_name(store, row),
-                "person": int(scans.patient[row]),
+                "patient": int(scans.patient[row]),
                 "split": SPLITS[int(scans.split[row])],
                 "spacing": scans.spacing_mm[row].round(3).tolist(),
                 "size": scans.size[row].tolist(),
@@ -162,7 +156,7 @@ def scan_sheet(store: PatchStore) -> bytes:
 
 
 def class_facts(store: PatchStore, quality: Quality) -> dict[str, Any]:
-    """What the page says of a class."""
+    """What the page shows about a class, without pictures."""
     label = quality.label
     reference = int(store.classes.reference[label])
     members = list(_members(store, label))
@@ -177,12 +171,12 @@ def class_facts(store: PatchStore, quality: Quality) -> dict[str, Any]:
         "frame": (frame_mm[1] - frame_mm[0]).round(1).tolist(),
         "all": [{**member, "rows": member["rows"][0]} for member in members],
         "shown": [members.index(member) for member in _shown(members)],
-        "strangers": _strangers(store, label),
+        "nonMembers": _non_members(store, label),
     }
 
 
 def class_sheet(store: PatchStore, label: int, mean: NDArray[np.float64]) -> bytes:
-    """Pictures of a class's own view: reference, mean, shown members, the place in strangers."""
+    """Pictures of a class's own view: reference, mean, members, the same place in non-members."""
     shown = _shown(list(_members(store, label)))
     crops = dict(_read_scales(store, shown))
     tiles = [fit(t, TILE) for t in planes(crops[0, 0], REFERENCE_SLICES)]
@@ -193,7 +187,7 @@ def class_sheet(store: PatchStore, label: int, mean: NDArray[np.float64]) -> byt
             crop = crops.get((number, scale))
             middle = np.zeros((TILE, TILE)) - 1000 if crop is None else crop[len(crop) // 2]
             tiles.append(fit(to_grey(middle), TILE))
-    tiles += [_place_in(store, label, scan) for scan in _strangers(store, label)]
+    tiles += [_place_in(store, label, scan) for scan in _non_members(store, label)]
     return encode_tiles(tiles, MEMBER_SLICES + 4)
 
 
@@ -212,7 +206,7 @@ def card_tiles(store: PatchStore, label: int, mean: NDArray[np.float64]) -> list
 
 
 def crop_sheet(store: PatchStore, split: str, row: int) -> bytes:
-    """All axial slices of one crop as they are, without loss."""
+    """All axial slices of one crop, compressed without loss."""
     return encode_tiles(
         list(to_grey(store.split(split).read([row])[0])), CROP_COLUMNS, lossless=True
     )
@@ -223,20 +217,14 @@ def _shown(members: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _members(store: PatchStore, label: int) -> Iterator[dict[str, Any]]:
-    """Train members from the reference outwards, then those of validation."""
-    tables = {
-        "train": (store.classes.neighbour, store.classes.distance),
-        "validation": (store.classes.validation_neighbour, store.classes.validation_distance),
-    }
-    for split, (neighbour, distance) in tables.items():
-        rows = store.split(split)
-        mine = np.flatnonzero(rows.label == label)
-        for scan, far in zip(neighbour[label].tolist(), distance[label].tolist(), strict=True):
-            if scan < 0:
-                continue
-            its = mine[rows.scan[mine] == scan]
-            by_scale = {int(rows.scale[row]): int(row) for row in its}
-            yield {"scan": scan, "split": split, "distance": round(far, 4), "rows": by_scale}
+    """Training members, nearest first, then validation members; `rows` are theirs by scale."""
+    for split in SPLITS:
+        members, table = store.members(label, split), store.split(split)
+        rows = store.rows(split, label)
+        for scan, distance in zip(members.scans.tolist(), members.distances.tolist(), strict=True):
+            of_scan = rows[table.scan[rows] == scan]
+            by_scale = {int(table.scale[row]): int(row) for row in of_scan}
+            yield {"scan": scan, "split": split, "distance": round(distance, 4), "rows": by_scale}
 
 
 def _read_scales(
@@ -250,12 +238,11 @@ def _read_scales(
 
 def mean_crop(store: PatchStore, label: int) -> NDArray[np.float64]:
     """The mean of a class's base crops, in HU."""
-    total, count = np.zeros(store.train.patch.shape[1:]), 0
+    total, count = np.zeros(store.crop_shape), 0
     for name in SPLITS:
-        split = store.split(name)
-        rows = np.flatnonzero((split.label == label) & (split.scale == 0))
+        rows = store.rows(name, label, scale=0)
         for part in np.array_split(rows, -(-len(rows) // _CROPS_AT_ONCE) or 1):
-            total += split.read(part).sum(axis=0, dtype=np.float64)
+            total += store.split(name).read(part).sum(axis=0, dtype=np.float64)
             count += len(part)
     return total / count
 
@@ -263,7 +250,7 @@ def mean_crop(store: PatchStore, label: int) -> NDArray[np.float64]:
 def _box(
     store: PatchStore, label: int, scan: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Low and high corner of the reference's base crop in its frame's units, and its mm."""
+    """Corners of the reference's base crop as fractions of its frame, and its size in mm."""
     rows = store.train
     (row,) = np.flatnonzero((rows.label == label) & (rows.scale == 0) & (rows.scan == scan))[:1]
     first, last = store.scans.frame_mm[scan]
@@ -271,17 +258,17 @@ def _box(
     return low, low + rows.extent_mm[row] / (last - first), rows.extent_mm[row]
 
 
-def _strangers(store: PatchStore, label: int) -> list[int]:
-    """Scans of the least like look that are no members."""
+def _non_members(store: PatchStore, label: int) -> list[int]:
+    """Non-members whose embeddings are farthest from the reference's."""
     classes, embedding = store.classes, store.scans.embedding
     known = {*classes.neighbour[label].tolist(), *classes.validation_neighbour[label].tolist()}
     apart = np.linalg.norm(embedding - embedding[classes.reference[label]], axis=1)
     far = np.argsort(-apart, kind="stable").tolist()
-    return [scan for scan in far if scan not in known][:STRANGERS]
+    return [scan for scan in far if scan not in known][:NON_MEMBERS]
 
 
 def _place_in(store: PatchStore, label: int, scan: int) -> Grey:
-    """The class's place in any scan, from its thumbnail: the middle axial slice."""
+    """The middle axial slice at the class's place in any scan, from its thumbnail."""
     low, high, extent_mm = _box(store, label, int(store.classes.reference[label]))
     image, (least, most) = store.thumbnails.read([scan])[0], store.window_hu
     first, last = store.scans.frame_mm[scan]
@@ -293,6 +280,6 @@ def _place_in(store: PatchStore, label: int, scan: int) -> Grey:
 
 
 def _span(low: float, high: float, length: int) -> tuple[int, int]:
-    """Indices of a part of an axis, one at least."""
+    """First and last index of a part of an axis; at least one voxel."""
     first = int(np.clip(np.floor(low * length), 0, length - 1))
     return first, int(np.clip(np.ceil(high * length), first + 1, length))

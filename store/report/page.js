@@ -18,7 +18,7 @@ function el(name, attributes = {}, ...children) {
 
 function show(...parts) { main.replaceChildren(...parts.filter((part) => part !== null)); }
 
-// Pictures: sheets of tiles whose grey levels stand for HU, drawn through the chosen window.
+// Pictures are sheets of tiles. Their grey levels encode HU and are drawn with the chosen window.
 const sheets = new Map();
 function sheet(name) {
   if (!sheets.has(name)) {
@@ -46,7 +46,7 @@ function levels() {
   const [low, high] = picker.value.split(",").map(Number);
   return Uint8ClampedArray.from({ length: 256 }, (_, level) => 255 * (toHu(level) - low) / (high - low));
 }
-// A tile as a canvas; `size` is [width, height] on the page in CSS pixels, `cell` the tile's own.
+// A tile as a canvas. `size`: [width, height] on the page in CSS pixels; `cell`: of the tile.
 function tile(name, number, columns, size, label, { box = null, plain = false, cell = [T, T] } = {}) {
   const canvas = el("canvas", { width: size[0] * 2, height: size[1] * 2, role: "img", "aria-label": label, style: `width:${size[0]}px;height:${size[1]}px` });
   canvas.draw = async (which = number) => {
@@ -84,35 +84,35 @@ const percent = (share) => `${Math.round(100 * share)} %`;
 const number = (value, digits = 2) => value.toFixed(digits);
 const title = (c) => c.name || `Class ${c.label}`;
 const mostly = (c) => Object.entries(c.tissue).sort((a, b) => b[1] - a[1])[0][0];
-const scanLabel = (row) => `${data.scans[row].id.slice(0, 8)} (patient ${data.scans[row].person})`;
+const scanLabel = (row) => `${data.scans[row].id.slice(0, 8)} (patient ${data.scans[row].patient})`;
 function table(head, rows, numbers = []) {
   const cell = (kind, value, i) => el(kind, { class: numbers.includes(i) ? "number" : null }, String(value));
   return el("table", {}, el("thead", {}, el("tr", {}, ...head.map((h, i) => cell("th", h, i)))),
     el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map((value, i) => cell("td", value, i))))));
 }
 
-// Where the class lies in its reference's scan, front and side view.
-function whereabouts(c, height) {
+// The class's place in its reference scan, front and side view.
+function placePictures(c, height) {
   const [depth, tall, wide] = c.frame;
   const name = `cards-${Math.floor(c.label / data.classesPerSheet)}`;
   const first = (c.label % data.classesPerSheet) * data.cardTiles;
   const [low, high] = c.box;
   return [
-    tile(name, first + 2, data.cardTiles, [Math.round(height * wide / depth), height], `${title(c)}: place in the body, seen from the front`, { plain: true, box: [low[2], 1 - high[0], high[2], 1 - low[0]] }),
-    tile(name, first + 3, data.cardTiles, [Math.round(height * tall / depth), height], `${title(c)}: place in the body, seen from the patient's left`, { plain: true, box: [low[1], 1 - high[0], high[1], 1 - low[0]] }),
+    tile(name, first + 2, data.cardTiles, [Math.round(height * wide / depth), height], `${title(c)}: place in the body, from the front`, { plain: true, box: [low[2], 1 - high[0], high[2], 1 - low[0]] }),
+    tile(name, first + 3, data.cardTiles, [Math.round(height * tall / depth), height], `${title(c)}: place in the body, from the patient's left`, { plain: true, box: [low[1], 1 - high[0], high[1], 1 - low[0]] }),
   ];
 }
 
 function overview() {
   const counts = Object.entries(data.rejected);
   const settings = Object.entries(data.config).filter(([, v]) => typeof v !== "object" || Array.isArray(v));
-  const persons = (split) => new Set(data.scans.filter((s) => s.split === split).map((s) => s.person)).size;
+  const patients = (split) => new Set(data.scans.filter((s) => s.split === split).map((s) => s.patient)).size;
   show(
     el("h2", {}, "Store"),
     el("div", { class: "panels" },
       el("section", {}, table(["", "train", "validation"], [
         ["scans", ...["train", "validation"].map((split) => data.scans.filter((s) => s.split === split).length)],
-        ["persons", persons("train"), persons("validation")],
+        ["patients", patients("train"), patients("validation")],
         ["crops", data.crops.train, data.crops.validation],
       ], [1, 2]),
       el("p", {}, `${data.classes.length} classes, ${data.classes.filter((c) => c.excluded).length} excluded. Crops of ${data.shape.join(" x ")} voxels (z, y, x)${data.spacing ? `, ${data.spacing.join(" x ")} mm` : ""}.`),
@@ -121,9 +121,9 @@ function overview() {
       el("section", {}, el("h3", {}, "Slice spacing, mm"), histogram(data.scans.map((s) => s.spacing[0]))),
       el("section", {}, el("h3", {}, "Pixel spacing, mm"), histogram(data.scans.map((s) => s.spacing[2]))),
       el("section", {}, el("h3", {}, "Slices"), histogram(data.scans.map((s) => s.size[0])))),
-    el("h2", {}, "Scans by look"),
-    el("p", { class: "soft" }, "Each dot is a scan; near ones look alike to the autoencoder (two principal components). Blue: training, orange: validation."),
-    el("div", { class: "panels" }, map(), el("figure", { id: "hovered", "aria-live": "polite" }, el("figcaption", {}, "Point at a scan, or reach it with the Tab key, to see it."))),
+    el("h2", {}, "Map of scans"),
+    el("p", { class: "soft" }, "Each dot is a scan; scans with similar embeddings are close together (first two principal components). Blue: training, orange: validation."),
+    el("div", { class: "panels" }, map(), el("figure", { id: "hovered", "aria-live": "polite" }, el("figcaption", {}, "Move the pointer over a scan, or press Tab, to see it."))),
     el("details", {}, el("summary", {}, "Settings"), table(["setting", "value"], settings.map(([k, v]) => [k, JSON.stringify(v)]))),
   );
 }
@@ -131,9 +131,9 @@ function histogram(values, bins = 12) {
   const low = Math.min(...values), high = Math.max(...values), width = (high - low) / bins || 1;
   const counts = new Array(bins).fill(0);
   for (const value of values) counts[Math.min(bins - 1, Math.floor((value - low) / width))]++;
-  const most = Math.max(...counts);
+  const highest = Math.max(...counts);
   return el("svg", { class: "histogram", viewBox: "0 0 200 80", width: 200, height: 80, role: "img", "aria-label": `${values.length} values from ${number(low)} to ${number(high)}` },
-    ...counts.map((count, i) => el("rect", { x: 4 + i * 16, y: 62 - 56 * count / most, width: 14, height: 56 * count / most }, el("title", {}, `${number(low + i * width)} to ${number(low + (i + 1) * width)}: ${count}`))),
+    ...counts.map((count, i) => el("rect", { x: 4 + i * 16, y: 62 - 56 * count / highest, width: 14, height: 56 * count / highest }, el("title", {}, `${number(low + i * width)} to ${number(low + (i + 1) * width)}: ${count}`))),
     el("text", { x: 4, y: 76 }, number(low)), el("text", { x: 196, y: 76, "text-anchor": "end" }, number(high)));
 }
 function map() {
@@ -169,7 +169,7 @@ function card(c) {
     el("div", { class: "row" },
       tile(name, first, data.cardTiles, [72, 72], "Mean crop"),
       tile(name, first + 1, data.cardTiles, [72, 72], "Reference crop"),
-      ...whereabouts(c, Math.min(72, Math.floor(120 * c.frame[0] / (c.frame[1] + c.frame[2]))))),
+      ...placePictures(c, Math.min(72, Math.floor(120 * c.frame[0] / (c.frame[1] + c.frame[2]))))),
     el("div", { class: "bar", title: "Consistency, from chance to perfect" }, el("i", { style: `width:${Math.max(0, 200 * (c.consistency - 0.5))}%` })),
     el("p", { class: "soft small", style: "margin:.35rem 0 0" }, `${c.members} + ${c.validation_members} members, mostly ${mostly(c)}${c.outliers.length ? `, ${c.outliers.length} outlier${c.outliers.length > 1 ? "s" : ""}` : ""}`)));
 }
@@ -190,7 +190,7 @@ function classes() {
   search.value = view.text;
   show(
     el("h2", {}, "Classes"),
-    el("p", { class: "soft" }, "Consistency: the chance that two members are more alike than a member and a crop of another class; 1 is perfect, 0.5 no better than any two crops. On a card: mean of all members, reference, and where it lies in the reference's scan (largest values from the front and from the patient's left)."),
+    el("p", { class: "soft" }, "Consistency: the probability that two members are more similar than a member and a crop of another class; 1 is perfect, 0.5 is chance. A card shows the mean of all members, the reference crop, and its place in the reference scan (maximum intensity projections from the front and from the patient's left)."),
     el("div", { class: "filters" },
       select("sort", "Sort by", { consistency: "consistency", number: "number", name: "name", members: "members", overlap: "overlap" }),
       el("label", {}, "Name ", search),
@@ -228,16 +228,16 @@ function detail(label) {
   const order = chosen().map((other) => other.label), at = order.indexOf(label);
   const near = (step) => order[(at + step + order.length) % order.length] ?? label;
   const facts = [
-    ["consistency", number(c.consistency)], ["likeness of two members", number(c.likeness)],
-    ["likeness to crops of other classes", number(c.null_likeness)],
-    ["members", `${c.members} train, ${c.validation_members} validation, ${c.persons} persons`],
+    ["consistency", number(c.consistency)], ["similarity of two members", number(c.similarity)],
+    ["similarity to crops of other classes", number(c.null_similarity)],
+    ["members", `${c.members} train, ${c.validation_members} validation, ${c.patients} patients`],
     ["distance to the reference", `median ${number(c.median_distance)}, interquartile range ${number(c.distance_spread)}`],
     ["tissue", Object.entries(c.tissue).filter(([, v]) => v >= 0.01).map(([k, v]) => `${k} ${percent(v)}`).join(", ")],
     ["largest overlap", c.overlaps < 0 ? "none" : `${percent(c.overlap)} with ${title(data.classes[c.overlaps])}`],
     ["centre (z, y, x)", c.centre.join(", ")], ["size, mm (z, y, x)", c.extent.join(" x ")],
   ];
   const stage = el("div", { class: "row", id: "reference" }, ...three(0, data.referenceSlices, "Reference"),
-    el("figure", {}, el("div", { class: "row" }, ...whereabouts(c, 150)), el("figcaption", {}, "Where it lies in the reference's scan")));
+    el("figure", {}, el("div", { class: "row" }, ...placePictures(c, 150)), el("figcaption", {}, "Place in the reference scan")));
   stage.addEventListener("wheel", wheel, { passive: false });
   show(
     el("p", { class: "steps" }, el("a", { href: `#/class/${near(-1)}`, id: "previous" }, "Previous"), el("a", { href: `#/class/${near(1)}`, id: "next" }, "Next"), el("span", { class: "soft small" }, "Keys: left and right for classes, up and down or the wheel for slices, 1 to 4 for windows, Escape for all classes")),
@@ -246,33 +246,33 @@ function detail(label) {
     el("div", { class: "panels" }, table(["", ""], facts)),
     el("h3", {}, `Reference ${scanLabel(c.reference)}`), el("label", { class: "steps" }, "Slice ", slider), stage,
     el("h3", {}, "Mean of all members"), el("div", { class: "row" }, ...three(of, data.memberSlices, "Mean", half)),
-    el("h3", {}, `Members: the nearest, then the farthest; ${c.shown.length} of ${c.all.length}`),
+    el("h3", {}, `Members, nearest and farthest: ${c.shown.length} of ${c.all.length}`),
     ...c.shown.map((index, i) => {
       const member = c.all[index], first = start + i * each, outlier = c.outliers.includes(member.scan);
       return el("div", { class: `member row${outlier ? " outlier" : ""}` },
-        el("div", { class: "who small" }, el("div", {}, scanLabel(member.scan)), el("div", {}, `${member.split}, distance ${number(member.distance)}`), outlier ? el("div", {}, "outlier: unlike the others") : null,
+        el("div", { class: "who small" }, el("div", {}, scanLabel(member.scan)), el("div", {}, `${member.split}, distance ${number(member.distance)}`), outlier ? el("div", {}, "outlier: not similar to the others") : null,
           data.live ? el("button", { type: "button", click: () => enlarge(c, member) }, "All slices") : null),
         ...three(first, data.memberSlices, `Member ${index}`, half),
         ...(member.split === "train" ? [tile(name, first + data.memberSlices + 2, columns, half(axial), `Member ${index}, second scale`), tile(name, first + data.memberSlices + 3, columns, half(axial), `Member ${index}, third scale`)] : []));
     }),
-    c.strangers.length ? el("h3", {}, "The same place in scans that are no members (from their thumbnails)") : null,
-    el("div", { class: "row" }, ...c.strangers.map((scan, i) => el("figure", {}, tile(name, afterMembers + i, columns, half(axial), `Scan ${data.scans[scan].id}, no member`), el("figcaption", {}, scanLabel(scan))))),
-    el("details", {}, el("summary", {}, `All ${c.all.length} members`), table(["scan", "patient", "split", "distance", ""], c.all.map((m) => [data.scans[m.scan].id, data.scans[m.scan].person, m.split, number(m.distance, 3), c.outliers.includes(m.scan) ? "outlier" : ""]), [3])));
+    c.nonMembers.length ? el("h3", {}, "The same place in non-members (from their thumbnails)") : null,
+    el("div", { class: "row" }, ...c.nonMembers.map((scan, i) => el("figure", {}, tile(name, afterMembers + i, columns, half(axial), `Scan ${data.scans[scan].id}, non-member`), el("figcaption", {}, scanLabel(scan))))),
+    el("details", {}, el("summary", {}, `All ${c.all.length} members`), table(["scan", "patient", "split", "distance", ""], c.all.map((m) => [data.scans[m.scan].id, data.scans[m.scan].patient, m.split, number(m.distance, 3), c.outliers.includes(m.scan) ? "outlier" : ""]), [3])));
 }
 
-// Editing and crops as they are, where a server stands behind the page (semgen browse).
+// Editing and full crops; only with a server (semgen browse).
 function editor(c) {
-  const told = el("span", { class: "soft", role: "status" });
+  const status = el("span", { class: "soft", role: "status" });
   const save = async (change) => {
-    told.textContent = "Saving";
+    status.textContent = "Saving";
     try {
       const reply = await fetch(`class/${c.label}`, { method: "PUT", headers: { "Content-Type": "application/json" }, body: JSON.stringify(change) });
       if (!reply.ok) throw new Error(`${reply.status} ${reply.statusText}`);
       Object.assign(c, await reply.json());
-      told.textContent = "Saved";
+      status.textContent = "Saved";
       document.querySelector("h2").firstChild.textContent = title(c);
     } catch (error) {
-      told.textContent = `Not saved: ${error.message}. Is semgen browse still running?`;
+      status.textContent = `Not saved: ${error.message}. Is semgen browse still running?`;
     }
   };
   const name = el("input", { id: "name", maxlength: 200, change: () => save({ name: name.value }) });
@@ -281,7 +281,7 @@ function editor(c) {
   name.value = c.name;
   note.value = c.note;
   excluded.checked = c.excluded;
-  return el("div", { class: "filters" }, el("label", {}, "Name ", name), el("label", {}, "Note ", note), el("label", {}, excluded, " Exclude from training"), told);
+  return el("div", { class: "filters" }, el("label", {}, "Name ", name), el("label", {}, "Note ", note), el("label", {}, excluded, " Exclude from training"), status);
 }
 function enlarge(c, member) {
   const [depth, tall, wide] = data.shape, [, high, broad] = c.extent;

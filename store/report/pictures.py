@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 LEVELS = ((-1000, 0), (-200, 80), (300, 208), (1500, 255))
-"""(HU, grey level): between them linear. Soft tissue has most of the levels, 4 HU each."""
+"""(HU, grey level), linear between them. Soft tissue has most levels: 4 HU each."""
 _QUALITY = 82
 
 Grey = NDArray[np.uint8]
 
 
 def to_grey(hu: NDArray[np.floating | np.integer]) -> Grey:
-    """HU -> levels; the page knows the way back."""
+    """HU -> grey levels; the page maps them back."""
     marks_hu, marks = zip(*LEVELS, strict=True)
     levels = np.interp(hu, marks_hu, marks)
     return np.asarray(np.rint(levels), np.uint8)
@@ -26,7 +26,7 @@ def to_grey(hu: NDArray[np.floating | np.integer]) -> Grey:
 def planes(crop: NDArray[np.floating | np.integer], num_axial: int) -> list[Grey]:
     """Axial slices from feet to head, then the middle coronal and sagittal one.
 
-    As radiologists look: the patient's left is on the right, the front is up, or left in the
+    Radiological convention: the patient's left is on the right, the front is up, or left in the
     sagittal plane, the head is up.
     """
     levels = to_grey(crop)

@@ -1,7 +1,7 @@
-"""The page of discovered classes from the store itself, with editing: `semgen browse`.
+"""Serve the page of discovered classes, with editing: `semgen browse`.
 
-Whoever knows the address with its token may look and edit; without it everything is refused. No
-request names a file: classes and rows are numbers, held against the store.
+The URL contains an access token; a request without it is refused. No request names a file: classes
+and rows are numbers that are checked against the store.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ from store.report.build import (
 from store.report.pictures import encode_tiles
 
 LOOPBACK = "127.0.0.1"
-_KEPT_SHEETS = 256
+_CACHED_SHEETS = 256
 _FIELDS = {"name": (str, 200), "note": (str, 2000), "excluded": (bool, 0)}
-"""Of a note: type, and most characters."""
+"""Fields that can be changed: type, and maximum number of characters."""
 
 
-class Desk:
-    """A store, opened for the page."""
+class ReportApp:
+    """An open store, its quality, and the access token of the page."""
 
     def __init__(self, store: PatchStore, quality: list[Quality], *, any_host: bool) -> None:
         self.store, self.quality, self.any_host = store, quality, any_host
         self.token = secrets.token_urlsafe(24)
-        self.draw = lru_cache(_KEPT_SHEETS)(self._draw)
+        self.draw = lru_cache(_CACHED_SHEETS)(self._draw)
 
     def page(self) -> str:
-        """The page with what is said of classes now."""
+        """The page with the present annotation."""
         head, tail = render_page("default-src 'none'; img-src 'self' data:; connect-src 'self'")
         return head + render_data(self.store, self.quality, classes_per_sheet=1, live=True) + tail
 
     def _draw(self, kind: str, split: str, number: int) -> bytes:
-        """A picture; KeyError for one that there is not."""
+        """A picture; KeyError for one that does not exist."""
         count = len(self.store.split(split)) if kind == "crop" else self.store.num_classes
         if kind != "scans" and number >= count:
             raise KeyError(number)
@@ -73,17 +73,17 @@ class Desk:
 
 
 class _Handler(RequestHandler):
-    desk: Desk
+    app: ReportApp
 
-    def initialize(self, desk: Desk) -> None:
-        self.desk = desk
+    def initialize(self, app: ReportApp) -> None:
+        self.app = app
 
     def prepare(self) -> None:
-        """Refuse who does not know the token, and pages of other sites that got hold of a name."""
+        """Refuse requests without the token, or for another host name (DNS rebinding)."""
         host, _ = split_host_and_port(self.request.host)
-        known = self.desk.any_host or host in {LOOPBACK, "localhost"}
+        known = self.app.any_host or host in {LOOPBACK, "localhost"}
         token = self.path_args[0].encode()
-        if not known or not hmac.compare_digest(token, self.desk.token.encode()):
+        if not known or not hmac.compare_digest(token, self.app.token.encode()):
             raise HTTPError(403)
 
     def set_default_headers(self) -> None:
@@ -93,7 +93,7 @@ class _Handler(RequestHandler):
         self.set_header("X-Frame-Options", "DENY")
 
     def log_exception(self, kind: Any, error: Any, trace: Any) -> None:
-        """Tell of faults of ours, without the address that holds the token."""
+        """Log errors of the server without the URL, which contains the token."""
         if not isinstance(error, HTTPError):
             logging.getLogger("tornado.application").error("fault", exc_info=(kind, error, trace))
 
@@ -104,14 +104,14 @@ class _Handler(RequestHandler):
 
 class _Page(_Handler):
     async def get(self, token: str) -> None:
-        self.finish(await asyncio.to_thread(self.desk.page))
+        self.finish(await asyncio.to_thread(self.app.page))
 
 
 class _Sheet(_Handler):
     async def get(self, token: str, kind: str, split: str | None, number: str | None) -> None:
         try:
             content = await asyncio.to_thread(
-                self.desk.draw, kind, split or SPLITS[0], int(number or 0)
+                self.app.draw, kind, split or SPLITS[0], int(number or 0)
             )
         except KeyError as error:
             raise HTTPError(404) from error
@@ -127,16 +127,18 @@ class _Class(_Handler):
         if change is None:
             raise HTTPError(400)
         try:
-            said = await asyncio.to_thread(annotate, self.desk.store.path, {int(label): change})
+            annotation = await asyncio.to_thread(
+                annotate, self.app.store.path, {int(label): change}
+            )
         except StoreError as error:
             raise HTTPError(404) from error
         except OSError as error:
             raise HTTPError(403, reason="The store cannot be written") from error
-        self.finish(asdict(said[int(label)]))
+        self.finish(asdict(annotation[int(label)]))
 
 
 def _read_change(body: bytes) -> dict[str, Any] | None:
-    """Fields of a note and their new values; None for anything else."""
+    """Fields of an annotation and their new values; None if the request holds anything else."""
     try:
         change = json.loads(body)
     except (ValueError, RecursionError):
@@ -152,9 +154,9 @@ def _read_change(body: bytes) -> dict[str, Any] | None:
     return change
 
 
-def make_application(desk: Desk) -> Application:
-    """What answers requests."""
-    shared = {"desk": desk}
+def make_application(app: ReportApp) -> Application:
+    """The Tornado application."""
+    shared = {"app": app}
     return Application(
         [
             (r"/([^/]+)/", _Page, shared),
@@ -175,21 +177,21 @@ async def serve(
     on_start: Callable[[str], object],
     stop: Awaitable[object] | None = None,
 ) -> None:
-    """Answer on `host` and `port` (0: any free one) until `stop`; `on_start` gets the address."""
-    logging.getLogger("tornado.access").setLevel(logging.CRITICAL)  # it would tell the token
-    desk = Desk(store, quality, any_host=host not in {LOOPBACK, "localhost"})
+    """Listen on `host` and `port` (0: any free one) until `stop`; `on_start` gets the URL."""
+    logging.getLogger("tornado.access").setLevel(logging.CRITICAL)  # it would log the token
+    app = ReportApp(store, quality, any_host=host not in {LOOPBACK, "localhost"})
     try:
         sockets = bind_sockets(port, host)
-    except OSError as error:  # also a host that there is not
+    except OSError as error:  # also for an unknown host
         raise StoreError(
             f"cannot listen on {host}, port {port}: {error.strerror or error}; give another --host"
             " or --port, or no --port for any free one"
         ) from error
-    server = HTTPServer(make_application(desk), max_body_size=2**16)
+    server = HTTPServer(make_application(app), max_body_size=2**16)
     server.add_sockets(sockets)
     try:
         name = f"[{host}]" if ":" in host else host
-        on_start(f"http://{name}:{sockets[0].getsockname()[1]}/{desk.token}/")
+        on_start(f"http://{name}:{sockets[0].getsockname()[1]}/{app.token}/")
         await (stop or asyncio.Event().wait())
     finally:
         server.stop()

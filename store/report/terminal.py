@@ -1,4 +1,4 @@
-"""A small picture in a terminal: two pixels a character, in the 24 greys that terminals have."""
+"""A small picture in a terminal: two pixels per character, in the 24 grey levels of terminals."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def draw_class(store: PatchStore, label: int) -> str:
 def _draw(tile: Grey, *, windowed: bool) -> list[str]:
     side = (_COLUMNS, _COLUMNS // 2 * 2)
     pixels = np.asarray(Image.fromarray(tile).resize(side, Image.Resampling.BOX), np.float64)
-    if windowed:  # levels of the page, to HU, to a window of -300 to 400 HU
+    if windowed:  # grey levels of the page -> HU -> window from -300 to 400 HU
         hu, levels = zip(*LEVELS, strict=True)
         pixels = (np.interp(pixels, levels, hu) + 300) / 700 * 255
     assert tile.shape == (TILE, TILE)

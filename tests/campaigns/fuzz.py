@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK
 
-from pipeline.phantom.patients import write_archive
+from pipeline.phantom.files import write_archive
 
 FORMATS = ("nii", "nii.gz", "mha", "nrrd", "mhd", "dcm")
 SETTINGS = """

@@ -8,7 +8,6 @@ A kill (-9) meets the command or one of its workers while it runs; each is of a 
 
 import argparse
 import contextlib
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -20,17 +19,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from pipeline.phantom.patients import write_archive
+from pipeline.phantom.files import write_archive
 from tests.conftest import SETTINGS
-
-
-def contents(store: Path) -> dict[str, str]:
-    """SHA-256 of every file by its place."""
-    return {
-        str(file.relative_to(store)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in store.rglob("*")
-        if file.is_file()
-    }
+from tests.support.stores import contents
 
 
 class Campaign:

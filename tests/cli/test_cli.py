@@ -1,6 +1,5 @@
 """The command line: exit statuses, errors in one line, stable JSON, nothing undocumented."""
 
-import dataclasses
 import json
 import os
 import re
@@ -16,11 +15,13 @@ import pytest
 from click.testing import CliRunner, Result
 from safetensors import safe_open
 
-import cli
 from cli import main
 from pipeline.config import AutoencoderConfig, PrepareConfig
 from store import PatchStore, StoreError
+from store.progress import _show_bar, _show_lines
+from store.settings import describe
 from tests.conftest import ROOT, Semgen
+from tests.support.settings_tables import PAGE, fill
 from trainer import TrainConfig
 from trainer.finetuning import FinetuneConfig
 
@@ -29,7 +30,7 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, list(map(str, arguments)))
 
 
-def assert_told_in_one_line(result: Result, *words: str) -> None:
+def assert_fails_in_one_line(result: Result, *words: str) -> None:
     assert result.exit_code == 1
     assert isinstance(result.exception, SystemExit), result.exception
     (line,) = result.stderr.splitlines()
@@ -47,7 +48,7 @@ def copy(prepared: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in main.commands)])
-def test_help_is_told_and_is_no_error(command: list[str]) -> None:
+def test_help_is_printed_with_status_0(command: list[str]) -> None:
     result = run(*command, "--help")
     assert result.exit_code == 0
     assert result.stdout.startswith("Usage:")
@@ -59,7 +60,7 @@ def test_the_commands_are_listed_in_the_order_of_their_use() -> None:
     assert [name for name in listed if name in wanted] == wanted
 
 
-def test_the_version_is_told_from_any_directory(semgen: Semgen, tmp_path: Path) -> None:
+def test_the_version_is_printed_from_any_directory(semgen: Semgen, tmp_path: Path) -> None:
     done = semgen("--version", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert re.fullmatch(r"semgen, version \d+\.\d+\.\d+\S*\n", done.stdout)
@@ -112,11 +113,11 @@ def test_wrong_usage_is_status_2_and_names_the_usage(arguments: list[str]) -> No
     ],
     ids=" ".join,
 )
-def test_a_problem_is_status_1_and_one_line(
+def test_an_error_is_one_line_and_status_1(
     tmp_path: Path, arguments: list[str], words: list[str]
 ) -> None:
     result = run(*(argument.format(here=tmp_path) for argument in arguments))
-    assert_told_in_one_line(result, *words)
+    assert_fails_in_one_line(result, *words)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -143,16 +144,14 @@ def test_a_problem_is_status_1_and_one_line(
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_wrong_setting_in_a_file_is_told_by_name(
-    tmp_path: Path, text: str, words: list[str]
-) -> None:
+def test_a_wrong_setting_in_a_file_is_named(tmp_path: Path, text: str, words: list[str]) -> None:
     file = tmp_path / "settings.toml"
     file.write_text(text)
     result = run("prepare", tmp_path, tmp_path / "s", "--config", file, "--dry-run")
-    assert_told_in_one_line(result, *words)
+    assert_fails_in_one_line(result, *words)
 
 
-def test_the_command_line_is_stronger_than_the_file_and_the_file_than_the_preset(
+def test_options_take_precedence_over_the_file_and_the_file_over_the_preset(
     prepared: Path, phantoms: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "settings.toml"
@@ -161,7 +160,9 @@ def test_the_command_line_is_stronger_than_the_file_and_the_file_than_the_preset
         "prepare", phantoms, prepared, "--preset", "paper", "--config", file, "--classes", 9
     )
     # it is another store's settings, so that all of them are told
-    assert_told_in_one_line(result, "classes: 4 -> 9", "neighbours: 3 -> 5", "frame: body -> voxel")
+    assert_fails_in_one_line(
+        result, "classes: 4 -> 9", "neighbours: 3 -> 5", "frame: body -> voxel"
+    )
 
 
 # Commands ----------------------------------------------------------------------------------------
@@ -174,13 +175,13 @@ def test_a_dry_run_lists_the_series_and_makes_nothing(phantoms: Path, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_is_told_as_json(phantoms: Path, tmp_path: Path) -> None:
+def test_a_dry_run_prints_json(phantoms: Path, tmp_path: Path) -> None:
     rows = json.loads(run("prepare", phantoms, tmp_path / "s", "--dry-run", "--json").stdout)
     assert len(rows) == 7
     assert {tuple(row) for row in rows} == {("file", "files", "reason", "detail")}
 
 
-def test_preparing_a_complete_store_sums_it_up_as_json(
+def test_preparing_a_complete_store_prints_its_summary_as_json(
     prepared: Path, patches: PatchStore, phantoms: Path, config_file: Path
 ) -> None:
     result = run("prepare", phantoms, prepared, "--config", config_file, "--json")
@@ -203,7 +204,7 @@ def test_the_summary_ends_with_the_next_command(
     assert (tmp_path / "classes.html").exists()
 
 
-def test_inspect_tells_the_store_as_json(prepared: Path, patches: PatchStore) -> None:
+def test_inspect_prints_the_store_as_json(prepared: Path, patches: PatchStore) -> None:
     facts = json.loads(run("inspect", prepared, "--json").stdout)
     assert {name: facts[name] for name in ("format", "state", "scans", "patients", "frame")} == {
         "format": 1,
@@ -216,7 +217,9 @@ def test_inspect_tells_the_store_as_json(prepared: Path, patches: PatchStore) ->
     assert [row["class"] for row in facts["classes"]] == list(range(patches.num_classes))
 
 
-def test_inspect_tells_a_class_and_its_members_as_json(prepared: Path, patches: PatchStore) -> None:
+def test_inspect_prints_a_class_and_its_members_as_json(
+    prepared: Path, patches: PatchStore
+) -> None:
     facts = json.loads(run("inspect", prepared, "--class", 2, "--json").stdout)
     names = [f"{int(patches.scans.id[scan]):016x}" for scan in patches.classes.neighbour[2]]
     assert [row["scan"] for row in facts["members"] if row["split"] == "train"] == names
@@ -225,7 +228,7 @@ def test_inspect_tells_a_class_and_its_members_as_json(prepared: Path, patches: 
         assert patches.split(row["split"]).label[row["row"]] == 2
 
 
-def test_classes_are_named_excluded_and_taken_back(prepared: Path, tmp_path: Path) -> None:
+def test_classes_are_named_excluded_and_included_again(prepared: Path, tmp_path: Path) -> None:
     mine = shutil.copytree(prepared, tmp_path / "mine.store")
     done = run("classes", mine, "--name", "3=left = right", "--exclude", "0-1", "--note", "0=junk")
     assert done.exit_code == 0
@@ -241,13 +244,13 @@ def test_classes_are_named_excluded_and_taken_back(prepared: Path, tmp_path: Pat
     ("options", "word"),
     [(["--exclude", "2-x"], "numbers"), (["--name", "liver"], "a class and a text")],
 )
-def test_what_is_no_class_is_wrong_usage(prepared: Path, options: list[str], word: str) -> None:
+def test_a_wrong_class_is_wrong_usage(prepared: Path, options: list[str], word: str) -> None:
     done = run("classes", prepared, *options)
     assert done.exit_code == 2
     assert word in done.stderr
 
 
-def test_inspect_tells_what_was_rejected_and_why(prepared: Path) -> None:
+def test_inspect_shows_why_series_were_rejected(prepared: Path) -> None:
     result = run("inspect", prepared)
     assert "rejected: 1 duplicate, 1 unreadable" in result.stdout
     assert "broken" not in result.stdout
@@ -269,7 +272,7 @@ def test_inspect_names_a_file_of_every_scan(prepared: Path, patches: PatchStore)
     assert all(Path(file).is_file() for file in files)
 
 
-def test_inspect_does_without_the_private_catalogue(copy: Path) -> None:
+def test_inspect_works_without_the_private_catalogue(copy: Path) -> None:
     result = run("inspect", copy)
     assert result.exit_code == 0
     assert "rejected: 1 duplicate, 1 unreadable" in result.stdout
@@ -278,13 +281,13 @@ def test_inspect_does_without_the_private_catalogue(copy: Path) -> None:
     assert "copy.store.catalogue" in named.stderr
 
 
-def test_a_class_that_is_not_there_is_a_problem(prepared: Path) -> None:
-    assert_told_in_one_line(run("inspect", prepared, "--class", 99), "no class 99; there are 4")
+def test_a_missing_class_is_an_error(prepared: Path) -> None:
+    assert_fails_in_one_line(run("inspect", prepared, "--class", 99), "no class 99; there are 4")
 
 
-def test_a_whole_store_verifies_with_status_0(prepared: Path) -> None:
+def test_verify_exits_with_0_for_a_valid_store(prepared: Path) -> None:
     result = run("verify", prepared)
-    assert (result.exit_code, result.stdout) == (0, f"{prepared}: whole\n")
+    assert (result.exit_code, result.stdout) == (0, f"{prepared}: valid\n")
 
 
 def remove_shard(store: Path) -> None:
@@ -298,13 +301,13 @@ def test_a_damaged_store_verifies_with_status_1_and_names_the_rows(copy: Path) -
     assert result.stdout == "train/patch rows 8-15: checksum failed or data missing\n"
 
 
-def test_damage_is_told_as_json(copy: Path) -> None:
+def test_damage_is_reported_as_json(copy: Path) -> None:
     remove_shard(copy)
     (problem,) = json.loads(run("verify", copy, "--json").stdout)
     assert (problem["where"], problem["rows"]) == ("train/patch", list(range(8, 16)))
 
 
-def test_a_whole_store_is_an_empty_list_of_problems(prepared: Path) -> None:
+def test_verify_prints_an_empty_list_for_a_valid_store(prepared: Path) -> None:
     assert json.loads(run("verify", prepared, "--json").stdout) == []
 
 
@@ -319,7 +322,7 @@ def test_a_whole_store_is_an_empty_list_of_problems(prepared: Path) -> None:
     ],
     ids=["table gone", "table broken", "table's metadata broken", "split gone", "thumbnails gone"],
 )
-def test_verify_survives_what_it_is_there_to_find(
+def test_verify_reports_any_damage_without_failing(
     copy: Path, damage: Callable[[Path], Any]
 ) -> None:
     damage(copy)
@@ -329,7 +332,7 @@ def test_verify_survives_what_it_is_there_to_find(
     assert re.search(r"train/label|validation|scans/thumbnail", result.stdout)
 
 
-def test_phantoms_are_written_where_they_are_asked_for(tmp_path: Path) -> None:
+def test_phantom_writes_one_scan_per_patient(tmp_path: Path) -> None:
     result = run("phantom", tmp_path / "p", "--patients", 2, "--format", "mixed", "--matrix", 64)
     assert result.exit_code == 0
     names = sorted(path.name for path in (tmp_path / "p").iterdir())
@@ -356,11 +359,10 @@ import sys
 from dataclasses import replace
 import cli
 
-_, preparing, training = cli._demo_recipe()
-autoencoder = replace(preparing.autoencoder, width=4, max_steps=4, threads=1)
-preparing = replace(preparing, classes=3, neighbours=4, autoencoder=autoencoder)
-training = replace(training, epochs=2, warmup_epochs=1, threads=1)
-cli._demo_recipe = lambda: (6, preparing, training)
+cli._DEMO_PATIENTS = 6
+autoencoder = {"width": 4, "max_steps": 4, "threads": 1}
+cli.PRESETS["demo"] |= {"classes": 3, "neighbours": 4, "autoencoder": autoencoder}
+cli._DEMO_TRAINING = replace(cli._DEMO_TRAINING, epochs=2, warmup_epochs=1, threads=1)
 cli.main(sys.argv[1:])
 """
 
@@ -395,8 +397,8 @@ def bar(shown: Callable[[str, int, str, int], Any]) -> None:
 
 
 def test_a_resumed_stage_is_shown_from_where_it_was(capsys: pytest.CaptureFixture[str]) -> None:
-    bar(cli._bar)
-    bar(cli._lines)
+    bar(_show_bar)
+    bar(_show_lines)
     told = capsys.readouterr().err
     assert "12/20" in told
     assert "embed: 12 steps, 4 of them in" in told
@@ -415,37 +417,73 @@ def test_a_command_is_documented(name: str) -> None:
     assert f"semgen {name}" in documentation()
 
 
+SETTINGS = {"prepare": PrepareConfig, "pretrain": TrainConfig, "finetune": FinetuneConfig}
+
+
+def options(command: str) -> dict[str, str]:
+    """The longest spelling of each option of a command, by the name of its parameter."""
+    return {
+        str(parameter.name): max(parameter.opts, key=len)
+        for parameter in main.commands[command].params
+        if isinstance(parameter, click.Option)
+    }
+
+
 @pytest.mark.parametrize(
-    "option",
-    sorted(
-        {
-            max(parameter.opts, key=len)
-            for command in main.commands.values()
-            for parameter in command.params
-            if isinstance(parameter, click.Option)
-        }
-    ),
+    ("command", "option"),
+    [
+        (command, option)
+        for command in main.commands
+        for name, option in options(command).items()
+        if name not in {s.name for s in describe(SETTINGS.get(command, AutoencoderConfig))}
+    ],
 )
-def test_an_option_is_documented(option: str) -> None:
+def test_an_option_is_documented(command: str, option: str) -> None:
     assert re.search(rf"{option}(?![\w-])", documentation())
 
 
+@pytest.mark.parametrize(("command", "kind"), SETTINGS.items())
+def test_every_setting_has_an_option(command: str, kind: type) -> None:
+    names = {setting.name for setting in describe(kind)} - {"autoencoder"}  # a table in the file
+    assert names - set(options(command)) == set()
+
+
+def test_the_tables_of_settings_are_up_to_date() -> None:
+    page = PAGE.read_text("utf-8")
+    assert fill(page) == page, "run: python -m tests.support.settings_tables"
+
+
+@pytest.mark.parametrize("kind", [*SETTINGS.values(), AutoencoderConfig])
+def test_every_setting_is_described(kind: type) -> None:
+    assert [s.name for s in describe(kind) if not s.description.endswith(".")] == []
+
+
 @pytest.mark.parametrize(
-    ("kind", "file"),
+    ("command", "text", "words"),
     [
-        (PrepareConfig, "configuration.md"),
-        (AutoencoderConfig, "configuration.md"),
-        (TrainConfig, "configuration.md"),
-        (FinetuneConfig, "finetuning.md"),
+        ("pretrain", "widht = 8", ["unknown setting widht; did you mean width?"]),
+        ("pretrain", "width = 0", ["width must be >= 1, got 0"]),
+        ("finetune", 'loss = "mse"', ["loss must be one of auto, dice", "got 'mse'"]),
     ],
 )
-def test_every_setting_is_in_its_page(kind: type, file: str) -> None:
-    page = (ROOT / "docs" / file).read_text("utf-8")
-    missing = [f.name for f in dataclasses.fields(kind) if not re.search(rf"\b{f.name}\b", page)]
-    assert missing == []
+def test_training_reads_settings_from_a_file(
+    command: str, text: str, words: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(text)
+    assert_fails_in_one_line(run(command, tmp_path, tmp_path / "r", "--config", file), *words)
 
 
-def test_ctrl_c_while_a_lock_changes_hands_is_still_ctrl_c(
+def test_options_of_training_take_precedence_over_the_file(prepared: Path, tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("width = 2\nsteps = 1\nbatch_size = 4\nlr_gamma = 0.25")
+    done = run("pretrain", prepared, tmp_path / "run", "--config", file, "--batch-size", 6)
+    assert done.exit_code == 0, done.stderr
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert (config["width"], config["batch_size"], config["lr_gamma"]) == (2, 6, 0.25)
+
+
+def test_ctrl_c_while_a_lock_is_released_is_an_interrupt(
     prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object) -> None:
@@ -460,7 +498,9 @@ def test_ctrl_c_while_a_lock_changes_hands_is_still_ctrl_c(
     assert done.stderr == "Error: interrupted; run the same command again to resume\n"
 
 
-def test_an_error_of_ours_is_no_interrupt(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runtime_error_is_not_an_interrupt(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
@@ -468,7 +508,7 @@ def test_an_error_of_ours_is_no_interrupt(prepared: Path, monkeypatch: pytest.Mo
     assert isinstance(run("inspect", prepared).exception, RuntimeError)
 
 
-def test_lists_of_classes_add_up(prepared: Path, tmp_path: Path) -> None:
+def test_repeated_lists_of_classes_add_up(prepared: Path, tmp_path: Path) -> None:
     mine = shutil.copytree(prepared, tmp_path / "mine")
     assert run("classes", mine, "--exclude", "1", "--exclude", "2-3").exit_code == 0
     assert run("classes", mine, "--include", "2").exit_code == 0
@@ -479,11 +519,11 @@ def test_lists_of_classes_add_up(prepared: Path, tmp_path: Path) -> None:
 def test_a_range_that_runs_backwards_is_refused(prepared: Path) -> None:
     result = run("classes", prepared, "--exclude", "9-7")
     assert result.exit_code == 2
-    assert "'9-7' is no range; the first number must be the smaller" in result.stderr
+    assert "'9-7': the first number of a range must be smaller" in result.stderr
 
 
-def test_threads_that_wait_leave_the_cores_to_others() -> None:
-    """Before torch is loaded; whoever chose another way keeps it."""
+def test_waiting_threads_do_not_spin_by_default() -> None:
+    """Set before torch is loaded; the user's own choice is kept."""
     script = "import cli, os; print(os.environ['OMP_WAIT_POLICY'])"
     for chosen, found in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
         environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
@@ -512,5 +552,5 @@ def test_a_bug_keeps_its_traceback(prepared: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_debug_shows_the_traceback_of_an_error_of_the_user(tmp_path: Path) -> None:
-    assert_told_in_one_line(run("inspect", tmp_path / "no"), "no such store")
+    assert_fails_in_one_line(run("inspect", tmp_path / "no"), "no such store")
     assert isinstance(run("--debug", "inspect", tmp_path / "no").exception, StoreError)

@@ -10,7 +10,7 @@ import SimpleITK as sitk  # noqa: N813
 from click.testing import CliRunner
 
 from cli import main
-from pipeline.phantom.patients import write_archive
+from pipeline.phantom.files import write_archive
 from tests.support.finetuning import read_rows
 from trainer import TrainError
 from trainer.finetuning import FinetuneConfig, finetune, load_task

@@ -8,10 +8,12 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from pydicom import dcmread
 
-from pipeline.archive.series import Series, find_folders, read_folder
+from pipeline.archive.folders import find_folders
+from pipeline.archive.series import Series, read_folder
 from pipeline.archive.volume import read_volume
 from pipeline.config import PrepareConfig
-from pipeline.phantom.patients import draw_phantom, write_dicom
+from pipeline.phantom.files import write_dicom
+from pipeline.phantom.patients import draw_phantom
 from trainer import TrainError
 from trainer.finetuning.grid import Grid, resample
 from trainer.finetuning.images import (

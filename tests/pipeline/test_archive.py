@@ -13,11 +13,13 @@ import pytest
 import SimpleITK
 from numpy.typing import NDArray
 
-from pipeline.archive.series import Series, find_folders, read_folder
+from pipeline.archive.folders import find_folders
+from pipeline.archive.series import Series, read_folder
 from pipeline.archive.volume import Volume, read_volume
 from pipeline.config import PrepareConfig
-from pipeline.phantom.patients import Phantom, draw_phantom, write_dicom
-from pipeline.stages.cut import survey_series
+from pipeline.phantom.files import write_dicom
+from pipeline.phantom.patients import Phantom, draw_phantom
+from pipeline.stages.survey import survey_series
 from store.images import Rejected
 from store.images.slices import check_positions
 from tests.conftest import Semgen
@@ -534,7 +536,6 @@ def test_an_empty_or_short_element_rejects_at_most_its_series(
     assert None in reasons(series)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_no_damage_to_a_header_stops_the_catalogue(series: Path, tmp_path: Path) -> None:
     files = sorted(series.iterdir())[:2]
     content = files[0].read_bytes()
@@ -736,7 +737,6 @@ def test_a_truncated_slice_rejects_its_series(series: Path) -> None:
         ("dicom_single/pydicom_rtdose.dcm", "not CT"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Invalid value for VR")
 def test_an_awkward_file_is_rejected_for_what_it_is(ct: Path, name: str, reason: str) -> None:
     assert reasons(ct / "awkward" / name) == [reason]
 
@@ -834,7 +834,7 @@ def test_a_fault_of_ours_costs_one_series_and_keeps_its_traceback(
     def stumble(*_: object) -> None:
         raise OverflowError("as a bug would")
 
-    monkeypatch.setattr("pipeline.stages.cut.read_volume", stumble)
+    monkeypatch.setattr("pipeline.stages.survey.read_volume", stumble)
     found = survey_series(find(tmp_path)[0], CONFIG, str(tmp_path))
     assert found.reason == "internal error"
     assert found.detail.startswith("Traceback")

@@ -10,41 +10,42 @@ import zarr
 from click.testing import CliRunner
 
 from cli import main
-from pipeline.archive.catalogue import catalogue_folder, read_sources
+from pipeline.archive.lookup import catalogue_folder, read_sources
 from pipeline.audit import audit
 from store import PatchStore
 from store.format import StoreError
 from store.verification import Problem
 from store.writer import write_shard
+from tests.support.progress import CountedProgress
+from tests.support.stores import copy_with_catalogue
 
 
 @pytest.fixture
 def copy(prepared: Path, tmp_path: Path) -> Path:
     """The prepared store and its catalogue, to be changed."""
-    store = shutil.copytree(prepared, tmp_path / "copy.store")
-    shutil.copytree(catalogue_folder(prepared), catalogue_folder(store))
-    return store
+    return copy_with_catalogue(prepared, tmp_path / "copy.store")
 
 
 def test_a_store_is_what_its_archive_gives(prepared: Path, patches: PatchStore) -> None:
-    told: list[int] = []
-    assert list(audit(prepared, sample=10**6, progress=told.append)) == []
-    assert sum(told) == len(patches.train) + len(patches.validation)
+    progress = CountedProgress()
+    assert list(audit(prepared, sample=10**6, progress=progress)) == []
+    num_crops = len(patches.train) + len(patches.validation)
+    assert progress.totals["re-cut"] == progress.units["re-cut"] == num_crops
 
 
-def test_a_sample_reads_no_more_than_it_must(prepared: Path) -> None:
-    told: list[int] = []
-    assert list(audit(prepared, sample=3, progress=told.append)) == []
-    assert sum(told) == 3
+def test_a_sample_compares_only_as_many_crops_as_asked_for(prepared: Path) -> None:
+    progress = CountedProgress()
+    assert list(audit(prepared, sample=3, progress=progress)) == []
+    assert progress.totals["re-cut"] == progress.units["re-cut"] == 3
 
 
-def test_a_crop_that_is_another_is_found(copy: Path, patches: PatchStore) -> None:
+def test_a_crop_with_other_voxels_is_found(copy: Path, patches: PatchStore) -> None:
     rows = patches.train.patch.grid.rows_of(1)
     crops = np.array(patches.train.read(rows))
     crops[2, 0, 0, 0] += 1
     write_shard(copy, "train/patch", 1, crops)
     assert list(audit(copy, sample=10**6)) == [
-        Problem("train/patch", "not what the archive gives", (rows[2],))
+        Problem("train/patch", "differs from the archive", (rows[2],))
     ]
 
 
@@ -55,7 +56,7 @@ def test_a_crop_that_was_planned_elsewhere_is_found(copy: Path) -> None:
     assert (problem.where, problem.rows) == ("validation/patch", (0,))
 
 
-def test_a_source_that_is_gone_is_told_by_its_scan(copy: Path) -> None:
+def test_a_missing_source_is_reported_by_its_scan(copy: Path) -> None:
     sources = read_sources(copy)
     gone = next(row for row, file in sources.items() if file.endswith(".nii.gz"))
     file = Path(sources[gone])
@@ -78,5 +79,5 @@ def test_a_source_that_is_gone_is_told_by_its_scan(copy: Path) -> None:
 
 def test_there_is_no_audit_without_the_private_catalogue(copy: Path) -> None:
     shutil.rmtree(catalogue_folder(copy))
-    with pytest.raises(StoreError, match="only this file knows"):
+    with pytest.raises(StoreError, match="only this file records"):
         list(audit(copy, sample=1))

@@ -1,4 +1,4 @@
-"""A running Dask cluster: what cannot be used is told in one line, and soon."""
+"""The Dask cluster: one that cannot be used is refused early, in one line; workers are light."""
 
 import json
 import subprocess
@@ -8,17 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 from distributed import LocalCluster
 
-from cli import main
 from pipeline import cluster
 from pipeline.cluster import ClusterError, connect, run_bounded
-from tests.pipeline.test_prepare import ENVIRONMENT
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, list(map(str, arguments)))
+from tests.support.commands import ENVIRONMENT, run
 
 
 @pytest.fixture
@@ -61,7 +55,7 @@ def scheduler(start: Callable[..., None], tmp_path: Path) -> str:
         ("tcp://127.0.0.1:1", "no Dask scheduler can be reached there (Connection refused)"),
     ],
 )
-def test_an_address_that_leads_nowhere_is_told_before_anything_is_made(
+def test_a_wrong_scheduler_address_is_refused_before_anything_is_created(
     phantoms: Path, tmp_path: Path, address: str, words: str
 ) -> None:
     done = run("prepare", phantoms, tmp_path / "s", "--scheduler", address)
@@ -72,7 +66,7 @@ def test_an_address_that_leads_nowhere_is_told_before_anything_is_made(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_workers_are_waited_for_but_not_for_ever(
+def test_the_job_waits_for_workers_for_a_limited_time(
     scheduler: str, monkeypatch: pytest.MonkeyPatch, phantoms: Path, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(cluster, "_WORKER_SECONDS", 1)
@@ -84,7 +78,7 @@ def test_workers_are_waited_for_but_not_for_ever(
     assert f"dask worker {scheduler}" in error
 
 
-def test_a_worker_that_comes_late_is_used(scheduler: str, start: Callable[..., None]) -> None:
+def test_a_worker_that_joins_late_is_used(scheduler: str, start: Callable[..., None]) -> None:
     start("worker", scheduler, "--nthreads", "1")
     with connect(1, scheduler) as client:
         assert list(run_bounded(client, abs, [-1])) == [(-1, 1)]
@@ -112,3 +106,16 @@ def test_a_worker_of_several_threads_that_joins_later_is_refused_too() -> None:
         worker.state.nthreads = 2  # as a worker has that joined meanwhile
         with pytest.raises(ClusterError, match="has 2 threads"):
             list(run_bounded(client, abs, [-1]))
+
+
+def test_workers_load_neither_torch_nor_faiss() -> None:
+    script = (
+        "import importlib, sys\n"
+        "from pipeline.cluster import WORKER_MODULES\n"
+        "for name in WORKER_MODULES: importlib.import_module(name)\n"
+        "print(sorted({'torch', 'faiss', 'monai', 'matplotlib'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

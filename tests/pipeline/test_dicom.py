@@ -11,10 +11,12 @@ import pytest
 from numpy.typing import NDArray
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
-from pipeline.archive.series import find_folders, read_folder
+from pipeline.archive.folders import find_folders
+from pipeline.archive.series import read_folder
 from pipeline.archive.volume import Volume, read_volume
 from pipeline.config import PrepareConfig
-from pipeline.phantom.patients import draw_phantom, write_dicom, write_nifti
+from pipeline.phantom.files import write_dicom, write_nifti
+from pipeline.phantom.patients import draw_phantom
 from store.images import Rejected
 
 CONFIG = PrepareConfig()

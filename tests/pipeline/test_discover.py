@@ -10,17 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.config import PrepareConfig, load_config
-from pipeline.neighbours import Neighbours
-from pipeline.stages.discover import (
-    ClassPlan,
-    Scans,
-    class_tables,
-    discover,
-    has_content,
-    row_tables,
-    split_persons,
-)
-from store.errors import ConfigError
+from pipeline.content import has_content
+from pipeline.place import Scans
+from pipeline.plan import ClassPlan, class_tables, row_tables
+from pipeline.stages.discover import discover
 
 NUM_TRAIN, NUM_VALIDATION = 24, 8
 NUM_SCANS = NUM_TRAIN + NUM_VALIDATION
@@ -453,117 +446,3 @@ def test_a_crop_that_reaches_to_the_edges_of_the_frame_box_is_all_content() -> N
 def test_references_are_not_drawn_where_there_is_nothing() -> None:
     empty = dataclasses.replace(SCANS, thumbnail=lambda _: np.zeros((64, 128, 128), np.uint8))
     assert discover(empty, BASE) == []
-
-
-# Splits ------------------------------------------------------------------------------------------
-
-PERSONS = np.array(["d", "a", "a", "c", "d", "b", "e", "f", "f", "f"])
-
-
-def split(
-    person: Any, *, scan: Any = None, seed: int = 0, fraction: float = 0.4
-) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-    """Patient and split, drawn; a scan each unless `scan` says which."""
-    return split_persons(
-        scan=np.arange(len(person)) if scan is None else np.array(scan),
-        person=np.array(person),
-        wanted_split=np.full(len(person), -1),
-        config=PrepareConfig(seed=seed, validation_fraction=fraction),
-    )
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_a_persons_scans_are_never_in_both_splits(seed: int) -> None:
-    _, found = split(PERSONS, seed=seed)
-    for person in set(PERSONS.tolist()):
-        assert len(set(found[person == PERSONS].tolist())) == 1
-
-
-@pytest.mark.parametrize(
-    ("fraction", "persons"), [(0.0, 0), (0.01, 1), (0.34, 2), (0.5, 3), (0.9, 5)]
-)
-def test_validation_has_its_share_of_persons_and_training_at_least_one(
-    fraction: float, persons: int
-) -> None:
-    _, found = split(PERSONS, fraction=fraction)
-    assert len(set(PERSONS[found == 1].tolist())) == persons
-
-
-def test_the_only_person_is_trained_on() -> None:
-    assert split(["a", "a"], fraction=0.5)[1].tolist() == [0, 0]
-
-
-def test_persons_are_numbered_in_the_order_of_their_scans_whatever_they_are_called() -> None:
-    patient, found = split(PERSONS)
-    assert patient.tolist() == [0, 1, 1, 2, 0, 3, 4, 5, 5, 5]
-    renamed = [f"{255 - ord(word)}" for word in PERSONS.tolist()]
-    np.testing.assert_array_equal((patient, found), split(renamed))
-
-
-SHARED: list[tuple[int, str]] = [
-    (0, "a"), (1, "b"), (2, "c"), (3, "b"), (3, "c"), (4, "d"), (5, "a"), (6, "c"), (6, "e"),
-    (7, "e"), (8, "f"),
-]  # fmt: skip
-"""Claims: b and c hold scan 3, c and e scan 6, so that b, c and e are one person."""
-
-
-def test_those_who_hold_the_same_scan_are_one_person_also_through_others() -> None:
-    scan, person = zip(*SHARED, strict=True)
-    patient, _ = split(person, scan=scan)
-    assert patient.tolist() == [0, 1, 1, 1, 2, 0, 1, 1, 3]
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_order_of_the_claims_does_not_matter(seed: int) -> None:
-    scan, person = zip(*SHARED, strict=True)
-    order = np.random.default_rng(seed).permutation(len(SHARED))
-    shuffled = split(np.array(person)[order], scan=np.array(scan)[order], seed=seed)
-    np.testing.assert_array_equal(shuffled, split(person, scan=scan, seed=seed))
-
-
-# Neighbours --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_the_flat_index_is_brute_force(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    embedding = rng.normal(size=(200, 12)).astype(np.float32)
-    rows = np.sort(rng.permutation(200)[:150])
-    eligible = rng.random(200) < 0.3
-    index = Neighbours(embedding, rows, "Flat")
-    for scan in (0, 7, 199):
-        distance = np.linalg.norm(embedding.astype(float) - embedding[scan], axis=1)
-        expected = sorted((row for row in rows if eligible[row]), key=lambda row: distance[row])
-        found, told = index.nearest(scan, 10, eligible)
-        assert found.tolist() == expected[:10]
-        np.testing.assert_allclose(told, distance[found], rtol=1e-6)
-
-
-def test_fewer_are_found_where_fewer_are_eligible() -> None:
-    embedding = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
-    eligible = np.isin(np.arange(50), [3, 30, 41])
-    found, _ = Neighbours(embedding, np.arange(50), "Flat").nearest(0, 10, eligible)
-    assert sorted(found.tolist()) == [3, 30, 41]
-
-
-def test_ties_are_in_order_of_rows() -> None:
-    embedding = np.zeros((60, 4), np.float32)
-    embedding[10] = 1
-    found, _ = Neighbours(embedding, np.arange(60), "Flat").nearest(10, 5, np.ones(60, bool))
-    assert found.tolist() == [10, 0, 1, 2, 3]
-
-
-def test_an_approximate_index_tells_exact_distances() -> None:
-    embedding = np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32)
-    found, distance = Neighbours(embedding, np.arange(500), "HNSW16").nearest(
-        3, 20, np.ones(500, bool)
-    )
-    exact = np.linalg.norm(embedding[found].astype(float) - embedding[3], axis=1)
-    np.testing.assert_allclose(distance, exact, rtol=1e-6)
-
-
-@pytest.mark.parametrize("index", ["Flatt", "IVF100,Flat"])
-def test_an_index_that_cannot_be_built_is_told_by_its_name(index: str) -> None:
-    embedding = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
-    with pytest.raises(ConfigError, match=f"index '{index}' cannot be built on 20 scans"):
-        Neighbours(embedding, np.arange(20), index)

@@ -1,4 +1,4 @@
-"""The autoencoder: what trains it, what its embeddings depend on, what it refuses to load."""
+"""The autoencoder: its training, its embeddings, and the files that it loads or refuses."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -11,18 +11,10 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from pipeline.autoencoder import Autoencoder
+from pipeline.autoencoder import Autoencoder, load_autoencoder, new_autoencoder, save_autoencoder
 from pipeline.config import AutoencoderConfig
 from pipeline.stages import embed as embed_module
-from pipeline.stages.embed import (
-    Training,
-    embed,
-    load_autoencoder,
-    new_autoencoder,
-    save_autoencoder,
-    steps_done,
-    train_autoencoder,
-)
+from pipeline.stages.embed import Training, embed_scans, steps_done, train_autoencoder
 from store import PatchStore
 from store.errors import ConfigError
 
@@ -94,7 +86,7 @@ def test_the_held_out_loss_falls(trained: tuple[Autoencoder, Training], read: Re
     assert held_out_loss(model, read) < 0.3 * held_out_loss(untrained, read)
 
 
-def test_the_weights_kept_are_those_of_the_loss_that_is_told(
+def test_the_returned_weights_have_the_returned_loss(
     trained: tuple[Autoencoder, Training], read: Read
 ) -> None:
     model, training = trained
@@ -104,7 +96,7 @@ def test_the_weights_kept_are_those_of_the_loss_that_is_told(
 def test_the_nearest_scan_is_of_the_same_kind(
     trained: tuple[Autoencoder, Training], read: Read
 ) -> None:
-    vectors = embed(trained[0], read, NUM_SCANS).astype(float)
+    vectors = embed_scans(trained[0], read, NUM_SCANS).astype(float)
     distance = np.linalg.norm(vectors[:, None] - vectors, axis=2)
     np.fill_diagonal(distance, np.inf)
     assert (distance.argmin(axis=1) % 2).tolist() == [number % 2 for number in range(NUM_SCANS)]
@@ -119,7 +111,7 @@ def test_training_again_gives_the_same_weights_whatever_the_global_seed(
     assert training == trained[1]
 
 
-def test_global_random_state_is_left_as_it_was() -> None:
+def test_the_global_random_state_is_not_changed() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -145,19 +137,20 @@ def test_a_killed_training_ends_with_the_same_weights(
     after: int,
 ) -> None:
     monkeypatch.setattr(embed_module, "_CHECKPOINT_STEPS", 6)  # every third epoch
-    epochs: list[int] = []
+    steps: list[int] = []
 
-    def die(steps: int, training: Training) -> None:
-        epochs.append(training.epochs)
-        if len(epochs) == after:
+    def die(count: int) -> None:
+        steps.append(count)
+        if len(steps) == after:
             raise Killed
 
     with pytest.raises(Killed):
-        train(read, tmp_path / "killed.pt", progress=die)
-    model, training = train(read, tmp_path / "killed.pt", progress=die)
+        train(read, tmp_path / "killed.pt", advance=die)
+    model, training = train(read, tmp_path / "killed.pt", advance=die)
     assert_same_weights(model, trained[0])
     assert training == trained[1]
-    assert epochs[after] == after - after % 3 + 1  # it went on where the checkpoint was
+    resumed_at = 6 * (after // 3)  # the step of the checkpoint
+    assert sum(steps[after:]) == CONFIG.max_steps - resumed_at
 
 
 def test_the_steps_of_an_interrupted_training_are_known(
@@ -186,13 +179,13 @@ def test_no_more_steps_are_taken_than_allowed(
 
 
 def test_training_stops_when_the_held_out_loss_no_longer_falls(read: Read, tmp_path: Path) -> None:
-    epochs: list[Training] = []
+    epochs: list[int] = []
     still = dataclasses.replace(CONFIG, learning_rate=1e-30, patience=3)
-    train(read, tmp_path / "still.pt", still, progress=lambda _, now: epochs.append(now))
+    train(read, tmp_path / "still.pt", still, advance=epochs.append)
     assert len(epochs) == 4
 
 
-def test_without_held_out_scans_the_training_scans_judge(read: Read, tmp_path: Path) -> None:
+def test_without_held_out_scans_the_training_scans_count(read: Read, tmp_path: Path) -> None:
     short = dataclasses.replace(CONFIG, max_steps=2)
     _, training = train(read, tmp_path / "alone.pt", short, held_out=np.arange(0))
     assert np.isfinite(training.held_out_loss)
@@ -201,7 +194,7 @@ def test_without_held_out_scans_the_training_scans_judge(read: Read, tmp_path: P
 # Embeddings --------------------------------------------------------------------------------------
 
 
-def test_nothing_reaches_the_output_but_through_the_embedding(
+def test_the_output_depends_on_the_embedding_alone(
     trained: tuple[Autoencoder, Training], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, _ = trained
@@ -217,16 +210,16 @@ def test_nothing_reaches_the_output_but_through_the_embedding(
 def test_an_embedding_does_not_depend_on_the_other_scans(
     trained: tuple[Autoencoder, Training], read: Read
 ) -> None:
-    together = embed(trained[0], read, NUM_SCANS)
+    together = embed_scans(trained[0], read, NUM_SCANS)
     for row in (0, 5, 15):
-        alone = embed(trained[0], lambda rows, row=row: read(rows + row), 1)
+        alone = embed_scans(trained[0], lambda rows, row=row: read(rows + row), 1)
         np.testing.assert_array_equal(together[row], alone[0])
 
 
 def test_embeddings_are_as_long_as_the_settings_say(
     trained: tuple[Autoencoder, Training], read: Read
 ) -> None:
-    found = embed(trained[0], read, 3)
+    found = embed_scans(trained[0], read, 3)
     assert (found.shape, found.dtype) == ((3, CONFIG.latent), np.float32)
 
 
@@ -234,7 +227,7 @@ def test_a_store_has_the_embeddings_that_its_weights_give(
     prepared: Path, patches: PatchStore
 ) -> None:
     model = load_autoencoder(prepared / "scans/embedding/autoencoder.safetensors")
-    found = embed(model, patches.thumbnails.read, len(patches.scans.id))
+    found = embed_scans(model, patches.thumbnails.read, len(patches.scans.id))
     np.testing.assert_array_equal(found, patches.scans.embedding)
 
 
@@ -302,9 +295,7 @@ def make_nonsense(path: Path) -> None:
         make_nonsense,
     ],
 )
-def test_files_that_are_no_autoencoder_are_refused(
-    tmp_path: Path, make: Callable[[Path], None]
-) -> None:
+def test_files_of_anything_else_are_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "weights.file")
     with pytest.raises(ConfigError, match=r"weights\.file: not an autoencoder that semgen wrote"):
         load_autoencoder(tmp_path / "weights.file")

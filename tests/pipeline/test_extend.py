@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import zarr
 
-from pipeline.archive.catalogue import catalogue_folder
-from tests.campaigns.kills import contents
+from pipeline.archive.lookup import catalogue_folder
 from tests.conftest import Semgen
+from tests.support.stores import contents
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_an_old_store_without_its_catalogue_cannot_be_extended(
         *("--workers", 1),
     )
     assert done.returncode == 1
-    assert "only this file knows" in done.stderr.splitlines()[-1]
+    assert "only this file records" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "s").exists()
 
 

@@ -15,13 +15,15 @@ import SimpleITK
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipeline.archive.catalogue import catalogue_folder
-from pipeline.archive.series import Series, find_folders, read_folder
+from pipeline.archive.folders import find_folders
+from pipeline.archive.lookup import catalogue_folder
+from pipeline.archive.series import Series, read_folder
 from pipeline.archive.volume import Volume, read_volume
 from pipeline.config import PrepareConfig
 from pipeline.crops import CropOutsideVolume, cut_crop, make_thumbnail
 from pipeline.frame import frame_box
-from pipeline.phantom.patients import Phantom, draw_phantom, write_dicom, write_nifti
+from pipeline.phantom.files import write_dicom, write_nifti
+from pipeline.phantom.patients import Phantom, draw_phantom
 from store import PatchStore
 
 WINDOW = (-1000, 1000)

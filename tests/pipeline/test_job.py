@@ -6,48 +6,20 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-import zarr
-from click.testing import CliRunner, Result
 
-from cli import main
-from pipeline.archive.catalogue import Catalogue, catalogue_folder, read_archive, read_sources
+from pipeline.archive.catalogue import Catalogue
+from pipeline.archive.lookup import catalogue_folder, read_archive, read_sources
 from pipeline.audit import audit
 from pipeline.config import PrepareConfig
 from pipeline.job import prepare
-from pipeline.preflight import PrepareError, check_crops_fit
+from pipeline.preflight import PrepareError
+from pipeline.stages.discover import check_crops_fit
 from store import PatchStore, SemgenError, StoreError
 from store.settings import to_json
 from store.writer import StoreWriter
-from tests.campaigns.kills import contents
 from tests.conftest import Semgen
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, list(map(str, arguments)))
-
-
-def assert_refused(done: Result, *words: str) -> None:
-    """Exit status 1 and one line that has all these words."""
-    assert isinstance(done.exception, SystemExit), done.exception
-    assert done.exit_code == 1
-    (line,) = done.stderr.splitlines()
-    assert [word for word in words if word not in line] == []
-
-
-def copy_with_catalogue(store: Path, to: Path) -> Path:
-    shutil.copytree(catalogue_folder(store), catalogue_folder(to))
-    return shutil.copytree(store, to)
-
-
-def unseal(store: Path) -> Path:
-    """Turn a complete store into one whose crops are not all cut."""
-    for name in ("scans/thumbnail", "train/patch", "validation/patch"):
-        del zarr.open_array(str(store / name), mode="r+").attrs["shard_sha256"]
-    group = zarr.open_group(str(store), mode="r+")
-    changed = {"state": "building", "fingerprint": None}
-    group.attrs["semgen"] = {**group.attrs["semgen"], **changed}  # type: ignore[dict-item]
-    (store / "train/patch/c/0/0/0/0").unlink()
-    return store
+from tests.support.commands import assert_refused, run
+from tests.support.stores import contents, copy_with_catalogue, unseal
 
 
 @pytest.fixture
@@ -58,6 +30,7 @@ def complete(prepared: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def unfinished(complete: Path) -> Path:
+    (complete / "train/patch/c/0/0/0/0").unlink()
     return unseal(complete)
 
 
@@ -71,13 +44,13 @@ def test_a_job_on_the_same_store_by_another_path_is_refused(
     first = Catalogue(catalogue_folder(tmp_path / "busy.store"))
     try:
         done = run("prepare", phantoms, tmp_path / "link.store", "--config", config_file)
-        assert_refused(done, "another prepare is at work on this store")
+        assert_refused(done, "another prepare is running on this store")
     finally:
         first.close()
 
 
 @pytest.mark.parametrize("spelled", [".", "../mine.store/", "../link.store", "{store}/classes/.."])
-def test_a_store_is_known_by_every_path(
+def test_a_store_is_recognised_by_every_path(
     complete: Path, phantoms: Path, config_file: Path, monkeypatch: pytest.MonkeyPatch, spelled: str
 ) -> None:
     (complete.parent / "link.store").symlink_to(complete)
@@ -90,7 +63,7 @@ def test_a_store_is_known_by_every_path(
     assert sorted(complete.parent.iterdir()) == before
 
 
-def test_two_dots_are_the_folder_above(
+def test_the_store_may_be_given_as_the_parent_folder(
     complete: Path, phantoms: Path, config_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(complete / "classes")
@@ -133,7 +106,7 @@ def test_a_folder_that_was_there_before_stays_when_there_is_nothing_to_prepare(
     ],
     ids=" ".join,
 )
-def test_a_url_is_refused_and_no_folder_made_of_it(
+def test_a_url_is_refused_and_no_folder_is_created(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -145,7 +118,7 @@ def test_a_url_that_became_a_path_is_refused(phantoms: Path, config: PrepareConf
     with pytest.raises(SemgenError, match="is a URL"):
         PatchStore("s3://bucket/s")
     with pytest.raises(SemgenError, match="is a URL"):
-        prepare([phantoms], Path("s3://bucket/s"), config, workers=1, reporter=None)  # type: ignore[arg-type]
+        prepare(phantoms, "s3://bucket/s", config, workers=1)
 
 
 # A store and its catalogue -----------------------------------------------------------------------
@@ -224,7 +197,7 @@ def test_the_catalogue_of_a_store_of_other_scans_is_refused(
 @pytest.mark.parametrize(
     "command", [["inspect", "--paths"], ["inspect", "--class", "0", "--paths"]], ids=" ".join
 )
-def test_files_are_not_named_from_another_stores_catalogue(
+def test_inspect_refuses_another_stores_catalogue(
     complete: Path, strange: Path, command: list[str]
 ) -> None:
     shutil.rmtree(catalogue_folder(complete))
@@ -232,14 +205,14 @@ def test_files_are_not_named_from_another_stores_catalogue(
     assert_refused(run(*command, complete), "the catalogue of another store")
 
 
-def test_no_crop_is_cut_again_by_another_stores_catalogue(complete: Path, strange: Path) -> None:
+def test_audit_refuses_another_stores_catalogue(complete: Path, strange: Path) -> None:
     shutil.rmtree(catalogue_folder(complete))
     strange.rename(catalogue_folder(complete))
     with pytest.raises(StoreError, match="the catalogue of another store"):
         list(audit(complete, sample=1))
 
 
-def test_a_store_is_not_extended_by_another_ones_catalogue(
+def test_extend_refuses_another_stores_catalogue(
     complete: Path, strange: Path, phantoms: Path, config_file: Path, tmp_path: Path
 ) -> None:
     shutil.rmtree(catalogue_folder(complete))
@@ -276,7 +249,7 @@ def test_a_finished_catalogue_beside_a_store_that_is_not_surveyed_is_refused(
     assert_refused(done, "the catalogue of another store")
 
 
-def test_a_damaged_catalogue_is_told_in_one_line(
+def test_a_damaged_catalogue_is_reported_in_one_line(
     complete: Path, phantoms: Path, config_file: Path
 ) -> None:
     (catalogue_folder(complete) / "catalogue.sqlite").write_bytes(b"no database" * 100)
@@ -288,10 +261,11 @@ def test_a_damaged_catalogue_is_told_in_one_line(
 # A store and its archive -------------------------------------------------------------------------
 
 
-@pytest.fixture
-def two(phantoms: Path, tmp_path: Path) -> list[Path]:
-    """An archive in two folders."""
-    first, second = tmp_path / "first ward", tmp_path / "second"
+@pytest.fixture(scope="module")
+def two(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """An archive in two folders. Not to be changed."""
+    parent = tmp_path_factory.mktemp("two")
+    first, second = parent / "first ward", parent / "second"
     first.mkdir()
     second.mkdir()
     for path in sorted(phantoms.iterdir()):
@@ -302,22 +276,40 @@ def two(phantoms: Path, tmp_path: Path) -> list[Path]:
     return [first, second]
 
 
-@pytest.fixture
-def of_two(two: list[Path], config_file: Path, semgen: Semgen, tmp_path: Path) -> Path:
-    """The store of that archive."""
-    store = tmp_path / "two.store"
+@pytest.fixture(scope="module")
+def prepared_of_two(
+    two: list[Path], config_file: Path, semgen: Semgen, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The store of that archive. Not to be changed."""
+    store = tmp_path_factory.mktemp("stores") / "two.store"
     done = semgen("prepare", *two, store, "--config", config_file, "--workers", 1)
     assert done.returncode == 0, done.stderr
     return store
 
 
+@pytest.fixture
+def of_two(prepared_of_two: Path, tmp_path: Path) -> Path:
+    """A copy of the store of that archive, and of its catalogue."""
+    return copy_with_catalogue(prepared_of_two, tmp_path / "two.store")
+
+
+@pytest.fixture
+def moved(two: list[Path], tmp_path: Path) -> list[Path]:
+    """The same archive elsewhere."""
+    return [shutil.copytree(path, tmp_path / f"moved {path.name}") for path in two]
+
+
 def test_the_same_archive_spelled_otherwise_is_the_same(
-    two: list[Path], of_two: Path, config_file: Path, monkeypatch: pytest.MonkeyPatch
+    two: list[Path],
+    of_two: Path,
+    config_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     first, second = two
-    (first.parent / "link").symlink_to(second)
+    (tmp_path / "link").symlink_to(second)
     monkeypatch.chdir(first.parent)
-    done = run("prepare", "link", "./second/", first, of_two, "--config", config_file)
+    done = run("prepare", tmp_path / "link", "./second/", first, of_two, "--config", config_file)
     assert (done.exit_code, done.stderr) == (0, "")
     assert "is complete; nothing to do.\n" in done.stdout
 
@@ -327,6 +319,7 @@ def test_an_unfinished_store_is_finished_with_its_folders_in_another_order(
 ) -> None:
     before = contents(of_two)
     unseal(of_two)
+    (of_two / "train/patch/c/0/0/0/0").unlink()
     done = semgen("prepare", *two[::-1], of_two, "--config", config_file, "--workers", 1)
     assert done.returncode == 0, done.stderr
     assert contents(of_two) == before
@@ -357,14 +350,16 @@ def test_a_part_of_the_archive_is_refused(two: list[Path], of_two: Path, config_
 
 
 def test_the_command_that_is_proposed_for_a_further_folder_reads_only_that(
-    two: list[Path], config_file: Path, semgen: Semgen, tmp_path: Path, phantoms: Path
+    two: list[Path],
+    complete: Path,
+    config_file: Path,
+    semgen: Semgen,
+    tmp_path: Path,
+    phantoms: Path,
 ) -> None:
-    old = tmp_path / "old.store"
-    done = semgen("prepare", phantoms, old, "--config", config_file, "--workers", 1)
-    assert done.returncode == 0, done.stderr
     new = tmp_path / "new.store"
     done = semgen(
-        *("prepare", phantoms, two[1], new, "--extend", old, "--config", config_file),
+        *("prepare", phantoms, two[1], new, "--extend", complete, "--config", config_file),
         *("--workers", 1),
     )
     assert done.returncode == 0, done.stderr
@@ -373,12 +368,12 @@ def test_the_command_that_is_proposed_for_a_further_folder_reads_only_that(
 
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_moved_archive_is_taken_when_it_is_named_as_moved(
-    two: list[Path], of_two: Path, config_file: Path, semgen: Semgen, finished: bool
+    moved: list[Path], of_two: Path, config_file: Path, semgen: Semgen, finished: bool
 ) -> None:
     before = contents(of_two)
     if not finished:
         unseal(of_two)
-    moved = [path.rename(path.parent / f"moved {path.name}") for path in two]
+        (of_two / "train/patch/c/0/0/0/0").unlink()
     done = run("prepare", *moved, of_two, "--config", config_file)
     assert_refused(done, "add --archive-moved")
     command = ["prepare", *moved, of_two, "--config", config_file, "--workers", 1]
@@ -386,17 +381,18 @@ def test_a_moved_archive_is_taken_when_it_is_named_as_moved(
     assert done.returncode == 0, done.stderr
     assert contents(of_two) == before
     assert read_archive(of_two) == moved
-    assert all(Path(file).exists() for file in read_sources(of_two).values())
+    sources = [Path(file) for file in read_sources(of_two).values()]
+    assert [file for file in sources if not file.exists()] == []
+    assert all(any(path in file.parents for path in moved) for file in sources)
     assert semgen(*command).returncode == 0
 
 
-def test_moved_scans_that_are_not_those_of_the_survey_are_found_out(
-    of_two: Path, two: list[Path], config_file: Path, semgen: Semgen, tmp_path: Path
+def test_moved_scans_that_differ_from_the_survey_are_detected(
+    of_two: Path, moved: list[Path], config_file: Path, semgen: Semgen
 ) -> None:
     unseal(of_two)
     for split in ("train", "validation"):
         shutil.rmtree(of_two / split / "patch/c")
-    moved = [path.rename(path.parent / f"moved {path.name}") for path in two]
     one, other = sorted(moved[1].glob("phantom-*.nii.gz"))[:2]
     shutil.copy(other, one)
     done = semgen(
@@ -406,7 +402,7 @@ def test_moved_scans_that_are_not_those_of_the_survey_are_found_out(
     assert "changed since the survey" in done.stderr.splitlines()[-1]
 
 
-def test_as_many_folders_must_be_named_as_moved(
+def test_the_moved_archive_must_have_as_many_folders(
     of_two: Path, two: list[Path], config_file: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "one").mkdir()
@@ -414,7 +410,7 @@ def test_as_many_folders_must_be_named_as_moved(
     assert_refused(done, f"made from {two[0]} and {two[1]}", "as many", "in this order")
 
 
-def test_nothing_can_have_moved_before_a_store_is_begun(phantoms: Path, tmp_path: Path) -> None:
+def test_archive_moved_is_refused_before_a_store_is_begun(phantoms: Path, tmp_path: Path) -> None:
     done = run("prepare", phantoms, tmp_path / "s", "--archive-moved")
     assert_refused(done, "not begun yet", "without --archive-moved")
     assert list(tmp_path.iterdir()) == []
@@ -429,7 +425,7 @@ def test_the_archives_path_is_not_in_the_store(complete: Path, phantoms: Path) -
 # Checked before the work ------------------------------------------------------------------------
 
 
-def test_a_single_scan_is_told_before_an_autoencoder_trains(
+def test_a_single_scan_is_refused_before_an_autoencoder_is_trained(
     phantoms: Path, config_file: Path, semgen: Semgen, tmp_path: Path
 ) -> None:
     done = semgen(
@@ -453,7 +449,7 @@ def test_a_single_scan_is_told_before_an_autoencoder_trains(
     ],
     ids=str,
 )
-def test_crops_that_no_scan_holds_are_told_from_the_geometry(
+def test_crops_that_fit_into_no_scan_are_refused(
     prepared: Path, config: PrepareConfig, change: dict[str, object]
 ) -> None:
     changed = PrepareConfig(**{**_fields(config), **change})
@@ -461,14 +457,14 @@ def test_crops_that_no_scan_holds_are_told_from_the_geometry(
         check_crops_fit(PatchStore(prepared), changed)
 
 
-def test_crops_that_too_few_scans_hold_are_told_from_the_geometry(
+def test_crops_that_fit_into_too_few_scans_are_refused(
     prepared: Path, config: PrepareConfig
 ) -> None:
     scans = PatchStore(prepared).scans
     height = (scans.size * scans.spacing_mm)[scans.split == 0, 0]
     most = int(sorted(height)[-1] / config.spacing_mm[0] // 8 * 8)
     changed = PrepareConfig(**{**_fields(config), "shape": (most, 32, 32), "scales": 1})
-    with pytest.raises(PrepareError, match="of 3 training scans hold one, and a class needs 2"):
+    with pytest.raises(PrepareError, match="of 3 training scans contain one, and a class needs 2"):
         check_crops_fit(PatchStore(prepared), changed)
 
 
@@ -493,7 +489,7 @@ def test_weights_are_taken_from_a_store(
     assert any(line.startswith("embed: 5 scans") for line in done.stderr.splitlines())
 
 
-def test_a_store_that_has_no_weights_yet_is_told(
+def test_weights_of_a_store_without_an_autoencoder_are_refused(
     phantoms: Path, config: PrepareConfig, tmp_path: Path
 ) -> None:
     begin(tmp_path / "begun", config)

@@ -7,19 +7,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pydicom
 import pytest
 from click.testing import CliRunner
-from numpy.typing import NDArray
 
 from cli import main
 from pipeline.archive.catalogue import Catalogue, Surveyed
+from pipeline.archive.folders import find_folders
 from pipeline.archive.manifest import Manifest, ManifestError
-from pipeline.archive.series import Series, find_folders, person_key, read_folder
+from pipeline.archive.series import Series, patient_key, read_folder
 from pipeline.config import PrepareConfig
-from pipeline.phantom.patients import write_archive
-from pipeline.stages.discover import split_persons
+from pipeline.phantom.files import write_archive
+from pipeline.splits import split_patients
 from store.errors import SemgenError
 
 THIN = Series(
@@ -47,40 +46,40 @@ def usable(catalogue: Catalogue) -> set[str]:
 
 def test_the_thinnest_complete_axial_series_of_a_study_is_used(catalogue: Catalogue) -> None:
     catalogue.add([CORONAL, THICK, SHORT, THIN, OTHER])
-    catalogue.choose()
+    catalogue.choose_one_per_study()
     assert usable(catalogue) == {"thin", "other study"}
     assert catalogue.reasons() == {"not chosen": 3}
 
 
 def test_a_coronal_series_is_used_where_the_study_has_no_other(catalogue: Catalogue) -> None:
     catalogue.add([CORONAL, replace(THIN, reason="gantry tilt")])
-    catalogue.choose()
+    catalogue.choose_one_per_study()
     assert usable(catalogue) == {"coronal"}
 
 
 def test_the_next_best_is_used_when_the_best_cannot_be_read(catalogue: Catalogue) -> None:
     catalogue.add([CORONAL, THICK, THIN, OTHER])
-    catalogue.choose()
+    catalogue.choose_one_per_study()
     catalogue.record(Surveyed(key="thin", reason="unreadable"))
     catalogue.record(Surveyed(key="other study", scan_id=5))
-    assert catalogue.choose_again() == 1
+    assert catalogue.choose_next_best() == 1
     assert usable(catalogue) == {"thick"}
     catalogue.record(Surveyed(key="thick", scan_id=5))  # the same content as the other study's
     catalogue.reject_duplicates()
-    assert catalogue.choose_again() == 0
+    assert catalogue.choose_next_best() == 0
 
 
 def test_choosing_twice_changes_nothing(catalogue: Catalogue) -> None:
     catalogue.add([CORONAL, THICK, THIN])
-    catalogue.choose()
+    catalogue.choose_one_per_study()
     catalogue.add([CORONAL, THICK, THIN])
-    catalogue.choose()
+    catalogue.choose_one_per_study()
     assert usable(catalogue) == {"thin"}
 
 
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two persons; the first one's study also has a thick series, a secondary capture, a scout."""
+    """Two patients; the first one's study also has a thick series, a secondary capture, a scout."""
     archive = tmp_path_factory.mktemp("studies")
     write_archive(archive, patients=2, format="dicom", seed=3, matrix=64)
     (archive / "landmarks.json").unlink()
@@ -146,7 +145,7 @@ def test_listed_series_are_used_and_no_others(studies: Path, tmp_path: Path) -> 
     found = manifest_of(tmp_path, studies, text).apply(series_of(studies))
     listed = {Path(one.files[0]).parent.name: one for one in found if one.reason is None}
     assert sorted(listed) == ["phantom-0000", "thick"]
-    assert {one.patient for one in listed.values()} == {person_key("Anna")}
+    assert {one.patient for one in listed.values()} == {patient_key("Anna")}
     assert {one.split for one in listed.values()} == {1}
     assert len({one.study for one in listed.values()}) == 2  # both are used, though of one study
 
@@ -158,7 +157,7 @@ def test_a_manifest_overrides_the_choice_within_a_study(studies: Path, tmp_path:
     assert found["phantom-0000"] == "not in the manifest"
 
 
-def test_patients_alone_say_who_is_for_validation(studies: Path, tmp_path: Path) -> None:
+def test_a_manifest_of_patients_alone_sets_their_splits(studies: Path, tmp_path: Path) -> None:
     series = series_of(studies)
     header = pydicom.dcmread(next(iter((studies / "phantom-0001").iterdir())))
     text = f"patient,split\n{header.PatientID},validation\n"
@@ -201,12 +200,10 @@ def test_a_linked_file_is_listed_by_the_folder_of_its_link(studies: Path, tmp_pa
     assert listed_in(manifest_of(tmp_path, links, "path\nlinks\n"), links) == {"links": None}
 
 
-def test_lines_that_name_files_of_one_series_must_say_the_same(
-    studies: Path, tmp_path: Path
-) -> None:
+def test_lines_for_files_of_one_series_must_agree(studies: Path, tmp_path: Path) -> None:
     one, other = sorted(file.name for file in (studies / "thick").iterdir())[:2]
     text = f"path,split\nscout,\nthick/{one},train\nthick/{other},"
-    with pytest.raises(ManifestError, match="lines 3 and 4: they name files of one series"):
+    with pytest.raises(ManifestError, match="lines 3 and 4: files of one series have different"):
         manifest_of(tmp_path, studies, f"{text}validation\n").apply(series_of(studies))
     assert listed_in(manifest_of(tmp_path, studies, f"{text}train\n"), studies) == {"thick": 0}
 
@@ -219,7 +216,7 @@ def test_lines_without_a_series_are_shown(studies: Path, tmp_path: Path) -> None
     assert Counter(found.values())["manifest line without a series"] == 1
 
 
-def test_a_patient_of_whom_there_is_no_series_is_shown(studies: Path, tmp_path: Path) -> None:
+def test_a_listed_patient_without_a_series_is_shown(studies: Path, tmp_path: Path) -> None:
     header = pydicom.dcmread(next(iter((studies / "phantom-0001").iterdir())))
     text = f"patient,split\n{header.PatientID},train\nNobody,validation\n"
     listed = manifest_of(tmp_path, studies, text)
@@ -248,40 +245,12 @@ def test_a_patient_of_whom_there_is_no_series_is_shown(studies: Path, tmp_path: 
         ('path\n"thick\n', ["not a CSV file"]),
     ],
 )
-def test_a_wrong_manifest_is_told_by_its_line(
+def test_a_wrong_manifest_is_refused_naming_the_line(
     studies: Path, tmp_path: Path, text: str, words: list[str]
 ) -> None:
-    with pytest.raises(ManifestError) as told:
+    with pytest.raises(ManifestError) as error:
         manifest_of(tmp_path, studies, text)
-    assert [word for word in words if word not in str(told.value)] == []
-
-
-def split(
-    person: list[str], wanted: list[int], fraction: float = 0.1
-) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-    """Patient and split of a scan for each word."""
-    return split_persons(
-        scan=np.arange(len(person)),
-        person=np.array(person),
-        wanted_split=np.array(wanted),
-        config=PrepareConfig(validation_fraction=fraction),
-    )
-
-
-def test_splits_follow_the_manifest_and_the_rest_is_drawn() -> None:
-    _, found = split(list("aabcdefghij"), [1, 1, 0, -1, -1, -1, -1, -1, -1, -1, -1], 0.3)
-    assert found[:3].tolist() == [1, 1, 0]
-    assert found.sum() == 4  # three of ten persons, one of them with two scans
-
-
-def test_one_person_cannot_be_in_both_splits() -> None:
-    with pytest.raises(SemgenError, match="one person in both splits"):
-        split(["a", "a"], [0, 1])
-
-
-def test_someone_must_be_left_for_training() -> None:
-    with pytest.raises(SemgenError, match="no person for training"):
-        split(["a", "b"], [1, 1])
+    assert [word for word in words if word not in str(error.value)] == []
 
 
 # Copies ------------------------------------------------------------------------------------------
@@ -290,11 +259,11 @@ FIRST = replace(THIN, key="a", study="a", patient="Anna")
 COPY = replace(THIN, key="b", study="b", patient="Berta")
 OTHER_OF_BERTA = replace(THIN, key="c", study="c", patient="Berta")
 STRANGER = replace(THIN, key="d", study="d", patient="Dora")
-HELD = {"a": 7, "b": 7, "c": 3, "d": 9}  # scans by series: Anna and Berta hold scan 7
+HELD = {"a": 7, "b": 7, "c": 3, "d": 9}  # scans by series: Anna and Berta have scan 7
 
 
 def survey(catalogue: Catalogue, series: list[Series], *, seed: int = 0) -> dict[int, tuple]:
-    """(person, split) by scan, once all these series were read."""
+    """(patient, split) by scan, after all these series were read."""
     catalogue.add(series)
     for one in series:
         if one.reason is None:
@@ -303,20 +272,20 @@ def survey(catalogue: Catalogue, series: list[Series], *, seed: int = 0) -> dict
     catalogue.reject_duplicates()
     catalogue.number_scans()
     config = PrepareConfig(seed=seed, validation_fraction=0.5)
-    found = split_persons(**catalogue.claims(), config=config)
+    found = split_patients(**catalogue.claims(), config=config)
     rows = zip(*(values.tolist() for values in found), strict=True)
     return dict(zip(catalogue.scan_tables()["id"].tolist(), rows, strict=True))
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_two_who_hold_one_identical_scan_are_one_person(catalogue: Catalogue, seed: int) -> None:
+def test_two_patients_with_an_identical_scan_are_one(catalogue: Catalogue, seed: int) -> None:
     found = survey(catalogue, [FIRST, COPY, OTHER_OF_BERTA, STRANGER], seed=seed)
     assert found[7] == found[3]
     assert found[9][0] != found[3][0]
 
 
 @pytest.mark.parametrize("swapped", [False, True])
-def test_which_of_two_copies_is_kept_shapes_neither_persons_nor_splits(
+def test_patients_and_splits_do_not_depend_on_which_copy_is_kept(
     catalogue: Catalogue, swapped: bool
 ) -> None:
     kept = {False: FIRST, True: replace(COPY, key="a")}
@@ -325,17 +294,19 @@ def test_which_of_two_copies_is_kept_shapes_neither_persons_nor_splits(
     assert found == {3: (0, 1), 7: (0, 1), 9: (1, 0)}
 
 
-def test_the_split_that_a_manifest_wants_for_a_copy_is_its_persons(catalogue: Catalogue) -> None:
+def test_the_split_that_a_manifest_wants_for_a_copy_is_its_patients(catalogue: Catalogue) -> None:
     found = survey(catalogue, [FIRST, replace(COPY, split=1), OTHER_OF_BERTA, STRANGER])
     assert [found[scan][1] for scan in (3, 7, 9)] == [1, 1, 0]
 
 
-def test_two_who_hold_one_scan_cannot_be_wanted_in_both_splits(catalogue: Catalogue) -> None:
-    with pytest.raises(SemgenError, match=r"one person in both splits.*persons concerned: 1;"):
+def test_patients_with_an_identical_scan_cannot_be_wanted_in_both_splits(
+    catalogue: Catalogue,
+) -> None:
+    with pytest.raises(SemgenError, match=r"wants 1 patient\(s\) in both splits"):
         survey(catalogue, [replace(FIRST, split=0), replace(COPY, split=1), STRANGER])
 
 
-def test_two_who_hold_parts_of_one_series_are_one_person(catalogue: Catalogue) -> None:
+def test_two_patients_with_parts_of_one_series_are_one(catalogue: Catalogue) -> None:
     whole = replace(FIRST, uid="one series")
     for reason in ("joined", "duplicate"):
         part = replace(COPY, key=reason, uid="one series", reason=reason)

@@ -17,31 +17,17 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-import zarr
-from click.testing import CliRunner, Result
 
-from cli import main
-from pipeline.archive.catalogue import Catalogue, catalogue_folder
-from pipeline.archive.series import Series, find_folders, read_folder
+from pipeline.archive.catalogue import Catalogue
+from pipeline.archive.folders import find_folders
+from pipeline.archive.lookup import catalogue_folder
+from pipeline.archive.series import Series, read_folder
 from pipeline.config import PrepareConfig
 from pipeline.stages.cut import ScanCut, SourceChanged, cut_scan
 from store import PatchStore
-from tests.conftest import ROOT, Semgen
-
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
-def run(*arguments: object) -> Result:
-    """The command line in this process, for what ends before any worker starts."""
-    return CliRunner().invoke(main, list(map(str, arguments)))
-
-
-def contents(store: Path) -> dict[str, bytes]:
-    return {
-        file.relative_to(store).as_posix(): file.read_bytes()
-        for file in store.rglob("*")
-        if file.is_file()
-    }
+from tests.conftest import Semgen
+from tests.support.commands import ENVIRONMENT, assert_refused, run
+from tests.support.stores import contents, copy_with_catalogue, unseal
 
 
 def assert_same_bytes(store: Path, other: Path) -> None:
@@ -107,7 +93,7 @@ def test_a_job_killed_in_every_stage_makes_the_same_bytes_in_the_end(
     assert_same_bytes(store, prepared)
 
 
-def test_an_interrupted_job_says_in_one_line_how_to_go_on(
+def test_an_interrupted_job_says_in_one_line_how_to_resume(
     phantoms: Path, config_file: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "interrupted.store"
@@ -166,7 +152,7 @@ def test_a_running_cluster_makes_the_same_bytes(
     assert_same_bytes(store, prepared)
 
 
-def test_a_lost_scheduler_costs_nothing(
+def test_nothing_is_lost_when_the_scheduler_dies(
     prepared: Path,
     phantoms: Path,
     config_file: Path,
@@ -211,20 +197,13 @@ def test_weights_of_another_store_embed_without_training(
     assert PatchStore(store).fingerprint == patches.fingerprint
 
 
-# Going on ----------------------------------------------------------------------------------------
+# Resuming ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def unsealed(prepared: Path, tmp_path: Path) -> Path:
     """A copy of the prepared store and its catalogue, as they were before the seal."""
-    store = shutil.copytree(prepared, tmp_path / "unsealed.store")
-    shutil.copytree(catalogue_folder(prepared), catalogue_folder(store))
-    for name in ("scans/thumbnail", "train/patch", "validation/patch"):
-        del zarr.open_array(str(store / name), mode="r+").attrs["shard_sha256"]
-    group = zarr.open_group(str(store), mode="r+")
-    changed = {"state": "building", "fingerprint": None}
-    group.attrs["semgen"] = {**group.attrs["semgen"], **changed}  # type: ignore[dict-item]
-    return store
+    return unseal(copy_with_catalogue(prepared, tmp_path / "unsealed.store"))
 
 
 def test_missing_and_damaged_shards_are_cut_again(
@@ -284,7 +263,7 @@ def test_a_complete_store_is_left_as_it_is(
     assert {file: file.stat().st_mtime_ns for file in prepared.rglob("*")} == before
 
 
-def test_a_job_killed_while_it_made_the_store_can_be_started_again(
+def test_a_job_killed_while_it_created_the_store_can_be_started_again(
     semgen: Semgen, tmp_path: Path
 ) -> None:
     archive, store = tmp_path / "archive", tmp_path / "begun.store"
@@ -296,7 +275,7 @@ def test_a_job_killed_while_it_made_the_store_can_be_started_again(
     assert "no usable CT series" in done.stderr
 
 
-def test_what_is_left_of_a_deleted_store_does_not_shape_its_successor(
+def test_the_catalogue_of_a_deleted_store_does_not_affect_a_new_one(
     prepared: Path, phantoms: Path, config_file: Path, semgen: Semgen, tmp_path: Path
 ) -> None:
     store = tmp_path / "anew.store"
@@ -311,13 +290,6 @@ def test_what_is_left_of_a_deleted_store_does_not_shape_its_successor(
 
 
 # Refusals ----------------------------------------------------------------------------------------
-
-
-def assert_refused(done: Result, *words: str) -> None:
-    """Exit status 1 and one line that has all these words."""
-    assert done.exit_code == 1
-    (line,) = done.stderr.splitlines()
-    assert [word for word in words if word not in line] == []
 
 
 def test_other_settings_are_refused_by_name(
@@ -346,7 +318,7 @@ def test_a_second_job_on_one_store_is_refused(
     first = Catalogue(catalogue_folder(store))
     try:
         done = run("prepare", phantoms, store, "--config", config_file)
-        assert_refused(done, "another prepare is at work on this store")
+        assert_refused(done, "another prepare is running on this store")
         assert not store.exists()
     finally:
         first.close()
@@ -420,7 +392,7 @@ def test_a_series_that_crashes_the_reader_costs_only_itself() -> None:
 HANGS = """
 import json, re
 from pipeline.cluster import connect, run_bounded
-from pipeline.stages.cut import time_limit
+from pipeline.stages.survey import time_limit
 
 def read(text):
     with time_limit(1):
@@ -441,7 +413,7 @@ def test_a_series_that_hangs_the_reader_costs_only_itself() -> None:
     assert json.loads(done.stdout) == [[False, True, False, False], True, False]
 
 
-def test_a_link_that_leads_nowhere_costs_only_itself(
+def test_a_broken_link_costs_only_itself(
     phantoms: Path, config_file: Path, semgen: Semgen, tmp_path: Path
 ) -> None:
     archive = tmp_path / "archive"
@@ -453,7 +425,7 @@ def test_a_link_that_leads_nowhere_costs_only_itself(
     assert "no usable CT series in the archive (1 broken link)" in done.stderr.splitlines()[-1]
 
 
-def test_a_job_goes_on_with_the_manifest_that_it_began_with(
+def test_a_job_resumes_only_with_the_manifest_that_it_began_with(
     phantoms: Path, config_file: Path, semgen: Semgen, tmp_path: Path
 ) -> None:
     manifest, other = tmp_path / "list.csv", tmp_path / "other.csv"
@@ -469,7 +441,7 @@ def test_a_job_goes_on_with_the_manifest_that_it_began_with(
         assert "begun with another --manifest, or without" in done.stderr.splitlines()[-1]
 
 
-def test_a_lost_right_to_write_is_told_and_costs_nothing(
+def test_a_lost_write_permission_is_reported_and_nothing_is_lost(
     prepared: Path, phantoms: Path, config_file: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "s"
@@ -531,7 +503,7 @@ def run_on_terminal(*arguments: object) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("share", [0.6])
-def test_a_full_disk_is_told_below_the_progress_bar_and_costs_nothing(
+def test_a_full_disk_is_reported_below_the_progress_bar_and_nothing_is_lost(
     prepared: Path, phantoms: Path, config_file: Path, tmp_path: Path, share: float
 ) -> None:
     whole = sum(file.stat().st_size for file in prepared.rglob("*") if file.is_file())
@@ -553,11 +525,11 @@ def test_a_full_disk_is_told_below_the_progress_bar_and_costs_nothing(
 # Privacy -----------------------------------------------------------------------------------------
 
 
-def test_only_its_owner_may_look_into_the_catalogue(prepared: Path) -> None:
+def test_only_the_owner_can_read_the_catalogue(prepared: Path) -> None:
     assert stat.S_IMODE(catalogue_folder(prepared).stat().st_mode) == 0o700
 
 
-def test_nothing_in_the_store_tells_a_path_a_person_or_a_series(
+def test_the_store_contains_no_path_patient_or_series_identifier(
     prepared: Path, phantoms: Path, config: PrepareConfig
 ) -> None:
     private = {"phantom", "again", "turned", "broken", "nii.gz", ".dcm", str(phantoms.parent)}
@@ -572,14 +544,14 @@ def test_nothing_in_the_store_tells_a_path_a_person_or_a_series(
                     header.SeriesDescription,
                 }
                 private |= {header.SeriesInstanceUID, header.StudyInstanceUID}
-    content = contents(prepared)
+    files = [file for file in prepared.rglob("*") if file.is_file()]
     words = [word.encode() for word in private]
-    told = [name for name, data in content.items() for word in words if word in data]
-    assert told == []
-    assert [name for name in content for word in private if word in name] == []
+    assert [file for file in files for word in words if word in file.read_bytes()] == []
+    names = [file.relative_to(prepared).as_posix() for file in files]
+    assert [name for name in names for word in private if word in name] == []
 
 
-def test_what_the_job_tells_while_it_works_names_no_series(
+def test_the_output_of_a_job_names_no_series(
     phantoms: Path, config_file: Path, semgen: Semgen, tmp_path: Path
 ) -> None:
     archive = tmp_path / "ward"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pydicom
 
-from pipeline.phantom.patients import write_archive
+from pipeline.phantom.files import write_archive
 from tests.conftest import Semgen
 
 WORDS = {

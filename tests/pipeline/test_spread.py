@@ -10,14 +10,16 @@ import pydicom
 import pytest
 
 from pipeline.archive.catalogue import Catalogue
+from pipeline.archive.folders import find_folders
 from pipeline.archive.manifest import ManifestError
-from pipeline.archive.series import find_folders, join_parts, read_folder
+from pipeline.archive.series import join_parts, read_folder
 from pipeline.archive.volume import read_volume
 from pipeline.config import PrepareConfig
-from pipeline.phantom.patients import draw_phantom, write_dicom
+from pipeline.phantom.files import write_dicom
+from pipeline.phantom.patients import draw_phantom
 from pipeline.stages.survey import list_series
-from tests.campaigns.kills import contents
 from tests.conftest import Semgen
+from tests.support.stores import contents
 
 CONFIG = PrepareConfig(min_slices=16)
 
@@ -109,7 +111,7 @@ def test_listing_parts_again_changes_nothing(series: Path, tmp_path: Path) -> No
         for _ in range(2):  # as a resumed job does
             for folder in find_folders([series.parent]):
                 catalogue.add(read_folder(folder, CONFIG))
-            for parts in catalogue.spread():
+            for parts in catalogue.series_in_parts():
                 catalogue.add(join_parts(parts, CONFIG), again=True)
             found = [(count, reason) for _, count, reason, _ in catalogue.listing()]
             assert found == [(59, None), (29, "joined")]

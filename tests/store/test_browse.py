@@ -85,7 +85,7 @@ def page(browser: webdriver.Chrome, address: str) -> Iterator[Page]:
     assert [entry for entry in log if "readback" not in entry["message"]] == []
 
 
-def test_a_class_is_named_noted_and_excluded_and_stays_so(page: Page, store: Path) -> None:
+def test_names_notes_and_exclusions_are_saved(page: Page, store: Path) -> None:
     page.go("#/class/2")
     page.one("#name").send_keys(HOSTILE, Keys.TAB)
     page.wait(lambda: page.one("[role=status]").text == "Saved")
@@ -101,13 +101,13 @@ def test_a_class_is_named_noted_and_excluded_and_stays_so(page: Page, store: Pat
     assert page.browser.title == "semgen: discovered classes"
 
 
-def test_what_another_program_says_is_seen_after_a_reload(page: Page, store: Path) -> None:
+def test_changes_by_another_program_are_shown_after_a_reload(page: Page, store: Path) -> None:
     annotate(store, {0: {"name": "liver"}})
     page.browser.refresh()
     page.wait(lambda: "liver" in page.titles())
 
 
-def test_all_slices_of_a_member_are_shown_as_they_are(page: Page, store: Path) -> None:
+def test_all_slices_of_a_member_are_shown(page: Page, store: Path) -> None:
     page.go("#/class/1")
     page.wait(lambda: page.all(".member button"))
     page.one(".member button").click()
@@ -121,11 +121,11 @@ def test_all_slices_of_a_member_are_shown_as_they_are(page: Page, store: Path) -
     page.wait(lambda: not page.all("dialog"))
 
 
-def test_pictures_come_when_they_are_looked_at(page: Page) -> None:
+def test_pictures_are_loaded_when_they_become_visible(page: Page) -> None:
     assert page.pixels(".card canvas").max() > 50
 
 
-def test_full_crops_lose_nothing_but_grey_levels(store: Path, address: str) -> None:
+def test_full_crops_are_compressed_without_loss(store: Path, address: str) -> None:
     import io
 
     from PIL import Image
@@ -144,11 +144,11 @@ def test_full_crops_lose_nothing_but_grey_levels(store: Path, address: str) -> N
     ["/", "/wrong-token/", "/wrong-token/sheet/class-0", "/..%2f..%2fetc/passwd",
      "/../../etc/passwd", "//etc/passwd"],
 )  # fmt: skip
-def test_without_the_token_everything_is_refused(address: str, path: str) -> None:
+def test_requests_without_the_token_are_refused(address: str, path: str) -> None:
     assert ask(address, path)[0] == 403
 
 
-def test_another_name_for_this_machine_is_refused(address: str) -> None:
+def test_another_host_name_is_refused(address: str) -> None:
     assert ask(address, Host="evil.example")[0] == 403
 
 
@@ -156,7 +156,7 @@ def test_another_name_for_this_machine_is_refused(address: str) -> None:
     "path",
     ["sheet/class-99", "sheet/crop-train-99999", "sheet/cards-4", "class/1"],
 )
-def test_what_there_is_not_is_not_found(address: str, path: str) -> None:
+def test_unknown_pictures_are_not_found(address: str, path: str) -> None:
     assert ask(address, path)[0] in {404, 405}
 
 
@@ -173,7 +173,9 @@ def test_no_path_opens_a_file(address: str, path: str) -> None:
     "change",
     [{"names": "x"}, {"name": 3}, {"name": "x" * 201}, {"excluded": 1}, ["name"], "name", None],
 )
-def test_a_change_that_is_none_is_refused(address: str, store: Path, change: object) -> None:
+def test_a_request_without_a_valid_change_is_refused(
+    address: str, store: Path, change: object
+) -> None:
     before = read_annotation(store)
     assert put(address, 1, change)[0] == 400
     assert ask(address, "class/1", "PUT", "{", Content_Type="application/json")[0] == 400
@@ -184,7 +186,7 @@ def test_a_form_of_another_site_cannot_change_anything(address: str) -> None:
     assert ask(address, "class/1", "PUT", '{"name": "x"}', Content_Type="text/plain")[0] == 415
 
 
-def test_a_class_that_there_is_not_cannot_be_named(address: str) -> None:
+def test_an_unknown_class_cannot_be_named(address: str) -> None:
     assert put(address, 99, {"name": "x"})[0] == 404
 
 
@@ -193,7 +195,7 @@ def test_a_class_that_there_is_not_cannot_be_named(address: str) -> None:
     ["[" * 30_000, '{"name": ' * 5_000, '{"name": "\\ud800"}', '{"name": "two\\nlines"}'],
     ids=["deep list", "deep object", "half a character", "two lines"],
 )
-def test_a_change_that_makes_no_sense_is_refused(address: str, store: Path, body: str) -> None:
+def test_a_malformed_change_is_refused(address: str, store: Path, body: str) -> None:
     before = read_annotation(store)
     status, _ = ask(address, "class/1", "PUT", body, Content_Type="application/json")
     assert status == 400
@@ -201,7 +203,7 @@ def test_a_change_that_makes_no_sense_is_refused(address: str, store: Path, body
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="this system has no IPv6")
-def test_an_address_of_ipv6_stands_in_brackets(store: Path) -> None:
+def test_an_ipv6_address_is_printed_in_brackets(store: Path) -> None:
     told: list[str] = []
     stop = asyncio.sleep(0)
     asyncio.run(serve(PatchStore(store), [], host="::1", on_start=told.append, stop=stop))
@@ -209,7 +211,7 @@ def test_an_address_of_ipv6_stands_in_brackets(store: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-def test_a_port_in_use_is_told_with_its_number(store: Path) -> None:
+def test_the_error_for_a_port_in_use_names_the_port(store: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -22,7 +22,7 @@ def read_back(*cells: object) -> list[str]:
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+cmd", "-cmd", "@SUM(A1)", "\t=1", "-", "--1"])
-def test_text_that_would_be_computed_is_marked_as_text(text: str) -> None:
+def test_text_that_looks_like_a_formula_is_marked_as_text(text: str) -> None:
     assert read_back(text) == ["'" + text]
 
 

@@ -9,12 +9,13 @@ import pytest
 from numpy.typing import NDArray
 
 from store import PatchStore
-from store.quality import Quality, assess, count_crops, describe_crops, load_quality
+from store.quality import Quality, assess, describe_crops, load_quality
 from tests.conftest import Semgen
+from tests.support.progress import CountedProgress
 from tests.support.synthetic_store import make_store
 
 
-def slow_likeness(one: NDArray[np.int16], other: NDArray[np.int16]) -> float:
+def slow_similarity(one: NDArray[np.int16], other: NDArray[np.int16]) -> float:
     """Local normalised cross-correlation of two (32, 64, 64) crops, in plain words."""
 
     def cells(crop: NDArray[np.int16]) -> NDArray[np.float64]:
@@ -42,15 +43,15 @@ def crops() -> NDArray[np.int16]:
     return found
 
 
-def test_likeness_is_local_normalised_cross_correlation(crops: NDArray[np.int16]) -> None:
+def test_similarity_is_local_normalised_cross_correlation(crops: NDArray[np.int16]) -> None:
     features = describe_crops(crops)
     for i, j in np.ndindex(5, 5):
         assert features[i] @ features[j] == pytest.approx(
-            slow_likeness(crops[i], crops[j]), abs=1e-4
+            slow_similarity(crops[i], crops[j]), abs=1e-4
         )
 
 
-def test_likeness_does_not_see_brightness_and_contrast(crops: NDArray[np.int16]) -> None:
+def test_similarity_ignores_brightness_and_contrast(crops: NDArray[np.int16]) -> None:
     brighter = (crops[:1] // 2 + 100).astype(np.int16)
     alike = describe_crops(crops[:1])[0] @ describe_crops(brighter)[0]
     assert alike > 0.9
@@ -72,7 +73,7 @@ def shuffled(store: PatchStore, monkeypatch: pytest.MonkeyPatch) -> list[Quality
     return assess(store)
 
 
-def test_classes_are_told_from_shuffled_ones(
+def test_consistency_separates_classes_from_shuffled_ones(
     store: PatchStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = [quality.consistency for quality in assess(store)]
@@ -82,7 +83,7 @@ def test_classes_are_told_from_shuffled_ones(
     assert np.mean(bad) == pytest.approx(0.5, abs=0.1)
 
 
-def test_a_member_that_is_another_thing_is_an_outlier(
+def test_a_member_with_other_anatomy_is_an_outlier(
     store: PatchStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     label = store.train.label.copy()
@@ -106,7 +107,7 @@ def test_tissue_and_members_are_counted(patches: PatchStore) -> None:
         crops = np.concatenate([patches.train.read(rows), patches.validation.read(more)])
         assert quality.tissue["lung"] == pytest.approx(((crops >= -950) & (crops < -500)).mean())
         assert sum(quality.tissue.values()) <= 1
-        assert quality.persons == len(rows) + len(more)
+        assert quality.patients == len(rows) + len(more)
 
 
 def test_overlap_is_the_share_of_a_crop_that_another_class_covers(
@@ -122,18 +123,20 @@ def test_overlap_is_the_share_of_a_crop_that_another_class_covers(
     assert [(q.overlap, q.overlaps) for q in found[:3]] == [(0.5, 1), (0.5, 0), (0.0, -1)]
 
 
-def test_the_result_is_kept_and_belongs_to_the_content(
+def test_the_result_is_cached_for_one_fingerprint(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = PatchStore(shutil.copytree(prepared, tmp_path / "mine"))
-    read: list[int] = []
-    first = load_quality(mine, progress=read.append)
-    assert sum(read) == count_crops(mine)
-    assert load_quality(mine, progress=read.append) == first
-    assert sum(read) == count_crops(mine)
+    progress = CountedProgress()
+    first = load_quality(mine, progress=progress)
+    num_crops = progress.totals["quality"]
+    assert num_crops
+    assert progress.units["quality"] == num_crops
+    assert load_quality(mine, progress=progress) == first
+    assert progress.units["quality"] == num_crops
     monkeypatch.setattr(mine, "fingerprint", "another")
-    load_quality(mine, progress=read.append)
-    assert sum(read) == 2 * count_crops(mine)
+    load_quality(mine, progress=progress)
+    assert progress.units["quality"] == 2 * num_crops
 
 
 def test_the_null_is_bounded_and_spread_over_the_store(
@@ -141,15 +144,14 @@ def test_the_null_is_bounded_and_spread_over_the_store(
 ) -> None:
     base = sum(int((split.scale == 0).sum()) for split in (store.train, store.validation))
     in_train = int((store.train.scale == 0).sum())
-    assert count_crops(store) == base + in_train
-    monkeypatch.setattr("store.quality.NULL_CROPS", 7)
-    assert count_crops(store) == base + 7
-    read: list[int] = []
-    assess(store, progress=read.append)
-    assert sum(read) == base + 7
+    for limit, num_null in ((1024, in_train), (7, 7)):
+        monkeypatch.setattr("store.quality.NULL_CROPS", limit)
+        progress = CountedProgress()
+        assess(store, progress=progress)
+        assert progress.units == progress.totals == {"quality": base + num_null}
 
 
-def test_classes_are_told_best_first(prepared: Path, semgen: Semgen, tmp_path: Path) -> None:
+def test_classes_are_listed_best_first(prepared: Path, semgen: Semgen, tmp_path: Path) -> None:
     mine = shutil.copytree(prepared, tmp_path / "mine")
     done = semgen("classes", mine, "--quality", "--json")
     rows = json.loads(done.stdout)

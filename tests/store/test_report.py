@@ -44,7 +44,7 @@ def page(browser: webdriver.Chrome, report: Path) -> Iterator[Page]:
     assert [entry for entry in log if "readback" not in entry["message"]] == []  # that is `pixels`
 
 
-def test_the_overview_tells_counts_and_reasons(page: Page, patches: PatchStore) -> None:
+def test_the_overview_shows_counts_and_reasons(page: Page, patches: PatchStore) -> None:
     text = page.one("main").text
     assert "4 classes, 1 excluded" in text
     assert "duplicate" in text
@@ -85,7 +85,7 @@ def test_a_class_is_opened_and_its_slices_turned(page: Page) -> None:
     assert len(page.all(".member")) >= 3
 
 
-def test_another_window_shows_other_greys(page: Page) -> None:
+def test_another_window_changes_the_grey_levels(page: Page) -> None:
     page.go("#/class/0")
     wide = page.pixels("#reference canvas")
     page.press("2")
@@ -115,7 +115,7 @@ def test_a_hostile_name_is_shown_as_text(page: Page) -> None:
     assert page.browser.title == "semgen: discovered classes"
 
 
-def test_every_picture_has_words_for_those_who_do_not_see_it(page: Page) -> None:
+def test_every_picture_has_a_text_alternative(page: Page) -> None:
     page.go("#/class/0")
     page.wait(lambda: page.all("canvas"))
     for canvas in page.all("canvas"):
@@ -123,7 +123,7 @@ def test_every_picture_has_words_for_those_who_do_not_see_it(page: Page) -> None
         assert canvas.get_attribute("aria-label")
 
 
-def test_the_page_needs_no_network_and_tells_no_name(report: Path) -> None:
+def test_the_page_needs_no_network_and_contains_no_name(report: Path) -> None:
     text = report.read_text()
     assert re.findall(r"(?:src|href)=[\"']?(?:https?:)?//", text) == []
     assert "secret-name" not in text
@@ -157,7 +157,7 @@ def test_grey_levels_resolve_soft_tissue_to_four_hu() -> None:
     assert to_grey(np.array([-3000, 5000])).tolist() == [LEVELS[0][1], LEVELS[-1][1]]
 
 
-def test_a_terminal_shows_a_class_in_greys(patches: PatchStore) -> None:
+def test_a_terminal_shows_a_class_in_grey_levels(patches: PatchStore) -> None:
     caption, *lines = draw_class(patches, 0).splitlines()
     assert caption.split("  ")[0] == "mean"
     assert len(lines) == 15

@@ -1,0 +1,105 @@
+"""Find the folders of an archive and the files in them; no file is opened here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from store.errors import SemgenError, check_local
+
+
+class ArchiveError(SemgenError):
+    """The archive as a whole cannot be read as asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """One folder and the names of its files."""
+
+    origin: str
+    """Its path within the archive, wherever the archive lies."""
+    path: str
+    files: tuple[str, ...]
+    error: str = ""
+    """Why the folder cannot be listed; it has no files then."""
+
+    def __repr__(self) -> str:
+        return f"<Folder: {len(self.files)} files>"
+
+
+def resolve_archive(archive: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Each folder and file once, absolute and without links, so that spellings compare equal.
+
+    A linked file keeps its own name, whose suffix may be missing from its target's.
+
+    Raises ArchiveError for what does not exist, SemgenError for a URL.
+    """
+    resolved = []
+    for path in map(Path, [archive] if isinstance(archive, str | Path) else archive):
+        check_local(path)
+        if not path.exists():
+            raise ArchiveError(f"{path}: no such file or folder")
+        folder, name = (path, "") if path.is_dir() else (path.parent, path.name)
+        resolved.append(Path(os.path.realpath(folder)) / name)
+    return list(dict.fromkeys(resolved))
+
+
+def find_folders(archive: Sequence[Path]) -> Iterator[Folder]:
+    """The given folders and all folders below them, and single files, in a stable order.
+
+    A linked folder is followed where its target lies outside the archive, each target once.
+    Raises ArchiveError when one of `archive` does not exist.
+    """
+    known = {os.path.realpath(root) for root in archive}  # and the targets of followed links
+    for number, root in enumerate(archive):
+        if root.is_file():
+            yield Folder(str(number), str(root.parent), (root.name,))
+        elif root.is_dir():
+            for path, files, error in _walk(str(root), known):
+                origin = f"{number}/{Path(path).relative_to(root).as_posix()}"
+                if files or error:
+                    yield Folder(origin, path, files, error)
+        else:
+            raise ArchiveError(f"{root}: no such file or folder")
+
+
+def _walk(root: str, known: set[str]) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """(folder, names of its files, why it cannot be listed) of a folder and all below it."""
+    waiting = [(root, False)]
+    while waiting:
+        path, below_link = waiting.pop()
+        try:
+            with os.scandir(path) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            yield path, (), error.strerror or type(error).__name__
+            continue
+        folders, files = [], []
+        for entry in entries:
+            if not _is_folder(entry):
+                files.append(entry.name)
+            elif entry.is_symlink():
+                if _leads_elsewhere(entry.path, known):
+                    folders.append((entry.path, True))
+            elif not (below_link and os.path.realpath(entry.path) in known):
+                folders.append((entry.path, below_link))
+        yield path, tuple(files), ""
+        waiting += reversed(folders)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links in a circle: reading it will give the reason
+        return False
+
+
+def _leads_elsewhere(link: str, known: set[str]) -> bool:
+    """Whether a link's target is not known yet; adds it to `known`."""
+    target = Path(os.path.realpath(link))
+    if not known.isdisjoint(map(str, (target, *target.parents))):
+        return False
+    known.add(str(target))
+    return True

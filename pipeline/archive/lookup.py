@@ -1,0 +1,210 @@
+"""Read the private catalogue beside a store: which files a scan came from, what was rejected.
+
+These functions work while a job runs. Only `pipeline.archive.catalogue` writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from pipeline.archive.series import JOINED, Series
+from store.format import StoreError
+from store.geometry import scan_name
+from store.reader import PatchStore
+
+DATABASE: Final = "catalogue.sqlite"
+SURVEY: Final = "survey"
+"""Folder of the catalogue with thumbnails, until the store is sealed."""
+SETTINGS: Final = "settings"
+"""Name of the digest of the store's settings, among those of the inputs."""
+
+
+def catalogue_folder(store: Path) -> Path:
+    """STORE.catalogue, beside the store, however the store's path is spelled."""
+    store = Path(os.path.realpath(store))
+    return store.with_name(store.name + ".catalogue")
+
+
+def has_catalogue(store: Path) -> bool:
+    """Whether a catalogue lies beside the store and can be read."""
+    return os.access(catalogue_folder(store) / DATABASE, os.R_OK)
+
+
+def read_rejections(store: Path) -> list[tuple[str, str, str]]:
+    """(first file, reason, detail) of a store's rejected series.
+
+    Raises StoreError without the store's private catalogue.
+    """
+    with open_read_only(store) as db:
+        return select_rejections(db)
+
+
+def read_sources(store: Path) -> dict[int, str]:
+    """First file of each scan, by scan row; StoreError without the private catalogue."""
+    with open_read_only(store) as db:
+        rows = db.execute("SELECT scan_row, files FROM series WHERE scan_row IS NOT NULL")
+        return {row: first_file(files) for row, files in rows}
+
+
+def add_paths(facts: dict[str, Any], store: PatchStore) -> None:
+    """Add the first file of each scan and rejected series to what `store.inspect` describes.
+
+    facts
+        Of `describe_store` or `describe_class`; changed in place.
+
+    Raises StoreError without the store's private catalogue.
+    """
+    sources = read_sources(store.path) if "survey" in store.stages else {}
+    if "members" in facts:
+        for member in facts["members"]:
+            member["file"] = sources[int(store.split(member["split"]).scan[member["row"]])]
+        return
+    facts["scan_files"] = [
+        {"scan": scan_name(store.scans.id[row]), "file": file}
+        for row, file in sorted(sources.items())
+    ]
+    facts["rejected_files"] = [
+        {"file": file, "reason": reason, "detail": detail}
+        for file, reason, detail in read_rejections(store.path)
+    ]
+
+
+def read_inputs(store: Path) -> dict[str, str]:
+    """Digests of the job's input files by name; StoreError without the private catalogue."""
+    with open_read_only(store) as db:
+        digests = dict(db.execute("SELECT name, digest FROM input").fetchall())
+        return {name: digest for name, digest in digests.items() if name != SETTINGS}
+
+
+def read_archive(store: Path) -> list[Path]:
+    """Folders and files that the store was prepared from, in the order of the first command.
+
+    Empty where an older version did not record them. StoreError without the private catalogue.
+    """
+    with open_read_only(store) as db:
+        return select_archive(db)
+
+
+def read_series(store: Path, scan_rows: Iterable[int]) -> Iterator[Series]:
+    """The series that became these rows of `scans`; StoreError without the private catalogue."""
+    with open_read_only(store) as db:
+        for row in scan_rows:
+            yield select_series(db, "scan_row", row)
+
+
+@contextlib.contextmanager
+def open_read_only(store: Path) -> Iterator[sqlite3.Connection]:
+    """A connection to a store's catalogue; StoreError unless it belongs to this store."""
+    file = catalogue_folder(store) / DATABASE
+    if not has_catalogue(store):
+        raise StoreError(
+            f"{file}: missing, or not readable by you; only this file records which scan came from"
+            " which files. Keep it beside the store when you move the store"
+        )
+    with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as db:
+        try:
+            if not _belongs(db, store):
+                raise StoreError(
+                    f"{file.parent}: the catalogue of another store; move the one that belongs to"
+                    f" {store} here"
+                )
+            yield db
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"{file}: {error}; restore the file from a copy, or delete {store} and prepare"
+                " it again"
+            ) from error
+
+
+def _belongs(db: sqlite3.Connection, store: Path) -> bool:
+    """Whether a catalogue is this store's: the same settings, and the same scans in its rows.
+
+    A store follows from these and its archive, so a catalogue that agrees is as good as its own,
+    wherever both were moved or copied to. Nothing private needs to be in the store.
+    """
+    opened = PatchStore(store, allow_building=True)
+    known = db.execute("SELECT digest FROM input WHERE name = ?", (SETTINGS,)).fetchone()
+    if known not in (None, (digest_settings(opened.config),)):  # older versions recorded none
+        return False
+    if "survey" not in opened.stages:
+        (count,) = db.execute("SELECT count(*) FROM series WHERE scan_id IS NOT NULL").fetchone()
+        return not count or (catalogue_folder(store) / SURVEY).is_dir()
+    rows = db.execute("SELECT scan_id FROM series WHERE scan_row IS NOT NULL ORDER BY scan_row")
+    return np.array_equal([int(scan_id, 16) for (scan_id,) in rows], opened.scans.id)
+
+
+# Rows of the catalogue as values -----------------------------------------------------------------
+
+
+def select_series(db: sqlite3.Connection, column: str, value: str | int) -> Series:
+    """The one series with this value in a column."""
+    row = db.execute(
+        "SELECT key, kind, files, patient, study, uid, axial, slice_gap_mm, split, stamp, reason,"
+        f" detail FROM series WHERE {column} = ?",
+        (value,),
+    ).fetchone()
+    key, kind, files, patient, study, uid, axial, gap_mm, split, stamp, reason, detail = row
+    return Series(
+        key=key,
+        kind=kind,
+        files=tuple(unpack_files(files)),
+        patient=patient,
+        study=study,
+        uid=uid,
+        axial=bool(axial),
+        slice_gap_mm=gap_mm,
+        split=split,
+        stamp=stamp,
+        reason=reason,
+        detail=detail,
+    )
+
+
+def select_rejections(db: sqlite3.Connection) -> list[tuple[str, str, str]]:
+    """(first file, reason, detail) of rejected series; not of those that joined another."""
+    rows = db.execute(
+        f"SELECT files, reason, detail FROM series WHERE reason != '{JOINED}' ORDER BY reason, key"
+    )
+    return [(first_file(files), reason, detail) for files, reason, detail in rows]
+
+
+def select_archive(db: sqlite3.Connection) -> list[Path]:
+    """Folders and files of the archive; empty where an older version did not record them."""
+    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'archive'").fetchone():
+        return []
+    rows = db.execute("SELECT path FROM archive ORDER BY number").fetchall()
+    return [Path(os.fsdecode(bytes.fromhex(path))) for (path,) in rows]
+
+
+def pack_files(files: Iterable[str]) -> str:
+    """File names as JSON, each in hex: a name may be bytes that are not valid text."""
+    return json.dumps([pack_path(file) for file in files])
+
+
+def pack_path(path: str | Path) -> str:
+    """A path's bytes in hex."""
+    return os.fsencode(path).hex()
+
+
+def unpack_files(packed: str) -> list[str]:
+    """The file names that `pack_files` packed."""
+    return [os.fsdecode(bytes.fromhex(file)) for file in json.loads(packed)]
+
+
+def first_file(packed: str) -> str:
+    """The first of the file names that `pack_files` packed."""
+    return unpack_files(packed)[0]
+
+
+def digest_settings(settings: dict[str, Any]) -> str:
+    """SHA-256 (hex) of settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

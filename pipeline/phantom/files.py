@@ -1,0 +1,131 @@
+"""Write synthetic patients as files: NIfTI, DICOM series, a whole archive."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import SimpleITK
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from pipeline.phantom.patients import STORAGE, Phantom, draw_phantom
+from store.atomic import replace_file
+from store.progress import SILENT, Progress
+
+DICOM_ATTRIBUTES: Final[dict[str, Any]] = {  # of DICOM files; those of type 2 may be empty
+    **dict.fromkeys(("PatientBirthDate", "PatientSex", "StudyID", "AccessionNumber", "StudyDate",
+                     "StudyTime", "ReferringPhysicianName", "PositionReferenceIndicator"), ""),
+    "SOPClassUID": CTImageStorage, "Modality": "CT", "Manufacturer": "semgen", "KVP": 120,
+    "ImageType": ["DERIVED", "PRIMARY", "AXIAL"], "PatientPosition": "HFS", "SeriesNumber": 1,
+    "AcquisitionNumber": 1, "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "SamplesPerPixel": 1,
+    "PhotometricInterpretation": "MONOCHROME2", "BitsAllocated": 16, "BitsStored": 16,
+    "HighBit": 15, "RescaleSlope": 1, "RescaleIntercept": -1024, "RescaleType": "HU",
+}  # fmt: skip
+
+
+def write_nifti(phantom: Phantom, path: str | Path) -> None:
+    """Write the scan as one .nii or .nii.gz file, with axes in `phantom.orientation`."""
+    itk: Any = SimpleITK  # its functions carry no types
+    image = itk.GetImageFromArray(phantom.render())
+    image.SetSpacing(phantom.spacing_mm[::-1])
+    image.SetOrigin(phantom.origin_mm[::-1])
+    itk.WriteImage(itk.DICOMOrient(image, phantom.orientation), os.fspath(path))
+
+
+def write_dicom(phantom: Phantom, directory: str | Path) -> None:
+    """Write the scan as a DICOM CT series, one file for each slice, named in random order.
+
+    Raises FileExistsError when the directory is not empty.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    if any(directory.iterdir()):
+        raise FileExistsError(f"{directory} must be empty; give another one")
+    scan = phantom.render().astype(np.int32) + 1024
+    rng = np.random.default_rng([phantom.seed, phantom.index, STORAGE, 1])
+    (z, y, x), dz = phantom.origin_mm, phantom.spacing_mm[0]
+    data = _series(phantom)
+    for number, name in enumerate(rng.permutation(len(scan))):
+        data.SOPInstanceUID = _uid(phantom, number)
+        data.InstanceNumber = number + 1
+        data.ImagePositionPatient = [round(x, 3), round(y, 3), round(z + number * dz, 3)]
+        data.PixelData = scan[number].astype("<i2" if phantom.signed else "<u2").tobytes()
+        data.save_as(directory / f"{name:04d}.dcm", enforce_file_format=True)
+
+
+def _uid(phantom: Phantom, what: object) -> UID:
+    key = ("semgen phantom", phantom.seed, phantom.index, phantom.size, what)
+    return generate_uid(entropy_srcs=[str(part) for part in key])
+
+
+def _series(phantom: Phantom) -> Dataset:
+    """The elements that all slices share."""
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.ImplementationClassUID = generate_uid(entropy_srcs=["semgen phantom"])
+    data.file_meta.ImplementationVersionName = "SEMGEN"  # pydicom's changes with its version
+    for name, value in {
+        **DICOM_ATTRIBUTES,
+        "StudyInstanceUID": _uid(phantom, "study"), "SeriesInstanceUID": _uid(phantom, "series"),
+        "FrameOfReferenceUID": _uid(phantom, "frame"),
+        "PatientID": f"PHANTOM-{phantom.seed}-{phantom.index:04d}",
+        "PatientName": f"Phantom^{phantom.index:04d}",
+        "SeriesDescription": f"synthetic {phantom.protocol}",
+        "PixelSpacing": list(phantom.spacing_mm[1:]), "SliceThickness": phantom.spacing_mm[0],
+        "Rows": phantom.size[1], "Columns": phantom.size[2],
+        "PixelRepresentation": int(phantom.signed),
+    }.items():  # fmt: skip
+        setattr(data, name, value)
+    return data
+
+
+def write_archive(
+    directory: str | Path,
+    *,
+    patients: int,
+    format: Literal["nifti", "dicom", "mixed"] = "nifti",
+    seed: int = 0,
+    matrix: int = 256,
+    progress: Progress | None = None,
+) -> None:
+    """Write an archive of synthetic patients, and the true positions of their landmarks.
+
+    Makes `phantom-0000.nii.gz` or folders `phantom-0000` and up. `landmarks.json`, written last,
+    has each scan's protocol, size, spacing and landmarks (z, y, x in mm).
+
+    format
+        "mixed" stores patients of even index as NIfTI and of odd index as DICOM.
+
+    Raises ValueError for an unknown format or fewer than one patient.
+    """
+    if format not in ("nifti", "dicom", "mixed"):
+        raise ValueError(f"format must be nifti, dicom or mixed, got {format!r}")
+    if patients < 1:
+        raise ValueError(f"patients must be >= 1, got {patients}")
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    truth = {}
+    with (progress or SILENT).stage("phantoms", patients, "patients") as advance:
+        for index in range(patients):
+            phantom = draw_phantom(seed, index, matrix=matrix)
+            name = f"phantom-{index:04d}"
+            if format == "nifti" or (format == "mixed" and index % 2 == 0):
+                name += ".nii.gz"
+                write_nifti(phantom, directory / name)
+            else:
+                write_dicom(phantom, directory / name)
+            truth[name] = {
+                "protocol": phantom.protocol,
+                "size": phantom.size,
+                "spacing_mm": phantom.spacing_mm,
+                "landmarks": phantom.landmarks(),
+            }
+            advance(1)
+    text = json.dumps({"seed": seed, "matrix": matrix, "patients": truth}, indent=1)
+    with replace_file(directory / "landmarks.json") as partial:
+        partial.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,133 @@
+"""Where a class lies in each scan: from its coordinate in the frame to mm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import PrepareConfig
+
+Floats: TypeAlias = NDArray[np.float64]
+_ROUNDING_MM = 1e-7
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scans:
+    """N scans as discovery sees them. Axes are z, y, x."""
+
+    split: NDArray[np.uint8]
+    """(N,) 0 train, 1 validation."""
+    spacing_mm: Floats
+    """(N, 3)."""
+    size: NDArray[np.int32]
+    """(N, 3) voxels."""
+    frame_mm: Floats
+    """(N, 2, 3) low and high corner of the frame box."""
+    embedding: NDArray[np.float32]
+    """(N, D)."""
+    thumbnail: Callable[[int], NDArray[np.uint8]]
+    """Reads one scan's thumbnail, (Z, Y, X)."""
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+
+def crop_step_mm(config: PrepareConfig, spacing_mm: Floats) -> Floats:
+    """(..., 3) voxel spacing of the base crop in scans of the given spacing (..., 3)."""
+    if config.spacing_mm == "native":
+        return spacing_mm
+    return np.broadcast_to(np.asarray(config.spacing_mm), spacing_mm.shape)
+
+
+class Geometry:
+    """Where a class's crops lie in each of N scans, in mm.
+
+    Attributes, all (N, 3) in mm unless noted: `step_mm` and `extent_mm`, voxel spacing and size of
+    the base crop; `last_mm`, centre of the last voxel; `low_mm` and `unit_mm`, start and unit of
+    the frame; `base_reach` and `full_reach` (3,), from a class's centre to the outermost sample of
+    the base crop and of the largest drawn crop, in steps.
+    """
+
+    def __init__(self, scans: Scans, config: PrepareConfig) -> None:
+        self.config = config
+        self.spacing_mm = scans.spacing_mm
+        self.step_mm = crop_step_mm(config, scans.spacing_mm)  # (N, 3)
+        self.extent_mm = self.step_mm * config.shape  # (N, 3), of the base crop
+        self.last_mm = (scans.size - 1) * scans.spacing_mm  # (N, 3), the last voxels' centres
+        if config.frame == "voxel":
+            self.low_mm = np.zeros_like(self.spacing_mm)
+            self.unit_mm = self.spacing_mm
+        else:
+            self.low_mm = scans.frame_mm[:, 0]
+            self.unit_mm = scans.frame_mm[:, 1] - scans.frame_mm[:, 0]
+        self._min_unit = (self.unit_mm / self.extent_mm).min(axis=0)  # in crop sides
+        # half the distance between the outermost samples
+        sides = np.asarray(config.shape, np.float64)
+        self.base_reach = 0.5 * (sides - 1)
+        largest = np.where([False, True, True], config.side_steps[1] - 1, sides)
+        shift = max(abs(config.shift_steps[0]), abs(config.shift_steps[1] - 1))
+        drawn = 0.5 * largest * (sides - 1) / sides + np.array([0, shift, shift])
+        self.full_reach: Floats = self.base_reach
+        if config.scales > 1:
+            self.full_reach = np.maximum(self.base_reach, drawn)
+
+    def centre_mm(self, centre: Floats, scans: Any = slice(None)) -> Floats:
+        """(..., 3) position of one coordinate in every scan, or in those given."""
+        position: Floats = self.low_mm[scans] + centre * self.unit_mm[scans]
+        return position
+
+    def eligible(self, centre: Floats, split: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """(N,) which scans contain the base crop and, for training, every drawn crop."""
+        reach = np.where(split[:, None] == 0, self.full_reach, self.base_reach) * self.step_mm
+        position = self.centre_mm(centre)
+        above = position - reach >= -_ROUNDING_MM
+        below = position + reach <= self.last_mm + _ROUNDING_MM
+        return np.asarray((above & below).all(axis=1))
+
+    def draw_centre(self, reference: int, rng: np.random.Generator) -> Floats | None:
+        """A random coordinate whose crops lie inside the reference, or None where none fits."""
+        border = np.asarray(self.config.border) * self.spacing_mm[reference]
+        reach = np.maximum(
+            self.full_reach * self.step_mm[reference],
+            self.extent_mm[reference] / 2 + border - self.spacing_mm[reference] / 2,
+        )
+        low, high = reach, self.last_mm[reference] - reach
+        if self.config.frame != "voxel":
+            low = np.maximum(low, self.low_mm[reference])
+            high = np.minimum(high, self.low_mm[reference] + self.unit_mm[reference])
+        if (low > high).any():
+            return None
+        least = (low - self.low_mm[reference]) / self.unit_mm[reference]
+        most = (high - self.low_mm[reference]) / self.unit_mm[reference]
+        if self.config.frame == "voxel":
+            # the first corner at a whole voxel: at native spacing nothing is interpolated
+            half = 0.5 * (np.asarray(self.config.shape) - 1)
+            first = np.ceil(least - half).astype(int)
+            last = np.floor(most - half).astype(int)
+            if (first > last).any():
+                return None
+            return np.asarray(rng.integers(first, last + 1) + half, np.float64)
+        return np.asarray(rng.uniform(least, most))
+
+    def is_far(self, one: Floats, other: Floats) -> bool:
+        """Whether base crops at two coordinates are surely far enough apart in every scan."""
+        apart = np.abs(one - other) * self._min_unit
+        return bool(
+            (apart >= max(1.0, self.config.separation_steps / min(self.config.shape))).any()
+        )
+
+    def is_too_close(self, one: Floats, other: Floats, scans: NDArray[np.intp]) -> bool:
+        """Whether base crops at two coordinates overlap too much, or are not separated, in a scan.
+
+        The limits are `max_overlap` and `separation_steps`.
+        """
+        apart = np.abs((one - other) * self.unit_mm[scans])
+        overlap = np.clip(1 - apart / self.extent_mm[scans], 0, 1).prod(axis=1)
+        steps = (apart / self.step_mm[scans]).max(axis=1)
+        return bool(
+            ((overlap > self.config.max_overlap) | (steps < self.config.separation_steps)).any()
+        )

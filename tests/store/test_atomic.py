@@ -1,0 +1,60 @@
+"""Files that are written whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from store.atomic import delete_partial_files, replace_file
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_file_is_replaced_at_the_end(tmp_path: Path, shared: bool, durable: bool) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("before")
+    with replace_file(file, shared=shared, durable=durable) as partial:
+        partial.write_text("after")
+        assert file.read_text() == "before"
+    assert file.read_text() == "after"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_the_temporary_file_has_the_same_suffix_and_folder(tmp_path: Path) -> None:
+    with replace_file(tmp_path / "mask.nii.gz") as partial:
+        assert partial.parent == tmp_path
+        assert partial.name.endswith("mask.nii.gz")
+        partial.touch()
+
+
+def test_after_an_error_the_file_is_as_before(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("before")
+
+    def write_half() -> None:
+        with replace_file(file) as partial:
+            partial.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert file.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_two_writers_of_a_shared_file_do_not_meet(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    with replace_file(file, shared=True) as one, replace_file(file, shared=True) as other:
+        assert one != other
+        one.write_text("one")
+        other.write_text("other")
+    assert file.read_text() == "one"  # it ended last
+
+
+def test_what_killed_writers_left_is_deleted(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    context = replace_file(tmp_path / "folder" / "a.txt")
+    context.__enter__().touch()
+    (tmp_path / "zarr.0123.partial").touch()
+    (tmp_path / "kept").touch()
+    delete_partial_files(tmp_path)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["folder", "kept"]

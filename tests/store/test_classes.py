@@ -1,0 +1,80 @@
+"""Annotation of classes: names, notes, exclusions."""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import zarr
+
+from store import ClassNote, PatchStore, StoreError, annotate, read_annotation
+from store.group import compute_fingerprint
+from store.verification import verify
+from tests.support.crops import change_attribute
+
+
+def test_annotations_are_kept_and_changed_class_by_class(annotated: Path) -> None:
+    annotate(annotated, {3: {"name": "Leber – rechts <b>", "excluded": True}, 1: {"note": "two"}})
+    annotate(annotated, {3: {"note": "junk"}})
+    said = read_annotation(annotated)
+    assert said[3] == ClassNote(name="Leber – rechts <b>", note="junk", excluded=True)
+    assert (said[1], said[0]) == (ClassNote(note="two"), ClassNote())
+    assert said.excluded == (3,)
+    annotate(annotated, {3: {"excluded": False, "name": "", "note": ""}})
+    assert 3 not in read_annotation(annotated).notes
+
+
+def test_an_annotation_changes_neither_content_nor_fingerprint(annotated: Path) -> None:
+    before = PatchStore(annotated).fingerprint
+    annotate(annotated, {2: {"excluded": True}})
+    assert compute_fingerprint(annotated) == before
+    assert [problem for problem in verify(annotated) if "classes" in problem.where] == []
+
+
+def test_an_unknown_class_cannot_be_annotated(annotated: Path) -> None:
+    with pytest.raises(StoreError, match="no class 6; there are 6, from 0"):
+        annotate(annotated, {6: {"excluded": True}})
+
+
+@pytest.mark.parametrize("text", ["half \ud800", "two\nlines", "bell \x07"])
+def test_control_characters_in_a_name_are_refused_and_old_ones_replaced(
+    annotated: Path, text: str
+) -> None:
+    with pytest.raises(StoreError, match="characters that cannot be shown"):
+        annotate(annotated, {1: {"name": text}})
+    group = zarr.open_group(str(annotated / "classes"), mode="r+")
+    group.attrs["annotation"] = {"1": {"name": text}}
+    assert read_annotation(annotated)[1].name == re.sub("[\ud800\n\x07]", "?", text)
+
+
+def test_a_note_may_have_several_lines(annotated: Path) -> None:
+    annotate(annotated, {1: {"note": "two\nlines"}})
+    assert read_annotation(annotated)[1].note == "two\nlines"
+
+
+def test_an_unfinished_store_is_not_annotated(copy: Path) -> None:
+    change_attribute(copy, "state", "building")
+    with pytest.raises(StoreError, match="still building"):
+        annotate(copy, {0: {"name": "liver"}})
+    assert read_annotation(copy).notes == {}
+
+
+def test_the_error_for_a_file_says_that_a_store_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "s").write_text("")
+    with pytest.raises(StoreError, match="is a file"):
+        PatchStore(tmp_path / "s")
+
+
+def test_a_broken_annotation_is_reported(annotated: Path) -> None:
+    group = zarr.open_group(annotated, mode="r+")["classes"]
+    group.attrs["annotation"] = {"three": {"name": "x"}}
+    with pytest.raises(StoreError, match='attribute "annotation" of group classes is broken'):
+        read_annotation(annotated)
+
+
+def test_concurrent_annotations_are_all_kept(annotated: Path) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda c: annotate(annotated, {c: {"name": f"class {c}"}}), range(6)))
+    assert [read_annotation(annotated)[c].name for c in range(6)] == [
+        f"class {c}" for c in range(6)
+    ]
