@@ -15,9 +15,9 @@ import pytest
 from click.testing import CliRunner
 
 from cli import main
-from tests.conftest import ROOT
+from tests.support.command import ROOT
 from tests.support.comparison import PLAN
-from tests.support.finetuning import RecordedProgress
+from tests.support.progress import CountedProgress
 from trainer import TrainError
 from trainer.comparison import compare, read_results, trials
 
@@ -91,15 +91,14 @@ def test_an_incomplete_line_is_run_again_and_does_not_harm_others(
 
 
 def test_several_processes_share_the_work(folder: Path, compared: Path) -> None:
-    progress = RecordedProgress()
+    progress = CountedProgress()
     results = compare(
         folder / "plan.toml",
         folder / "shared",
         devices=("cpu", "cpu"),
         progress=progress,
     )
-    assert progress.stages == [("compare", 8, 0)]
-    assert sum(progress.increments["compare"]) == 8
+    assert progress.totals == progress.units == {"compare": 8}
     lines = (folder / "shared" / "results.jsonl").read_text().splitlines()
     assert len(lines) == 8, "no trial was done twice"
     for one, other in zip(results, read_results(compared), strict=True):
@@ -129,10 +128,10 @@ def test_progress_does_not_count_trials_of_an_earlier_call(folder: Path, compare
     shutil.copytree(compared, partly)
     lines = (partly / "results.jsonl").read_text().splitlines(keepends=True)
     (partly / "results.jsonl").write_text("".join(lines[:6]))
-    progress = RecordedProgress()
+    progress = CountedProgress()
     compare(folder / "plan.toml", partly, progress=progress)
-    assert progress.stages == [("compare", 8, 6)]
-    assert progress.increments == {"compare": [1, 1]}
+    assert (progress.totals, progress.done) == ({"compare": 8}, {"compare": 6})
+    assert progress.units == {"compare": 2}
 
 
 def test_other_settings_need_another_folder(folder: Path, compared: Path) -> None:

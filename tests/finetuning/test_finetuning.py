@@ -15,12 +15,12 @@ from PIL import Image
 from cli import main
 from tests.support.finetuning import (
     CONFIG,
-    RecordedProgress,
     draw_case,
     make_task,
     read_rows,
     write_manifest,
 )
+from tests.support.progress import CountedProgress
 from tests.support.synthetic_store import make_store
 from trainer import Saved, TrainConfig, TrainError, export_weights, pretrain, read_weights
 from trainer.finetuning import finetune, predict
@@ -165,10 +165,10 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(balls: Path, tmp_p
 
 def test_a_finished_run_is_not_trained_again(segmenter: Path, balls: Path) -> None:
     before = (segmenter / "best.pt").read_bytes()
-    progress = RecordedProgress()
+    progress = CountedProgress()
     again = finetune(balls, segmenter, CONFIG, progress=progress)
     assert again.training.already_complete
-    assert [name for name, *_ in progress.stages] == ["cases"], "nothing is tested again"
+    assert list(progress.totals) == ["cases"], "nothing is tested again"
     assert again.scores == json.loads((segmenter / "result.json").read_text())["scores"]
     assert (segmenter / "best.pt").read_bytes() == before
 

@@ -16,14 +16,8 @@ from click.testing import CliRunner
 from cli import main
 from pipeline.phantom.files import write_dicom
 from pipeline.phantom.patients import draw_phantom
-from tests.support.finetuning import (
-    CONFIG,
-    RecordedProgress,
-    draw_case,
-    make_task,
-    read_rows,
-    write_manifest,
-)
+from tests.support.finetuning import CONFIG, draw_case, make_task, read_rows, write_manifest
+from tests.support.progress import CountedProgress
 from trainer import TrainError
 from trainer.finetuning import finetune, predict
 
@@ -186,10 +180,9 @@ def test_a_mask_can_be_written_in_other_formats(segmenter: Path, images: Path, e
 
 
 def test_progress_counts_cases(segmenter: Path, images: Path) -> None:
-    progress = RecordedProgress()
+    progress = CountedProgress()
     predict(segmenter, images, images.parent / "masks", progress=progress)
-    assert progress.stages == [("predict", 2, 0)]
-    assert progress.increments == {"predict": [1, 1]}
+    assert progress.totals == progress.units == {"predict": 2}
 
 
 @pytest.mark.parametrize("name", ["out.nii.gz", "out", "a.nii.gz"])

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from tests.support.finetuning import (
     CONFIG,
-    RecordedProgress,
     draw_case,
     make_task,
     read_rows,
     write_manifest,
 )
+from tests.support.progress import CountedProgress
 from trainer.finetuning import FinetuneConfig, finetune, load_task
 from trainer.finetuning.cases import Prepared, prepare_cases
 from trainer.finetuning.grid import choose_grid
@@ -120,11 +120,10 @@ def test_the_intensity_of_the_settings_takes_precedence_over_the_manifest(tmp_pa
 
 def test_progress_counts_cases(tmp_path: Path) -> None:
     task = load_task(make_task(tmp_path / "a", range(3)))
-    progress = RecordedProgress()
+    progress = CountedProgress()
     grid = choose_grid(task, CONFIG, (-1000, 1000))
     prepare_cases(task, grid, tmp_path / "cases", progress=progress)
-    assert progress.stages == [("cases", 3, 0)]
-    assert progress.increments == {"cases": [1, 1, 1]}
+    assert progress.totals == progress.units == {"cases": 3}
 
 
 # Patches

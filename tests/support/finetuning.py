@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,18 +61,3 @@ def write_manifest(file: Path, rows: Sequence[dict[str, object]]) -> Path:
 def read_rows(file: Path) -> list[dict[str, str]]:
     with file.open() as stream:
         return list(csv.DictReader(stream))
-
-
-class RecordedProgress:
-    """Records each stage as (name, total, done when it began), and the increments of each."""
-
-    def __init__(self) -> None:
-        self.stages: list[tuple[str, int | None, int]] = []
-        self.increments: dict[str, list[int]] = {}
-
-    @contextlib.contextmanager
-    def stage(
-        self, name: str, total: int | None, unit: str, *, done: int = 0
-    ) -> Iterator[Callable[[int], None]]:
-        self.stages.append((name, total, done))
-        yield self.increments.setdefault(name, []).append

@@ -8,15 +8,16 @@ from store.progress import Advance
 
 
 class CountedProgress:
-    """Units by stage, and the totals that the stages announced."""
+    """Units by stage; totals, and units done by an earlier run, as the stages announced them."""
 
     def __init__(self) -> None:
         self.units: Counter[str] = Counter()
         self.totals: dict[str, int | None] = {}
+        self.done: dict[str, int] = {}
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None, unit: str, *, done: int = 0) -> Iterator[Advance]:
-        self.totals[name] = total
+        self.totals[name], self.done[name] = total, done
 
         def advance(count: int) -> None:
             self.units[name] += count
