@@ -568,7 +568,7 @@ def finetune(task: Path, run: Path, config: FinetuneConfig, as_json: bool, **opt
         return
     arguments = "IMAGE OUT.nii.gz" if summary.segments else "IMAGE OUT.csv"
     if summary.places:
-        arguments = "PLACES.csv OUT.csv"
+        arguments = "CENTRES.csv OUT.csv"
     _echo_next(format_finetuning(summary), f"semgen predict {run} {arguments}")
 
 
@@ -592,8 +592,8 @@ def predict(run: Path, source: Path, out: Path, **options: Any) -> None:
 
     INPUT is an image, a DICOM folder or a folder of images. To segment, OUT is a mask (for a folder
     of images, a folder) with the geometry of the image; to classify, a CSV file with the
-    probability of each class. For a RUN that was trained on places, INPUT is a CSV file with
-    columns image, x_mm, y_mm, z_mm.
+    probability of each class. For a RUN that classifies crops around given centres, INPUT is a CSV
+    file with columns image, x_mm, y_mm, z_mm.
     """
     from trainer.finetuning import predict
 

@@ -1,10 +1,9 @@
 """Training speed: precisions, share of peak, what data and perturbation cost, the published step.
 
-    python benchmarks/pretrain_gpu.py                       # on a GPU, about five minutes
-    python benchmarks/pretrain_gpu.py --device cpu --width 2 --batch-size 4 --steps 2 --crops 16
+    python -m benchmarks.pretrain_gpu STORE                  # on a GPU, about five minutes
+    python -m benchmarks.pretrain_gpu STORE --device cpu --width 2 --batch-size 4 --steps 2
 
-Prints a table and writes it as Markdown with --out. Crops are random, stored as a patch store in a
-temporary folder; how well they compress and look does not matter for what is measured here.
+Prints a table and writes it as Markdown with --out. STORE is any prepared store.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.plain_step import plain_batches
 from store import PatchStore
-from tests.support.synthetic_store import make_store
 from trainer import TrainConfig
 from trainer.checkpoint import RunState
 from trainer.data.stream import Batch, Stream
@@ -42,7 +40,6 @@ KINDS = (
     ("bf16 + channels_last_3d + compile", "bf16", True, True),
 )
 """Title, precision, channels last, compiled."""
-CLASSES = 16
 
 
 class Bench:
@@ -50,15 +47,7 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
         self.arguments, self.folder = arguments, folder
-        self.store = PatchStore(
-            make_store(
-                folder / "store",
-                num_classes=CLASSES,
-                num_train=-(-arguments.crops // CLASSES),
-                num_validation=1,
-                shape=(32, 64, 64),
-            )
-        )
+        self.store = PatchStore(arguments.store)
         self.lines: list[str] = []
 
     def tell(self, text: str) -> None:
@@ -260,10 +249,10 @@ def measure_published(bench: Bench, ours: float) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("store", type=Path, metavar="STORE")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--crops", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warm-up", type=int, default=5)
     parser.add_argument("--threads", type=int, default=8)

@@ -12,27 +12,10 @@ from pipeline.config import PrepareConfig, load_config
 from pipeline.phantom.files import write_archive
 from store import PatchStore
 from tests.support.command import ROOT, Semgen, run_semgen
+from tests.support.settings import SETTINGS
 
 if TYPE_CHECKING:
     from selenium import webdriver
-
-SETTINGS = """
-classes = 4
-neighbours = 3
-validation_neighbours = 2
-validation_fraction = 0.34
-shape = [16, 32, 32]
-spacing_mm = [3.0, 2.0, 2.0]
-side_steps = [25, 40]
-shift_steps = [-5, 5]
-rows_per_shard = 8
-
-[autoencoder]
-width = 4
-latent = 32
-max_steps = 4
-threads = 1
-"""
 
 
 @pytest.fixture(scope="session")

@@ -5,14 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import ROOT
+from tests.support.command import ROOT
+from tests.support.synthetic_store import make_store
 
 
 def test_the_benchmark_for_gpus_runs_on_the_cpu(tmp_path: Path) -> None:
-    small = "--device cpu --width 1 --batch-size 2 --steps 1 --warm-up 1 --crops 16 --threads 1"
+    store = make_store(tmp_path / "store", num_train=3, num_validation=1, shape=(32, 64, 64))
+    small = "--device cpu --width 1 --batch-size 2 --steps 1 --warm-up 1 --threads 1"
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "benchmarks.pretrain_gpu", *small.split()),
+            *(sys.executable, "-m", "benchmarks.pretrain_gpu", str(store), *small.split()),
             *("--plain-workers", "1", "--no-compile", "--out", str(tmp_path / "table.md")),
         ],
         cwd=ROOT,

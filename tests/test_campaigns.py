@@ -10,7 +10,7 @@ import pytest
 from tests.campaigns.corrupt import campaign as corrupt
 from tests.campaigns.fuzz import campaign as fuzz
 from tests.campaigns.nifti import campaign as nifti
-from tests.conftest import Semgen
+from tests.support.command import Semgen
 from tests.support.stores import contents
 
 

@@ -109,3 +109,7 @@ class Ended:
 
 
 Event = Started | Stepped | Validated | Saved | Noticed | Ended
+
+
+def ignore(event: Event) -> None:
+    """Show nothing."""

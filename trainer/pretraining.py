@@ -20,7 +20,7 @@ from trainer.checkpoint import LAST, RunState, load_checkpoint
 from trainer.config import TrainConfig
 from trainer.data.plan import thin
 from trainer.data.stream import Batch
-from trainer.events import Ended, Event, Noticed, Started, TrainSummary
+from trainer.events import Ended, Event, Noticed, Started, TrainSummary, ignore
 from trainer.folder import open_run, write_config
 from trainer.learner import Losses, Validation
 from trainer.loop import Loop
@@ -37,7 +37,7 @@ def pretrain(
     run: str | Path,
     config: TrainConfig | None = None,
     *,
-    on_event: Callable[[Event], None] = lambda event: None,
+    on_event: Callable[[Event], None] | None = None,
 ) -> TrainSummary:
     """Pretrain on a patch store; when called again on the same run, resume it.
 
@@ -61,7 +61,7 @@ def pretrain(
         if ranks.is_main:
             stack.enter_context(open_run(run))
         ranks.wait()
-        on_event = on_event if ranks.is_main else lambda event: None
+        on_event = on_event if on_event and ranks.is_main else ignore
         saved = load_checkpoint(run / LAST) if (run / LAST).exists() else None
         setup = set_up(store, run, config, saved=saved, ranks=ranks)
         state = RunState.resume(saved, warmup_epochs=setup.warmup_epochs)

@@ -20,10 +20,9 @@ import numpy as np
 
 from pipeline.archive.folders import Folder
 from pipeline.config import PrepareConfig
-from store.images import Rejected
+from store.images import VOLUME_SUFFIXES, Rejected
 from store.images.slices import SUFFIXES, Slice, looks_like_dicom, order_slices, read_header
 
-VOLUME_SUFFIXES: Final = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr")
 _COMPRESSED: Final = (".gz", ".bz2", ".xz", ".zst")
 _PACKED: Final = (".zip", ".7z", ".rar", ".tar", ".tgz", ".tbz2", ".txz")
 _DIRECTORY: Final = "DICOMDIR"

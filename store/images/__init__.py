@@ -4,6 +4,11 @@ Both must read a file alike and reject the same broken ones. The only part of `s
 pydicom and SimpleITK.
 """
 
+from typing import Final
+
+VOLUME_SUFFIXES: Final = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr")
+"""Suffixes of the files that hold one image each; everything else may be a DICOM file."""
+
 
 class Rejected(Exception):
     """An image that cannot be used.

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 
 from pipeline.phantom.files import write_archive
-from tests.conftest import SETTINGS
+from tests.support.settings import SETTINGS
 from tests.support.stores import contents
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner, Result
 from safetensors import safe_open
 
 from cli import main
@@ -20,22 +19,10 @@ from pipeline.config import AutoencoderConfig, PrepareConfig
 from store import PatchStore, StoreError
 from store.progress import _show_bar, _show_lines
 from store.settings import describe
-from tests.conftest import ROOT, Semgen
+from tests.support.command import ROOT, Semgen, assert_refused, run
 from tests.support.settings_tables import PAGE, fill
 from trainer import TrainConfig
 from trainer.finetuning import FinetuneConfig
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, list(map(str, arguments)))
-
-
-def assert_fails_in_one_line(result: Result, *words: str) -> None:
-    assert result.exit_code == 1
-    assert isinstance(result.exception, SystemExit), result.exception
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("Error: ")
-    assert [word for word in words if word not in line] == []
 
 
 @pytest.fixture
@@ -117,7 +104,7 @@ def test_an_error_is_one_line_and_status_1(
     tmp_path: Path, arguments: list[str], words: list[str]
 ) -> None:
     result = run(*(argument.format(here=tmp_path) for argument in arguments))
-    assert_fails_in_one_line(result, *words)
+    assert_refused(result, *words)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -148,7 +135,7 @@ def test_a_wrong_setting_in_a_file_is_named(tmp_path: Path, text: str, words: li
     file = tmp_path / "settings.toml"
     file.write_text(text)
     result = run("prepare", tmp_path, tmp_path / "s", "--config", file, "--dry-run")
-    assert_fails_in_one_line(result, *words)
+    assert_refused(result, *words)
 
 
 def test_options_take_precedence_over_the_file_and_the_file_over_the_preset(
@@ -160,9 +147,7 @@ def test_options_take_precedence_over_the_file_and_the_file_over_the_preset(
         "prepare", phantoms, prepared, "--preset", "paper", "--config", file, "--classes", 9
     )
     # it is another store's settings, so that all of them are told
-    assert_fails_in_one_line(
-        result, "classes: 4 -> 9", "neighbours: 3 -> 5", "frame: body -> voxel"
-    )
+    assert_refused(result, "classes: 4 -> 9", "neighbours: 3 -> 5", "frame: body -> voxel")
 
 
 # Commands ----------------------------------------------------------------------------------------
@@ -282,7 +267,7 @@ def test_inspect_works_without_the_private_catalogue(copy: Path) -> None:
 
 
 def test_a_missing_class_is_an_error(prepared: Path) -> None:
-    assert_fails_in_one_line(run("inspect", prepared, "--class", 99), "no class 99; there are 4")
+    assert_refused(run("inspect", prepared, "--class", 99), "no class 99; there are 4")
 
 
 def test_verify_exits_with_0_for_a_valid_store(prepared: Path) -> None:
@@ -471,7 +456,7 @@ def test_training_reads_settings_from_a_file(
 ) -> None:
     file = tmp_path / "settings.toml"
     file.write_text(text)
-    assert_fails_in_one_line(run(command, tmp_path, tmp_path / "r", "--config", file), *words)
+    assert_refused(run(command, tmp_path, tmp_path / "r", "--config", file), *words)
 
 
 def test_options_of_training_take_precedence_over_the_file(prepared: Path, tmp_path: Path) -> None:
@@ -552,5 +537,5 @@ def test_a_bug_keeps_its_traceback(prepared: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_debug_shows_the_traceback_of_an_error_of_the_user(tmp_path: Path) -> None:
-    assert_fails_in_one_line(run("inspect", tmp_path / "no"), "no such store")
+    assert_refused(run("inspect", tmp_path / "no"), "no such store")
     assert isinstance(run("--debug", "inspect", tmp_path / "no").exception, StoreError)

@@ -403,7 +403,7 @@ OPTIONS = ("--width", 2, "--shape", "8,16,16", "--steps", 1, "--device", "cpu")
 
 
 @pytest.mark.parametrize(
-    ("columns", "hint"), [({}, "IMAGE OUT.csv"), (CENTRE, "PLACES.csv OUT.csv")]
+    ("columns", "hint"), [({}, "IMAGE OUT.csv"), (CENTRE, "CENTRES.csv OUT.csv")]
 )
 def test_the_next_step_after_classification_names_a_table(
     tmp_path: Path, columns: dict[str, object], hint: str

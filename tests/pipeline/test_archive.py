@@ -22,7 +22,7 @@ from pipeline.phantom.patients import Phantom, draw_phantom
 from pipeline.stages.survey import survey_series
 from store.images import Rejected
 from store.images.slices import check_positions
-from tests.conftest import Semgen
+from tests.support.command import Semgen
 
 CONFIG = PrepareConfig()
 NUM_SLICES = 59

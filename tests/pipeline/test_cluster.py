@@ -12,7 +12,7 @@ from distributed import LocalCluster
 
 from pipeline import cluster
 from pipeline.cluster import ClusterError, connect, run_bounded
-from tests.support.commands import ENVIRONMENT, run
+from tests.support.command import ENVIRONMENT, run
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import zarr
 
 from pipeline.archive.lookup import catalogue_folder
-from tests.conftest import Semgen
+from tests.support.command import Semgen
 from tests.support.stores import contents
 
 

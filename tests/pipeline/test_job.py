@@ -17,8 +17,7 @@ from pipeline.stages.discover import check_crops_fit
 from store import PatchStore, SemgenError, StoreError
 from store.settings import to_json
 from store.writer import StoreWriter
-from tests.conftest import Semgen
-from tests.support.commands import assert_refused, run
+from tests.support.command import Semgen, assert_refused, run
 from tests.support.stores import contents, copy_with_catalogue, unseal
 
 

@@ -25,8 +25,7 @@ from pipeline.archive.series import Series, read_folder
 from pipeline.config import PrepareConfig
 from pipeline.stages.cut import ScanCut, SourceChanged, cut_scan
 from store import PatchStore
-from tests.conftest import Semgen
-from tests.support.commands import ENVIRONMENT, assert_refused, run
+from tests.support.command import ENVIRONMENT, Semgen, assert_refused, run
 from tests.support.stores import contents, copy_with_catalogue, unseal
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pydicom
 
 from pipeline.phantom.files import write_archive
-from tests.conftest import Semgen
+from tests.support.command import Semgen
 
 WORDS = {
     "PatientName": "Zebrowski^Quirina",

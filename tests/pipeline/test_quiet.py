@@ -17,7 +17,7 @@ from pipeline.phantom.files import write_dicom
 from pipeline.phantom.patients import draw_phantom
 from store.images.quiet import quiet_itk, quiet_pydicom
 from store.images.slices import read_header
-from tests.support.commands import ENVIRONMENT
+from tests.support.command import ENVIRONMENT
 
 IMPORTING = """
 import importlib, json, logging, warnings

@@ -18,7 +18,7 @@ from pipeline.config import PrepareConfig
 from pipeline.phantom.files import write_dicom
 from pipeline.phantom.patients import draw_phantom
 from pipeline.stages.survey import list_series
-from tests.conftest import Semgen
+from tests.support.command import Semgen
 from tests.support.stores import contents
 
 CONFIG = PrepareConfig(min_slices=16)

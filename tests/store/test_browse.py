@@ -24,8 +24,8 @@ from store import PatchStore, StoreError, annotate, read_annotation
 from store.report.build import crop_sheet
 from store.report.pictures import to_grey
 from store.report.serve import serve
-from tests.conftest import ROOT
 from tests.support.browser import Page
+from tests.support.command import ROOT
 
 HOSTILE = "<script>document.title='owned'</script>"
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from store import PatchStore
 from store.quality import Quality, assess, describe_crops, load_quality
-from tests.conftest import Semgen
+from tests.support.command import Semgen
 from tests.support.progress import CountedProgress
 from tests.support.synthetic_store import make_store
 

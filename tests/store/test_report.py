@@ -16,8 +16,8 @@ from store import PatchStore, annotate
 from store.report.build import card_tiles, mean_crop
 from store.report.pictures import LEVELS, planes, projections, to_grey
 from store.report.terminal import draw_class
-from tests.conftest import Semgen
 from tests.support.browser import Page
+from tests.support.command import Semgen
 
 HOSTILE = '<script>document.title="owned"</script><img src=x onerror=alert(1)>'
 

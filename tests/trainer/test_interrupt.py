@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from tests.support.command import ROOT
 from tests.support.finetuning import CONFIG, make_task
 from tests.support.runs import TINY, assert_same_run, read_metrics, tiny
 from trainer import Event, Interrupted, Saved, Stepped, TrainConfig, pretrain

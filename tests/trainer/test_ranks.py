@@ -12,7 +12,7 @@ import torch
 
 from store import PatchStore
 from store.settings import to_json
-from tests.conftest import ROOT
+from tests.support.command import ROOT
 from tests.support.synthetic_store import make_store
 from trainer import TrainConfig, TrainError, pretrain
 from trainer.data.plan import EpochPlan

@@ -10,21 +10,18 @@ import SimpleITK as sitk  # noqa: N813
 
 from store.atomic import replace_file
 from store.geometry import AIR_HU, PADDING_HU, scan_id, scan_name
-from store.images import Rejected
+from store.images import VOLUME_SUFFIXES, Rejected
 from store.images.read import find_slices, load_corner, load_file, load_slices, open_file
 from trainer.errors import TrainError
 
-ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
-"""Of image files that can be read."""
-_TWO_FILES = ".mhd"
-"""A header, whose voxels are in another file: such a pair cannot be replaced in one step."""
-OUTPUT_ENDINGS = tuple(ending for ending in ENDINGS if ending != _TWO_FILES)
+OUTPUT_SUFFIXES = tuple(suffix for suffix in VOLUME_SUFFIXES if suffix not in (".mhd", ".nhdr"))
+"""Without the formats of two files, which cannot be replaced in one step."""
 _TOLERANCE = 1e-3
 
 
-def find_stem(file: Path, endings: Sequence[str] = ENDINGS) -> str | None:
-    """A file's name without its ending; None where it has another ending."""
-    return next((file.name[: -len(e)] for e in endings if file.name.endswith(e)), None)
+def find_stem(file: Path, suffixes: Sequence[str] = VOLUME_SUFFIXES) -> str | None:
+    """A file's name without its suffix; None if it has another suffix."""
+    return next((file.name[: -len(s)] for s in suffixes if file.name.endswith(s)), None)
 
 
 def read_image(path: Path, channel: int | None = None) -> sitk.Image:
@@ -74,13 +71,10 @@ def write_image(image: sitk.Image, file: Path) -> None:
 
 def check_output(file: Path) -> None:
     """Raise TrainError unless an image can be written to a file of this name."""
-    if file.name.endswith(_TWO_FILES):
+    if not file.name.endswith(OUTPUT_SUFFIXES):
         raise TrainError(
-            f"{file}: {_TWO_FILES} cannot be written, because its voxels go to a second file; use"
-            " .mha instead"
+            f"{file}: masks are written as {', '.join(OUTPUT_SUFFIXES)}; give a name that ends so"
         )
-    if not file.name.endswith(OUTPUT_ENDINGS):
-        raise TrainError(f"{file}: a mask's name must end in {', '.join(OUTPUT_ENDINGS)}")
 
 
 def read_spacing(path: Path) -> tuple[float, float, float]:

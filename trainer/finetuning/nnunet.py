@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from store.images import VOLUME_SUFFIXES
 from trainer.errors import TrainError
-from trainer.finetuning.images import ENDINGS, find_stem
+from trainer.finetuning.images import find_stem
 from trainer.finetuning.task import Case, Split, Task, check_cases
 
 DATASET = "dataset.json"
@@ -42,7 +43,7 @@ def read_folder(folder: Path) -> Task:
             ' it needs "labels" with a name and a number for each class, and channels numbered'
             " from 0"
         ) from error
-    endings = (ending,) if ending else ENDINGS
+    endings = (ending,) if ending else VOLUME_SUFFIXES
     cases = [
         *_list_cases(folder, endings, len(channels), "Tr", None),
         *_list_cases(folder, endings, len(channels), "Ts", "test"),

@@ -16,12 +16,13 @@ import torch
 
 from store.atomic import replace_file
 from store.csvfile import write_csv
+from store.images import VOLUME_SUFFIXES
 from store.progress import SILENT, Progress
 from trainer.checkpoint import BEST, load_checkpoint
 from trainer.device import autocast, pick_device, set_precision
 from trainer.errors import TrainError
 from trainer.finetuning.grid import Grid
-from trainer.finetuning.images import ENDINGS, check_output, find_stem, write_image
+from trainer.finetuning.images import check_output, find_stem, write_image
 from trainer.finetuning.inference import classify, segment
 from trainer.finetuning.manifest import read_centres
 from trainer.finetuning.starts import rebuild
@@ -163,7 +164,7 @@ def _list_cases(run: _Run, source: Path, channel: int | None) -> list[Case]:
         ]  # fmt: skip
     images = [source]
     if source.is_dir():
-        found = sorted(p for p in source.glob("[!.]*") if p.name.endswith(ENDINGS))
+        found = sorted(p for p in source.glob("[!.]*") if p.name.endswith(VOLUME_SUFFIXES))
         images = _files_of_channel(found, channel) or [source]  # a DICOM series
     names = [_case_name(image, channel) for image in images]
     return [

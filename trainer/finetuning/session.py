@@ -13,7 +13,7 @@ from store.progress import SILENT, Progress
 from trainer.checkpoint import BEST, LAST, RunState, load_checkpoint, refuse_other_run
 from trainer.device import pick_device, resolve_precision
 from trainer.errors import TrainError
-from trainer.events import Ended, Event, Noticed, Started, TrainSummary
+from trainer.events import Ended, Event, Noticed, Started, TrainSummary, ignore
 from trainer.finetuning.cases import Prepared, fingerprint, prepare_cases
 from trainer.finetuning.config import FinetuneConfig
 from trainer.finetuning.evaluation import read_scores, score_cases, write_result
@@ -51,7 +51,7 @@ def finetune(
     *,
     cases_path: str | Path | None = None,
     force: bool = False,
-    on_event: Callable[[Event], None] = lambda event: None,
+    on_event: Callable[[Event], None] | None = None,
     progress: Progress = SILENT,
 ) -> FinetuneSummary:
     """Fine-tune on a task and test; when called again on the same run, resume it.
@@ -72,7 +72,7 @@ def finetune(
     Raises TrainError when the task, the weights or the run do not fit; Interrupted (a
     KeyboardInterrupt), after writing a checkpoint, on Ctrl-C or SIGTERM while training.
     """
-    config = config or FinetuneConfig()
+    config, on_event = config or FinetuneConfig(), on_event or ignore
     run = Path(run_path)
     task = fit_task(load_task(Path(task_path)), config)
     device = pick_device(config.device, Ranks())
