@@ -6,16 +6,12 @@ Heavy imports stand inside the commands, so that --help answers at once.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import itertools
-import json
-import math
 import os
 import shutil
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -23,13 +19,13 @@ import click
 
 from pipeline.config import PRESETS, PrepareConfig, load_config
 from store.errors import SemgenError
-from store.options import FILE, NUMBERS, LocalPath, options_from
-from store.progress import LINE_SECONDS, Terminal
+from store.options import CLASS_TEXT, FILE, FOLDER, NUMBERS, LocalPath, options_from
+from store.progress import Terminal
 from trainer.config import Part, TrainConfig
 from trainer.finetuning.config import FinetuneConfig
 
 if TYPE_CHECKING:
-    from trainer import Event
+    pass
 
 # Threads that wait by spinning make every step many times slower where other processes use the same
 # cores (benchmarks/shared_machine.py). OpenMP reads this when torch or FAISS is loaded.
@@ -37,24 +33,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _DEMO_PATIENTS = 24
 _DEMO_TRAINING = TrainConfig(width=4, batch_size=12, epochs=16, warmup_epochs=6, log_every=5)
-
-
-class _ClassText(click.ParamType):  # type: ignore[type-arg]
-    """CLASS=TEXT."""
-
-    name = "class=text"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, str]:
-        number, equals, text = str(value).partition("=")
-        if not (number.isdecimal() and equals):
-            self.fail(f'{value!r}: give a class and a text, such as 3="left lung"', param, ctx)
-        return int(number), text
-
-
-_FOLDER = LocalPath(file_okay=False)
-_CLASS_TEXT = _ClassText()
 
 
 # Group and errors -------------------------------------------------------------------------------
@@ -103,21 +81,6 @@ def _is_interrupt(error: BaseException | None) -> bool:
     )
 
 
-def _echo_json(value: Any) -> None:
-    """Print as JSON; a number that is not finite becomes null, a path becomes text."""
-
-    def plain(part: Any) -> Any:
-        if dataclasses.is_dataclass(part) and not isinstance(part, type):
-            part = dataclasses.asdict(part)
-        if isinstance(part, dict):
-            return {str(name): plain(inner) for name, inner in part.items()}
-        if isinstance(part, list | tuple):
-            return [plain(inner) for inner in part]
-        return None if isinstance(part, float) and not math.isfinite(part) else part
-
-    click.echo(json.dumps(plain(value), default=str, allow_nan=False))
-
-
 def _echo_next(result: object, *commands: str) -> None:
     """Print what was done, and the commands to type next."""
     head, lines = "Next:", [str(result)]
@@ -134,8 +97,14 @@ def _tool(name: str) -> str:
     return name if shutil.which(name) or not beside.exists() else os.path.relpath(beside)
 
 
-_STORE = click.argument("store", type=_FOLDER)
-_RUN = click.argument("run", type=_FOLDER)
+def _echo_json(value: object) -> None:
+    from store.inspect import format_json
+
+    click.echo(format_json(value))
+
+
+_STORE = click.argument("store", type=FOLDER)
+_RUN = click.argument("run", type=FOLDER)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _FORCE = click.option(
     "--force", is_flag=True, help="Also test on scans that were used for pretraining."
@@ -156,7 +125,7 @@ def main(debug: bool) -> None:
 
 
 @main.command()
-@click.argument("directory", type=_FOLDER, default=Path("semgen-demo"))
+@click.argument("directory", type=FOLDER, default=Path("semgen-demo"))
 def demo(directory: Path) -> None:
     """Run every step on synthetic patients, in about two minutes.
 
@@ -169,7 +138,7 @@ def demo(directory: Path) -> None:
     from store import PatchStore
     from store.report import write_report
     from trainer import pretrain
-    from trainer.messages import format_training
+    from trainer.messages import format_training, show_events
 
     archive, store, run = directory / "archive", directory / "store", directory / "run"
     progress, page = Terminal(), directory / "report.html"
@@ -182,7 +151,7 @@ def demo(directory: Path) -> None:
     summary = prepare(archive, store, load_config(preset="demo"), progress=progress)
     click.echo(f"{summary}\n")
     write_report(PatchStore(store), page, progress=progress)
-    trained = pretrain(store, run, _DEMO_TRAINING, on_event=_show_events("pretrain"))
+    trained = pretrain(store, run, _DEMO_TRAINING, on_event=show_events("pretrain"))
     click.echo(
         f"{format_training(trained)}\n"
         f"\nMade: {archive}/ ({summary.accepted + sum(summary.rejected.values())} series, one"
@@ -196,7 +165,7 @@ def demo(directory: Path) -> None:
 
 
 @main.command()
-@click.argument("directory", type=_FOLDER)
+@click.argument("directory", type=FOLDER)
 @click.option("--patients", type=click.IntRange(1), default=12, show_default=True)
 @click.option(
     "--format",
@@ -239,7 +208,7 @@ def _read_prepare_config(file: Path | None, options: dict[str, Any]) -> PrepareC
 )
 @click.option(
     "--extend",
-    type=_FOLDER,
+    type=FOLDER,
     metavar="OLD_STORE",
     help="Reuse the survey of an earlier store of this archive.",
 )
@@ -403,8 +372,8 @@ def browse(store: Path, port: int, host: str, opens: bool) -> None:
 
 @main.command()
 @_STORE
-@click.option("--name", "names", type=_CLASS_TEXT, multiple=True, help='Such as 3="left lung".')
-@click.option("--note", "notes", type=_CLASS_TEXT, multiple=True, help='Such as 3="two organs".')
+@click.option("--name", "names", type=CLASS_TEXT, multiple=True, help='Such as 3="left lung".')
+@click.option("--note", "notes", type=CLASS_TEXT, multiple=True, help='Such as 3="two organs".')
 @click.option(
     "--exclude",
     type=NUMBERS,
@@ -501,9 +470,9 @@ def pretrain(store: Path, run: Path, config: TrainConfig, as_json: bool) -> None
     Several GPUs: torchrun --nproc-per-node 8 --no-python semgen pretrain STORE RUN
     """
     from trainer import pretrain
-    from trainer.messages import format_training
+    from trainer.messages import format_training, show_events
 
-    summary = pretrain(store, run, config, on_event=_show_events("pretrain"))
+    summary = pretrain(store, run, config, on_event=show_events("pretrain"))
     if os.environ.get("RANK", "0") != "0":  # of several processes, the first one prints
         return
     if as_json:
@@ -544,7 +513,7 @@ def export(run: Path, file: Path, format: Any, part: Any) -> None:
 @click.option(
     "--cases",
     "cases_path",
-    type=_FOLDER,
+    type=FOLDER,
     help="Folder for preprocessed cases, which runs can share.  [default: RUN/cases]",
 )
 @_FORCE
@@ -559,10 +528,10 @@ def finetune(task: Path, run: Path, config: FinetuneConfig, as_json: bool, **opt
     resume.
     """
     from trainer.finetuning import finetune
-    from trainer.messages import format_finetuning
+    from trainer.messages import format_finetuning, show_events
 
-    show = _show_events("finetune")
-    summary = finetune(task, run, config, **options, on_event=show, progress=Terminal())
+    on_event = show_events("finetune")
+    summary = finetune(task, run, config, **options, on_event=on_event, progress=Terminal())
     if as_json:
         _echo_json(summary)
         return
@@ -604,7 +573,7 @@ def predict(run: Path, source: Path, out: Path, **options: Any) -> None:
 @main.command()
 @click.argument("kind", type=click.Choice(["ncc", "ncs", "lcs", "bms", "medmnist"]))
 @click.argument("source", type=LocalPath(), metavar="DOWNLOAD")
-@click.argument("out", type=_FOLDER)
+@click.argument("out", type=FOLDER)
 @click.option(
     "--negatives",
     type=click.IntRange(0),
@@ -632,7 +601,7 @@ def task(kind: str, source: Path, out: Path, negatives: int) -> None:
 
 @main.command()
 @click.argument("plan", type=LocalPath())
-@click.argument("out", type=_FOLDER)
+@click.argument("out", type=FOLDER)
 @click.option(
     "--devices",
     default="auto",
@@ -679,25 +648,6 @@ def compare(
             " for other settings, give another OUT.",
             err=True,
         )
-
-
-def _show_events(command: str) -> Callable[[Event], None]:
-    """Print the events of a training run as lines on standard error."""
-    from trainer.events import Stepped
-    from trainer.messages import format_event
-
-    printed = 0.0
-
-    def on_event(event: Event) -> None:
-        nonlocal printed
-        if isinstance(event, Stepped):  # there may be many in a second
-            if time.perf_counter() - printed < LINE_SECONDS:
-                return
-            printed = time.perf_counter()
-        if text := format_event(event):
-            click.echo(f"{command}: {text}", err=True)
-
-    return on_event
 
 
 if __name__ == "__main__":

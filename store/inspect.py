@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -139,6 +141,21 @@ def format_classes(rows: Sequence[Facts]) -> str:
             )
         lines.append(f"{row['class']:5d}  {row['members']:7d}{quality}  {words}".rstrip())
     return "\n".join(lines)
+
+
+def format_json(value: Any) -> str:
+    """Values and dataclasses as JSON; a number that is not finite becomes null, a path text."""
+
+    def plain(part: Any) -> Any:
+        if dataclasses.is_dataclass(part) and not isinstance(part, type):
+            part = dataclasses.asdict(part)
+        if isinstance(part, dict):
+            return {str(name): plain(inner) for name, inner in part.items()}
+        if isinstance(part, list | tuple):
+            return [plain(inner) for inner in part]
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    return json.dumps(plain(value), default=str, allow_nan=False)
 
 
 def format_counts(counts: Mapping[str, int]) -> str:

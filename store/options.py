@@ -73,8 +73,24 @@ class Vector(click.ParamType):  # type: ignore[type-arg]
         return numbers
 
 
+class ClassText(click.ParamType):  # type: ignore[type-arg]
+    """CLASS=TEXT."""
+
+    name = "class=text"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, str]:
+        number, equals, text = str(value).partition("=")
+        if not (number.isdecimal() and equals):
+            self.fail(f'{value!r}: give a class and a text, such as 3="left lung"', param, ctx)
+        return int(number), text
+
+
 FILE: Final = LocalPath(exists=True, dir_okay=False)
+FOLDER: Final = LocalPath(file_okay=False)
 NUMBERS: Final = Numbers()
+CLASS_TEXT: Final = ClassText()
 
 
 def options_from(

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from store.progress import format_duration
+from store.progress import LINE_SECONDS, format_duration
 from trainer.events import Event, Noticed, Started, Stepped, TrainSummary, Validated
 
 if TYPE_CHECKING:
     from trainer.finetuning import FinetuneSummary
+
+
+def show_events(command: str) -> Callable[[Event], None]:
+    """A callback that prints the events of a run as lines on standard error."""
+    printed = 0.0
+
+    def on_event(event: Event) -> None:
+        nonlocal printed
+        if isinstance(event, Stepped):  # there may be many in a second
+            if time.perf_counter() - printed < LINE_SECONDS:
+                return
+            printed = time.perf_counter()
+        if text := format_event(event):
+            print(f"{command}: {text}", file=sys.stderr, flush=True)
+
+    return on_event
 
 
 def format_event(event: Event) -> str:
