@@ -60,7 +60,7 @@ def finetuning(folder: Path) -> Lines:
 
 
 def read(run: Path) -> Lines:
-    """Metrics of a run without accuracies and overlaps, which rounding may change by one example."""
+    """Metrics of a run, except accuracies and overlaps: rounding may change one example of them."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     shares = ("accuracy", "dice", "iou")
     return [{k: v for k, v in line.items() if not k.endswith(shares)} for line in lines]
