@@ -15,9 +15,9 @@ from tests.support.stores import contents
 
 
 def test_mutated_files_cost_only_themselves() -> None:
-    status, told, ends = fuzz(60, seed=5, workers=2)
-    assert status == 0, told
-    assert "Traceback" not in told
+    status, errors, ends = fuzz(60, seed=5, workers=2)
+    assert status == 0, errors
+    assert "Traceback" not in errors
     assert ends["accepted"] >= 3
     assert ends["unreadable"] >= 10
 
@@ -30,7 +30,7 @@ def test_damage_to_any_file_of_a_store_is_found(prepared: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [20_000, 300_000])
-def test_a_disk_that_takes_no_more_is_told_and_costs_nothing(
+def test_a_full_disk_is_reported_and_nothing_is_lost(
     prepared: Path,
     phantoms: Path,
     config_file: Path,

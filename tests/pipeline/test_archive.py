@@ -812,9 +812,9 @@ def test_an_archive_without_usable_files_is_refused_with_all_reasons(
     shutil.copytree(ct / "awkward", archive, ignore=shutil.ignore_patterns("anatomical.nii"))
     done = semgen("prepare", archive, tmp_path / "s", "--workers", 1)
     assert done.returncode == 1
-    told = done.stderr.splitlines()[-1]
+    shown = done.stderr.splitlines()[-1]
     wanted = ("not CT", "too few slices", "4-D", "unreadable", "Git LFS pointer", "not in HU")
-    assert [reason for reason in wanted if reason not in told] == []
+    assert [reason for reason in wanted if reason not in shown] == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["archive"]
 
 

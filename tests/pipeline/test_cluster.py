@@ -72,8 +72,8 @@ def test_the_job_waits_for_workers_for_a_limited_time(
     monkeypatch.setattr(cluster, "_WORKER_SECONDS", 1)
     done = run("prepare", phantoms, tmp_path / "s", "--scheduler", scheduler)
     assert done.exit_code == 1
-    told, error = done.stderr.splitlines()
-    assert told.startswith("waiting for workers: 0 worker")
+    shown, error = done.stderr.splitlines()
+    assert shown.startswith("waiting for workers: 0 worker")
     assert "no worker joined it within 1 s" in error
     assert f"dask worker {scheduler}" in error
 

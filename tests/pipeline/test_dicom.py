@@ -157,9 +157,9 @@ def test_slices_without_pixels_are_rejected(scan: Path, tmp_path: Path) -> None:
     def drop(data: pydicom.Dataset, hu: NDArray[np.int16]) -> None:
         del data.PixelData
 
-    with pytest.raises(Rejected) as told:
+    with pytest.raises(Rejected) as error:
         read(rewrite(scan / "dicom", tmp_path / "empty", drop))
-    assert told.value.reason == "short pixel data"
+    assert error.value.reason == "short pixel data"
 
 
 def test_compressed_slices_of_real_scanners_are_read(ct: Path, tmp_path: Path) -> None:

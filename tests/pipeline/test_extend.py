@@ -36,9 +36,9 @@ def test_an_extended_store_equals_a_new_one(
     assert anew.returncode == extended.returncode == 0, extended.stderr
     assert contents(tmp_path / "extended") == contents(tmp_path / "anew")
     assert contents(old) == before
-    told = extended.stderr.splitlines()
-    assert any(line.startswith("survey: 3 scans") for line in told), told
-    assert any(line.startswith("reuse: ") for line in told)
+    shown = extended.stderr.splitlines()
+    assert any(line.startswith("survey: 3 scans") for line in shown), shown
+    assert any(line.startswith("reuse: ") for line in shown)
 
 
 def test_a_file_that_was_only_touched_is_read_again(

@@ -110,10 +110,10 @@ def test_an_interrupted_job_says_in_one_line_how_to_resume(
             assert job.poll() is None
             time.sleep(0.002)
         os.killpg(job.pid, signal.SIGINT)
-        _, told = job.communicate()
+        _, errors = job.communicate()
     assert job.returncode == 1
-    assert "Traceback" not in told
-    assert told.splitlines()[-1] == "Error: interrupted; run the same command again to resume"
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1] == "Error: interrupted; run the same command again to resume"
 
 
 @pytest.fixture
@@ -173,10 +173,10 @@ def test_nothing_is_lost_when_the_scheduler_dies(
             assert job.poll() is None
             time.sleep(0.002)
         scheduler.kill()
-        _, told = job.communicate()
+        _, errors = job.communicate()
     assert job.returncode == 1
-    assert "Traceback" not in told
-    assert "lost the Dask scheduler" in told.splitlines()[-1]
+    assert "Traceback" not in errors
+    assert "lost the Dask scheduler" in errors.splitlines()[-1]
     done = semgen(*command, "--workers", 1)
     assert done.returncode == 0, done.stderr
     assert_same_bytes(store, prepared)
@@ -383,8 +383,8 @@ def test_a_series_that_crashes_the_reader_costs_only_itself() -> None:
         text=True,
         check=True,
     )
-    all_are_told, crashes_alone_are_lost = json.loads(done.stdout)
-    assert all_are_told
+    all_are_reported, crashes_alone_are_lost = json.loads(done.stdout)
+    assert all_are_reported
     assert crashes_alone_are_lost
 
 
@@ -455,12 +455,12 @@ def test_a_lost_write_permission_is_reported_and_nothing_is_lost(
         folders = [store, *(path for path in store.rglob("*") if path.is_dir())]
         for folder in folders:
             folder.chmod(0o500)
-        _, told = job.communicate()
+        _, errors = job.communicate()
         for folder in folders:
             folder.chmod(0o755)
-        assert job.returncode == 1, told
-        assert "Traceback" not in told
-        assert "Permission denied" in told.splitlines()[-1]
+        assert job.returncode == 1, errors
+        assert "Traceback" not in errors
+        assert "Permission denied" in errors.splitlines()[-1]
     assert subprocess.run(command, env=ENVIRONMENT, check=False).returncode == 0
     assert contents(store) == contents(prepared)
 

@@ -39,7 +39,7 @@ def test_no_word_of_a_header_or_a_path_leaves_the_catalogue(
     broken = next(archive.rglob("*0.dcm"))
     broken.write_bytes(broken.read_bytes()[:2000])  # costs one of the four series
 
-    told = []
+    outputs = []
     settings = ("--config", config_file, "--workers", 2)
     training = ("--width", 2, "--batch-size", 4, "--steps", 2)
     for command in (
@@ -54,15 +54,15 @@ def test_no_word_of_a_header_or_a_path_leaves_the_catalogue(
         ("export", "run", "weights.safetensors"),
     ):
         done = semgen(*command, cwd=tmp_path)
-        told.append(done.stdout + done.stderr)
-        assert done.returncode == int("--extend" in command), told[-1]
+        outputs.append(done.stdout + done.stderr)
+        assert done.returncode == int("--extend" in command), outputs[-1]
     folders = (tmp_path / "s", tmp_path / "run")
     files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
     content = {
         str(file.relative_to(tmp_path)): file.read_bytes().lower()
         for file in [*files, tmp_path / "weights.safetensors"]
     }
-    content |= {f"output {number}": text.lower().encode() for number, text in enumerate(told)}
+    content |= {f"output {number}": text.lower().encode() for number, text in enumerate(outputs)}
     leaks = [
         (name, word)
         for name, data in content.items()

@@ -114,7 +114,7 @@ def test_the_command_ends_in_one_line_and_status_1(store: Path, tmp_path: Path) 
         text=True,
     ) as job:
         assert job.stderr is not None
-        told = [next(line for line in job.stderr if line.startswith("step "))]
+        told = [next(line for line in job.stderr if line.startswith("pretrain: step "))]
         job.send_signal(signal.SIGTERM)
         told += job.stderr.readlines()
     assert job.returncode == 1
