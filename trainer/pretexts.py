@@ -56,7 +56,7 @@ class Pretext:
         self.shape, self.num_blocks = shape, num_blocks
 
     def make_head(self, channels: int) -> nn.Module | None:
-        """The task's own head: bottleneck (n, channels, z, y, x) -> logits (n, answers)."""
+        """The task's own head: bottleneck (n, channels, z, y, x) -> logits (n, outputs)."""
         return None
 
     def perturb(self, cubes: Tensor, draws: Draws) -> Example:
@@ -116,19 +116,21 @@ class Rotation(Pretext):
     metric = "rotation"
 
     def make_head(self, channels: int) -> nn.Module:
-        answers = len(find_rotations(self.shape))
-        return nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(channels, answers))
+        num_rotations = len(find_rotations(self.shape))
+        return nn.Sequential(
+            nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(channels, num_rotations)
+        )
 
     def perturb(self, cubes: Tensor, draws: Draws) -> Example:
         return Example(*rotate(cubes, draws))
 
     def loss(self, output: Output, example: Example) -> Tensor | None:
-        assert output.answers is not None
-        return classification_loss(output.answers, example.target)
+        assert output.pretext_logits is not None
+        return classification_loss(output.pretext_logits, example.target)
 
     def measure(self, output: Output, example: Example) -> dict[str, Tensor]:
-        assert output.answers is not None
-        return {"rotation_accuracy": _accuracy(output.answers, example.target)}
+        assert output.pretext_logits is not None
+        return {"rotation_accuracy": _accuracy(output.pretext_logits, example.target)}
 
 
 class Rubik(Pretext):
@@ -167,8 +169,8 @@ class Rubik(Pretext):
 
     def _answers(self, output: Output) -> tuple[Tensor, Tensor]:
         """Logits: (n, 100) of the order, and (n, 8) of each place being rotated."""
-        assert output.answers is not None
-        return output.answers[:, :NUM_ORDERS], output.answers[:, NUM_ORDERS:].float()
+        assert output.pretext_logits is not None
+        return output.pretext_logits[:, :NUM_ORDERS], output.pretext_logits[:, NUM_ORDERS:].float()
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:

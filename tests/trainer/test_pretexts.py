@@ -74,10 +74,14 @@ class TestEveryTask:
         example = task.perturb(torch.rand(4, 1, *SHAPE), draws(4))
         output = Output(restored=example.target)
         if task.metric == "rotation":
-            output = Output(answers=50 * torch.nn.functional.one_hot(example.target, 8).float())
+            output = Output(
+                pretext_logits=50 * torch.nn.functional.one_hot(example.target, 8).float()
+            )
         elif task.metric == "rubik":
             order = torch.nn.functional.one_hot(example.target[:, 0], 100).float()
-            output = Output(answers=50 * torch.cat((order, example.target[:, 1:] * 2 - 1), dim=1))
+            output = Output(
+                pretext_logits=50 * torch.cat((order, example.target[:, 1:] * 2 - 1), dim=1)
+            )
         if task.metric:
             loss = task.loss(output, example)
             assert loss is not None
@@ -197,12 +201,12 @@ class TestRubik:
     def test_every_block_is_encoded_alone(self) -> None:
         net = UNet3D(width=1, decoder=False, blocks=2, head=lambda _: torch.nn.Identity()).eval()
         cubes = torch.rand(2, 1, *SHAPE)
-        whole = net(cubes).answers
+        whole = net(cubes).pretext_logits
         first = net.encode(cubes[:, :, :8, :16, :16])[0]
         torch.testing.assert_close(whole[:, :, :1, :2, :2], first)
         changed = cubes.clone()
         changed[:, :, 8:, :, :] += 1
-        torch.testing.assert_close(net(changed).answers[:, :, :1], whole[:, :, :1])
+        torch.testing.assert_close(net(changed).pretext_logits[:, :, :1], whole[:, :, :1])
 
     def test_joining_blocks_undoes_splitting(self) -> None:
         cubes = torch.rand(2, 3, 4, 6, 8)

@@ -103,8 +103,8 @@ class Output(NamedTuple):
     """(n, 1, Z, Y, X) in (0, 1)."""
     logits: Tensor | None = None
     """(n, classes)."""
-    answers: Tensor | None = None
-    """(n, answers) of the pretext task's own head."""
+    pretext_logits: Tensor | None = None
+    """(n, outputs) of the pretext task's own head."""
 
 
 class Encoder3D(nn.Module):
@@ -186,15 +186,15 @@ class UNet3D(Encoder3D):
         parts = split_blocks(x, self.blocks)  # (n * blocks^3, 1, Z', Y', X')
         bottleneck, skip256, skip128, skip64 = self.encode(parts)
         bottleneck = join_blocks(bottleneck, self.blocks)  # (n, 16w, Z/8, Y/8, X/8)
-        restored = logits = answers = None
+        restored = logits = pretext_logits = None
         if classify and self.num_classes is not None:
             logits = self.clc_out(bottleneck)  # (n, classes)
         if pretext and self.pretext_out is not None:
-            answers = self.pretext_out(bottleneck)  # (n, answers)
+            pretext_logits = self.pretext_out(bottleneck)  # (n, outputs)
         if pretext and self.decodes:
             features = self.decode(bottleneck, skip256, skip128, skip64)
             restored = self.out_tr(features)  # (n, 1, Z, Y, X)
-        return Output(restored, logits, answers)
+        return Output(restored, logits, pretext_logits)
 
     def decode(
         self, bottleneck: Tensor, skip256: Tensor, skip128: Tensor, skip64: Tensor
