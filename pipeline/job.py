@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import os
 import shutil
 import sqlite3
 import time
@@ -22,25 +21,15 @@ from typing import Final
 from distributed import Client, KilledWorker
 
 from pipeline.archive.catalogue import Catalogue
-from pipeline.archive.folders import resolve_archive
 from pipeline.archive.lookup import catalogue_folder
-from pipeline.archive.manifest import Manifest
 from pipeline.cluster import check_scheduler, connect
 from pipeline.config import PrepareConfig
-from pipeline.preflight import (
-    PrepareError,
-    check_extension,
-    digest_inputs,
-    find_job,
-    find_state,
-    find_weights,
-)
+from pipeline.preflight import Job, PrepareError, check_job, find_state
 from pipeline.stages.cut import cut_crops
 from pipeline.stages.seal import seal_store
 from pipeline.stages.survey import survey_archive
 from pipeline.summary import Summary, summarise
 from store.atomic import delete_partial_files
-from store.errors import check_local
 from store.format import StoreError
 from store.progress import SILENT, Advance, Progress
 from store.reader import PatchStore
@@ -89,101 +78,79 @@ def prepare(
     is in use), PrepareError (no usable series) or ArchiveError (no such file or folder). Nothing
     is left behind when no series is usable.
     """
-    check_local(store)
-    path = Path(os.path.realpath(store))  # one lock and one catalogue, however it is spelled
-    roots = resolve_archive(archive)
-    old = None if extend is None else Path(extend)
-    if old is not None and os.path.realpath(old) == str(path):
-        raise StoreError(f"{path}: is the store to extend; give another folder for the new one")
-    weights = None if autoencoder is None else _find_weights(Path(autoencoder))
-    listed = None if manifest is None else Path(manifest)
-    inputs = digest_inputs(manifest=listed, autoencoder=weights)
-    found = find_job(path, roots, config, inputs, archive_moved=archive_moved)
-    if found.state == "complete":
-        if found.archive_moved:
-            with contextlib.closing(Catalogue(catalogue_folder(path))) as catalogue:
-                catalogue.move_archive(found.archive)
-        return summarise(store, {}, already_complete=True, archive_checked=found.archive_checked)
-    entries = None if listed is None else Manifest(listed, found.archive)
-    if old is not None:
-        check_extension(old, config)
+    job = check_job(
+        archive,
+        store,
+        config,
+        manifest=manifest,
+        autoencoder=autoencoder,
+        extend=extend,
+        archive_moved=archive_moved,
+    )
+    if job.state == "complete":
+        if job.archive_moved:
+            with contextlib.closing(Catalogue(catalogue_folder(job.path))) as catalogue:
+                catalogue.move_archive(job.archive)
+        return summarise(job.name, {}, already_complete=True, archive_checked=job.archive_checked)
     if scheduler is not None:
         check_scheduler(scheduler)
-    created = [folder for folder in (path, *path.parents) if not folder.exists()]
+    created = [folder for folder in (job.path, *job.path.parents) if not folder.exists()]
     with (
-        contextlib.closing(Catalogue(catalogue_folder(path))) as catalogue,
+        contextlib.closing(Catalogue(catalogue_folder(job.path))) as catalogue,
         _failures_explained(catalogue.folder),
     ):
-        if find_state(path) != found.state:  # changed before it was locked
-            raise StoreError(f"{path}: another prepare was running on it; run again")
-        if found.archive_moved:
-            catalogue.move_archive(found.archive)
-        delete_partial_files(path)
-        if found.state is None:
-            _begin(path, catalogue, config, inputs, found.archive)
+        _begin(job, catalogue)
         timed = _Timed(progress or SILENT, catalogue)
         with connect(workers, scheduler, timed) as client:
-            usable = _run_stages(
-                client,
-                StoreWriter(path),
-                catalogue,
-                config,
-                timed,
-                archive=found.archive,
-                manifest=entries,
-                extend=old,
-                weights=weights,
-            )
+            usable = _run_stages(client, job, catalogue, timed)
         if not usable:
             reasons = ", ".join(f"{n} {reason}" for reason, n in catalogue.reasons().items())
-            _remove(path, catalogue.folder, created)
+            _remove(job.path, catalogue.folder, created)
             raise PrepareError(
                 f"no usable CT series in the archive ({reasons or 'no images found'})"
             )
-        return summarise(store, catalogue.seconds(), already_complete=False, archive_checked=True)
+        seconds = catalogue.seconds()
+        return summarise(job.name, seconds, already_complete=False, archive_checked=True)
 
 
-def _find_weights(autoencoder: Path) -> Path:
-    from pipeline.autoencoder import load_autoencoder
+def _begin(job: Job, catalogue: Catalogue) -> None:
+    """Create the store, or make the unfinished one ready to be continued."""
+    if find_state(job.path) != job.state:  # changed before it was locked
+        raise StoreError(f"{job.path}: another prepare was running on it; run again")
+    if job.archive_moved:
+        catalogue.move_archive(job.archive)
+    delete_partial_files(job.path)
+    if job.state is None:
+        catalogue.reset()  # what remains of a deleted store must not affect this one
+        catalogue.record_inputs(job.inputs, to_json(job.config))
+        catalogue.record_archive(job.archive)
+        software = {name: importlib.metadata.version(name) for name in _SOFTWARE}
+        StoreWriter.create(job.path, config=to_json(job.config), software=software)
 
-    weights = find_weights(autoencoder)
-    load_autoencoder(weights)  # better refused now than after the survey
-    return weights
 
-
-def _run_stages(
-    client: Client,
-    writer: StoreWriter,
-    catalogue: Catalogue,
-    config: PrepareConfig,
-    progress: Progress,
-    *,
-    archive: list[Path],
-    manifest: Manifest | None,
-    extend: Path | None,
-    weights: Path | None,
-) -> bool:
-    """Run the stages in their order, each unless it is done; False when no series is usable."""
+def _run_stages(client: Client, job: Job, catalogue: Catalogue, progress: Progress) -> bool:
+    """Run the stages in order, each unless it is done; False when no series is usable."""
+    writer, config = StoreWriter(job.path), job.config
     accepted = survey_archive(
         client,
-        archive,
+        job.archive,
         writer,
         catalogue,
         config,
-        manifest=manifest,
-        extend=extend,
+        manifest=job.manifest,
+        extend=job.extend,
         progress=progress,
     )
     if not accepted:
         return False
-    from pipeline.stages.discover import check_crops_fit, write_plan  # FAISS
-    from pipeline.stages.embed import write_embeddings  # torch
+    from pipeline.stages.discover import check_crops_fit, write_plan
+    from pipeline.stages.embed import write_embeddings
 
-    check_crops_fit(PatchStore(writer.path, allow_building=True), config)
+    check_crops_fit(PatchStore(job.path, allow_building=True), config)
     checkpoint = catalogue.autoencoder_checkpoint
-    write_embeddings(writer, config, weights=weights, checkpoint=checkpoint, progress=progress)
+    write_embeddings(writer, config, weights=job.weights, checkpoint=checkpoint, progress=progress)
     write_plan(writer, config, progress)
-    planned = PatchStore(writer.path, allow_building=True)
+    planned = PatchStore(job.path, allow_building=True)
     digests = cut_crops(client, planned, catalogue, config, progress)
     seal_store(writer, catalogue, digests, progress)
     return True
@@ -205,21 +172,6 @@ class _Timed:
         finally:
             with contextlib.suppress(sqlite3.Error):  # a full disk: the stage's own error counts
                 self.catalogue.add_seconds(name, time.perf_counter() - start)
-
-
-def _begin(
-    store: Path,
-    catalogue: Catalogue,
-    config: PrepareConfig,
-    inputs: dict[str, str],
-    archive: list[Path],
-) -> None:
-    """Create the store; what remains of a deleted one must not affect it."""
-    catalogue.reset()
-    catalogue.record_inputs(inputs, to_json(config))
-    catalogue.record_archive(archive)
-    software = {name: importlib.metadata.version(name) for name in _SOFTWARE}
-    StoreWriter.create(store, config=to_json(config), software=software)
 
 
 @contextlib.contextmanager

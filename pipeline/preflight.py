@@ -1,12 +1,15 @@
-"""Checks before a job starts: what exists at STORE, and whether the job may continue it."""
+"""Checks before a job starts: its inputs, what exists at STORE, whether the job may continue it."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.archive.folders import resolve_archive
 from pipeline.archive.lookup import (
     catalogue_folder,
     has_catalogue,
@@ -14,8 +17,9 @@ from pipeline.archive.lookup import (
     read_inputs,
     read_rejections,
 )
+from pipeline.archive.manifest import Manifest
 from pipeline.config import PrepareConfig
-from store.errors import SemgenError
+from store.errors import SemgenError, check_local
 from store.format import AUTOENCODER_FILE, SURVEY_VERSION, StoreError
 from store.reader import PatchStore
 from store.settings import differences, to_json
@@ -51,14 +55,19 @@ def _is_partial(path: Path) -> bool:
 
 
 def find_weights(autoencoder: Path) -> Path:
-    """The given file of weights, or that of the given store."""
-    if not autoencoder.is_dir():
-        return autoencoder
-    if "embed" not in PatchStore(autoencoder, allow_building=True).stages:
-        raise StoreError(
-            f"{autoencoder}: has no autoencoder yet; finish preparing it, or give a file of weights"
-        )
-    return autoencoder / AUTOENCODER_FILE
+    """The given file of weights, or that of the given store; loads them once to check them."""
+    from pipeline.autoencoder import load_autoencoder
+
+    weights = autoencoder
+    if autoencoder.is_dir():
+        if "embed" not in PatchStore(autoencoder, allow_building=True).stages:
+            raise StoreError(
+                f"{autoencoder}: has no autoencoder yet; finish preparing it, or give a file of"
+                " weights"
+            )
+        weights = autoencoder / AUTOENCODER_FILE
+    load_autoencoder(weights)
+    return weights
 
 
 def digest_inputs(**files: Path | None) -> dict[str, str]:
@@ -70,40 +79,75 @@ def digest_inputs(**files: Path | None) -> dict[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
-    """State of a store before a job, and its archive."""
+class Job:
+    """A checked request to prepare a store."""
 
+    name: Path
+    """The store's path as the user gave it."""
+    path: Path
+    """The same, absolute and without links: one lock and one catalogue for all spellings."""
+    config: PrepareConfig
     state: str | None
-    """"building", "complete", or None where there is no store yet."""
+    """Of the store: "building", "complete", or None where there is no store yet."""
     archive: list[Path]
     """In the order of the first command for this store."""
-    archive_checked: bool = True
+    archive_checked: bool
     """False where the catalogue, and so the store's archive, is unknown."""
-    archive_moved: bool = False
+    archive_moved: bool
     """Whether the archive is elsewhere than the store's catalogue says."""
+    inputs: dict[str, str]
+    """Digests of manifest and autoencoder."""
+    manifest: Manifest | None
+    weights: Path | None
+    extend: Path | None
 
 
-def find_job(
-    store: Path,
-    archive: list[Path],
+def check_job(
+    archive: str | Path | Sequence[str | Path],
+    store: str | Path,
     config: PrepareConfig,
-    inputs: dict[str, str],
     *,
+    manifest: str | Path | None,
+    autoencoder: str | Path | None,
+    extend: str | Path | None,
     archive_moved: bool,
-) -> Found:
-    """State of the store; StoreError unless a job like this one may continue it."""
-    state = find_state(store)
-    if state is None:
-        if archive_moved:
-            raise StoreError(f"{store}: not begun yet; prepare it without --archive-moved")
-        return Found(state=state, archive=archive)
-    existing = PatchStore(store, allow_building=True)
-    check_same_job(existing, config, inputs)
-    known = read_archive(store) if has_catalogue(store) else []
-    if not known:
-        return Found(state=state, archive=archive, archive_checked=False)
-    archive = match_archive(archive, known, existing, moved=archive_moved)
-    return Found(state=state, archive=archive, archive_moved=archive != known)
+) -> Job:
+    """Check everything that can be checked before any work; see `pipeline.job.prepare`."""
+    check_local(store)
+    path = Path(os.path.realpath(store))
+    given = resolve_archive(archive)
+    old = None if extend is None else Path(extend)
+    if old is not None and os.path.realpath(old) == str(path):
+        raise StoreError(f"{path}: is the store to extend; give another folder for the new one")
+    weights = None if autoencoder is None else find_weights(Path(autoencoder))
+    listed = None if manifest is None else Path(manifest)
+    inputs = digest_inputs(manifest=listed, autoencoder=weights)
+    state, known = find_state(path), []
+    if state is None and archive_moved:
+        raise StoreError(f"{path}: not begun yet; prepare it without --archive-moved")
+    found = given
+    if state is not None:
+        existing = PatchStore(path, allow_building=True)
+        check_same_job(existing, config, inputs)
+        known = read_archive(path) if has_catalogue(path) else []
+        if known:
+            found = match_archive(given, known, existing, moved=archive_moved)
+    complete = state == "complete"
+    if old is not None and not complete:
+        check_extension(old, config)
+    return Job(
+        name=Path(store),
+        path=path,
+        config=config,
+        state=state,
+        archive=found,
+        archive_checked=state is None or bool(known),
+        archive_moved=bool(known) and found != known,
+        inputs=inputs,
+        manifest=None if listed is None or complete else Manifest(listed, found),
+        weights=weights,
+        extend=old,
+    )
 
 
 def check_same_job(store: PatchStore, config: PrepareConfig, inputs: dict[str, str]) -> None:
