@@ -13,7 +13,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import click
 
@@ -23,9 +23,6 @@ from store.options import CLASS_TEXT, FILE, FOLDER, NUMBERS, LocalPath, options_
 from store.progress import Terminal
 from trainer.config import Part, TrainConfig
 from trainer.finetuning.config import FinetuneConfig
-
-if TYPE_CHECKING:
-    pass
 
 # Threads that wait by spinning make every step many times slower where other processes use the same
 # cores (benchmarks/shared_machine.py). OpenMP reads this when torch or FAISS is loaded.
@@ -166,14 +163,21 @@ def demo(directory: Path) -> None:
 
 @main.command()
 @click.argument("directory", type=FOLDER)
-@click.option("--patients", type=click.IntRange(1), default=12, show_default=True)
+@click.option(
+    "--patients",
+    type=click.IntRange(1),
+    default=12,
+    show_default=True,
+    help="Number of patients.",
+)
 @click.option(
     "--format",
     type=click.Choice(["nifti", "dicom", "mixed"]),
     default="nifti",
     show_default=True,
+    help="File format; mixed alternates between both.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed.")
 @click.option(
     "--matrix",
     type=click.IntRange(64),
@@ -233,7 +237,7 @@ def _read_prepare_config(file: Path | None, options: dict[str, Any]) -> PrepareC
     type=click.Choice(list(PRESETS)),
     default="default",
     show_default=True,
-    help='Named settings; "paper" are the published ones.',
+    help='Named settings: "paper" as published, "demo" for a few small scans.',
 )
 @options_from(PrepareConfig, _read_prepare_config)
 @click.option(
@@ -300,13 +304,14 @@ def _list_series(
 @_JSON
 def inspect(store: Path, label: int | None, paths: bool, as_json: bool) -> None:
     """Show scans, rejected series, classes and crops of STORE."""
-    from pipeline.archive.lookup import add_paths
     from store import PatchStore
     from store.inspect import describe_class, describe_store, format_class, format_store
 
     opened = PatchStore(store, allow_building=True)
     facts = describe_store(opened) if label is None else describe_class(opened, label)
     if paths:
+        from pipeline.archive.lookup import add_paths
+
         add_paths(facts, opened)
     if as_json:
         _echo_json(facts)
@@ -372,8 +377,12 @@ def browse(store: Path, port: int, host: str, opens: bool) -> None:
 
 @main.command()
 @_STORE
-@click.option("--name", "names", type=CLASS_TEXT, multiple=True, help='Such as 3="left lung".')
-@click.option("--note", "notes", type=CLASS_TEXT, multiple=True, help='Such as 3="two organs".')
+@click.option(
+    "--name", "names", type=CLASS_TEXT, multiple=True, help='Name a class, such as 3="left lung".'
+)
+@click.option(
+    "--note", "notes", type=CLASS_TEXT, multiple=True, help='Add a note, such as 3="two organs".'
+)
 @click.option(
     "--exclude",
     type=NUMBERS,
@@ -494,11 +503,17 @@ def pretrain(store: Path, run: Path, config: TrainConfig, as_json: bool) -> None
     help='"genesis" is what the official Semantic and Models Genesis code loads.  [default: by the'
     " suffix of FILE: .safetensors, .pt or .pth]",
 )
-@click.option("--part", type=click.Choice(get_args(Part)), default="all", show_default=True)
+@click.option(
+    "--part",
+    type=click.Choice(get_args(Part)),
+    default="all",
+    show_default=True,
+    help='Part of the net; "unet" is encoder and decoder.',
+)
 def export(run: Path, file: Path, format: Any, part: Any) -> None:
     """Write the best weights of RUN to FILE.
 
-    If no validation of both losses was made yet, these are the last weights.
+    Before the first validation after the warm-up, the last weights are written.
     """
     from store.inspect import format_size
     from trainer import export_weights
@@ -522,10 +537,10 @@ def export(run: Path, file: Path, format: Any, part: Any) -> None:
 def finetune(task: Path, run: Path, config: FinetuneConfig, as_json: bool, **options: Any) -> None:
     """Fine-tune on your own labeled images, then test.
 
-    Trains on TASK into the folder RUN. TASK is a folder as nnU-Net and the Medical Segmentation
-    Decathlon have it (dataset.json, imagesTr, labelsTr), or a CSV file with columns image, one of
-    mask (to segment) and label (to classify), and optionally patient and split. Run again to
-    resume.
+    Trains on TASK into the folder RUN. TASK is a folder in the layout of nnU-Net and the
+    Medical Segmentation Decathlon (dataset.json, imagesTr, labelsTr), or a CSV file with a column
+    image, either mask (to segment) or label (to classify), and optionally patient and split. Run
+    again to resume.
     """
     from trainer.finetuning import finetune
     from trainer.messages import format_finetuning, show_events
@@ -545,7 +560,12 @@ def finetune(task: Path, run: Path, config: FinetuneConfig, as_json: bool, **opt
 @_RUN
 @click.argument("source", type=LocalPath(), metavar="INPUT")
 @click.argument("out", type=LocalPath())
-@click.option("--device", default="auto", show_default=True, help="Any PyTorch device.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help='PyTorch device; "auto" is a GPU if there is one.',
+)
 @click.option(
     "--channel",
     type=click.IntRange(0),
@@ -587,11 +607,11 @@ def task(kind: str, source: Path, out: Path, negatives: int) -> None:
     DOWNLOAD is the data set as it was downloaded; OUT gets the task.
 
     \b
-    ncc       LUNA16: is a candidate a nodule?
-    ncs       LIDC-IDRI: which voxels are the nodule?
-    lcs       LiTS: which voxels are the liver?
-    bms       BraTS, FLAIR: which voxels are the tumour?
-    medmnist  a 3-D .npz file of MedMNIST v2
+    ncc       lung nodule classification, from LUNA16
+    ncs       lung nodule segmentation, from LIDC-IDRI
+    lcs       liver segmentation, from LiTS
+    bms       brain tumour segmentation, from BraTS (FLAIR)
+    medmnist  classification, from a 3-D .npz file of MedMNIST v2
     """  # noqa: D301
     from trainer.finetuning.datasets import convert
 

@@ -62,15 +62,15 @@ class PrepareConfig:
     classes: int = 200
     """Number of classes to discover; there may be fewer when no more fit without overlap."""
     neighbours: int = 200
-    """Maximum number of training scans in a class, its reference included."""
+    """Maximum number of members of a class among the training scans, its reference included."""
     validation_neighbours: int = 30
-    """Maximum number of validation scans in a class."""
+    """Maximum number of members of a class among the validation scans."""
     validation_fraction: float = 0.1
     """Share of patients whose scans are used for validation, 0 to 0.9. Above 0, at least one
     patient."""
     min_member_share: float = 0.5
-    """Minimum number of training scans in a class, as a share of the possible number; at least two.
-    Classes with fewer are redrawn."""
+    """Minimum number of members among the training scans, as a share of `neighbours` or of all
+    training scans, whichever is less; at least two. With fewer, another coordinate is tried."""
 
     frame: Frame = "body"
     """Coordinate system of a class's centre: "body" (fractions of the body's extent in y and x and
@@ -85,18 +85,18 @@ class PrepareConfig:
     """Scales of a training crop, 1 to 3: the base crop, and up to two larger or smaller ones drawn
     at random."""
     side_steps: tuple[int, int] = (50, 80)
-    """In-plane side of a randomly drawn scale, in voxels of the base crop: from the first number to
-    below the second."""
+    """In-plane side of a randomly drawn scale, in voxels of the base crop: first number included,
+    second excluded."""
     shift_steps: tuple[int, int] = (-10, 10)
-    """In-plane shift of a randomly drawn scale, in voxels of the base crop: from the first number
-    to below the second."""
+    """In-plane shift of a randomly drawn scale, in voxels of the base crop: first number
+    included, second excluded."""
 
     border: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Minimum distance of a reference's base crop from the edge of its scan, in voxels of the
     scan."""
     separation_steps: float = 0.0
-    """Minimum distance between the centres of two classes, along the axis where they are farthest
-    apart, in voxels of the base crop."""
+    """Minimum distance between the centres of two classes: the largest of the distances along z, y
+    and x, in voxels of the base crop."""
     max_overlap: float = 0.25
     """Maximum share of a base crop that another class may cover in the same scan; 1 allows all."""
     tries: int = 200
@@ -104,7 +104,8 @@ class PrepareConfig:
     tissue_hu: int = -150
     """HU from which a voxel counts as tissue."""
     tissue_depth: int = 1
-    """Slices checked for tissue: the voxel's own, and those next to it towards the head."""
+    """A voxel counts as tissue if there is tissue in any of this many slices, from its own towards
+    the head."""
     min_tissue: float = 0.0
     """Minimum share of tissue in a reference's base crop."""
     max_tissue: float = 1.0

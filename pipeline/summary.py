@@ -44,7 +44,7 @@ class Summary:
             fewer = f" of {self.classes_wanted} wanted: no more fit without overlap"
         lines = [
             f"scans    {self.accepted} accepted, {sum(self.rejected.values())} rejected{reasons}",
-            f"classes  {self.classes}{fewer}; {self.members} memberships",
+            f"classes  {self.classes}{fewer}; {self.members} members in all classes",
             f"crops    {self.crops['train']} train, {self.crops['validation']} validation;"
             f" {format_size(self.bytes)}",
             f"store    {self.store}, fingerprint {self.fingerprint[:16]}",

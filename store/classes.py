@@ -76,7 +76,7 @@ def annotate(store: str | Path, changes: Mapping[int, Mapping[str, Any]]) -> Ann
         notes = dict(read_annotation(store).notes)
         for label, change in changes.items():
             if not 0 <= label < num_classes:
-                raise StoreError(f"{store}: no class {label}; there are {num_classes}, from 0")
+                raise StoreError(f"{store}: no class {label}; classes are 0 to {num_classes - 1}")
             for name, value in change.items():
                 if isinstance(value, str) and clean(value, name) != value:
                     raise StoreError(

@@ -20,7 +20,7 @@ class ConfigError(SemgenError):
 
 
 def check_local(path: str | Path) -> None:
-    """Raise SemgenError for a URL, also if a Path made one slash of two."""
+    """Raise SemgenError for a URL, also as `s3:/bucket`, which pathlib makes of `s3://bucket`."""
     if _URL.match(str(path)):
         raise SemgenError(
             f"{path}: is a URL; only files and folders are supported. Copy it to a folder, or mount"

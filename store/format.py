@@ -20,7 +20,7 @@ DIGESTS: Final = "shard_sha256"
 AUTOENCODER_FILE: Final = "scans/embedding/autoencoder.safetensors"
 """The weights that made `scans/embedding`, in the folder of that array."""
 SURVEY_VERSION: Final = 2
-"""Version of the survey; raised when the same files and settings give another scan, frame box or
+"""Version of the survey; increased when the same files and settings give another scan, frame box or
 thumbnail. Stored as `version` of stage `survey`; older stores have none, which means 1."""
 SPLITS: Final = ("train", "validation")
 THUMBNAIL_SHAPE: Final = (64, 128, 128)

@@ -24,7 +24,7 @@ def open_group(path: Path, mode: str = "r") -> zarr.Group:
     if not path.is_dir():
         raise StoreError(f"{path}: no such store")
     try:
-        # absolute: zarr cuts a relative root out of the middle of its keys, too
+        # absolute: with a relative root, zarr removes that text anywhere in a key
         group = zarr.open_group(str(path.absolute()), mode=mode, zarr_format=3)  # type: ignore[arg-type]
         attribute = group.attrs.get(ATTRIBUTE)
     except Exception as error:  # broken metadata can make zarr raise anything
@@ -33,13 +33,14 @@ def open_group(path: Path, mode: str = "r") -> zarr.Group:
         raise StoreError(f'{path}: not a semgen store (no "{ATTRIBUTE}" attribute)')
     if attribute["format"] != FORMAT:
         raise StoreError(
-            f"{path}: store format {attribute['format']}, this version reads format {FORMAT}"
+            f"{path}: store format {attribute['format']}, this version of semgen reads format"
+            f" {FORMAT}; update semgen"
         )
     return group
 
 
 def read_attribute(group: zarr.Group) -> dict[str, Any]:
-    """The group attribute that `store.format.ATTRIBUTE` names."""
+    """Content of the group attribute `semgen`."""
     attribute = group.attrs[ATTRIBUTE]
     assert isinstance(attribute, dict)
     return attribute

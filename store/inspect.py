@@ -47,8 +47,10 @@ def describe_store(store: PatchStore) -> Facts:
 def describe_class(store: PatchStore, label: int) -> Facts:
     """One class and its members, nearest first. Raises StoreError when there is no such class."""
     if "discover" not in store.stages or label >= store.num_classes:
-        count = store.num_classes if "discover" in store.stages else 0
-        raise StoreError(f"{store.path}: no class {label}; there are {count}, from 0")
+        known = "the store has no classes yet"
+        if "discover" in store.stages:
+            known = f"classes are 0 to {store.num_classes - 1}"
+        raise StoreError(f"{store.path}: no class {label}; {known}")
     lines = []
     for split in SPLITS:
         members = store.members(label, split)
@@ -100,13 +102,13 @@ def format_store(name: object, facts: Facts) -> str:
     )
     if facts["classes"]:
         lines.append(
-            "class  reference         centre (z, y, x)       members  validation  distance"
+            "class  reference         centre (z, y, x)       members  validation  median distance"
         )
     for row in facts["classes"]:
         centre = ", ".join(f"{c:.3g}" for c in row["centre"])
         lines.append(
             f"{row['class']:5d}  {row['reference']}  {centre:21s}  {row['members']:7d}"
-            f"  {row['validation_members']:10d}  {row['median_distance']:8.3g}"
+            f"  {row['validation_members']:10d}  {row['median_distance']:15.3g}"
         )
     return "\n".join(lines)
 

@@ -17,7 +17,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class LocalPath(click.Path):
-    """A file or folder; a URL is refused, for it would name a folder such as s3:/bucket."""
+    """A file or folder; a URL is refused, because pathlib would make it a local folder."""
 
     def __init__(self, **rules: bool) -> None:
         super().__init__(path_type=Path, **rules)
@@ -130,7 +130,9 @@ def options_from(
 
 def _option(setting: Setting) -> Callable[[Command], Command]:
     kind, text = expected_type(setting.type), setting.description
-    name = setting.name.removesuffix("_mm").removesuffix("_hu").replace("_", "-")
+    name = setting.name.replace("_", "-")
+    if isinstance(_click_type(kind), Vector):
+        name = name.removesuffix("-mm").removesuffix("-hu")
     if setting.default is not None:
         text += f"  [default: {_show(setting.default, name)}]"
     flag = f"--{name}/--no-{name}" if kind is bool else f"--{name}"

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Final, Protocol, TypeAlias
 
 LINE_SECONDS: Final = 10.0
-"""Least time between two lines of text about the same stage."""
+"""Minimum seconds between two lines about the same stage."""
 Advance: TypeAlias = Callable[[int], None]
 """Called with the number of units just done."""
 
@@ -95,9 +95,9 @@ def _show_lines(name: str, total: int | None, unit: str, done: int) -> Iterator[
             print(f"{name}: {done}{of} {unit}, {rate:.3g}/s{left}", file=sys.stderr, flush=True)
 
     yield advance
-    new = f", {done - before} of them" if before else ""
+    new = f", {done - before} in this run" if before else ""
     seconds = format_duration(time.perf_counter() - began)
-    print(f"{name}: {done} {unit}{new} in {seconds}", file=sys.stderr, flush=True)
+    print(f"{name}: {done} {unit}{new} ({seconds})", file=sys.stderr, flush=True)
 
 
 def format_duration(seconds: float) -> str:

@@ -34,10 +34,10 @@ CELL: Final = 8
 WINDOW: Final = 4
 """Cells along each axis of a window."""
 QUIET_HU: Final = 20.0
-"""Standard deviation of a window at which it counts half."""
+"""Standard deviation in HU at which a window has half its weight."""
 NULL_CROPS: Final = 1024
 OUTLIER: Final = 0.95
-"""A member is an outlier if this share of the null is more similar to the class than the member."""
+"""Quantile of the null; a member that is less similar to its class is an outlier."""
 TISSUES: Final = {
     "air": (-32768, -950),
     "lung": (-950, -500),
@@ -72,9 +72,9 @@ class Quality:
     distance_spread: float
     """Interquartile range of the members' distance to the reference."""
     overlap: float
-    """Mean share of a base crop that is covered by another class in the same scans, at most."""
-    overlaps: int
-    """The other class; -1 for none."""
+    """Largest mean share of a base crop that one other class covers in the same scans."""
+    overlap_class: int
+    """That class; -1 for none."""
     tissue: dict[str, float]
     """Share of voxels by name of `TISSUES`."""
 
@@ -90,7 +90,7 @@ def assess(store: PatchStore, *, progress: Progress = SILENT) -> list[Quality]:
 
 def _assess(store: PatchStore, advance: Advance) -> list[Quality]:
     null, null_label, null_patient = _draw_null(store, advance)
-    overlap, overlaps = _overlap(store)
+    overlap, overlap_class = _overlap(store)
     found = []
     for label in range(store.num_classes):
         features, scans, tissue = _read_class(store, label, advance)
@@ -114,7 +114,7 @@ def _assess(store: PatchStore, advance: Advance) -> list[Quality]:
                 median_distance=float(quarters[1]),
                 distance_spread=float(quarters[2] - quarters[0]),
                 overlap=float(overlap[label]),
-                overlaps=int(overlaps[label]),
+                overlap_class=int(overlap_class[label]),
                 tissue=tissue,
             )
         )

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """What is known of one field of a settings class."""
+    """One field of a settings class."""
 
     name: str
     type: Any
@@ -94,7 +94,7 @@ def build(
 ) -> T:
     """A settings object from values by name; tables of values for fields that are settings, too.
 
-    Raises `error` for an unknown name, and tells the nearest known one.
+    Raises `error` for an unknown name; the message suggests the nearest known one.
     """
     hints = _field_types(kind)  # type: ignore[arg-type]
     given = {}
@@ -117,7 +117,7 @@ def load(
     *,
     error: type[SemgenError] = ConfigError,
 ) -> T:
-    """Settings from a TOML file, then from options, which win; None is no option."""
+    """Settings from a TOML file, then from options, which take precedence; None: not given."""
     values = read_toml(file, error=error) if file is not None else {}
     given = {name: value for name, value in options.items() if value is not None}
     return build(kind, values | given, error=error)

@@ -119,7 +119,7 @@ def _check_consistency(store: PatchStore) -> Iterator[Problem]:
     scans, classes = store.scans, store.classes
     num_scans, num_classes = len(scans.id), store.num_classes
     if len(np.unique(scans.id)) != num_scans:
-        yield Problem("scans/id", "not unique")
+        yield Problem("scans/id", "scan ids repeat")
     for patient in np.unique(scans.patient):
         if len(np.unique(scans.split[scans.patient == patient])) > 1:
             yield Problem("scans/split", f"patient {patient} is in both splits")
@@ -144,7 +144,7 @@ def _check_consistency(store: PatchStore) -> Iterator[Problem]:
         stray |= ~(neighbour[split.label] == split.scan[:, None]).any(axis=1)
         if stray.any():
             yield Problem(
-                name, "scan is no member of the class", tuple(np.flatnonzero(stray).tolist())
+                name, "scan is not a member of its class", tuple(np.flatnonzero(stray).tolist())
             )
         num_scales = store.num_scales if number == 0 else 1
         if len(split) != num_scales * int((neighbour >= 0).sum()):

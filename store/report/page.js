@@ -233,7 +233,7 @@ function detail(label) {
     ["members", `${c.members} train, ${c.validation_members} validation, ${c.patients} patients`],
     ["distance to the reference", `median ${number(c.median_distance)}, interquartile range ${number(c.distance_spread)}`],
     ["tissue", Object.entries(c.tissue).filter(([, v]) => v >= 0.01).map(([k, v]) => `${k} ${percent(v)}`).join(", ")],
-    ["largest overlap", c.overlaps < 0 ? "none" : `${percent(c.overlap)} with ${title(data.classes[c.overlaps])}`],
+    ["largest overlap", c.overlap_class < 0 ? "none" : `${percent(c.overlap)} with ${title(data.classes[c.overlap_class])}`],
     ["centre (z, y, x)", c.centre.join(", ")], ["size, mm (z, y, x)", c.extent.join(" x ")],
   ];
   const stage = el("div", { class: "row", id: "reference" }, ...three(0, data.referenceSlices, "Reference"),

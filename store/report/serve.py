@@ -185,7 +185,7 @@ async def serve(
     except OSError as error:  # also for an unknown host
         raise StoreError(
             f"cannot listen on {host}, port {port}: {error.strerror or error}; give another --host"
-            " or --port, or no --port for any free one"
+            " or --port, or omit --port to use a free port"
         ) from error
     server = HTTPServer(make_application(app), max_body_size=2**16)
     server.add_sockets(sockets)

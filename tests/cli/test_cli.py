@@ -267,7 +267,7 @@ def test_inspect_works_without_the_private_catalogue(copy: Path) -> None:
 
 
 def test_a_missing_class_is_an_error(prepared: Path) -> None:
-    assert_refused(run("inspect", prepared, "--class", 99), "no class 99; there are 4")
+    assert_refused(run("inspect", prepared, "--class", 99), "no class 99; classes are 0 to 3")
 
 
 def test_verify_exits_with_0_for_a_valid_store(prepared: Path) -> None:
@@ -386,7 +386,7 @@ def test_a_resumed_stage_is_shown_from_where_it_was(capsys: pytest.CaptureFixtur
     bar(_show_lines)
     told = capsys.readouterr().err
     assert "12/20" in told
-    assert "embed: 12 steps, 4 of them in" in told
+    assert "embed: 12 steps, 4 in this run (" in told
 
 
 # Documentation -----------------------------------------------------------------------------------

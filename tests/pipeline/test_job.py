@@ -163,7 +163,7 @@ def test_a_complete_store_without_its_catalogue_is_complete_but_its_archive_unkn
     done = run("prepare", phantoms, moved, "--config", config_file)
     assert (done.exit_code, done.stderr) == (0, "")
     assert "is complete; nothing to do" in done.stdout
-    assert "Whether it was made from this archive is not known" in done.stdout
+    assert "Whether it was made from this archive cannot be checked" in done.stdout
     assert PatchStore(moved).state == "complete"
     assert not catalogue_folder(moved).exists()
 
@@ -178,7 +178,7 @@ def test_a_catalogue_of_an_older_version_knows_the_files_but_not_the_archive(
     assert len(read_sources(complete)) == len(PatchStore(complete).scans.id)
     done = run("prepare", phantoms, complete, "--config", config_file)
     assert done.exit_code == 0
-    assert "Whether it was made from this archive is not known" in done.stdout
+    assert "Whether it was made from this archive cannot be checked" in done.stdout
 
 
 @pytest.fixture

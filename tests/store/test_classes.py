@@ -32,7 +32,7 @@ def test_an_annotation_changes_neither_content_nor_fingerprint(annotated: Path) 
 
 
 def test_an_unknown_class_cannot_be_annotated(annotated: Path) -> None:
-    with pytest.raises(StoreError, match="no class 6; there are 6, from 0"):
+    with pytest.raises(StoreError, match="no class 6; classes are 0 to 5"):
         annotate(annotated, {6: {"excluded": True}})
 
 

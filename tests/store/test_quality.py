@@ -120,7 +120,7 @@ def test_overlap_is_the_share_of_a_crop_that_another_class_covers(
         monkeypatch.setattr(split, "origin_mm", origin)
         monkeypatch.setattr(split, "extent_mm", np.full((len(split), 3), 10.0))
     found = assess(store)
-    assert [(q.overlap, q.overlaps) for q in found[:3]] == [(0.5, 1), (0.5, 0), (0.0, -1)]
+    assert [(q.overlap, q.overlap_class) for q in found[:3]] == [(0.5, 1), (0.5, 0), (0.0, -1)]
 
 
 def test_the_result_is_cached_for_one_fingerprint(

@@ -27,7 +27,7 @@ class FinetuneConfig(LoopConfig):
     """Part of a U-Net's weights to load; "unet" is the encoder, and the decoder if the file has
     one."""
     width: int = 32
-    """Channels of the first convolution from scratch. A weights file sets its own."""
+    """Channels of the first convolution if `init` is scratch. A weights file sets its own."""
     shape: tuple[int, int, int] = (32, 64, 64)
     """Voxels of the net's input."""
     spacing_mm: tuple[float, float, float] | None = None
