@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PEERS := .venv-peers/bin
 
-.PHONY: demo test check bench-peers clean
+.PHONY: demo test check docs bench-peers clean
 
 demo: .venv/done
 	$(BIN)/semgen demo semgen-demo
@@ -31,6 +31,9 @@ bench-peers: .venv/done .venv-peers/done
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
+
+docs: .venv/done  ## the tables of settings in docs/configuration.md
+	$(BIN)/python -m tests.support.settings_tables
 
 clean:
 	rm -rf .venv .venv-peers semgen-demo

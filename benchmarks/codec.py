@@ -24,7 +24,7 @@ from numcodecs import blosc, zstd
 from numpy.typing import NDArray
 
 from store import PatchStore
-from store.reader import ShardedReader
+from store.sharded import ShardedReader
 from store.writer import StoreWriter, write_shard
 
 _SHARD_ROWS = (16, 64, 256, 1024)

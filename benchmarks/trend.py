@@ -36,7 +36,7 @@ from pipeline.place import Scans
 from pipeline.stages.discover import discover
 from pipeline.stages.embed import embed_scans
 from store.format import THUMBNAIL_SHAPE
-from store.reader import ShardedReader
+from store.sharded import ShardedReader
 from store.writer import StoreWriter, write_shard
 from trainer.transforms.draws import Draws
 from trainer.transforms.perturb import perturb

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from store.classes import read_annotation
 from store.format import FORMAT, SPLITS, StoreError
+from store.geometry import scan_name
 from store.progress import SILENT, Progress
 from store.quality import as_row, load_quality
 from store.reader import PatchStore
@@ -54,17 +55,17 @@ def describe_class(store: PatchStore, label: int) -> Facts:
     lines = []
     for split in SPLITS:
         members = store.members(label, split)
-        lines += [
-            {"split": split, "scan": scan_name(store, scan), "row": row, "distance": distance,
-             "centre_mm": place}
-            for scan, row, distance, place in zip(
-                members.scans.tolist(),
-                members.rows.tolist(),
-                members.distances.tolist(),
-                members.places_mm.tolist(),
-                strict=True,
+        columns = members.scans, members.rows, members.distances, members.places_mm
+        for scan, row, distance, place in zip(*(c.tolist() for c in columns), strict=True):
+            lines.append(
+                {
+                    "split": split,
+                    "scan": scan_name(store.scans.id[scan]),
+                    "row": row,
+                    "distance": distance,
+                    "centre_mm": place,
+                }
             )
-        ]  # fmt: skip
     return {**_class_line(store, label), "members": lines}
 
 
@@ -179,16 +180,11 @@ def format_size(num_bytes: float) -> str:
     return f"{num_bytes:.3g} TiB"
 
 
-def scan_name(store: PatchStore, scan: int) -> str:
-    """The id of a scan, by its row: 16 hex digits."""
-    return f"{int(store.scans.id[scan]):016x}"
-
-
 def _class_line(store: PatchStore, label: int) -> Facts:
     distance: NDArray[np.float32] = store.classes.distance[label]
     return {
         "class": label,
-        "reference": scan_name(store, int(store.classes.reference[label])),
+        "reference": scan_name(store.scans.id[store.classes.reference[label]]),
         "centre": store.classes.centre[label].tolist(),
         "members": int((store.classes.neighbour[label] >= 0).sum()),
         "validation_members": int((store.classes.validation_neighbour[label] >= 0).sum()),

@@ -114,13 +114,11 @@ def load(
     kind: type[T],
     file: str | Path | None,
     options: Mapping[str, Any],
-    *,
-    error: type[SemgenError] = ConfigError,
 ) -> T:
     """Settings from a TOML file, then from options, which take precedence; None: not given."""
-    values = read_toml(file, error=error) if file is not None else {}
+    values = read_toml(file) if file is not None else {}
     given = {name: value for name, value in options.items() if value is not None}
-    return build(kind, values | given, error=error)
+    return build(kind, values | given)
 
 
 def read_toml(file: str | Path, *, error: type[SemgenError] = ConfigError) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from store.format import DIGESTS, SHARDED, SPLITS, TABLES, StoreError, format_rows
 from store.group import compute_fingerprint, digest_values, open_group
 from store.progress import SILENT, Advance, Progress
-from store.reader import PatchStore, ShardedReader
+from store.reader import PatchStore
+from store.sharded import ShardedReader
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,8 @@ from store.format import SPLITS
 from store.group import open_sharded
 from store.images import Rejected
 from store.progress import Advance, Progress
-from store.reader import PatchStore, ShardedReader
+from store.reader import PatchStore
+from store.sharded import ShardedReader
 from store.writer import write_shard
 
 _SHARDS_PER_CHECK = 16

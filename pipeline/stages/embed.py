@@ -31,7 +31,8 @@ from pipeline.config import AutoencoderConfig, PrepareConfig
 from store.atomic import replace_file
 from store.format import AUTOENCODER_FILE, THUMBNAIL_SHAPE
 from store.progress import Advance, Progress
-from store.reader import PatchStore, ShardedReader
+from store.reader import PatchStore
+from store.sharded import ShardedReader
 from store.writer import StoreWriter
 
 _ORDER_ROLE, _AUGMENT_ROLE = 11, 12

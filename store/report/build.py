@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from store.atomic import replace_file
 from store.classes import read_annotation
 from store.format import SPLITS
-from store.inspect import scan_name
+from store.geometry import scan_name
 from store.progress import SILENT, Advance, Progress
 from store.quality import Quality, load_quality
 from store.reader import PatchStore
@@ -126,7 +126,7 @@ def _overview(store: PatchStore) -> dict[str, Any]:
         "cropColumns": CROP_COLUMNS,
         "scans": [
             {
-                "id": scan_name(store, row),
+                "id": scan_name(scans.id[row]),
                 "patient": int(scans.patient[row]),
                 "split": SPLITS[int(scans.split[row])],
                 "spacing": scans.spacing_mm[row].round(3).tolist(),

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from store import CorruptStore, PatchStore, StoreError
-from store.reader import ShardedReader, Split
+from store.reader import Split
+from store.sharded import ShardedReader
 from store.writer import write_shard
 from tests.support.crops import (
     CROP,
