@@ -218,10 +218,12 @@ def load_config(
     if preset not in PRESETS:
         raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     values = dict(PRESETS[preset])
-    if file is not None:
-        values |= read_toml(file)
-    values |= {name: value for name, value in (overrides or {}).items() if value is not None}
-    return build(PrepareConfig, values)
+    given = read_toml(file) if file is not None else {}
+    given |= {name: value for name, value in (overrides or {}).items() if value is not None}
+    tables = values.get("autoencoder", {}), given.get("autoencoder", {})
+    if all(isinstance(table, Mapping) for table in tables):  # else `build` refuses it
+        given["autoencoder"] = {**tables[0], **tables[1]}
+    return build(PrepareConfig, values | given)
 
 
 def _check(config: object, name: str, *, low: float, high: float = math.inf) -> None:

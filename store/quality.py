@@ -46,7 +46,7 @@ TISSUES: Final = {
     "bone": (200, 32767),
 }
 """HU ranges; a voxel between two ranges counts for none."""
-_VERSION = 2
+_VERSION = 3
 _BATCH = 256
 
 Features = NDArray[np.float32]
@@ -164,7 +164,8 @@ def share_above(pairs: Features, null: Features) -> float:
     """Probability that one of `pairs` is larger than one of `null`; 0.5 where one is empty."""
     if not (len(pairs) and len(null)):
         return 0.5
-    larger = mannwhitneyu(pairs, null, method="asymptotic").statistic
+    one, other = pairs.astype(np.float64), null.astype(np.float64)  # ranks need more than 24 bits
+    larger = mannwhitneyu(one, other, method="asymptotic").statistic
     return float(larger / len(pairs) / len(null))
 
 

@@ -54,7 +54,7 @@ def describe(kind: type) -> list[Setting]:
                 if field.default_factory is dataclasses.MISSING
                 else field.default_factory()
             ),
-            description=descriptions[field.name],
+            description=descriptions.get(field.name, ""),
         )
         for field in sorted(dataclasses.fields(kind), key=lambda field: field.name not in own)
     ]
@@ -166,7 +166,10 @@ def _descriptions(kind: type) -> dict[str, str]:
     for base in reversed(kind.__mro__):
         if not dataclasses.is_dataclass(base):
             continue
-        tree = ast.parse(inspect.getsource(sys.modules[base.__module__]))
+        try:
+            tree = ast.parse(inspect.getsource(sys.modules[base.__module__]))
+        except OSError:  # an installation without sources
+            continue
         body = next(
             node.body
             for node in tree.body
