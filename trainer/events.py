@@ -41,7 +41,7 @@ class Stepped:
     """"loss" (the weighted sum) and its unweighted parts, such as restoration, classification and
     accuracy."""
     learning_rate: float
-    cubes_per_s: float
+    examples_per_s: float
     wait_share: float
     """Fraction of the time that training waited for data."""
     remaining_s: float
@@ -57,7 +57,7 @@ class Validated:
     """Epochs done, from 1."""
     metrics: dict[str, float]
     """"loss" and its parts, such as restoration, identity (the restoration loss of the perturbed
-    cube itself), classification and accuracy."""
+    crop itself), classification and accuracy."""
     best: bool
     """Whether the loss is the lowest so far in this phase."""
 

@@ -31,7 +31,7 @@ class Validation:
     confusion: Tensor | None = None
     """(classes, classes) number of examples by true and predicted class."""
     pictured: dict[str, Tensor] | None = None
-    """Cubes (n, 1, Z, Y, X) in [0, 1] by caption, to show side by side."""
+    """Crops (n, 1, Z, Y, X) in [0, 1] by caption, to show side by side."""
 
 
 BatchT = TypeVar("BatchT", bound=Indexed)

@@ -239,9 +239,11 @@ class Loop(Generic[BatchT]):
         rate = self.learner.optimiser.param_groups[0]["lr"]
         self._recorder.write("train", state.step, state.epoch, {**metrics, "learning_rate": rate})
         elapsed_s = time.perf_counter() - self._began
-        steps_per_s, cubes_per_s = self._num_steps / elapsed_s, self._num_examples / elapsed_s
+        steps_per_s, examples_per_s = self._num_steps / elapsed_s, self._num_examples / elapsed_s
         wait_share = self._waited_s / elapsed_s
-        self._recorder.chart(state.step, {"rate/cubes_per_s": cubes_per_s, "rate/wait": wait_share})
+        self._recorder.chart(
+            state.step, {"rate/examples_per_s": examples_per_s, "rate/wait": wait_share}
+        )
         self._start_clock()
         self.on_event(
             Stepped(
@@ -250,7 +252,7 @@ class Loop(Generic[BatchT]):
                 epoch=state.epoch,
                 metrics=metrics,
                 learning_rate=rate,
-                cubes_per_s=cubes_per_s,
+                examples_per_s=examples_per_s,
                 wait_share=wait_share,
                 remaining_s=(self.total_steps - state.step) / steps_per_s if steps_per_s else 0.0,
             )

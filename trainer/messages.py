@@ -36,14 +36,14 @@ def format_event(event: Event) -> str:
         case Started():
             resumed = f", resumed at {event.resumed_at}" if event.resumed_at else ""
             return (
-                f"{event.num_train} train and {event.num_validation} validation crops of"
+                f"{event.num_train} train and {event.num_validation} validation examples of"
                 f" {event.num_classes} classes; {event.num_parameters / 1e6:.3g} M parameters on"
                 f" {event.device}; up to {event.total_steps} steps{resumed}"
             )
         case Stepped():
             return (
                 f"step {event.step} of {event.total_steps}: {_values(event.metrics)};"
-                f" {event.cubes_per_s:.3g} crops/s, {event.wait_share:.0%} waiting for data,"
+                f" {event.examples_per_s:.3g} examples/s, {event.wait_share:.0%} waiting for data,"
                 f" {format_duration(event.remaining_s)} left"
             )
         case Validated():

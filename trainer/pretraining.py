@@ -143,7 +143,7 @@ class Pretrainer:
         if saved:
             self.optimiser.load_state_dict(saved["optimiser"])
         shown = setup.validation if len(setup.validation.plan) else setup.train
-        self.pictured = shown.read(thin(shown.plan.rows, NUM_PICTURED)).cubes()
+        self.pictured = shown.read(thin(shown.plan.rows, NUM_PICTURED)).images()
 
     def step(self, batch: Batch) -> list[Losses]:
         """Do one optimiser step; return the losses of each part of the batch."""
@@ -163,7 +163,7 @@ class Pretrainer:
         return found
 
     def validate(self, raise_if_interrupted: Callable[[], None]) -> Validation:
-        """Measure the net; restore some cubes to show, where there is a trained decoder."""
+        """Measure the net; restore some crops to show, where there is a trained decoder."""
         result = self.objective.measure(
             self.net,
             self.validation,
@@ -186,14 +186,14 @@ class Pretrainer:
     def _split(self, batch: Batch) -> list[tuple[Example, Tensor, int]]:
         """Perturb a batch, and split it into gradient-accumulation steps.
 
-        Each part has perturbed cubes, their labels, and the number of crops that count. Processes
+        Each part has perturbed crops, their labels, and the number of crops that count. Processes
         exchange numbers for every part, so all must have the same number of parts: a process with
-        fewer crops fills up with an empty cube that does not count.
+        fewer crops fills up with an empty crop that does not count.
         """
         num_parts, epoch = self.config.accumulate, self.state.epoch
         parts: list[tuple[Example, Tensor, int]] = []
         if len(batch):
-            example = self.objective.perturb(batch.cubes(), "train", epoch, rows=batch.rows)
+            example = self.objective.perturb(batch.images(), "train", epoch, rows=batch.rows)
             split = (values.tensor_split(num_parts) for values in (*example, batch.labels))
             parts = [
                 (Example(inputs, target), labels, len(labels))

@@ -106,7 +106,7 @@ def _take_tensors(file: Path, content: Any) -> tuple[dict[str, Tensor], dict[str
 def load_encoder(file: str | Path) -> Encoder3D:
     """The encoder of a file of weights, in eval mode, as a start for other nets.
 
-    Input: cubes (n, 1, Z, Y, X) float32, HU window mapped to [0, 1], sides multiples of 8. Output:
+    Input: crops (n, 1, Z, Y, X) float32, HU window mapped to [0, 1], sides multiples of 8. Output:
     features (n, 16 width, Z/8, Y/8, X/8); `encode` returns the skip connections, too. See
     `load_unet` for official weights and errors.
     """
@@ -119,7 +119,7 @@ def load_encoder(file: str | Path) -> Encoder3D:
 def load_unet(file: str | Path) -> UNet3D:
     """The net of a file of weights, in eval mode.
 
-    Input: cubes (n, 1, Z, Y, X) float32, HU window mapped to [0, 1], sides multiples of 8. Output:
+    Input: crops (n, 1, Z, Y, X) float32, HU window mapped to [0, 1], sides multiples of 8. Output:
     `Output` with `restored` (n, 1, Z, Y, X) if the file has a decoder, and `logits` (n, classes) if
     it has a classification head. The head of a pretext task is left out.
 
