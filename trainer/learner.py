@@ -1,4 +1,4 @@
-"""What a training is to the loop: `Learner` does one step and one validation."""
+"""What the loop needs from pretraining or fine-tuning: `Learner` does a step and a validation."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ BatchT_contra = TypeVar("BatchT_contra", bound=Indexed, contravariant=True)
 
 
 class Learner(Protocol[BatchT_contra]):
-    """What a loop trains."""
+    """A net with its optimiser and losses."""
 
     @property
     def net(self) -> nn.Module:

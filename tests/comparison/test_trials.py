@@ -137,7 +137,7 @@ def test_progress_does_not_count_trials_of_an_earlier_call(folder: Path, compare
 def test_other_settings_need_another_folder(folder: Path, compared: Path) -> None:
     file = folder / "other.toml"
     file.write_text(PLAN.replace("learning_rate = 0.01", "learning_rate = 0.02"))
-    with pytest.raises(TrainError, match=r"learning_rate 0\.01 -> 0\.02"):
+    with pytest.raises(TrainError, match=r"learning_rate: 0\.01 -> 0\.02"):
         compare(file, compared)
 
 

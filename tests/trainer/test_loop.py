@@ -329,14 +329,14 @@ class TestStartingWeightsOfAResumedRun:
         self, begun: Path, whole: tuple[Path, list[Event]], store: Path
     ) -> None:
         other = tiny(steps=2, warmup_epochs=0, init=str(whole[0] / "last.pt"))
-        with pytest.raises(TrainError, match=r"init .*start\.pt.* -> .*last\.pt"):
+        with pytest.raises(TrainError, match=r"init: .*start\.pt.* -> .*last\.pt"):
             pretrain(store, begun, other)
         assert self.recorded(begun) == ("start.pt", "encoder")
 
     def test_starting_weights_are_refused_for_a_run_that_started_without(
         self, whole: tuple[Path, list[Event]], store: Path
     ) -> None:
-        with pytest.raises(TrainError, match=r"init None -> .*best\.pt"):
+        with pytest.raises(TrainError, match=r"init: None -> .*best\.pt"):
             pretrain(store, whole[0], tiny(init=str(whole[0] / "best.pt")))
 
 
@@ -399,7 +399,7 @@ def test_without_validation_crops_training_loss_chooses_the_best_with_a_notice(
     store = make_store(tmp_path / "bare.store", num_validation=0, shape=SHAPE)
     events: list[Event] = []
     pretrain(store, tmp_path / "run", tiny(warmup_epochs=0), on_event=events.append)
-    assert "no validation crops" in of_kind(events, Noticed)[0].text
+    assert "no validation examples" in of_kind(events, Noticed)[0].text
     chosen = [event.metrics["loss"] for event in of_kind(events, Validated) if event.best]
     assert chosen == sorted(chosen, reverse=True)
     assert (tmp_path / "run/best.pt").exists()
@@ -596,8 +596,8 @@ def test_a_complete_run_is_reported_and_not_changed(
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"width": 3}, "width 2 -> 3"),
-        ({"seed": 6}, "seed 5 -> 6"),
+        ({"width": 3}, "width: 2 -> 3"),
+        ({"seed": 6}, "seed: 5 -> 6"),
         ({"classify": False}, "classify"),
     ],
 )

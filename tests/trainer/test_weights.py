@@ -116,13 +116,13 @@ def test_every_key_that_does_not_fit_is_named(run: Path, net: UNet3D, tmp_path: 
         load_weights(net, tmp_path / "odd.safetensors")
     assert "missing: out_tr.final_conv.bias" in str(caught.value)
     assert "unexpected: extra.weight" in str(caught.value)
-    assert "misshapen: clc_out.fc1.bias (7,) for (3,)" in str(caught.value)
+    assert "wrong shape: clc_out.fc1.bias (7,) for (3,)" in str(caught.value)
 
 
 def test_a_refused_file_does_not_change_the_net(run: Path) -> None:
     other = build_unet(width=2, num_classes=9, seed=4)
     before = {key: value.clone() for key, value in other.state_dict().items()}
-    with pytest.raises(TrainError, match="misshapen"):
+    with pytest.raises(TrainError, match="wrong shape"):
         load_weights(other, run / "best.pt")
     assert all(torch.equal(before[key], value) for key, value in other.state_dict().items())
 
@@ -131,7 +131,7 @@ def test_without_strict_matching_keys_are_loaded_and_the_rest_reported(run: Path
     other = build_unet(width=2, num_classes=9, seed=4)
     report = load_weights(other, run / "best.pt", strict=False)
     assert same(other, run, "up_tr")
-    assert len(report.misshapen) == 2
+    assert len(report.wrong_shape) == 2
 
 
 class Bomb:
