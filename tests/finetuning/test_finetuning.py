@@ -140,7 +140,7 @@ def test_a_folder_of_images_becomes_a_folder_of_masks(segmenter: Path, tmp_path:
 def test_an_output_that_is_not_an_image_is_refused_before_prediction(
     segmenter: Path, balls: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(TrainError, match=r"mask\.png: masks are written as \.nii\.gz"):
+    with pytest.raises(TrainError, match=r"mask\.png: masks are written as \.nii\.gz.*; use one"):
         predict(segmenter, balls.parent / "0.nii.gz", tmp_path / "mask.png")
 
 

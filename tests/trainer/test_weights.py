@@ -157,7 +157,7 @@ def test_a_file_that_is_no_weights_is_refused(net: UNet3D, tmp_path: Path, conte
 
 
 def test_a_missing_file_and_an_empty_run_are_refused(net: UNet3D, tmp_path: Path) -> None:
-    with pytest.raises(TrainError, match="no such file"):
+    with pytest.raises(TrainError, match="no such run or weights file"):
         load_weights(net, tmp_path / "nowhere")
     with pytest.raises(TrainError, match="no checkpoint here"):
         export_weights(tmp_path, tmp_path / "out.pt")

@@ -86,7 +86,7 @@ def check_output(file: Path) -> None:
         raise TrainError(
             f"{file}: {file.suffix} cannot be written (its voxels go to a second file); use .mha"
         )
-    if find_stem(file, OUTPUT_SUFFIXES) is None:
+    if not file.name.endswith(OUTPUT_SUFFIXES):  # SimpleITK writes most of them in lower case only
         raise TrainError(
             f"{file}: masks are written as {', '.join(OUTPUT_SUFFIXES)}; use one of these suffixes"
         )
