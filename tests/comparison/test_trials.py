@@ -153,7 +153,7 @@ def test_compare_works_from_the_command_line(folder: Path, compared: Path) -> No
     arguments = ["compare", str(folder / "plan.toml"), str(compared)]
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.stderr
-    assert "Which start is best" in done.stdout
+    assert "Which starting point is best" in done.stdout
     assert "What classification adds" in done.stdout
     assert (compared / "figures" / "balls.png").exists()
     assert CliRunner().invoke(main, [*arguments, "--table"]).stdout == done.stdout

@@ -101,7 +101,7 @@ class Plan:
     """Each with its metric."""
     starts: dict[str, PlannedStart]
     configs: dict[tuple[str, str], FinetuneConfig]
-    """By task and start; a trial changes seed, fold and share of labels."""
+    """By task and starting point; a trial changes seed, fold and share of labels."""
     trials: int
     label_fractions: tuple[float, ...]
     keep_weights: bool
@@ -186,7 +186,7 @@ def _make_plan(given: PlanFile, folder: Path) -> Plan:
             start, own = _split_table(PlannedStart, table)
             if start.adds_to is not None and start.adds_to not in given.starts:
                 raise TrainError(
-                    f"adds_to {start.adds_to!r} is not a start of this plan; give one of"
+                    f"adds_to {start.adds_to!r} is not a starting point of this plan; give one of"
                     f" {', '.join(given.starts)}"
                 )
             starts[name] = dataclasses.replace(start, init=_find_weights(start.init, folder))

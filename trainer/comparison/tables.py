@@ -101,9 +101,9 @@ def _starts_section(rows: Sequence[Row]) -> str:
         " † was tested on scans that it was pretrained on." if any(r.leaked for r in rows) else ""
     )
     return (
-        f"## Which start is best (Result II)\n\n{table}\n"
-        "Mean ± standard deviation over trials (number of trials in brackets). The best start of"
-        " each task is bold; = marks starts that are not significantly different from it"
+        f"## Which starting point is best (Result II)\n\n{table}\n"
+        "Mean ± standard deviation over trials (number of trials in brackets). The best starting"
+        " point of each task is bold; = marks those that are not significantly different from it"
         f" (two-sample t-test, p > {ALPHA}).{leaks}\n"
     )
 
@@ -122,8 +122,8 @@ def _tests_section(rows: Sequence[Row]) -> str:
         body,
     )  # fmt: skip
     return (
-        f"{table}\nHolm's correction is for the number of starts compared with the best of a"
-        " task. The best was chosen by these same scores, so its lead may be overestimated.\n"
+        f"{table}\nHolm's correction is for the number of starting points compared with the best"
+        " of a task. The best was chosen by these same scores, so its lead may be overestimated.\n"
     )
 
 
