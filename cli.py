@@ -135,7 +135,7 @@ def demo(directory: Path) -> None:
     from store import PatchStore
     from store.report import write_report
     from trainer import pretrain
-    from trainer.messages import format_training, show_events
+    from trainer.messages import show_events
 
     archive, store, run = directory / "archive", directory / "store", directory / "run"
     progress, page = Terminal(), directory / "report.html"
@@ -150,7 +150,7 @@ def demo(directory: Path) -> None:
     write_report(PatchStore(store), page, progress=progress)
     trained = pretrain(store, run, _DEMO_TRAINING, on_event=show_events("pretrain"))
     click.echo(
-        f"{format_training(trained)}\n"
+        f"{trained}\n"
         f"\nMade: {archive}/ ({summary.accepted + sum(summary.rejected.values())} series, one"
         f" broken on purpose), {store}/ ({summary.classes} classes), {run}/ (weights)."
         f"\nLook at: {page} (the classes, in a browser)"
@@ -479,7 +479,7 @@ def pretrain(store: Path, run: Path, config: TrainConfig, as_json: bool) -> None
     Several GPUs: torchrun --nproc-per-node 8 --no-python semgen pretrain STORE RUN
     """
     from trainer import pretrain
-    from trainer.messages import format_training, show_events
+    from trainer.messages import show_events
 
     summary = pretrain(store, run, config, on_event=show_events("pretrain"))
     if os.environ.get("RANK", "0") != "0":  # of several processes, the first one prints
@@ -488,7 +488,7 @@ def pretrain(store: Path, run: Path, config: TrainConfig, as_json: bool) -> None
         _echo_json(summary)
     else:
         _echo_next(
-            format_training(summary),
+            summary,
             f"semgen export {run} weights.safetensors",
             f"tensorboard --logdir {run / 'tensorboard'}",
         )
@@ -543,7 +543,7 @@ def finetune(task: Path, run: Path, config: FinetuneConfig, as_json: bool, **opt
     again to resume.
     """
     from trainer.finetuning import finetune
-    from trainer.messages import format_finetuning, show_events
+    from trainer.messages import show_events
 
     on_event = show_events("finetune")
     summary = finetune(task, run, config, **options, on_event=on_event, progress=Terminal())
@@ -553,7 +553,7 @@ def finetune(task: Path, run: Path, config: FinetuneConfig, as_json: bool, **opt
     arguments = "IMAGE OUT.nii.gz" if summary.segments else "IMAGE OUT.csv"
     if summary.places:
         arguments = "CENTRES.csv OUT.csv"
-    _echo_next(format_finetuning(summary), f"semgen predict {run} {arguments}")
+    _echo_next(summary, f"semgen predict {run} {arguments}")
 
 
 @main.command()

@@ -105,7 +105,7 @@ class Bench:
 def take(pretrainer: Pretrainer, stream: Stream) -> tuple[Example, Tensor]:
     """One perturbed batch and its labels, on the device."""
     batch = next(stream.epoch(0))
-    return pretrainer.objective.perturb(batch.cubes(), "fixed", rows=batch.rows), batch.labels
+    return pretrainer.objective.perturb(batch.images(), "fixed", rows=batch.rows), batch.labels
 
 
 def fixed_step(pretrainer: Pretrainer, stream: Stream) -> Callable[[], object]:
@@ -203,7 +203,7 @@ def measure_whole(bench: Bench, settings: dict[str, object]) -> float:
             f" | {found[-1] * 1e3:.1f} | {found[-1] / plain:.3f} | {share:.0%} |"
         )
     batch = next(stream.epoch(0))
-    cubes = batch.cubes()
+    cubes = batch.images()
     alone = bench.running(lambda: pretrainer.objective.perturb(cubes, "alone", rows=batch.rows))
     share_alone = alone / min(found)
     bench.tell(f"\nPerturbation alone: {alone * 1e3:.1f} ms a batch, {share_alone:.1%} of a step.")

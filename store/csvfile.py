@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TextIO
+
+from store.atomic import replace_file
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """First characters of a cell that a spreadsheet computes as a formula."""
@@ -24,6 +27,17 @@ def write_csv(stream: TextIO, header: Iterable[str], rows: Iterable[Iterable[obj
     writer = csv.writer(stream, lineterminator="\n")
     for row in (header, *rows):
         writer.writerow([_as_text(cell) for cell in row])
+
+
+def write_csv_file(
+    file: Path, header: Iterable[str], rows: Iterable[Iterable[object]], *, shared: bool = False
+) -> None:
+    """Replace a CSV file; see `write_csv`, and `replace_file` for `shared`."""
+    with (
+        replace_file(file, shared=shared) as partial,
+        partial.open("w", newline="", encoding="utf-8") as stream,
+    ):
+        write_csv(stream, header, rows)
 
 
 def _as_text(cell: object) -> object:

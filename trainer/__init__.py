@@ -1,4 +1,4 @@
-"""Store -> weights: pretraining of a 3-D U-Net. PyTorch; neither Dask nor FAISS."""
+"""Store -> weights: pretraining, fine-tuning, comparison. PyTorch; neither Dask nor FAISS."""
 
 from typing import TYPE_CHECKING
 

@@ -20,7 +20,7 @@ LAST, BEST = "last.pt", "best.pt"
 
 @dataclass(slots=True)
 class RunState:
-    """How far a run is between two steps; all of it is saved in the checkpoint.
+    """Position of a run, and sums that a checkpoint must keep.
 
     The names of the fields are keys of checkpoints: renaming one breaks older files.
     """
@@ -34,7 +34,8 @@ class RunState:
     metrics_bytes: int = 0
     """Size of metrics.jsonl in bytes."""
     window: dict[str, float] = field(default_factory=dict)
-    """Sums of the losses since the last line of metrics, and their number of examples."""
+    """Sums of the losses since the last line of metrics, and their number of examples (not an HU
+    window)."""
     whole: dict[str, float] = field(default_factory=dict)
     """Sums of the losses since the epoch began, and their number of examples."""
     best: dict[str, float] = field(default_factory=dict)
@@ -87,7 +88,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     version = content.get("version") if isinstance(content, dict) else None
     if version != VERSION:
-        raise TrainError(f"{path}: expected a checkpoint of version {VERSION}, got {version}")
+        raise TrainError(
+            f"{path}: expected a checkpoint of version {VERSION}, got {version}; start another RUN,"
+            " or use the version of semgen that wrote it"
+        )
     assert isinstance(content, dict)
     return content
 
@@ -99,7 +103,9 @@ def load_best(run: Path) -> tuple[Path, dict[str, Any]]:
     """
     files = [file for file in (run / BEST, run / LAST) if file.exists()]
     if not files:
-        raise TrainError(f"{run}: no checkpoint here yet; run `semgen pretrain` first")
+        raise TrainError(
+            f"{run}: no checkpoint here yet; train this run first, or give another RUN"
+        )
     content = load_checkpoint(files[0])
     if len(files) > 1 and in_warmup(content):
         last = load_checkpoint(files[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from store.settings import check_types, require, to_json
+from store.settings import check_types, differences, require, to_json
 from trainer.errors import TrainError
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
@@ -156,9 +156,6 @@ def check(config: LoopConfig, name: str, holds: bool, rule: str) -> None:
 
 
 def find_differences(saved: dict[str, Any], wanted: LoopConfig) -> list[str]:
-    """Settings that do not allow resuming, as "name saved -> wanted"."""
-    return [
-        f"{name} {saved.get(name)!r} -> {value!r}"
-        for name, value in to_json(wanted).items()
-        if name not in FREE_TO_CHANGE and saved.get(name) != value
-    ]
+    """Settings that do not allow resuming, as "name: saved -> wanted"."""
+    fixed = {name: value for name, value in to_json(wanted).items() if name not in FREE_TO_CHANGE}
+    return differences(fixed, {name: saved.get(name) for name in fixed})

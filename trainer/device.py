@@ -54,7 +54,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def check_precision(
-    precision: str, device: torch.device, shape: tuple[int, ...], blocks: int = 1
+    precision: str, device: torch.device, shape: tuple[int, ...], parts_per_axis: int = 1
 ) -> None:
     """Raise TrainError where gradients of the weights would be wrong.
 
@@ -64,10 +64,10 @@ def check_precision(
 
     shape
         (Z, Y, X) of a crop in voxels.
-    blocks
-        Parts per axis that are encoded alone.
+    parts_per_axis
+        Sub-cubes along each axis of a crop; each is encoded alone.
     """
-    if precision == "bf16" and device.type == "cpu" and shape[0] // blocks in (8, 16):
+    if precision == "bf16" and device.type == "cpu" and shape[0] // parts_per_axis in (8, 16):
         raise TrainError(
             f"precision bf16 gives wrong gradients on the CPU for crops of {shape[0]} slices; "
             "use --precision fp32, or a GPU"

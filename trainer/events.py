@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from store.progress import format_duration
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
@@ -41,7 +43,7 @@ class Stepped:
     """"loss" (the weighted sum) and its unweighted parts, such as restoration, classification and
     accuracy."""
     learning_rate: float
-    cubes_per_s: float
+    examples_per_s: float
     wait_share: float
     """Fraction of the time that training waited for data."""
     remaining_s: float
@@ -57,7 +59,7 @@ class Validated:
     """Epochs done, from 1."""
     metrics: dict[str, float]
     """"loss" and its parts, such as restoration, identity (the restoration loss of the perturbed
-    cube itself), classification and accuracy."""
+    crop itself), classification and accuracy."""
     best: bool
     """Whether the loss is the lowest so far in this phase."""
 
@@ -100,6 +102,18 @@ class TrainSummary:
     already_complete: bool
     """Whether the run was complete before this call."""
 
+    def __str__(self) -> str:
+        """Lines of text, for a terminal."""
+        state = "already complete" if self.already_complete else f"ended by {self.reason}"
+        lines = [
+            f"{self.run}: {state}, {self.steps} steps, {self.epochs} epochs,"
+            f" {format_duration(self.seconds)}",
+            f"best at step {self.best_step}: {format_metrics(self.best)}",
+        ]
+        if self.num_skipped:
+            lines.append(f"{self.num_skipped} corrupt crops skipped; run semgen verify")
+        return "\n".join(lines)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
@@ -109,6 +123,11 @@ class Ended:
 
 
 Event = Started | Stepped | Validated | Saved | Noticed | Ended
+
+
+def format_metrics(metrics: dict[str, float]) -> str:
+    """Metrics by name, on one line."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 
 def ignore(event: Event) -> None:

@@ -1,4 +1,4 @@
-"""What a training is to the loop: `Learner` does one step and one validation."""
+"""What the loop needs from pretraining or fine-tuning: `Learner` does a step and a validation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Validation:
     confusion: Tensor | None = None
     """(classes, classes) number of examples by true and predicted class."""
     pictured: dict[str, Tensor] | None = None
-    """Cubes (n, 1, Z, Y, X) in [0, 1] by caption, to show side by side."""
+    """Crops (n, 1, Z, Y, X) in [0, 1] by caption, to show side by side."""
 
 
 BatchT = TypeVar("BatchT", bound=Indexed)
@@ -39,7 +39,7 @@ BatchT_contra = TypeVar("BatchT_contra", bound=Indexed, contravariant=True)
 
 
 class Learner(Protocol[BatchT_contra]):
-    """What a loop trains."""
+    """A net with its optimiser and losses."""
 
     @property
     def net(self) -> nn.Module:

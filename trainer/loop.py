@@ -22,7 +22,7 @@ from store.settings import to_json
 from trainer.checkpoint import BEST, LAST, RunState, save_checkpoint
 from trainer.config import LoopConfig
 from trainer.errors import Diverged, TrainError
-from trainer.events import Event, Saved, Stepped, TrainSummary, Validated
+from trainer.events import Event, Noticed, Saved, Started, Stepped, TrainSummary, Validated
 from trainer.interrupt import Interrupted, Interruption, watch_signals
 from trainer.learner import BatchT, Learner
 from trainer.losses import Means
@@ -66,6 +66,27 @@ class Loop(Generic[BatchT]):
         self._recorder: Recorder | None = None
         self._interruption = Interruption()
         self._saved_at = time.monotonic()
+
+    def announce(self, *, num_train: int, num_validation: int, num_classes: int) -> None:
+        """Report what is about to be trained; the numbers are of examples and of their classes."""
+        self.on_event(
+            Started(
+                run=self.run,
+                fingerprint=self.facts["fingerprint"],
+                num_train=num_train,
+                num_validation=num_validation,
+                num_classes=num_classes,
+                num_parameters=sum(p.numel() for p in self.learner.net.parameters()),
+                device=str(self.device),
+                steps_per_epoch=self.steps_per_epoch,
+                total_steps=self.total_steps,
+                warmup_epochs=self.warmup_epochs,
+                resumed_at=self.state.step,
+            )
+        )
+        if not num_validation:
+            text = "no validation examples: the best weights are chosen by training loss"
+            self.on_event(Noticed(text=text))
 
     def train(self) -> TrainSummary:
         """Train until a limit is reached or nothing improves.
@@ -239,9 +260,11 @@ class Loop(Generic[BatchT]):
         rate = self.learner.optimiser.param_groups[0]["lr"]
         self._recorder.write("train", state.step, state.epoch, {**metrics, "learning_rate": rate})
         elapsed_s = time.perf_counter() - self._began
-        steps_per_s, cubes_per_s = self._num_steps / elapsed_s, self._num_examples / elapsed_s
+        steps_per_s, examples_per_s = self._num_steps / elapsed_s, self._num_examples / elapsed_s
         wait_share = self._waited_s / elapsed_s
-        self._recorder.chart(state.step, {"rate/cubes_per_s": cubes_per_s, "rate/wait": wait_share})
+        self._recorder.chart(
+            state.step, {"rate/examples_per_s": examples_per_s, "rate/wait": wait_share}
+        )
         self._start_clock()
         self.on_event(
             Stepped(
@@ -250,7 +273,7 @@ class Loop(Generic[BatchT]):
                 epoch=state.epoch,
                 metrics=metrics,
                 learning_rate=rate,
-                cubes_per_s=cubes_per_s,
+                examples_per_s=examples_per_s,
                 wait_share=wait_share,
                 remaining_s=(self.total_steps - state.step) / steps_per_s if steps_per_s else 0.0,
             )

@@ -1,17 +1,13 @@
-"""Events and summaries of runs as lines of text, for a terminal."""
+"""Events of runs as lines of text, for a terminal."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from store.progress import LINE_SECONDS, format_duration
-from trainer.events import Event, Noticed, Started, Stepped, TrainSummary, Validated
-
-if TYPE_CHECKING:
-    from trainer.finetuning import FinetuneSummary
+from trainer.events import Event, Noticed, Started, Stepped, Validated, format_metrics
 
 
 def show_events(command: str) -> Callable[[Event], None]:
@@ -36,47 +32,19 @@ def format_event(event: Event) -> str:
         case Started():
             resumed = f", resumed at {event.resumed_at}" if event.resumed_at else ""
             return (
-                f"{event.num_train} train and {event.num_validation} validation crops of"
+                f"{event.num_train} train and {event.num_validation} validation examples of"
                 f" {event.num_classes} classes; {event.num_parameters / 1e6:.3g} M parameters on"
                 f" {event.device}; up to {event.total_steps} steps{resumed}"
             )
         case Stepped():
             return (
-                f"step {event.step} of {event.total_steps}: {_values(event.metrics)};"
-                f" {event.cubes_per_s:.3g} crops/s, {event.wait_share:.0%} waiting for data,"
+                f"step {event.step} of {event.total_steps}: {format_metrics(event.metrics)};"
+                f" {event.examples_per_s:.3g} examples/s, {event.wait_share:.0%} waiting for data,"
                 f" {format_duration(event.remaining_s)} left"
             )
         case Validated():
             best = " (best)" if event.best else ""
-            return f"epoch {event.epoch}: {_values(event.metrics)}{best}"
+            return f"epoch {event.epoch}: {format_metrics(event.metrics)}{best}"
         case Noticed():
             return event.text
     return ""
-
-
-def format_training(summary: TrainSummary) -> str:
-    """How a run ended."""
-    state = "already complete" if summary.already_complete else f"ended by {summary.reason}"
-    lines = [
-        f"{summary.run}: {state}, {summary.steps} steps, {summary.epochs} epochs,"
-        f" {format_duration(summary.seconds)}",
-        f"best at step {summary.best_step}: {_values(summary.best)}",
-    ]
-    if summary.num_skipped:
-        lines.append(f"{summary.num_skipped} corrupt crops skipped; run semgen verify")
-    return "\n".join(lines)
-
-
-def format_finetuning(summary: FinetuneSummary) -> str:
-    """How a fine-tuned run ended, and its test scores."""
-    test = f"{summary.num_test} cases: {_values(summary.scores)}" if summary.num_test else "none"
-    lines = [format_training(summary.training), f"test     {test}"]
-    if summary.leaked:
-        lines.append(
-            f"WARNING: {len(summary.leaked)} of them were used for pretraining; see result.json"
-        )
-    return "\n".join(lines)
-
-
-def _values(values: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -39,10 +39,10 @@ class Objective:
         """A context in which the net runs at the run's precision."""
         return autocast(self.config.precision, self.device)
 
-    def perturb(self, cubes: Tensor, role: str, *index: int, rows: Iterable[int]) -> Example:
-        """Perturb cubes (n, 1, Z, Y, X); how depends on seed, role, index and rows alone."""
+    def perturb(self, crops: Tensor, role: str, *index: int, rows: Iterable[int]) -> Example:
+        """Perturb crops (n, 1, Z, Y, X); how depends on seed, role, index and rows alone."""
         draws = Draws.keyed(self.config.seed, role, *index, rows=rows, device=self.device)
-        return self.pretext.perturb(cubes, draws)
+        return self.pretext.perturb(crops, draws)
 
     def losses(self, output: Output, example: Example | None, labels: Tensor) -> dict[str, Tensor]:
         """The weighted sum as `loss`, and its unweighted parts.
@@ -96,13 +96,13 @@ class Objective:
             raise_if_interrupted()
             if not len(batch):
                 continue
-            cubes, labels = batch.cubes(), batch.labels  # (n, 1, Z, Y, X), (n,)
+            crops, labels = batch.images(), batch.labels  # (n, 1, Z, Y, X), (n,)
             output, example = Output(), None
             if joint and self.pretext.metric is not None:  # in full precision, as in training
-                example = self.perturb(cubes, "validation", rows=batch.rows)
+                example = self.perturb(crops, "validation", rows=batch.rows)
             with self.autocast():
                 if self.config.classify:
-                    output = net(cubes, pretext=False)
+                    output = net(crops, pretext=False)
                 if example:
                     output = net(example.inputs, classify=False)._replace(logits=output.logits)
             losses = self.losses(output, example, labels)
@@ -116,10 +116,10 @@ class Objective:
         return Validation(metrics=means.values(), confusion=confusion)
 
     @torch.no_grad()
-    def restore(self, net: UNet3D, cubes: Tensor) -> dict[str, Tensor]:
-        """Perturbed (always the same way), restored and original cubes, each (n, 1, Z, Y, X)."""
+    def restore(self, net: UNet3D, crops: Tensor) -> dict[str, Tensor]:
+        """Perturbed (always the same way), restored and original crops, each (n, 1, Z, Y, X)."""
         net.eval()
-        inputs = self.perturb(cubes, "picture", rows=range(len(cubes))).inputs
+        inputs = self.perturb(crops, "picture", rows=range(len(crops))).inputs
         with self.autocast():
             restored = net(inputs, classify=False).restored
-        return {"perturbed": inputs, "restored": restored, "original": cubes}
+        return {"perturbed": inputs, "restored": restored, "original": crops}

@@ -23,16 +23,16 @@ from trainer.transforms.rubik import scramble_rubik
 from trainer.transforms.swap import swap_patches
 
 NUM_ORDERS = 100
-"""Orders of the sub-cubes that the Rubik task tells apart."""
+"""Number of orders that the Rubik task classifies."""
 
 
 class Example(NamedTuple):
     """One batch of a pretext task."""
 
     inputs: Tensor
-    """(n, 1, Z, Y, X) perturbed cubes, the net's input."""
+    """(n, 1, Z, Y, X) perturbed crops, the net's input."""
     target: Tensor
-    """What the net is trained to predict: the original cubes, or labels."""
+    """What the net is trained to predict: the original crops, or labels."""
 
 
 class Pretext:
@@ -46,22 +46,22 @@ class Pretext:
     """Name of the task's loss in the metrics; None for a task without a loss."""
     decodes: ClassVar[bool] = False
     """Whether the net needs its decoder."""
-    blocks: ClassVar[int] = 1
-    """Parts per axis into which a cube is split; each part is encoded alone."""
+    parts_per_axis: ClassVar[int] = 1
+    """Sub-cubes along each axis into which a crop is split; each is encoded alone."""
     classification_weight: ClassVar[float] = 1.0
     """Default weight of the classification loss when it is added to this task."""
 
-    def __init__(self, shape: tuple[int, ...], *, num_blocks: int) -> None:
-        """A task for crops of `shape` (Z, Y, X), with `num_blocks` blocks of local shuffling."""
-        self.shape, self.num_blocks = shape, num_blocks
+    def __init__(self, shape: tuple[int, ...], *, shuffle_blocks: int) -> None:
+        """A task for crops of (Z, Y, X) `shape`; `shuffle_blocks` are for local shuffling."""
+        self.shape, self.shuffle_blocks = shape, shuffle_blocks
 
     def make_head(self, channels: int) -> nn.Module | None:
         """The task's own head: bottleneck (n, channels, z, y, x) -> logits (n, outputs)."""
         return None
 
-    def perturb(self, cubes: Tensor, draws: Draws) -> Example:
-        """Perturb a batch; `cubes` are not changed."""
-        return Example(perturb(cubes, draws, num_blocks=self.num_blocks), cubes)
+    def perturb(self, crops: Tensor, draws: Draws) -> Example:
+        """Perturb a batch; `crops` are not changed."""
+        return Example(perturb(crops, draws, num_blocks=self.shuffle_blocks), crops)
 
     def loss(self, output: Output, example: Example) -> Tensor | None:
         """The task's loss, unweighted."""
@@ -77,7 +77,7 @@ class Pretext:
 
 
 class Restoration(Pretext):
-    """Restore the original cube from the perturbed one (Models Genesis)."""
+    """Restore the original crop from the perturbed one (Models Genesis)."""
 
     metric = "restoration"
     decodes = True
@@ -88,7 +88,7 @@ class Restoration(Pretext):
         return restoration_loss(output.restored, example.target)
 
     def baseline(self, example: Example) -> dict[str, Tensor]:
-        """`identity`: the loss when the perturbed cube itself is the prediction."""
+        """`identity`: the loss when the perturbed crop itself is the prediction."""
         return {"identity": restoration_loss(example.inputs, example.target)}
 
 
@@ -97,8 +97,8 @@ class Inpainting(Restoration):
 
     metric = "inpainting"
 
-    def perturb(self, cubes: Tensor, draws: Draws) -> Example:
-        return Example(inpaint(cubes, draws), cubes)
+    def perturb(self, crops: Tensor, draws: Draws) -> Example:
+        return Example(inpaint(crops, draws), crops)
 
 
 class Shuffling(Restoration):
@@ -106,8 +106,8 @@ class Shuffling(Restoration):
 
     metric = "shuffling"
 
-    def perturb(self, cubes: Tensor, draws: Draws) -> Example:
-        return Example(swap_patches(cubes, draws), cubes)
+    def perturb(self, crops: Tensor, draws: Draws) -> Example:
+        return Example(swap_patches(crops, draws), crops)
 
 
 class Rotation(Pretext):
@@ -121,8 +121,8 @@ class Rotation(Pretext):
             nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(channels, num_rotations)
         )
 
-    def perturb(self, cubes: Tensor, draws: Draws) -> Example:
-        return Example(*rotate(cubes, draws))
+    def perturb(self, crops: Tensor, draws: Draws) -> Example:
+        return Example(*rotate(crops, draws))
 
     def loss(self, output: Output, example: Example) -> Tensor | None:
         assert output.pretext_logits is not None
@@ -140,18 +140,20 @@ class Rubik(Pretext):
     """
 
     metric = "rubik"
-    blocks = 2
+    parts_per_axis = 2
 
     def make_head(self, channels: int) -> nn.Module:
-        parts = self.blocks**3
+        num_subcubes = self.parts_per_axis**3
         return nn.Sequential(
-            nn.AdaptiveAvgPool3d(self.blocks),  # (n, channels, 2, 2, 2): one cell a sub-cube
+            nn.AdaptiveAvgPool3d(
+                self.parts_per_axis
+            ),  # (n, channels, 2, 2, 2): one cell a sub-cube
             nn.Flatten(),
-            nn.Linear(parts * channels, NUM_ORDERS + parts),
+            nn.Linear(num_subcubes * channels, NUM_ORDERS + num_subcubes),
         )
 
-    def perturb(self, cubes: Tensor, draws: Draws) -> Example:
-        scrambled, order, rotated = scramble_rubik(cubes, draws, num_orders=NUM_ORDERS)
+    def perturb(self, crops: Tensor, draws: Draws) -> Example:
+        scrambled, order, rotated = scramble_rubik(crops, draws, num_orders=NUM_ORDERS)
         return Example(scrambled, torch.cat((order[:, None], rotated.long()), dim=1))  # (n, 9)
 
     def loss(self, output: Output, example: Example) -> Tensor | None:

@@ -20,7 +20,7 @@ from trainer.checkpoint import LAST, RunState, load_checkpoint
 from trainer.config import TrainConfig
 from trainer.data.plan import thin
 from trainer.data.stream import Batch
-from trainer.events import Ended, Event, Noticed, Started, TrainSummary, ignore
+from trainer.events import Ended, Event, TrainSummary, ignore
 from trainer.folder import open_run, write_config
 from trainer.learner import Losses, Validation
 from trainer.loop import Loop
@@ -81,7 +81,11 @@ def pretrain(
         )
         if ranks.is_main:
             write_config(run, setup.config, store_fingerprint=setup.facts["fingerprint"])
-        _announce(setup, loop, on_event)
+        loop.announce(
+            num_train=len(setup.train.plan.rows),
+            num_validation=len(setup.validation.plan.rows),
+            num_classes=setup.num_classes,
+        )
         try:
             summary = loop.train()
         finally:
@@ -92,26 +96,6 @@ def pretrain(
         summary = dataclasses.replace(summary, num_skipped=int(ranks.sum(num_skipped)))
         on_event(Ended(summary=summary))
     return summary
-
-
-def _announce(setup: Setup, loop: Loop[Batch], on_event: Callable[[Event], None]) -> None:
-    on_event(
-        Started(
-            run=loop.run,
-            fingerprint=setup.facts["fingerprint"],
-            num_train=len(setup.train.plan.rows),
-            num_validation=len(setup.validation.plan.rows),
-            num_classes=setup.num_classes,
-            num_parameters=sum(p.numel() for p in setup.net.parameters()),
-            device=str(setup.device),
-            steps_per_epoch=loop.steps_per_epoch,
-            total_steps=loop.total_steps,
-            warmup_epochs=setup.warmup_epochs,
-            resumed_at=loop.state.step,
-        )
-    )
-    if not len(setup.validation.plan):
-        on_event(Noticed(text="no validation crops: the best weights are chosen by training loss"))
 
 
 class Pretrainer:
@@ -143,7 +127,7 @@ class Pretrainer:
         if saved:
             self.optimiser.load_state_dict(saved["optimiser"])
         shown = setup.validation if len(setup.validation.plan) else setup.train
-        self.pictured = shown.read(thin(shown.plan.rows, NUM_PICTURED)).cubes()
+        self.pictured = shown.read(thin(shown.plan.rows, NUM_PICTURED)).images()
 
     def step(self, batch: Batch) -> list[Losses]:
         """Do one optimiser step; return the losses of each part of the batch."""
@@ -163,7 +147,7 @@ class Pretrainer:
         return found
 
     def validate(self, raise_if_interrupted: Callable[[], None]) -> Validation:
-        """Measure the net; restore some cubes to show, where there is a trained decoder."""
+        """Measure the net; restore some crops to show, where there is a trained decoder."""
         result = self.objective.measure(
             self.net,
             self.validation,
@@ -186,14 +170,14 @@ class Pretrainer:
     def _split(self, batch: Batch) -> list[tuple[Example, Tensor, int]]:
         """Perturb a batch, and split it into gradient-accumulation steps.
 
-        Each part has perturbed cubes, their labels, and the number of crops that count. Processes
+        Each part has perturbed crops, their labels, and the number of crops that count. Processes
         exchange numbers for every part, so all must have the same number of parts: a process with
-        fewer crops fills up with an empty cube that does not count.
+        fewer crops fills up with an empty crop that does not count.
         """
         num_parts, epoch = self.config.accumulate, self.state.epoch
         parts: list[tuple[Example, Tensor, int]] = []
         if len(batch):
-            example = self.objective.perturb(batch.cubes(), "train", epoch, rows=batch.rows)
+            example = self.objective.perturb(batch.images(), "train", epoch, rows=batch.rows)
             split = (values.tensor_split(num_parts) for values in (*example, batch.labels))
             parts = [
                 (Example(inputs, target), labels, len(labels))
@@ -218,7 +202,7 @@ class Pretrainer:
         """The net as a step calls it: with several processes, gradients are averaged."""
         if self.ranks.size == 1:
             return self.net
-        # of a 1 x 1 x 1 kernel, whose memory layout is the same either way
+        # DDP warns about 1x1x1 kernels, whose two layouts are the same bytes
         warnings.filterwarnings("ignore", message="Grad strides do not match")
         return DistributedDataParallel(self.net, find_unused_parameters=not self.state.joint)
 

@@ -59,10 +59,10 @@ class Recorder:
             self._board.add_scalar(tag, value, step)
 
     def picture(self, step: int, columns: dict[str, Tensor]) -> None:
-        """Show middle slices side by side, a row for each cube, in samples.png and TensorBoard.
+        """Show middle slices side by side, a row for each crop, in samples.png and TensorBoard.
 
         columns
-            Cubes (n, 1, Z, Y, X) in [0, 1] by caption.
+            Crops (n, 1, Z, Y, X) in [0, 1] by caption.
         """
         picture = draw_slices(columns)
         self._board.add_image(" | ".join(columns), np.asarray(picture), step, dataformats="HW")
@@ -94,21 +94,21 @@ class Recorder:
 
 
 def draw_slices(columns: dict[str, Tensor]) -> Image.Image:
-    """The middle z slices of (n, 1, Z, Y, X) cubes in [0, 1], a captioned column for each entry."""
+    """The middle z slices of (n, 1, Z, Y, X) crops in [0, 1], a captioned column for each entry."""
     height, width = next(iter(columns.values())).shape[-2:]
     zoom = -(-_TILE_PIXELS // min(height, width))
     size = (width * zoom, height * zoom)
-    count = max(len(cubes) for cubes in columns.values())
+    count = max(len(crops) for crops in columns.values())
     canvas = Image.new(
         "L",
         (len(columns) * (size[0] + _GAP_PIXELS), _CAPTION_PIXELS + count * (size[1] + _GAP_PIXELS)),
         color=255,
     )
     pen = ImageDraw.Draw(canvas)
-    for number, (caption, cubes) in enumerate(columns.items()):
+    for number, (caption, crops) in enumerate(columns.items()):
         left = number * (size[0] + _GAP_PIXELS)
         pen.text((left + 4, 4), caption, fill=0)
-        middle = cubes[:, 0, cubes.shape[2] // 2].float().clamp(0, 1).cpu()  # (n, Y, X)
+        middle = crops[:, 0, crops.shape[2] // 2].float().clamp(0, 1).cpu()  # (n, Y, X)
         for row, values in enumerate((middle * 255).round().to(torch.uint8).numpy()):
             tile = Image.fromarray(values).resize(size, Image.Resampling.NEAREST)
             canvas.paste(tile, (left, _CAPTION_PIXELS + row * (size[1] + _GAP_PIXELS)))

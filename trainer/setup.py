@@ -63,9 +63,9 @@ def set_up(
     config = resolve_precision(config, device)
     config = resolve_selection(config, store, saved=saved)
     shape = store.crop_shape
-    pretext = PRETEXTS[config.pretext](shape, num_blocks=config.shuffle_blocks)
-    check_shape(shape, pretext.blocks)
-    check_precision(config.precision, device, shape, pretext.blocks)
+    pretext = PRETEXTS[config.pretext](shape, shuffle_blocks=config.shuffle_blocks)
+    check_shape(shape, pretext.parts_per_axis)
+    check_precision(config.precision, device, shape, pretext.parts_per_axis)
     set_precision(config.precision)
 
     train = open_stream(store, store.train, config, device, ranks)
@@ -178,7 +178,7 @@ def _build_net(
         num_classes=num_classes,
         decoder=pretext.decodes,
         head=pretext.make_head,
-        blocks=pretext.blocks,
+        parts_per_axis=pretext.parts_per_axis,
     )
     if saved:
         net.load_state_dict(saved["model"])

@@ -49,7 +49,7 @@ class KeyReport:
     """In the net, but not in the file."""
     unexpected: tuple[str, ...]
     """In the file, but not in the net."""
-    misshapen: tuple[str, ...]
+    wrong_shape: tuple[str, ...]
     """In both, but with different shapes, as "key (file shape) for (net shape)"."""
 
 
@@ -68,7 +68,7 @@ def read_weights(file: str | Path, *, part: str = "all") -> Weights:
     if file.is_dir():
         return parse_checkpoint(*load_best(file), part)
     if not file.is_file():
-        raise TrainError(f"{file}: no such file of weights")
+        raise TrainError(f"{file}: no such run or weights file")
     if _is_safetensors(file):
         return _from_safetensors(file)
     content = _load_torch(file)
@@ -104,29 +104,29 @@ def _take_tensors(file: Path, content: Any) -> tuple[dict[str, Tensor], dict[str
 
 
 def load_encoder(file: str | Path) -> Encoder3D:
-    """The encoder of a file of weights, in eval mode, as a start for other nets.
+    """The encoder of a weights file, in eval mode, as a starting point for other nets.
 
-    Input: cubes (n, 1, Z, Y, X) float32, HU window mapped to [0, 1], sides multiples of 8. Output:
+    Input: crops (n, 1, Z, Y, X) float32, HU window mapped to [0, 1], sides multiples of 8. Output:
     features (n, 16 width, Z/8, Y/8, X/8); `encode` returns the skip connections, too. See
     `load_unet` for official weights and errors.
     """
     weights = read_weights(file, part="encoder")
     net = Encoder3D(width=find_width(file, weights))
     _copy(net, weights, file, part="encoder")
-    return _in_mode(net, weights)
+    return _set_eval_mode(net, weights)
 
 
 def load_unet(file: str | Path) -> UNet3D:
-    """The net of a file of weights, in eval mode.
+    """The net of a weights file, in eval mode.
 
-    Input: cubes (n, 1, Z, Y, X) float32, HU window mapped to [0, 1], sides multiples of 8. Output:
+    Input: crops (n, 1, Z, Y, X) float32, HU window mapped to [0, 1], sides multiples of 8. Output:
     `Output` with `restored` (n, 1, Z, Y, X) if the file has a decoder, and `logits` (n, classes) if
     it has a classification head. The head of a pretext task is left out.
 
     Official weights are meant to be used with the statistics of each batch in batch norm, in
     evaluation, too; nets loaded from them do so.
 
-    Raises TrainError that lists every missing, unexpected and misshapen key.
+    Raises TrainError that lists every missing key, unexpected key and wrong shape.
     """
     weights = read_weights(file)
     head = weights.tensors.get(_HEAD)
@@ -137,7 +137,7 @@ def load_unet(file: str | Path) -> UNet3D:
         decoder=any(key.startswith("up_tr") for key in own),
     )
     _copy(net, Weights(own, weights.metadata), file)
-    return _in_mode(net, weights)
+    return _set_eval_mode(net, weights)
 
 
 def load_weights(
@@ -148,8 +148,8 @@ def load_weights(
     part
         "unet" and "encoder" compare and load only the keys of that part.
     strict
-        Raise TrainError that lists every missing, unexpected and misshapen key, before anything
-        is changed; otherwise load what fits and return the report.
+        Raise TrainError that lists every missing key, unexpected key and wrong shape, before
+        anything is changed; otherwise load what fits and return the report.
     """
     check_choice("part", part, tuple(PARTS))
     return _copy(net, read_weights(file, part=part), file, part=part, strict=strict)
@@ -159,9 +159,7 @@ def _copy(
     net: nn.Module, weights: Weights, file: str | Path, *, part: str = "all", strict: bool = True
 ) -> KeyReport:
     hint = ' (part "unet" or "encoder" needs fewer keys; width must be the same)'
-    return copy_tensors(
-        net, weights.tensors, file, beginnings=PARTS[part], strict=strict, hint=hint
-    )
+    return copy_tensors(net, weights.tensors, file, prefixes=PARTS[part], strict=strict, hint=hint)
 
 
 def copy_tensors(
@@ -169,18 +167,18 @@ def copy_tensors(
     theirs: dict[str, Tensor],
     file: str | Path,
     *,
-    beginnings: tuple[str, ...] = ("",),
+    prefixes: tuple[str, ...] = ("",),
     strict: bool = True,
     hint: str = "",
 ) -> KeyReport:
-    """Copy tensors into a net, only those whose keys begin so; see `load_weights`.
+    """Copy tensors into a net, only those whose keys have one of the prefixes; see `load_weights`.
 
     file, hint
         For the message of an error: where the tensors come from, and how to fix it.
     """
 
     def considered(keys: Iterable[str]) -> list[str]:
-        return [key for key in keys if key.startswith(beginnings)]
+        return [key for key in keys if key.startswith(prefixes)]
 
     ours = net.state_dict()
     shared = [key for key in considered(ours) if key in theirs]
@@ -189,7 +187,7 @@ def copy_tensors(
         loaded=fitting,
         missing=tuple(key for key in considered(ours) if key not in theirs),
         unexpected=tuple(key for key in considered(theirs) if key not in ours),
-        misshapen=tuple(
+        wrong_shape=tuple(
             f"{key} {tuple(theirs[key].shape)} for {tuple(ours[key].shape)}"
             for key in shared
             if key not in fitting
@@ -200,7 +198,7 @@ def copy_tensors(
         for name, keys in (
             ("missing", report.missing),
             ("unexpected", report.unexpected),
-            ("misshapen", report.misshapen),
+            ("wrong shape", report.wrong_shape),
         )
         if keys
     ]
@@ -269,7 +267,7 @@ def find_width(file: str | Path, weights: Weights) -> int:
     return len(weights.tensors[_FIRST])
 
 
-def _in_mode(net: Net, weights: Weights) -> Net:
+def _set_eval_mode(net: Net, weights: Weights) -> Net:
     """Set eval mode; batch norm of official nets uses the statistics of each batch."""
     if weights.metadata.get("axes") == GENESIS_AXES:
         for module in net.modules():

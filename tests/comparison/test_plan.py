@@ -72,7 +72,7 @@ def test_trials_differ_in_seed_and_share_the_split(folder: Path) -> None:
         ("width = 2", 'label_fraction = "half"', "label_fraction must be a number, got 'half'"),
         ("folds = 2", 'folds = "two"', "folds must be a whole number, got 'two'"),
         ("width = 2", "width = 0", "task balls, start scratch: width must be >= 1"),
-        ('adds_to = "scratch"', 'adds_to = "none"', "adds_to 'none' is not a start"),
+        ('adds_to = "scratch"', 'adds_to = "none"', "adds_to 'none' is not a starting point"),
         ('path = "balls.csv"', 'path = "no.csv"', "no such task"),
         ("trials = 2", "trials = ", "cannot be read as TOML"),
         ("folds = 2", 'folds = 2\nmetric = "size"', "metric must be one of dice, iou"),

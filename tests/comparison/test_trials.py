@@ -137,7 +137,7 @@ def test_progress_does_not_count_trials_of_an_earlier_call(folder: Path, compare
 def test_other_settings_need_another_folder(folder: Path, compared: Path) -> None:
     file = folder / "other.toml"
     file.write_text(PLAN.replace("learning_rate = 0.01", "learning_rate = 0.02"))
-    with pytest.raises(TrainError, match=r"learning_rate 0\.01 -> 0\.02"):
+    with pytest.raises(TrainError, match=r"learning_rate: 0\.01 -> 0\.02"):
         compare(file, compared)
 
 
@@ -153,7 +153,7 @@ def test_compare_works_from_the_command_line(folder: Path, compared: Path) -> No
     arguments = ["compare", str(folder / "plan.toml"), str(compared)]
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.stderr
-    assert "Which start is best" in done.stdout
+    assert "Which starting point is best" in done.stdout
     assert "What classification adds" in done.stdout
     assert (compared / "figures" / "balls.png").exists()
     assert CliRunner().invoke(main, [*arguments, "--table"]).stdout == done.stdout

@@ -27,7 +27,7 @@ from trainer.finetuning import finetune, predict
 from trainer.finetuning.grid import Grid
 from trainer.finetuning.images import compute_scan_id, read_image
 from trainer.finetuning.pictures import draw_tile
-from trainer.finetuning.scores import area_under_curve, classification_scores, overlap
+from trainer.finetuning.scores import area_under_curve, classification_scores, overlap_scores
 
 NUM_CASES = 8
 
@@ -109,7 +109,7 @@ def test_masks_of_test_cases_have_the_grid_of_their_images(segmenter: Path, ball
         truth = sitk.ReadImage(str(balls.parent / f"{row['case']}_mask.nii.gz"))
         assert mask.GetDirection() == image.GetDirection()
         assert mask.GetSize() == image.GetSize()
-        found = overlap(sitk.GetArrayFromImage(mask), sitk.GetArrayFromImage(truth), 2)
+        found = overlap_scores(sitk.GetArrayFromImage(mask), sitk.GetArrayFromImage(truth), 2)
         assert found["dice"][0] == pytest.approx(float(row["dice"]))
 
 
@@ -133,14 +133,14 @@ def test_a_folder_of_images_becomes_a_folder_of_masks(segmenter: Path, tmp_path:
     assert [file.name for file in written] == ["new100.nii.gz", "new101.nii.gz"]
     for seed, file in zip((100, 101), written, strict=True):
         truth = sitk.GetArrayFromImage(draw_case(seed)[1])
-        found = overlap(sitk.GetArrayFromImage(sitk.ReadImage(str(file))), truth, 2)
+        found = overlap_scores(sitk.GetArrayFromImage(sitk.ReadImage(str(file))), truth, 2)
         assert found["dice"][0] > 0.7
 
 
 def test_an_output_that_is_not_an_image_is_refused_before_prediction(
     segmenter: Path, balls: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(TrainError, match=r"mask\.png: masks are written as \.nii\.gz"):
+    with pytest.raises(TrainError, match=r"mask\.png: masks are written as \.nii\.gz.*; use one"):
         predict(segmenter, balls.parent / "0.nii.gz", tmp_path / "mask.png")
 
 
@@ -176,7 +176,7 @@ def test_a_finished_run_is_not_trained_again(segmenter: Path, balls: Path) -> No
 def test_resuming_with_other_settings_or_other_splits_is_refused(
     segmenter: Path, balls: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(TrainError, match="patches_per_case 4 -> 5"):
+    with pytest.raises(TrainError, match="patches_per_case: 4 -> 5"):
         finetune(balls, segmenter, replace(CONFIG, patches_per_case=5))
     with pytest.raises(TrainError, match="give the same"):
         finetune(balls, segmenter, replace(CONFIG, split_seed=3))
@@ -305,7 +305,7 @@ def test_the_window_is_that_of_pretraining_unless_given(balls: Path, tmp_path: P
 
 def test_dice_and_iou_on_known_numbers() -> None:
     prediction, truth = np.array([1, 1, 0, 2]), np.array([1, 0, 0, 2])
-    found = overlap(prediction, truth, 4)
+    found = overlap_scores(prediction, truth, 4)
     assert found["dice"][:2] == [pytest.approx(2 / 3), 1.0]
     assert found["iou"][:2] == [pytest.approx(1 / 2), 1.0]
     assert np.isnan(found["dice"][2]), "a class that is neither in the truth nor predicted"

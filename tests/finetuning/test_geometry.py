@@ -18,6 +18,7 @@ from trainer import TrainError
 from trainer.finetuning.grid import Grid, resample
 from trainer.finetuning.images import (
     compute_scan_id,
+    find_stem,
     read_image,
     read_mask,
     read_spacing,
@@ -212,6 +213,21 @@ def test_an_image_cannot_be_written_as_mhd(tmp_path: Path) -> None:
     with pytest.raises(TrainError, match=r"a\.mhd: \.mhd cannot be written.* use \.mha"):
         write_image(make_image(np.eye(3)), tmp_path / "a.mhd")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd"])
+def test_a_suffix_in_upper_case_is_read(tmp_path: Path, suffix: str) -> None:
+    image = make_image(np.eye(3))
+    write_image(image, tmp_path / f"a{suffix}")
+    (tmp_path / f"a{suffix}").rename(tmp_path / f"A{suffix.upper()}")
+    assert find_stem(tmp_path / f"A{suffix.upper()}") == "A"
+    assert read_image(tmp_path / f"A{suffix.upper()}").GetSize() == image.GetSize()
+    assert read_spacing(tmp_path / f"A{suffix.upper()}") == spacing_zyx(to_lps(image))
+
+
+def test_a_suffix_in_upper_case_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match=r"a\.NII: masks are written as .*; use one of these"):
+        write_image(make_image(np.eye(3)), tmp_path / "a.NII")
 
 
 VOLUMES = [sitk.Image((6, 5, 4), sitk.sitkInt16) + n for n in range(3)]

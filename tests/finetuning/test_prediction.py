@@ -172,6 +172,12 @@ def test_a_mask_as_mhd_is_refused(segmenter: Path, images: Path) -> None:
     assert [path.name for path in images.parent.iterdir()] == ["images"]
 
 
+def test_images_with_suffixes_in_upper_case_are_found(segmenter: Path, images: Path) -> None:
+    (images / "b.nii.gz").rename(images / "B.NII.GZ")
+    written = predict(segmenter, images, images.parent / "masks")
+    assert [file.name for file in written] == ["B.nii.gz", "a.nii.gz"]
+
+
 @pytest.mark.parametrize("ending", [".nii", ".mha", ".nrrd"])
 def test_a_mask_can_be_written_in_other_formats(segmenter: Path, images: Path, ending: str) -> None:
     (written,) = predict(segmenter, images / "a.nii.gz", images.parent / f"mask{ending}")

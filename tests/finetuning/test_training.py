@@ -26,7 +26,7 @@ from trainer.finetuning.cases import Prepared, prepare_cases
 from trainer.finetuning.grid import choose_grid
 from trainer.finetuning.losses import make_loss
 from trainer.finetuning.patches import Examples, Patches
-from trainer.finetuning.scores import overlap
+from trainer.finetuning.scores import overlap_scores
 
 
 def prepare(task: Path, cases: Path, config: FinetuneConfig = CONFIG) -> list[Prepared]:
@@ -251,7 +251,7 @@ def test_a_batch_of_only_ignored_voxels_has_zero_gradients(kind: str) -> None:
 
 def test_ignored_voxels_do_not_count_in_any_score() -> None:
     prediction, truth = np.array([1, 1, 0, 1]), np.array([1, 2, 1, 2])
-    assert overlap(prediction, truth, 2, ignored=2) == {
+    assert overlap_scores(prediction, truth, 2, ignored=2) == {
         "dice": [pytest.approx(2 / 3)],
         "iou": [0.5],
     }
@@ -293,5 +293,5 @@ def test_test_scores_leave_out_ignored_voxels(partly: Path, tmp_path: Path) -> N
             )
         )
         assert set(np.unique(prediction)) <= {0, 1}
-        wanted = overlap(prediction[truth != 2], truth[truth != 2], 2)["dice"][0]
+        wanted = overlap_scores(prediction[truth != 2], truth[truth != 2], 2)["dice"][0]
         assert float(row["dice"]) == pytest.approx(wanted, nan_ok=True)

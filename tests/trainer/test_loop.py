@@ -160,9 +160,9 @@ def test_accumulated_gradients_are_the_mean_over_the_batch(store: Path, tmp_path
     plan = EpochPlan(rows=np.arange(len(split)), batch_size=16, seed=config.seed)
     stream = Stream(split, plan)
     batch = next(iter(stream.epoch(0)))
-    cubes, labels = batch.cubes(), batch.labels
+    crops, labels = batch.images(), batch.labels
     draws = Draws.keyed(config.seed, "train", 0, rows=batch.rows)
-    inputs = perturb(cubes, draws, num_blocks=config.shuffle_blocks)
+    inputs = perturb(crops, draws, num_blocks=config.shuffle_blocks)
     net = build_unet(width=2, num_classes=6, decoder=False, seed=config.seed).train()
     loss = sum(
         F.cross_entropy(net(part).logits, named, reduction="sum")
@@ -329,14 +329,14 @@ class TestStartingWeightsOfAResumedRun:
         self, begun: Path, whole: tuple[Path, list[Event]], store: Path
     ) -> None:
         other = tiny(steps=2, warmup_epochs=0, init=str(whole[0] / "last.pt"))
-        with pytest.raises(TrainError, match=r"init .*start\.pt.* -> .*last\.pt"):
+        with pytest.raises(TrainError, match=r"init: .*start\.pt.* -> .*last\.pt"):
             pretrain(store, begun, other)
         assert self.recorded(begun) == ("start.pt", "encoder")
 
     def test_starting_weights_are_refused_for_a_run_that_started_without(
         self, whole: tuple[Path, list[Event]], store: Path
     ) -> None:
-        with pytest.raises(TrainError, match=r"init None -> .*best\.pt"):
+        with pytest.raises(TrainError, match=r"init: None -> .*best\.pt"):
             pretrain(store, whole[0], tiny(init=str(whole[0] / "best.pt")))
 
 
@@ -349,7 +349,7 @@ def test_validation_of_the_same_weights_gives_the_same_numbers(
     """Measured again, in other batches, and compared with the run's metrics."""
     config = dataclasses.replace(TINY, batch_size=7, excluded_classes=(), precision="fp32")
     device, opened = torch.device("cpu"), PatchStore(store)
-    pretext = PRETEXTS[config.pretext](SHAPE, num_blocks=config.shuffle_blocks)
+    pretext = PRETEXTS[config.pretext](SHAPE, shuffle_blocks=config.shuffle_blocks)
     net = build_unet(width=2, num_classes=6)
     net.load_state_dict(torch.load(whole[0] / "last.pt", weights_only=True)["model"])
     objective = Objective(config, pretext, num_classes=6, device=device)
@@ -399,7 +399,7 @@ def test_without_validation_crops_training_loss_chooses_the_best_with_a_notice(
     store = make_store(tmp_path / "bare.store", num_validation=0, shape=SHAPE)
     events: list[Event] = []
     pretrain(store, tmp_path / "run", tiny(warmup_epochs=0), on_event=events.append)
-    assert "no validation crops" in of_kind(events, Noticed)[0].text
+    assert "no validation examples" in of_kind(events, Noticed)[0].text
     chosen = [event.metrics["loss"] for event in of_kind(events, Validated) if event.best]
     assert chosen == sorted(chosen, reverse=True)
     assert (tmp_path / "run/best.pt").exists()
@@ -491,9 +491,12 @@ def test_the_share_of_time_spent_waiting_for_data_is_reported(
 def test_tensorboard_holds_curves_and_pictures(whole: tuple[Path, list[Event]]) -> None:
     board = EventAccumulator(str(whole[0] / "tensorboard"))
     board.Reload()
-    assert {"train/loss", "train/learning_rate", "validation/accuracy", "rate/cubes_per_s"} <= set(
-        board.Tags()["scalars"]
-    )
+    assert {
+        "train/loss",
+        "train/learning_rate",
+        "validation/accuracy",
+        "rate/examples_per_s",
+    } <= set(board.Tags()["scalars"])
     assert sorted(board.Tags()["images"]) == [
         "perturbed | restored | original",
         "validation/confusion: rows true class, columns predicted",
@@ -501,9 +504,9 @@ def test_tensorboard_holds_curves_and_pictures(whole: tuple[Path, list[Event]]) 
 
 
 def test_a_picture_shows_middle_slices_side_by_side() -> None:
-    cubes = torch.zeros(2, 1, 4, 64, 64)
-    cubes[1, 0, 2] = 1
-    picture = draw_slices({"dark, then bright": cubes, "half": cubes / 2})
+    crops = torch.zeros(2, 1, 4, 64, 64)
+    crops[1, 0, 2] = 1
+    picture = draw_slices({"dark, then bright": crops, "half": crops / 2})
     assert picture.size == (2 * 130, 20 + 2 * 130)
     middles = [picture.getpixel((x, y)) for y in (84, 214) for x in (64, 194)]
     assert middles == [0, 0, 255, 128]
@@ -593,8 +596,8 @@ def test_a_complete_run_is_reported_and_not_changed(
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"width": 3}, "width 2 -> 3"),
-        ({"seed": 6}, "seed 5 -> 6"),
+        ({"width": 3}, "width: 2 -> 3"),
+        ({"seed": 6}, "seed: 5 -> 6"),
         ({"classify": False}, "classify"),
     ],
 )

@@ -64,7 +64,7 @@ def test_any_width_restores_and_classifies(width: int) -> None:
     assert (restored.shape, logits.shape) == ((2, 1, 8, 16, 24), (2, 5))
 
 
-def test_restored_cubes_lie_between_zero_and_one() -> None:
+def test_restored_crops_lie_between_zero_and_one() -> None:
     restored = build_unet(width=2, num_classes=None)(50 * torch.randn(2, 1, 8, 8, 8),
                                                      classify=False).restored  # fmt: skip
     assert restored.min() >= 0
@@ -99,8 +99,8 @@ def test_building_a_net_leaves_global_random_state_alone() -> None:
 
 def test_eval_outputs_do_not_depend_on_the_rest_of_the_batch() -> None:
     net = build_unet(width=2, num_classes=3).eval()
-    cubes = torch.rand(3, 1, 8, 8, 8)
-    torch.testing.assert_close(net(cubes).logits[:1], net(cubes[:1]).logits)
+    crops = torch.rand(3, 1, 8, 8, 8)
+    torch.testing.assert_close(net(crops).logits[:1], net(crops[:1]).logits)
 
 
 def test_the_head_pools_over_the_whole_bottleneck() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.config import PretextName
-from trainer.nets.blocks import join_blocks, split_blocks
+from trainer.nets.subcubes import join_subcubes, split_subcubes
 from trainer.nets.unet import Output, UNet3D, build_unet
 from trainer.pretexts import PRETEXTS, Pretext
 from trainer.transforms.draws import Draws
@@ -26,27 +26,27 @@ def draws(num: int, *key: int) -> Draws:
 
 
 def many(num: int) -> Tensor:
-    """Cubes whose values are the numbers of their voxels."""
+    """Crops whose values are the numbers of their voxels."""
     return NUMBERS.expand(num, -1, -1, -1, -1)
 
 
 class TestEveryTask:
     @pytest.fixture(params=PRETEXTS)
     def task(self, request: pytest.FixtureRequest) -> Pretext:
-        return PRETEXTS[request.param](SHAPE, num_blocks=200)
+        return PRETEXTS[request.param](SHAPE, shuffle_blocks=200)
 
-    def test_the_perturbation_of_a_cube_does_not_depend_on_its_batch(self, task: Pretext) -> None:
-        cubes = torch.rand(6, 1, *SHAPE)
-        whole = task.perturb(cubes, Draws.keyed(3, "train", 1, rows=[7, 2, 9, 4, 0, 5]))
-        part = task.perturb(cubes[2:4], Draws.keyed(3, "train", 1, rows=[9, 4]))
+    def test_the_perturbation_of_a_crop_does_not_depend_on_its_batch(self, task: Pretext) -> None:
+        crops = torch.rand(6, 1, *SHAPE)
+        whole = task.perturb(crops, Draws.keyed(3, "train", 1, rows=[7, 2, 9, 4, 0, 5]))
+        part = task.perturb(crops[2:4], Draws.keyed(3, "train", 1, rows=[9, 4]))
         assert torch.equal(whole.inputs[2:4], part.inputs)
         assert torch.equal(whole.target[2:4], part.target)
 
-    def test_perturbing_does_not_change_the_cubes(self, task: Pretext) -> None:
-        cubes = torch.rand(4, 1, *SHAPE)
-        before = cubes.clone()
-        task.perturb(cubes, draws(4)).inputs.zero_()
-        assert torch.equal(cubes, before)
+    def test_perturbing_does_not_change_the_crops(self, task: Pretext) -> None:
+        crops = torch.rand(4, 1, *SHAPE)
+        before = crops.clone()
+        task.perturb(crops, draws(4)).inputs.zero_()
+        assert torch.equal(crops, before)
 
     def test_the_loss_trains_the_head_and_the_encoder(self, task: Pretext) -> None:
         net = build_unet(
@@ -54,7 +54,7 @@ class TestEveryTask:
             num_classes=3,
             decoder=task.decodes,
             head=task.make_head,
-            blocks=task.blocks,
+            parts_per_axis=task.parts_per_axis,
         )
         example = task.perturb(torch.rand(4, 1, *SHAPE), draws(4))
         output = net(example.inputs)
@@ -91,14 +91,14 @@ class TestEveryTask:
 
 class TestPatchSwaps:
     @staticmethod
-    def slow(cube: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    def slow(crop: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """The published loop: ten times, two small disjoint patches change places."""
-        cube = cube.copy()
+        crop = crop.copy()
         for _ in range(10):
-            side = [int(generator.integers(n // 8, n // 4 + 1)) for n in cube.shape]
+            side = [int(generator.integers(n // 8, n // 4 + 1)) for n in crop.shape]
             while True:
                 one, two = (
-                    [int(generator.integers(0, n - s + 1)) for n, s in zip(cube.shape, side)]
+                    [int(generator.integers(0, n - s + 1)) for n, s in zip(crop.shape, side)]
                     for _ in range(2)
                 )
                 if any(abs(a - b) >= s for a, b, s in zip(one, two, side, strict=True)):
@@ -107,8 +107,8 @@ class TestPatchSwaps:
                 tuple(slice(a, a + s) for a, s in zip(corner, side, strict=True))
                 for corner in (one, two)
             )
-            cube[first], cube[second] = cube[second].copy(), cube[first].copy()
-        return cube
+            crop[first], crop[second] = crop[second].copy(), crop[first].copy()
+        return crop
 
     def test_changes_as_many_voxels_as_the_loop(self) -> None:
         generator = np.random.default_rng(0)
@@ -144,7 +144,7 @@ class TestRotation:
         turned, chosen = rotate(numbers.expand(400, -1, -1, -1, -1), draws(400))
         assert len(find_rotations(shape)) == num
         assert sorted(set(chosen.tolist())) == list(range(num))
-        different = {tuple(cube.flatten().tolist()) for cube in turned}
+        different = {tuple(crop.flatten().tolist()) for crop in turned}
         assert len(different) == num
 
     def test_rotations_are_not_mirror_images(self) -> None:
@@ -161,7 +161,7 @@ class TestRotation:
     def test_in_plane_quarter_turns_are_those_of_numpy(self) -> None:
         turned, _ = rotate(many(100), draws(100))
         plain = NUMBERS[0, 0].numpy()
-        known = {cube[0].numpy().tobytes() for cube in turned}
+        known = {crop[0].numpy().tobytes() for crop in turned}
         for quarters in range(4):
             assert np.ascontiguousarray(np.rot90(plain, quarters, (1, 2))).tobytes() in known
 
@@ -182,40 +182,42 @@ class TestRubik:
         assert nearest >= 5 > of_random.min()
         assert distance[~np.eye(100, dtype=bool)].mean() >= of_random.mean()
 
-    def test_a_scrambled_cube_can_be_restored_from_its_labels(self) -> None:
+    def test_a_scrambled_crop_can_be_restored_from_its_labels(self) -> None:
         scrambled, chosen, rotated = scramble_rubik(many(30), draws(30), num_orders=100)
-        parts = split_blocks(scrambled, 2).reshape(30, 8, 8, 16, 16)
-        plain = split_blocks(NUMBERS, 2)[:, 0]  # (8, z, y, x)
-        for cube, order, turned in zip(parts, find_permutations(100)[chosen], rotated, strict=True):
+        parts = split_subcubes(scrambled, 2).reshape(30, 8, 8, 16, 16)
+        plain = split_subcubes(NUMBERS, 2)[:, 0]  # (8, z, y, x)
+        for crop, order, turned in zip(parts, find_permutations(100)[chosen], rotated, strict=True):
             for place, source in enumerate(order.tolist()):
-                part = cube[place]
+                part = crop[place]
                 ways = [part.flip((1, 2)), part.flip((0, 2))] if turned[place] else [part]
                 assert any(torch.equal(way, plain[source]) for way in ways)
 
     def test_half_of_the_parts_are_rotated_about_either_axis(self) -> None:
-        cubes = torch.arange(64.0).reshape(1, 1, 4, 4, 4).expand(1000, -1, -1, -1, -1)
-        _, chosen, rotated = scramble_rubik(cubes, draws(1000), num_orders=100)
+        crops = torch.arange(64.0).reshape(1, 1, 4, 4, 4).expand(1000, -1, -1, -1, -1)
+        _, chosen, rotated = scramble_rubik(crops, draws(1000), num_orders=100)
         assert rotated.float().mean() == pytest.approx(0.5, abs=0.02)
         assert len(set(chosen.tolist())) == 100
 
     def test_every_block_is_encoded_alone(self) -> None:
-        net = UNet3D(width=1, decoder=False, blocks=2, head=lambda _: torch.nn.Identity()).eval()
-        cubes = torch.rand(2, 1, *SHAPE)
-        whole = net(cubes).pretext_logits
-        first = net.encode(cubes[:, :, :8, :16, :16])[0]
+        net = UNet3D(
+            width=1, decoder=False, parts_per_axis=2, head=lambda _: torch.nn.Identity()
+        ).eval()
+        crops = torch.rand(2, 1, *SHAPE)
+        whole = net(crops).pretext_logits
+        first = net.encode(crops[:, :, :8, :16, :16])[0]
         torch.testing.assert_close(whole[:, :, :1, :2, :2], first)
-        changed = cubes.clone()
+        changed = crops.clone()
         changed[:, :, 8:, :, :] += 1
         torch.testing.assert_close(net(changed).pretext_logits[:, :, :1], whole[:, :, :1])
 
     def test_joining_blocks_undoes_splitting(self) -> None:
-        cubes = torch.rand(2, 3, 4, 6, 8)
-        parts = split_blocks(cubes, 2)
+        crops = torch.rand(2, 3, 4, 6, 8)
+        parts = split_subcubes(crops, 2)
         assert parts.shape == (16, 3, 2, 3, 4)
         for number, (z, y, x) in enumerate(itertools.product((0, 1), repeat=3)):
-            expected = cubes[0, :, 2 * z : 2 * z + 2, 3 * y : 3 * y + 3, 4 * x : 4 * x + 4]
+            expected = crops[0, :, 2 * z : 2 * z + 2, 3 * y : 3 * y + 3, 4 * x : 4 * x + 4]
             assert torch.equal(parts[number], expected)
-        assert torch.equal(join_blocks(parts, 2), cubes)
+        assert torch.equal(join_subcubes(parts, 2), crops)
 
 
 def test_every_task_has_a_name_in_the_settings_and_every_name_a_task() -> None:

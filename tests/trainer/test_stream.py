@@ -38,14 +38,14 @@ def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
         assert torch.equal(one.labels, other.labels)
 
 
-def test_cubes_are_the_hu_window_mapped_to_zero_and_one(store: PatchStore) -> None:
+def test_images_are_the_hu_window_mapped_to_zero_and_one(store: PatchStore) -> None:
     stream = make_stream(store, window_hu=(-200.0, 300.0))
     batch = next(stream.epoch(0))
-    cubes = batch.cubes()
+    images = batch.images()
     hu = store.train.read(batch.rows).astype(np.float64)
     expected = np.clip((hu + 200) / 500, 0, 1)[:, None]
-    np.testing.assert_allclose(cubes.numpy(), expected, atol=1e-6)
-    assert cubes.dtype == torch.float32
+    np.testing.assert_allclose(images.numpy(), expected, atol=1e-6)
+    assert images.dtype == torch.float32
 
 
 def test_labels_belong_to_their_rows(store: PatchStore) -> None:

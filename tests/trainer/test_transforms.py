@@ -34,8 +34,8 @@ def draws(num: int, *key: int) -> Draws:
 
 
 @pytest.fixture(scope="module")
-def cubes() -> Tensor:
-    """(4, 1, 32, 64, 64) smooth structure in [0, 1], different in every cube."""
+def crops() -> Tensor:
+    """(4, 1, 32, 64, 64) smooth structure in [0, 1], different in every crop."""
     generator = np.random.default_rng(0)
     smooth = ndimage.gaussian_filter(generator.normal(size=(4, *SHAPE)), (0, 3, 3, 3))
     low, high = smooth.min(), smooth.max()
@@ -45,52 +45,52 @@ def cubes() -> Tensor:
 @pytest.mark.parametrize("change", ALL)
 class TestEveryPerturbation:
     def test_does_not_change_its_input(
-        self, change: Callable[[Tensor, Draws], Tensor], cubes: Tensor
+        self, change: Callable[[Tensor, Draws], Tensor], crops: Tensor
     ) -> None:
-        before = cubes.clone()
-        changed = change(cubes, draws(4))
-        assert torch.equal(cubes, before)
-        assert changed.data_ptr() != cubes.data_ptr()
+        before = crops.clone()
+        changed = change(crops, draws(4))
+        assert torch.equal(crops, before)
+        assert changed.data_ptr() != crops.data_ptr()
 
     def test_depends_on_its_key_alone(
-        self, change: Callable[[Tensor, Draws], Tensor], cubes: Tensor
+        self, change: Callable[[Tensor, Draws], Tensor], crops: Tensor
     ) -> None:
         torch.manual_seed(0)
-        one = change(cubes, draws(4, 1))
+        one = change(crops, draws(4, 1))
         torch.manual_seed(1)
-        assert torch.equal(one, change(cubes, draws(4, 1)))
+        assert torch.equal(one, change(crops, draws(4, 1)))
 
     def test_differs_for_another_key(
-        self, change: Callable[[Tensor, Draws], Tensor], cubes: Tensor
+        self, change: Callable[[Tensor, Draws], Tensor], crops: Tensor
     ) -> None:
-        assert not torch.equal(change(cubes, draws(4, 1)), change(cubes, draws(4, 2)))
+        assert not torch.equal(change(crops, draws(4, 1)), change(crops, draws(4, 2)))
 
-    def test_treats_cubes_of_a_batch_differently(
-        self, change: Callable[[Tensor, Draws], Tensor], cubes: Tensor
+    def test_treats_crops_of_a_batch_differently(
+        self, change: Callable[[Tensor, Draws], Tensor], crops: Tensor
     ) -> None:
-        twins = change(cubes[:1].expand(4, -1, -1, -1, -1), draws(4, 3))
+        twins = change(crops[:1].expand(4, -1, -1, -1, -1), draws(4, 3))
         assert not torch.equal(twins[0], twins[1])
 
     def test_stays_within_zero_and_one_and_keeps_shape_and_type(
-        self, change: Callable[[Tensor, Draws], Tensor], cubes: Tensor
+        self, change: Callable[[Tensor, Draws], Tensor], crops: Tensor
     ) -> None:
-        changed = change(cubes, draws(4))
-        assert (changed.shape, changed.dtype) == (cubes.shape, torch.float32)
+        changed = change(crops, draws(4))
+        assert (changed.shape, changed.dtype) == (crops.shape, torch.float32)
         assert changed.min() >= 0
         assert changed.max() <= 1
 
-    def test_works_on_small_cubes(self, change: Callable[[Tensor, Draws], Tensor]) -> None:
+    def test_works_on_small_crops(self, change: Callable[[Tensor, Draws], Tensor]) -> None:
         small = torch.rand(6, 1, 8, 8, 16)
         assert change(small, draws(6)).shape == small.shape
 
 
 class TestElasticDeformation:
-    def test_displaces_as_scipy_does(self, cubes: Tensor) -> None:
+    def test_displaces_as_scipy_does(self, crops: Tensor) -> None:
         field = draw_displacement(SHAPE, draws(1))  # (1, Z, 2, Y, X): along x, along y
         z, y, x = np.indices(SHAPE).astype(np.float64)
         places = (z, y + field[0, :, 1].numpy(), x + field[0, :, 0].numpy())
-        expected = ndimage.map_coordinates(cubes[0, 0].numpy(), places, order=1, mode="reflect")
-        ours = displace(cubes[:1], field)[0, 0].numpy()
+        expected = ndimage.map_coordinates(crops[0, 0].numpy(), places, order=1, mode="reflect")
+        ours = displace(crops[:1], field)[0, 0].numpy()
         np.testing.assert_allclose(ours, expected, atol=1e-4)
 
     def test_moves_nothing_along_z(self) -> None:
@@ -140,43 +140,43 @@ def roughness(field: np.ndarray, axis: int) -> float:
 
 class TestLocalShuffling:
     @staticmethod
-    def slow(cube: np.ndarray, num_blocks: int, generator: np.random.Generator) -> np.ndarray:
+    def slow(crop: np.ndarray, num_blocks: int, generator: np.random.Generator) -> np.ndarray:
         """The published loop: blocks of the original, shuffled, one written over the other."""
-        out = cube.copy()
+        out = crop.copy()
         for _ in range(num_blocks):
-            side = [int(generator.integers(1, max(1, n // 10) + 1)) for n in cube.shape]
-            low = [int(generator.integers(0, n - s + 1)) for n, s in zip(cube.shape, side,
+            side = [int(generator.integers(1, max(1, n // 10) + 1)) for n in crop.shape]
+            low = [int(generator.integers(0, n - s + 1)) for n, s in zip(crop.shape, side,
                                                                         strict=True)]  # fmt: skip
             block = tuple(slice(a, a + s) for a, s in zip(low, side, strict=True))
-            out[block] = generator.permutation(cube[block].ravel()).reshape(side)
+            out[block] = generator.permutation(crop[block].ravel()).reshape(side)
         return out
 
     @staticmethod
     def sources(shuffled: np.ndarray) -> np.ndarray:
-        """(3, Z, Y, X) where the value of each voxel came from, for cubes of NUMBERS."""
+        """(3, Z, Y, X) where the value of each voxel came from, for crops of NUMBERS."""
         return np.array(np.unravel_index(shuffled.astype(int), SHAPE))
 
     @pytest.mark.parametrize(("num_blocks", "times"), [(10_000, 2), (1000, 12)])
     def test_changes_as_many_voxels_as_the_loop(self, num_blocks: int, times: int) -> None:
         generator = np.random.default_rng(0)
         slow = [(self.slow(NUMBERS, num_blocks, generator) != NUMBERS).mean() for _ in range(times)]
-        cubes = torch.from_numpy(NUMBERS).expand(20, 1, *SHAPE)
-        fast = (shuffle_pixels(cubes, draws(20), num_blocks=num_blocks) != cubes).double().mean()
+        crops = torch.from_numpy(NUMBERS).expand(20, 1, *SHAPE)
+        fast = (shuffle_pixels(crops, draws(20), num_blocks=num_blocks) != crops).double().mean()
         assert fast == pytest.approx(np.mean(slow), rel=0.05)
 
     def test_moves_voxels_as_far_as_the_loop_does(self) -> None:
         generator = np.random.default_rng(0)
         slow = [self.sources(self.slow(NUMBERS, 10_000, generator)) for _ in range(3)]
-        cubes = torch.from_numpy(NUMBERS).expand(10, 1, *SHAPE)
-        shuffled = shuffle_pixels(cubes, draws(10), num_blocks=NUM_BLOCKS)
-        fast = [self.sources(cube[0].numpy()) for cube in shuffled]
+        crops = torch.from_numpy(NUMBERS).expand(10, 1, *SHAPE)
+        shuffled = shuffle_pixels(crops, draws(10), num_blocks=NUM_BLOCKS)
+        fast = [self.sources(crop[0].numpy()) for crop in shuffled]
         theirs, ours = (np.abs(np.stack(found) - np.indices(SHAPE)) for found in (slow, fast))
         assert ours.max((0, 2, 3, 4)).tolist() == [2, 5, 5]  # within a block: sides 3, 6, 6
         np.testing.assert_allclose(ours.mean((0, 2, 3, 4)), theirs.mean((0, 2, 3, 4)), rtol=0.03)
 
-    def test_keeps_the_histogram_except_for_overwritten_blocks(self, cubes: Tensor) -> None:
-        shuffled = shuffle_pixels(cubes, draws(4), num_blocks=NUM_BLOCKS)
-        before, after = (torch.histc(part, 50, 0, 1) / part.numel() for part in (cubes, shuffled))
+    def test_keeps_the_histogram_except_for_overwritten_blocks(self, crops: Tensor) -> None:
+        shuffled = shuffle_pixels(crops, draws(4), num_blocks=NUM_BLOCKS)
+        before, after = (torch.histc(part, 50, 0, 1) / part.numel() for part in (crops, shuffled))
         assert (before - after).abs().sum() < 0.01
 
     def test_one_block_is_a_permutation_of_a_small_box(self) -> None:
@@ -190,14 +190,14 @@ class TestLocalShuffling:
                 assert (extent <= torch.tensor([3, 6, 6])).all()
 
     def test_every_order_within_a_block_is_equally_likely(self) -> None:
-        # In a cube of 8 x 8 x 20 the only real block is two voxels side by side: kept or swapped.
+        # In a crop of 8 x 8 x 20 the only real block is two voxels side by side: kept or swapped.
         numbers = torch.arange(8.0 * 8 * 20).reshape(1, 1, 8, 8, 20)
         many = shuffle_pixels(numbers.expand(4000, -1, -1, -1, -1), draws(4000), num_blocks=1)
         swapped = (many != numbers).any(dim=4).any(dim=3).any(dim=2).float().mean()
         assert swapped == pytest.approx(0.25, abs=0.03)  # side 2 half of the time, half of those
 
-    def test_zero_blocks_change_nothing(self, cubes: Tensor) -> None:
-        assert torch.equal(shuffle_pixels(cubes, draws(4), num_blocks=0), cubes)
+    def test_zero_blocks_change_nothing(self, crops: Tensor) -> None:
+        assert torch.equal(shuffle_pixels(crops, draws(4), num_blocks=0), crops)
 
 
 class TestNonLinearIntensity:
@@ -230,10 +230,10 @@ class TestNonLinearIntensity:
             np.testing.assert_allclose(curve[100:-100], np.interp(at, x, y), atol=5e-3)
 
     def test_equal_intensities_stay_equal_and_their_order_is_kept_or_reversed(
-        self, cubes: Tensor
+        self, crops: Tensor
     ) -> None:
-        bent = nonlinear_intensity(cubes, draws(4, 4))
-        for before, after in zip(cubes.flatten(1), bent.flatten(1), strict=True):
+        bent = nonlinear_intensity(crops, draws(4, 4))
+        for before, after in zip(crops.flatten(1), bent.flatten(1), strict=True):
             steps = after[before.argsort()].diff()
             assert (steps >= -1e-6).all() or (steps <= 1e-6).all()
 
@@ -241,7 +241,7 @@ class TestNonLinearIntensity:
 class TestPainting:
     @staticmethod
     def noisy(change: Callable[[Tensor, Draws], Tensor], num: int, key: int) -> Tensor:
-        """(num, Z, Y, X) where cubes of value 2, which noise never has, were painted over."""
+        """(num, Z, Y, X) where crops of value 2, which noise never has, were painted over."""
         return change(torch.full((num, 1, *SHAPE), 2.0), draws(num, key))[:, 0] != 2
 
     def test_inpainting_changes_as_many_voxels_as_the_loop(self) -> None:
@@ -316,10 +316,10 @@ class TestMix:
         share = torch.bincount(draw_kinds(draws(8000)), minlength=4) / 8000
         torch.testing.assert_close(share, torch.full((4,), 0.25), atol=0.02, rtol=0)
 
-    def test_every_cube_is_deformed_and_changed_in_exactly_one_more_way(
-        self, cubes: Tensor
+    def test_every_crop_is_deformed_and_changed_in_exactly_one_more_way(
+        self, crops: Tensor
     ) -> None:
-        many = cubes.repeat(4, 1, 1, 1, 1)
+        many = crops.repeat(4, 1, 1, 1, 1)
         deformed = deform(many, draws(16))
         mixed = perturb(many, draws(16), num_blocks=NUM_BLOCKS)
         replay = draws(16)
@@ -328,7 +328,7 @@ class TestMix:
         assert set(kinds) == {0, 1, 2, 3}
         for kind, before, after in zip(kinds, deformed, mixed, strict=True):
             changed = (before != after).float().mean()
-            if kind == 0:  # shuffling: values stay values of the deformed cube
+            if kind == 0:  # shuffling: values stay values of the deformed crop
                 assert torch.isin(after, before).all()
                 assert changed > 0.5
             elif kind == 1:  # a function of the intensity

@@ -116,13 +116,13 @@ def test_every_key_that_does_not_fit_is_named(run: Path, net: UNet3D, tmp_path: 
         load_weights(net, tmp_path / "odd.safetensors")
     assert "missing: out_tr.final_conv.bias" in str(caught.value)
     assert "unexpected: extra.weight" in str(caught.value)
-    assert "misshapen: clc_out.fc1.bias (7,) for (3,)" in str(caught.value)
+    assert "wrong shape: clc_out.fc1.bias (7,) for (3,)" in str(caught.value)
 
 
 def test_a_refused_file_does_not_change_the_net(run: Path) -> None:
     other = build_unet(width=2, num_classes=9, seed=4)
     before = {key: value.clone() for key, value in other.state_dict().items()}
-    with pytest.raises(TrainError, match="misshapen"):
+    with pytest.raises(TrainError, match="wrong shape"):
         load_weights(other, run / "best.pt")
     assert all(torch.equal(before[key], value) for key, value in other.state_dict().items())
 
@@ -131,7 +131,7 @@ def test_without_strict_matching_keys_are_loaded_and_the_rest_reported(run: Path
     other = build_unet(width=2, num_classes=9, seed=4)
     report = load_weights(other, run / "best.pt", strict=False)
     assert same(other, run, "up_tr")
-    assert len(report.misshapen) == 2
+    assert len(report.wrong_shape) == 2
 
 
 class Bomb:
@@ -157,7 +157,7 @@ def test_a_file_that_is_no_weights_is_refused(net: UNet3D, tmp_path: Path, conte
 
 
 def test_a_missing_file_and_an_empty_run_are_refused(net: UNet3D, tmp_path: Path) -> None:
-    with pytest.raises(TrainError, match="no such file"):
+    with pytest.raises(TrainError, match="no such run or weights file"):
         load_weights(net, tmp_path / "nowhere")
     with pytest.raises(TrainError, match="no checkpoint here"):
         export_weights(tmp_path, tmp_path / "out.pt")
@@ -313,7 +313,7 @@ UP_CHANNELS = {"up_tr256": 512, "up_tr128": 256, "up_tr64": 128}
 
 
 def read_table(w: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """Restored cube and class logits of cubes (n, 1, X, Y, Z), as the table says."""
+    """Restored crop and class logits of crops (n, 1, X, Y, Z), as the table says."""
 
     def unit(name: str, x: Tensor) -> Tensor:
         x = F.conv3d(x, w[f"{name}.conv1.weight"], w[f"{name}.conv1.bias"], padding=1)
@@ -347,9 +347,9 @@ def test_an_official_checkpoint_gives_the_outputs_of_the_published_net(
     tensors = official(4, 5)
     content = {prefix + key: tensor for key, tensor in tensors.items()}
     torch.save({"epoch": 3, "state_dict": content} if wrapped else content, tmp_path / "sg.pt")
-    cubes = torch.rand(3, 1, 32, 16, 24, generator=torch.Generator().manual_seed(1))  # x, y, z
-    restored, logits = read_table(tensors, cubes)
-    ours = load_unet(tmp_path / "sg.pt")(cubes.permute(0, 1, 4, 3, 2))
+    crops = torch.rand(3, 1, 32, 16, 24, generator=torch.Generator().manual_seed(1))  # x, y, z
+    restored, logits = read_table(tensors, crops)
+    ours = load_unet(tmp_path / "sg.pt")(crops.permute(0, 1, 4, 3, 2))
     torch.testing.assert_close(ours.restored.permute(0, 1, 4, 3, 2), restored, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(ours.logits, logits, atol=1e-5, rtol=1e-4)
 
@@ -374,10 +374,10 @@ def test_models_genesis_weights_load_as_part_unet(tmp_path: Path, net: UNet3D) -
 
 def test_the_axes_of_an_official_encoder_are_reversed(tmp_path: Path) -> None:
     torch.save({"state_dict": official(2, 3)}, tmp_path / "sg.pt")
-    cubes = torch.rand(2, 1, 8, 16, 24)
-    features = load_encoder(tmp_path / "sg.pt")(cubes)
+    crops = torch.rand(2, 1, 8, 16, 24)
+    features = load_encoder(tmp_path / "sg.pt")(crops)
     assert features.shape == (2, 32, 1, 2, 3)
-    torch.testing.assert_close(features, load_unet(tmp_path / "sg.pt").encode(cubes)[0])
+    torch.testing.assert_close(features, load_unet(tmp_path / "sg.pt").encode(crops)[0])
 
 
 def test_a_genesis_export_is_what_the_official_code_loads(run: Path, tmp_path: Path) -> None:
@@ -385,10 +385,10 @@ def test_a_genesis_export_is_what_the_official_code_loads(run: Path, tmp_path: P
     content = torch.load(tmp_path / "genesis.pt", weights_only=True)["state_dict"]
     expected = official(2, 3)
     assert {k: t.shape for k, t in content.items()} == {k: t.shape for k, t in expected.items()}
-    cubes = torch.rand(3, 1, 32, 16, 24)  # x, y, z
-    restored, logits = read_table(content, cubes)
+    crops = torch.rand(3, 1, 32, 16, 24)  # x, y, z
+    restored, logits = read_table(content, crops)
     net = load_unet(run / "best.pt").train()  # the official code uses the batch's statistics
-    ours = net(cubes.permute(0, 1, 4, 3, 2))
+    ours = net(crops.permute(0, 1, 4, 3, 2))
     torch.testing.assert_close(ours.restored.permute(0, 1, 4, 3, 2), restored, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(ours.logits, logits, atol=1e-5, rtol=1e-4)
 
@@ -402,10 +402,10 @@ def test_a_genesis_export_loads_back_exactly(run: Path, net: UNet3D, tmp_path: P
 @pytest.mark.parametrize("format", ["safetensors", "torch"])
 def test_loaded_nets_have_the_documented_outputs(run: Path, tmp_path: Path, format: str) -> None:
     export_weights(run, tmp_path / "weights", format=format)
-    cubes = torch.rand(2, 1, 16, 24, 32)
-    restored, logits, _ = load_unet(tmp_path / "weights")(cubes)
-    assert (restored.shape, logits.shape) == (cubes.shape, (2, 3))
-    features = load_encoder(tmp_path / "weights")(cubes)
+    crops = torch.rand(2, 1, 16, 24, 32)
+    restored, logits, _ = load_unet(tmp_path / "weights")(crops)
+    assert (restored.shape, logits.shape) == (crops.shape, (2, 3))
+    features = load_encoder(tmp_path / "weights")(crops)
     assert features.shape == (2, 32, 2, 3, 4)
     assert same(load_unet(tmp_path / "weights"), run)
 

@@ -25,7 +25,7 @@ def write_figures(results: Sequence[dict[str, Any]], out: Path) -> list[Path]:
     mpl.use("Agg", force=False)
     folder = out / _FOLDER
     folder.mkdir(exist_ok=True)
-    rows = [row for row in summarise(results) if row.scores]  # not starts that always failed
+    rows = [row for row in summarise(results) if row.scores]  # not those that always failed
     written = []
     for task in dict.fromkeys(row.task for row in rows):
         of_task = [row for row in rows if row.task == task]
@@ -75,11 +75,11 @@ def _draw_bars(rows: Sequence[Row], file: Path) -> Path:
 def _stars(row: Row) -> str:
     if row.is_best:
         return "best"
-    if row.behind is None or np.isnan(row.behind.p_student):
+    if row.gap_to_best is None or np.isnan(row.gap_to_best.p_student):
         return ""
     if row.is_equivalent:
         return "="
-    return "*" * sum(row.behind.p_student < level for level in (ALPHA, 0.01, 0.001))
+    return "*" * sum(row.gap_to_best.p_student < level for level in (ALPHA, 0.01, 0.001))
 
 
 def _draw_fractions(rows: Sequence[Row], file: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The plan of a comparison: a TOML file with tasks, starts and settings, and its list of trials."""
+"""The plan of a comparison: a TOML file of tasks, starting points, settings; its list of trials."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class PlannedStart:
     init: str = "scratch"
     """As in `FinetuneConfig`; in the file, a path is relative to the plan's folder."""
     adds_to: str | None = None
-    """Start to which this one adds the classification loss in pretraining (the paper's Result
-    I)."""
+    """Starting point to which this one adds the classification loss in pretraining (the paper's
+    Result I)."""
 
     def __post_init__(self) -> None:
         check_types(self, error=TrainError)
@@ -57,7 +57,7 @@ class PlanFile:
     """The content of a plan's file."""
 
     trials: int = 3
-    """Number of trials of each start on each task. Trial n uses the plan's seed + n."""
+    """Number of trials of each starting point on each task. Trial n uses the plan's seed + n."""
     label_fractions: tuple[float, ...] = (1.0,)
     """Shares of the training patients to use."""
     keep_weights: bool = False
@@ -67,7 +67,7 @@ class PlanFile:
     tasks: dict[str, Any] = field(default_factory=dict)
     """By name, a table of `PlannedTask` and settings for this task."""
     starts: dict[str, Any] = field(default_factory=dict)
-    """By name, a table of `PlannedStart` and settings for this start."""
+    """By name, a table of `PlannedStart` and settings for this starting point."""
 
     def __post_init__(self) -> None:
         check_types(self, error=TrainError)
@@ -101,7 +101,7 @@ class Plan:
     """Each with its metric."""
     starts: dict[str, PlannedStart]
     configs: dict[tuple[str, str], FinetuneConfig]
-    """By task and start; a trial changes seed, fold and share of labels."""
+    """By task and starting point; a trial changes seed, fold and share of labels."""
     trials: int
     label_fractions: tuple[float, ...]
     keep_weights: bool
@@ -145,7 +145,7 @@ def read_plan(file: Path) -> Plan:
 
 
 def list_trials(plan: Plan) -> list[Trial]:
-    """All trials; the first trial of every start comes before the second of any."""
+    """All trials; the first of every starting point comes before the second of any."""
     return [
         Trial(
             task=task,
@@ -186,7 +186,7 @@ def _make_plan(given: PlanFile, folder: Path) -> Plan:
             start, own = _split_table(PlannedStart, table)
             if start.adds_to is not None and start.adds_to not in given.starts:
                 raise TrainError(
-                    f"adds_to {start.adds_to!r} is not a start of this plan; give one of"
+                    f"adds_to {start.adds_to!r} is not a starting point of this plan; give one of"
                     f" {', '.join(given.starts)}"
                 )
             starts[name] = dataclasses.replace(start, init=_find_weights(start.init, folder))

@@ -22,9 +22,9 @@ class Key(NamedTuple):
 
 
 def read_results(out: Path) -> list[dict[str, Any]]:
-    """The lines of the trials that are done, ordered by task, share of labels, and start.
+    """The lines of the trials that are done.
 
-    Starts are in the plan's order.
+    Ordered by task, share of labels, and starting point; these in the plan's order.
     """
     file = out / RESULTS
     if not file.exists():

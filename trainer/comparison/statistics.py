@@ -1,4 +1,4 @@
-"""Statistics of trials: means, and tests whether starts differ, for each task."""
+"""Statistics of trials: means, and tests whether starting points differ, for each task."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """The scores of one start on one task."""
+    """The scores of one starting point on one task."""
 
     task: str
     start: str
@@ -42,32 +42,33 @@ class Row:
     failed: int
     """Number of trials that diverged; they are not in `scores` and not in any test."""
     is_best: bool
-    behind: Difference | None
-    """The best start of the task minus this one; None for the best."""
+    gap_to_best: Difference | None
+    """The best starting point of the task minus this one; None for the best."""
     p_holm: float
-    """`behind.p_student` corrected for the number of starts (Holm); NaN where there is none."""
+    """`gap_to_best.p_student` corrected for the number of starting points (Holm); NaN where
+    there is none."""
     leaked: bool
     """Whether the weights were pretrained on some test case."""
 
     @property
     def mean(self) -> float:
         """Mean over trials; NaN without any."""
-        return float(np.mean(self.scores)) if self.scores else math.nan
+        return mean_and_std(self.scores)[0]
 
     @property
     def std(self) -> float:
         """Sample standard deviation over trials; NaN for fewer than two."""
-        return float(np.std(self.scores, ddof=1)) if len(self.scores) > 1 else math.nan
+        return mean_and_std(self.scores)[1]
 
     @property
     def is_equivalent(self) -> bool:
         """The best, or not significantly different from it (p > 0.05, as published)."""
-        return self.is_best or (self.behind is not None and self.behind.p_student > ALPHA)
+        return self.is_best or (self.gap_to_best is not None and self.gap_to_best.p_student > ALPHA)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pair:
-    """A start with the classification loss, and the same without it (the paper's Result I)."""
+    """A starting point with and without the classification loss (the paper's Result I)."""
 
     task: str
     label_fraction: float
@@ -78,6 +79,12 @@ class Pair:
     scores_with: tuple[float, ...]
     gain: Difference
     """With classification minus without."""
+
+
+def mean_and_std(scores: Sequence[float]) -> tuple[float, float]:
+    """Mean, NaN without scores; sample standard deviation, NaN for fewer than two."""
+    mean = float(np.mean(scores)) if scores else math.nan
+    return mean, float(np.std(scores, ddof=1)) if len(scores) > 1 else math.nan
 
 
 def difference(one: Sequence[float], other: Sequence[float]) -> Difference:
@@ -112,19 +119,19 @@ def correct(p_values: Sequence[float]) -> list[float]:
 
 
 def summarise(results: Iterable[dict[str, Any]]) -> list[Row]:
-    """One row for each task, share of labels and start, in the order of the results."""
+    """One row for each task, share of labels and starting point, in the order of the results."""
     trials = _gather(results)
     rows = []
     for task, fraction in dict.fromkeys((t, f) for t, f, _ in trials):
         found = {s: v for (t, f, s), v in trials.items() if (t, f) == (task, fraction)}
         scored = {start: v["scores"] for start, v in found.items() if v["scores"]}
         best = max(scored, key=lambda start: float(np.mean(scored[start])), default=None)
-        behind = {
+        gaps = {
             start: difference(scores, scored[best])
             for start, scores in scored.items()
             if best is not None and start != best
         }
-        holm = dict(zip(behind, correct([d.p_student for d in behind.values()]), strict=True))
+        holm = dict(zip(gaps, correct([d.p_student for d in gaps.values()]), strict=True))
         rows += [
             Row(
                 task=task,
@@ -134,7 +141,7 @@ def summarise(results: Iterable[dict[str, Any]]) -> list[Row]:
                 scores=tuple(v["scores"]),
                 failed=v["failed"],
                 is_best=start == best,
-                behind=behind.get(start),
+                gap_to_best=gaps.get(start),
                 p_holm=holm.get(start, math.nan),
                 leaked=v["leaked"],
             )
@@ -144,7 +151,7 @@ def summarise(results: Iterable[dict[str, Any]]) -> list[Row]:
 
 
 def pair_up(results: Iterable[dict[str, Any]]) -> list[Pair]:
-    """One pair for each start that adds the classification loss to another."""
+    """One pair for each starting point that adds the classification loss to another."""
     trials = _gather(results)
     pairs = []
     for (task, fraction, start), v in trials.items():
@@ -166,7 +173,7 @@ def pair_up(results: Iterable[dict[str, Any]]) -> list[Pair]:
 
 
 def _gather(results: Iterable[dict[str, Any]]) -> dict[tuple[str, float, str], dict[str, Any]]:
-    """Scores by task, share of labels and start: for each trial the mean over its test cases.
+    """Scores by task, share of labels and starting point: a trial's is the mean of its test cases.
 
     With cross-validation a trial counts when it has as many folds as any trial of its task, and
     has failed when one of them has.

@@ -3,18 +3,53 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from store.atomic import replace_file
-from store.csvfile import write_csv
-from trainer.comparison.statistics import ALPHA, Difference, Pair, Row, pair_up, summarise
+from store.csvfile import write_csv_file
+from trainer.comparison.statistics import (
+    ALPHA,
+    Difference,
+    Pair,
+    Row,
+    mean_and_std,
+    pair_up,
+    summarise,
+)
 
 TABLES, TABLE = "tables.md", "table.csv"
 _PERCENT = 100
+
+
+def _gap(name: str) -> Callable[[Row], object]:
+    """A field of `Row.gap_to_best`; empty for the best."""
+    return lambda row: getattr(row.gap_to_best, name) if row.gap_to_best else ""
+
+
+_COLUMNS: tuple[tuple[str, Callable[[Row], object]], ...] = (
+    ("task", attrgetter("task")),
+    ("label_fraction", attrgetter("label_fraction")),
+    ("start", attrgetter("start")),
+    ("metric", attrgetter("metric")),
+    ("trials", lambda row: len(row.scores)),
+    ("failed", attrgetter("failed")),
+    ("mean", attrgetter("mean")),
+    ("std", attrgetter("std")),
+    ("best", attrgetter("is_best")),
+    ("equivalent", attrgetter("is_equivalent")),
+    ("behind_best", _gap("mean")),
+    ("p_student", _gap("p_student")),
+    ("p_welch", _gap("p_welch")),
+    ("ci_low", _gap("low")),
+    ("ci_high", _gap("high")),
+    ("p_holm", attrgetter("p_holm")),
+    ("leaked", attrgetter("leaked")),
+    ("scores", lambda row: " ".join(map(str, row.scores))),
+)
+"""Title and cell of each column of table.csv."""
 
 
 def write_tables(results: Sequence[dict[str, Any]], out: Path) -> list[Path]:
@@ -25,35 +60,13 @@ def write_tables(results: Sequence[dict[str, Any]], out: Path) -> list[Path]:
     rows, pairs = summarise(results), pair_up(results)
     with replace_file(out / TABLES, shared=True) as partial:
         partial.write_text(to_markdown(rows, pairs), "utf-8")
-    header = (
-        "task", "label_fraction", "start", "metric", "trials", "failed", "mean", "std", "best",
-        "equivalent", "behind_best", "p_student", "p_welch", "ci_low", "ci_high", "p_holm",
-        "leaked", "scores",
-    )  # fmt: skip
-    with (
-        replace_file(out / TABLE, shared=True) as partial,
-        partial.open("w", newline="", encoding="utf-8") as stream,
-    ):
-        write_csv(stream, header, map(_list_cells, rows))
+    cells = ([cell(row) for _, cell in _COLUMNS] for row in rows)
+    write_csv_file(out / TABLE, [title for title, _ in _COLUMNS], cells, shared=True)
     return [out / TABLES, out / TABLE]
 
 
-def _list_cells(row: Row) -> list[object]:
-    behind = row.behind
-    difference = (
-        [behind.mean, behind.p_student, behind.p_welch, behind.low, behind.high]
-        if behind
-        else [""] * 5
-    )
-    return [
-        row.task, row.label_fraction, row.start, row.metric, len(row.scores), row.failed, row.mean,
-        row.std, row.is_best, row.is_equivalent, *difference, row.p_holm, row.leaked,
-        " ".join(map(str, row.scores)),
-    ]  # fmt: skip
-
-
 def to_markdown(rows: Sequence[Row], pairs: Sequence[Pair]) -> str:
-    """Tables of all starts, of what classification adds, and of smaller shares of labels.
+    """Tables of all starting points, of what classification adds, and of smaller shares of labels.
 
     The first two are the paper's Result II and Result I.
     """
@@ -88,9 +101,9 @@ def _starts_section(rows: Sequence[Row]) -> str:
         " † was tested on scans that it was pretrained on." if any(r.leaked for r in rows) else ""
     )
     return (
-        f"## Which start is best (Result II)\n\n{table}\n"
-        "Mean ± standard deviation over trials (number of trials in brackets). The best start of"
-        " each task is bold; = marks starts that are not significantly different from it"
+        f"## Which starting point is best (Result II)\n\n{table}\n"
+        "Mean ± standard deviation over trials (number of trials in brackets). The best starting"
+        " point of each task is bold; = marks those that are not significantly different from it"
         f" (two-sample t-test, p > {ALPHA}).{leaks}\n"
     )
 
@@ -98,11 +111,10 @@ def _starts_section(rows: Sequence[Row]) -> str:
 def _tests_section(rows: Sequence[Row]) -> str:
     body = []
     for row in rows:
-        if row.behind is not None:
-            behind = row.behind
-            p_values = (behind.p_student, behind.p_welch, row.p_holm)
+        if gap := row.gap_to_best:
+            p_values = (gap.p_student, gap.p_welch, row.p_holm)
             body.append(
-                [row.task, row.start, _percent(behind.mean), _interval(behind), *map(_p, p_values)]
+                [row.task, row.start, _percent(gap.mean), _interval(gap), *map(_p, p_values)]
             )
     table = _table(
         ["task", "start", "behind the best", f"{1 - ALPHA:.0%} interval (Welch)", "p (t-test)",
@@ -110,8 +122,8 @@ def _tests_section(rows: Sequence[Row]) -> str:
         body,
     )  # fmt: skip
     return (
-        f"{table}\nHolm's correction is for the number of starts compared with the best of a"
-        " task. The best was chosen by these same scores, so its lead may be overestimated.\n"
+        f"{table}\nHolm's correction is for the number of starting points compared with the best"
+        " of a task. The best was chosen by these same scores, so its lead may be overestimated.\n"
     )
 
 
@@ -159,9 +171,10 @@ def _scores(scores: Sequence[float], failed: int = 0) -> str:
     failures = f"{failed} failed" if failed else ""
     if not scores:
         return failures
-    spread = f" ± {_percent(float(np.std(scores, ddof=1)))}" if len(scores) > 1 else ""
+    mean, std = mean_and_std(scores)
+    spread = "" if math.isnan(std) else f" ± {_percent(std)}"
     trials = ", ".join(filter(None, (str(len(scores)), failures)))
-    return f"{_percent(float(np.mean(scores)))}{spread} ({trials})"
+    return f"{_percent(mean)}{spread} ({trials})"
 
 
 def _percent(value: float, *, sign: bool = False) -> str:

@@ -1,9 +1,9 @@
-"""Run a comparison: fine-tune every start on every task, several times, on several devices.
+"""Run a comparison: fine-tune every starting point on every task, several times.
 
 Each trial has its own seed and folder, and gets a line in results.jsonl when it is done; one whose
-training diverges gets a line with the reason instead of scores. Several processes, also on other
-machines with the same disk, may work on one comparison: a trial's folder is locked while it is
-trained, and trials that are done are skipped.
+training diverges gets a line with the reason instead of scores. Several processes, on one or more
+devices and on other machines with the same disk, may work on one comparison: a trial's folder is
+locked while it is trained, and trials that are done are skipped.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _SETTINGS = "plan.json"
 
 
 def compare(
-    plan_path: str | Path,
-    out_path: str | Path,
+    plan: str | Path,
+    out: str | Path,
     *,
     devices: Sequence[str] = ("auto",),
     force: bool = False,
@@ -50,6 +50,10 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Run every trial of a plan that is not done yet; returns the results of all.
 
+    plan
+        A TOML file with tasks and starting points (see `trainer.comparison.plan.PlanFile`).
+    out
+        Folder of the comparison: results.jsonl, plan.json, cases/, trials/. Created when missing.
     devices
         PyTorch devices, with one process each; a device may be given several times. "auto" is the
         plan's device, or a GPU if there is one.
@@ -59,17 +63,17 @@ def compare(
     A trial that diverges does not stop the others: its line in results.jsonl gives the reason, and
     it is run again if that line is deleted.
 
-    Raises TrainError where the plan is wrong or OUT belongs to another one, and the errors of
+    Raises TrainError where the plan is wrong or `out` belongs to another one, and the errors of
     `finetune`.
     """
-    plan_file, out = Path(plan_path), Path(out_path)
-    plan = read_plan(plan_file)
+    planned = read_plan(Path(plan))
+    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    trials = list_trials(plan)
+    trials = list_trials(planned)
     _record_settings(trials, out)
     done = _count_done(trials, out)
     with progress.stage("compare", len(trials), "trials", done=done) as advance:
-        for now_done in _run_all(plan, trials, out, devices, force):
+        for now_done in _run_all(planned, trials, out, devices, force):
             advance(now_done - done)
             done = now_done
     return read_results(out)

@@ -32,12 +32,12 @@ class Batch:
     crops: Tensor
     """(n, 1, Z, Y, X) int16 HU."""
     window_hu: tuple[float, float]
-    """The HU values that `cubes` maps to 0 and 1."""
+    """The HU values that `images` maps to 0 and 1."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def cubes(self) -> Tensor:
+    def images(self) -> Tensor:
         """The crops as the net sees them: (n, 1, Z, Y, X) float32, HU window mapped to [0, 1]."""
         low, high = self.window_hu
         return self.crops.float().sub_(low).mul_(1.0 / (high - low)).clamp_(0.0, 1.0)

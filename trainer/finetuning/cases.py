@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from store.progress import SILENT, Progress
 from trainer.finetuning.grid import Grid
-from trainer.finetuning.images import compute_scan_id, read_mask
+from trainer.finetuning.images import compute_scan_id, list_files, read_mask
 from trainer.finetuning.task import Case, Task
 from trainer.seeds import derive_seeds
 
@@ -151,11 +151,7 @@ def _prepare_case(
 
 def _stamp(path: Path) -> list[int | str]:
     """Path, number of files, total size and newest time of a file or folder, to detect changes."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    if path.suffix == ".mhd":  # its voxels are in another file
-        files += [
-            data for ending in (".raw", ".zraw") if (data := path.with_suffix(ending)).exists()
-        ]
+    files = list_files(path)
     stats = [file.stat() for file in files]
     size, time_ns = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
     return [str(path.resolve()), len(files), size, time_ns]

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
-from store.atomic import replace_file
-from store.csvfile import write_csv
+from store.csvfile import write_csv_file
 from store.progress import SILENT, Progress
 from trainer.errors import TrainError
 from trainer.finetuning.images import read_image, write_image
@@ -60,11 +59,7 @@ def convert(
             advance(1)
     if not rows:
         raise TrainError(f"{source}: has no cases for {kind}; check that the download is complete")
-    with (
-        replace_file(out / MANIFEST) as partial,
-        partial.open("w", newline="", encoding="utf-8") as stream,
-    ):
-        write_csv(stream, rows[0], (row.values() for row in rows))
+    write_csv_file(out / MANIFEST, rows[0], (row.values() for row in rows))
     return out / MANIFEST
 
 

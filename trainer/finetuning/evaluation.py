@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from store.atomic import replace_file
-from store.csvfile import write_csv
+from store.csvfile import write_csv_file
 from store.progress import SILENT, Progress
 from trainer.finetuning import scores
 from trainer.finetuning.cases import Prepared
@@ -71,11 +71,7 @@ def score_cases(
                 row |= dict(zip(task.classes, probability.tolist(), strict=True))
             rows.append({"case": case.name} | row)
             advance(1)
-    with (
-        replace_file(run / CASES) as partial,
-        partial.open("w", newline="", encoding="utf-8") as stream,
-    ):
-        write_csv(stream, rows[0] if rows else ["case"], (row.values() for row in rows))
+    write_csv_file(run / CASES, rows[0] if rows else ["case"], (row.values() for row in rows))
     if tiles:
         with replace_file(run / PICTURE) as partial:
             join_tiles(tiles).save(partial)
@@ -87,7 +83,7 @@ def score_cases(
 
 def _score_mask(mask: sitk.Image, truth: sitk.Image, task: Task) -> dict[str, Any]:
     """Mean Dice and IoU over the classes, then those of each class where there are several."""
-    found = scores.overlap(
+    found = scores.overlap_scores(
         sitk.GetArrayViewFromImage(mask),
         sitk.GetArrayViewFromImage(truth),
         len(task.classes),

@@ -15,7 +15,7 @@ from trainer.finetuning.config import FinetuneConfig
 from trainer.finetuning.inference import to_probability
 from trainer.finetuning.losses import make_loss
 from trainer.finetuning.patches import Examples, Patches
-from trainer.finetuning.scores import classification_scores, mean, overlap
+from trainer.finetuning.scores import classification_scores, mean, overlap_scores
 from trainer.finetuning.starts import Start
 from trainer.finetuning.task import SPLITS, Task
 from trainer.learner import Losses, Validation
@@ -83,8 +83,8 @@ class Finetuner:
             return Validation(metrics={})
         pair = (torch.cat(predicted).numpy(), torch.cat(truth).numpy())
         if self.task.segments:
-            overlaps = overlap(*pair, len(self.task.classes), ignored=self.task.ignored)
-            scores = {k: mean(v) for k, v in overlaps.items()}
+            found = overlap_scores(*pair, len(self.task.classes), ignored=self.task.ignored)
+            scores = {k: mean(v) for k, v in found.items()}
         else:
             scores = classification_scores(*pair)
         known = {k: v for k, v in scores.items() if not math.isnan(v)}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
@@ -11,17 +9,6 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 from trainer.nets.unet import ConvUnit, UNet3D
 
 _FINEST_CHANNELS = 32
-
-
-class Body(Protocol):
-    """A net that gives features at several resolutions."""
-
-    channels: tuple[int, ...]
-    """Channels at each resolution, finest first."""
-
-    def encode(self, x: Tensor) -> list[Tensor]:
-        """Features of (n, 1, Z, Y, X) images, finest first."""
-        ...
 
 
 class UNetSegmenter(nn.Module):
@@ -42,6 +29,13 @@ class Segmenter(nn.Module):
     """Any body with a new decoder: at each finer resolution, two units that also see the skip."""
 
     def __init__(self, body: nn.Module, channels: tuple[int, ...], *, outputs: int) -> None:
+        """Add a decoder to `body`.
+
+        body
+            Its `encode` takes (n, 1, Z, Y, X) images and returns a list of features, finest first.
+        channels
+            Of each of these features.
+        """
         super().__init__()
         self.body = body
         *skips, deepest = channels

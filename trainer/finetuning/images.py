@@ -10,18 +10,29 @@ import SimpleITK as sitk  # noqa: N813
 
 from store.atomic import replace_file
 from store.geometry import AIR_HU, PADDING_HU, scan_id, scan_name
-from store.images import VOLUME_SUFFIXES, Rejected
+from store.images import HEADER_SUFFIXES, VOLUME_SUFFIXES, Rejected
 from store.images.read import find_slices, load_corner, load_file, load_slices, open_file
 from trainer.errors import TrainError
 
-OUTPUT_SUFFIXES = tuple(suffix for suffix in VOLUME_SUFFIXES if suffix not in (".mhd", ".nhdr"))
+OUTPUT_SUFFIXES = tuple(suffix for suffix in VOLUME_SUFFIXES if suffix not in HEADER_SUFFIXES)
 """Without the formats of two files, which cannot be replaced in one step."""
 _TOLERANCE = 1e-3
 
 
 def find_stem(file: Path, suffixes: Sequence[str] = VOLUME_SUFFIXES) -> str | None:
-    """A file's name without its suffix; None if it has another suffix."""
-    return next((file.name[: -len(s)] for s in suffixes if file.name.endswith(s)), None)
+    """A file's name without its suffix, in upper or lower case; None if it has another suffix."""
+    name = file.name.lower()
+    return next((file.name[: -len(s)] for s in suffixes if name.endswith(s.lower())), None)
+
+
+def list_files(path: Path) -> list[Path]:
+    """The files that hold an image: those of a folder, or a file and that of its voxels."""
+    if path.is_dir():
+        return sorted(path.iterdir())
+    if path.suffix.lower() not in HEADER_SUFFIXES:
+        return [path]
+    voxels = (path.with_suffix(suffix) for suffix in (".raw", ".zraw", ".raw.gz"))
+    return [path, *(file for file in voxels if file.exists())]
 
 
 def read_image(path: Path, channel: int | None = None) -> sitk.Image:
@@ -55,7 +66,7 @@ def read_image(path: Path, channel: int | None = None) -> sitk.Image:
 def write_image(image: sitk.Image, file: Path) -> None:
     """Write an image compressed, replacing the file in one step; creates its folder.
 
-    Raises TrainError for an ending that cannot be written (see `check_output`) and where the disk
+    Raises TrainError for a suffix that cannot be written (see `check_output`) and where the disk
     is full or writing is not permitted.
     """
     check_output(file)
@@ -71,9 +82,13 @@ def write_image(image: sitk.Image, file: Path) -> None:
 
 def check_output(file: Path) -> None:
     """Raise TrainError unless an image can be written to a file of this name."""
-    if not file.name.endswith(OUTPUT_SUFFIXES):
+    if file.suffix.lower() in HEADER_SUFFIXES:
         raise TrainError(
-            f"{file}: masks are written as {', '.join(OUTPUT_SUFFIXES)}; give a name that ends so"
+            f"{file}: {file.suffix} cannot be written (its voxels go to a second file); use .mha"
+        )
+    if not file.name.endswith(OUTPUT_SUFFIXES):  # SimpleITK writes most of them in lower case only
+        raise TrainError(
+            f"{file}: masks are written as {', '.join(OUTPUT_SUFFIXES)}; use one of these suffixes"
         )
 
 

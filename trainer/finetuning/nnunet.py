@@ -6,11 +6,9 @@ That is `dataset.json`, `imagesTr`, `labelsTr`, and maybe `imagesTs`, `labelsTs`
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from store.images import VOLUME_SUFFIXES
 from trainer.errors import TrainError
 from trainer.finetuning.images import find_stem
 from trainer.finetuning.task import Case, Split, Task, check_cases
@@ -43,10 +41,9 @@ def read_folder(folder: Path) -> Task:
             ' it needs "labels" with a name and a number for each class, and channels numbered'
             " from 0"
         ) from error
-    endings = (ending,) if ending else VOLUME_SUFFIXES
     cases = [
-        *_list_cases(folder, endings, len(channels), "Tr", None),
-        *_list_cases(folder, endings, len(channels), "Ts", "test"),
+        *_list_cases(folder, ending, len(channels), "Tr", None),
+        *_list_cases(folder, ending, len(channels), "Ts", "test"),
     ]
     if not cases:
         raise TrainError(f"{folder}: no images with labels in imagesTr and labelsTr")
@@ -101,13 +98,17 @@ def _read_names(labels: dict[str, Any]) -> tuple[tuple[str, ...], bool]:
 
 
 def _list_cases(
-    folder: Path, endings: Sequence[str], num_channels: int, which: str, split: Split | None
+    folder: Path, ending: str, num_channels: int, which: str, split: Split | None
 ) -> list[Case]:
-    """Cases that have a label, from imagesTr and labelsTr or imagesTs and labelsTs."""
+    """Cases that have a label, from imagesTr and labelsTr or imagesTs and labelsTs.
+
+    ending
+        Suffix of all files, as `dataset.json` gives it; "" where it gives none.
+    """
     cases = []
     labels = folder / f"labels{which}"
     for mask in sorted(labels.iterdir()) if labels.is_dir() else []:
-        name = find_stem(mask, endings)
+        name = find_stem(mask, (ending,)) if ending else find_stem(mask)
         if name is None or mask.name.startswith("."):
             continue
         suffix = mask.name[len(name) :]

@@ -14,9 +14,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 import torch
 
-from store.atomic import replace_file
-from store.csvfile import write_csv
-from store.images import VOLUME_SUFFIXES
+from store.csvfile import write_csv_file
 from store.progress import SILENT, Progress
 from trainer.checkpoint import BEST, load_checkpoint
 from trainer.device import autocast, pick_device, set_precision
@@ -31,7 +29,7 @@ from trainer.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Run:
+class _TunedRun:
     """What the checkpoint of a fine-tuned run says about its task."""
 
     path: Path
@@ -47,7 +45,7 @@ class _Run:
 
 
 def predict(
-    run_path: str | Path,
+    run: str | Path,
     source: str | Path,
     out: str | Path,
     *,
@@ -58,6 +56,8 @@ def predict(
 ) -> list[Path]:
     """Segment or classify images, as the run was trained to; returns the files written.
 
+    run
+        Run directory of `finetune`.
     source
         An image, a folder of one DICOM series, or a folder of images. For a run that was trained
         on crops around given centres: a CSV file with columns image, x_mm, y_mm, z_mm.
@@ -74,50 +74,69 @@ def predict(
     would replace an input or be written twice.
     """
     source, out = Path(source), Path(out)
-    run, weights = _open_run(Path(run_path))
-    overlap = run.overlap if overlap is None else overlap
+    tuned, weights = _open_run(Path(run))
+    overlap = tuned.overlap if overlap is None else overlap
     if not 0 <= overlap < 1:
         raise TrainError(f"overlap must be in [0, 1), got {overlap}")
-    cases = _list_cases(run, source, run.channel if channel is None else channel)
-    plan = _plan_masks if run.segments else _plan_table
+    cases = _list_cases(tuned, source, tuned.channel if channel is None else channel)
+    plan = _plan_masks if tuned.segments else _plan_table
     targets = plan(cases, source, out)
-
-    where = pick_device(device, Ranks())
-    set_precision(run.precision)
-    net = rebuild(run.kind, weights, outputs=count_outputs(run.classes), segments=run.segments)
-    net.to(where)
-    context = autocast(run.precision, where)
-
-    @lru_cache(maxsize=1)  # an image may have several crops
-    def read(path: Path, number: int | None) -> sitk.Image:
-        return run.grid.read(path, number)
-
-    rows: list[list[object]] = []
+    predictor = _Predictor(tuned, weights, pick_device(device, Ranks()), overlap)
     with progress.stage("predict", len(cases), "cases") as advance:
-        for number, case in enumerate(cases):
-            image = read(case.image, case.channel)
-            if run.segments:
-                mask = segment(
-                    net, image, run.grid, overlap=overlap, device=where, autocast=context
-                )
-                write_image(mask, targets[number])
-            else:
-                on_grid = run.grid.resample(image, centre_mm=case.centre_mm)
-                values = torch.from_numpy(np.asarray(run.grid.to_unit(on_grid)))[None, None]
-                probability = classify(net, values, device=where, autocast=context)[0]
-                rows.append([*_first_cells(case), *probability.tolist()])
-            advance(1)
-    if not run.segments:
-        header = ["name", "image", "x_mm", "y_mm", "z_mm"] if run.has_centres else ["image"]
-        with (
-            replace_file(out) as partial,
-            partial.open("w", newline="", encoding="utf-8") as stream,
-        ):
-            write_csv(stream, [*header, *run.classes], rows)
+        if tuned.segments:
+            for case, target in zip(cases, targets, strict=True):
+                write_image(predictor.segment(case), target)
+                advance(1)
+        else:
+            rows = []
+            for case in cases:
+                rows.append([*_first_cells(case), *predictor.classify(case)])
+                advance(1)
+            first = ["name", "image", "x_mm", "y_mm", "z_mm"] if tuned.has_centres else ["image"]
+            write_csv_file(out, [*first, *tuned.classes], rows)
     return targets
 
 
-def _open_run(path: Path) -> tuple[_Run, dict[str, torch.Tensor]]:
+class _Predictor:
+    """The net of a run on a device, and how it reads images."""
+
+    def __init__(
+        self,
+        tuned: _TunedRun,
+        weights: dict[str, torch.Tensor],
+        device: torch.device,
+        overlap: float,
+    ) -> None:
+        set_precision(tuned.precision)
+        self.grid, self.device, self.overlap = tuned.grid, device, overlap
+        self.net = rebuild(
+            tuned.kind, weights, outputs=count_outputs(tuned.classes), segments=tuned.segments
+        ).to(device)
+        self.autocast = autocast(tuned.precision, device)
+        self._read = lru_cache(maxsize=1)(self.grid.read)  # an image may have several crops
+
+    def segment(self, case: Case) -> sitk.Image:
+        """The mask of a case, on the grid of its image."""
+        return segment(
+            self.net,
+            self._read(case.image, case.channel),
+            self.grid,
+            overlap=self.overlap,
+            device=self.device,
+            autocast=self.autocast,
+        )
+
+    def classify(self, case: Case) -> list[float]:
+        """The probability of each class."""
+        image = self._read(case.image, case.channel)
+        on_grid = self.grid.resample(image, centre_mm=case.centre_mm)
+        values = torch.from_numpy(np.asarray(self.grid.to_unit(on_grid)))[None, None]
+        found = classify(self.net, values, device=self.device, autocast=self.autocast)[0]
+        probabilities: list[float] = found.tolist()
+        return probabilities
+
+
+def _open_run(path: Path) -> tuple[_TunedRun, dict[str, torch.Tensor]]:
     """A run's task and its best weights."""
     if not (path / BEST).exists():
         raise TrainError(f"{path}: not a fine-tuned run; make one with `semgen finetune`")
@@ -126,7 +145,7 @@ def _open_run(path: Path) -> tuple[_Run, dict[str, torch.Tensor]]:
         raise TrainError(f"{path}: pretrained, not fine-tuned; run `semgen finetune` from it")
     task: dict[str, Any] = saved["task"]
     config: dict[str, Any] = saved["config"]
-    run = _Run(
+    tuned = _TunedRun(
         path=path,
         kind=task["kind"],
         classes=tuple(task["classes"]),
@@ -137,24 +156,24 @@ def _open_run(path: Path) -> tuple[_Run, dict[str, torch.Tensor]]:
         overlap=config["overlap"],
         precision=config["precision"],
     )
-    return run, saved["model"]
+    return tuned, saved["model"]
 
 
 # Inputs -----------------------------------------------------------------------------------------
 
 
-def _list_cases(run: _Run, source: Path, channel: int | None) -> list[Case]:
+def _list_cases(tuned: _TunedRun, source: Path, channel: int | None) -> list[Case]:
     """The images, or crops of images, to predict on; outputs are named after the cases."""
     if not source.exists():
         raise TrainError(f"{source}: no such image or folder")
     is_table = source.is_file() and source.suffix.lower() == ".csv"
-    if run.has_centres != is_table:
+    if tuned.has_centres != is_table:
         raise TrainError(
-            f"{run.path}: was trained on crops around given centres; instead of {source} give a"
+            f"{tuned.path}: was trained on crops around given centres; instead of {source} give a"
             " CSV file with columns image, x_mm, y_mm, z_mm"
-            if run.has_centres
-            else f"{run.path}: was trained on whole images; instead of {source} give an image or a"
-            " folder"
+            if tuned.has_centres
+            else f"{tuned.path}: was trained on whole images; instead of {source} give an image or"
+            " a folder"
         )
     if is_table:
         return [
@@ -164,7 +183,7 @@ def _list_cases(run: _Run, source: Path, channel: int | None) -> list[Case]:
         ]  # fmt: skip
     images = [source]
     if source.is_dir():
-        found = sorted(p for p in source.glob("[!.]*") if p.name.endswith(VOLUME_SUFFIXES))
+        found = sorted(p for p in source.glob("[!.]*") if find_stem(p) is not None)
         images = _files_of_channel(found, channel) or [source]  # a DICOM series
     names = [_case_name(image, channel) for image in images]
     return [
@@ -197,7 +216,7 @@ def _files_of_channel(images: Sequence[Path], channel: int | None) -> list[Path]
 
 
 def _case_name(image: Path, channel: int | None) -> str:
-    """The image's file name without ending and without nnU-Net's channel suffix."""
+    """The image's file name without suffix and without nnU-Net's channel suffix."""
     stem = find_stem(image) or image.name
     return stem.removesuffix(f"_{channel or 0:04d}") or stem
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 
-def overlap(
+def overlap_scores(
     prediction: NDArray[np.integer[Any]],
     truth: NDArray[np.integer[Any]],
     num_classes: int,

@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from store.progress import SILENT, Progress
 from trainer.checkpoint import BEST, LAST, RunState, load_checkpoint, refuse_other_run
 from trainer.device import pick_device, resolve_precision
 from trainer.errors import TrainError
-from trainer.events import Ended, Event, Noticed, Started, TrainSummary, ignore
+from trainer.events import Ended, Event, TrainSummary, format_metrics, ignore
 from trainer.finetuning.cases import Prepared, fingerprint, prepare_cases
 from trainer.finetuning.config import FinetuneConfig
 from trainer.finetuning.evaluation import read_scores, score_cases, write_result
@@ -39,14 +41,25 @@ class FinetuneSummary:
     segments: bool
     """Whether the task is segmentation; else it is classification."""
     places: bool
-    """Whether points in images are classified, not complete images."""
+    """Whether crops around given centres are classified, not complete images (see
+    `Task.has_centres`). The name is a key of the JSON output."""
     leaked: tuple[str, ...]
     """Test cases that the weights were pretrained on."""
 
+    def __str__(self) -> str:
+        """Lines of text, for a terminal."""
+        test = f"{self.num_test} cases: {format_metrics(self.scores)}" if self.num_test else "none"
+        lines = [str(self.training), f"test     {test}"]
+        if self.leaked:
+            lines.append(
+                f"WARNING: {len(self.leaked)} of them were used for pretraining; see result.json"
+            )
+        return "\n".join(lines)
+
 
 def finetune(
-    task_path: str | Path,
-    run_path: str | Path,
+    task: str | Path,
+    run: str | Path,
     config: FinetuneConfig | None = None,
     *,
     cases_path: str | Path | None = None,
@@ -56,9 +69,9 @@ def finetune(
 ) -> FinetuneSummary:
     """Fine-tune on a task and test; when called again on the same run, resume it.
 
-    task_path
+    task
         A folder or a manifest (see `trainer.finetuning.loading`).
-    run_path
+    run
         Run directory: config.json, metrics.jsonl, last.pt, best.pt, tensorboard/, cases.csv
         (scores of each test case), result.json (their means), test/ (masks of test cases).
     cases_path
@@ -72,60 +85,76 @@ def finetune(
     Raises TrainError when the task, the weights or the run do not fit; Interrupted (a
     KeyboardInterrupt), after writing a checkpoint, on Ctrl-C or SIGTERM while training.
     """
-    config, on_event = config or FinetuneConfig(), on_event or ignore
-    run = Path(run_path)
-    task = fit_task(load_task(Path(task_path)), config)
+    run, config, on_event = Path(run), config or FinetuneConfig(), on_event or ignore
+    loaded = fit_task(load_task(Path(task)), config)
     device = pick_device(config.device, Ranks())
     config = resolve_precision(config, device)
-    start = make_start(config, outputs=task.num_outputs, segments=task.segments)
+    start = make_start(config, outputs=loaded.num_outputs, segments=loaded.segments)
     with open_run(run):
         if not (run / CONFIG).exists():  # marks the folder as a run from now on
-            write_config(run, config, task=task.name)
-        grid = choose_grid(task, config, start.window_hu)
-        cases = prepare_cases(
-            task, grid, Path(cases_path or run / "cases"), threads=config.threads, progress=progress
-        )
+            write_config(run, config, task=loaded.name)
+        grid = choose_grid(loaded, config, start.window_hu)
+        folder = Path(cases_path or run / "cases")
+        cases = prepare_cases(loaded, grid, folder, threads=config.threads, progress=progress)
         leaked = find_leaks(cases, start.scans)
         if leaked and not force:
             raise TrainError(
-                f"{task.name}: {len(leaked)} test cases were pretrained on"
+                f"{loaded.name}: {len(leaked)} test cases were pretrained on"
                 f" ({', '.join(leaked[:3])}); use other weights or other splits, or --force to test"
                 " on them anyway"
             )
-        saved = load_checkpoint(run / LAST) if (run / LAST).exists() else None
-        facts = _list_facts(task, cases, grid, start)
-        if saved:
-            refuse_other_run(
-                run / LAST, saved, fingerprint=facts["fingerprint"], config=config, num_processes=1
-            )
-        finetuner = Finetuner(task, cases, start, config, device, saved=saved)
-        write_config(run, config, task_fingerprint=facts["fingerprint"], task=task.name)
-        loop = Loop(
-            finetuner,
-            finetuner.train_patches.epoch,
-            steps_per_epoch=len(finetuner.train_patches),
-            run=run,
-            config=config,
-            state=RunState.resume(saved),
-            device=device,
-            facts=facts,
-            on_event=on_event,
-        )
-        _announce(finetuner, loop, on_event)
+        finetuner, loop = _set_up(loaded, cases, grid, start, config, device, run, on_event)
         training = loop.train()
         scores = read_scores(run, training.best_step) if training.already_complete else None
         if scores is None:
             scores = _test(finetuner, loop, grid, leaked, progress)
         on_event(Ended(summary=training))
-    num_test = sum(case.split == "test" for case in task.cases)
     return FinetuneSummary(
         training=training,
         scores=scores,
-        num_test=num_test,
-        segments=task.segments,
-        places=task.has_centres,
+        num_test=len(finetuner.cases["test"]),
+        segments=loaded.segments,
+        places=loaded.has_centres,
         leaked=leaked,
     )
+
+
+def _set_up(
+    task: Task,
+    cases: Sequence[Prepared],
+    grid: Grid,
+    start: Start,
+    config: FinetuneConfig,
+    device: torch.device,
+    run: Path,
+    on_event: Callable[[Event], None],
+) -> tuple[Finetuner, Loop[Examples]]:
+    """A new training, or the one to resume; TrainError where that has other data or settings."""
+    saved = load_checkpoint(run / LAST) if (run / LAST).exists() else None
+    facts = _list_facts(task, cases, grid, start)
+    if saved:
+        refuse_other_run(
+            run / LAST, saved, fingerprint=facts["fingerprint"], config=config, num_processes=1
+        )
+    finetuner = Finetuner(task, cases, start, config, device, saved=saved)
+    write_config(run, config, task_fingerprint=facts["fingerprint"], task=task.name)
+    loop = Loop(
+        finetuner,
+        finetuner.train_patches.epoch,
+        steps_per_epoch=len(finetuner.train_patches),
+        run=run,
+        config=config,
+        state=RunState.resume(saved),
+        device=device,
+        facts=facts,
+        on_event=on_event,
+    )
+    loop.announce(
+        num_train=finetuner.train_patches.num_examples,
+        num_validation=finetuner.validation_patches.num_examples,
+        num_classes=len(task.classes),
+    )
+    return finetuner, loop
 
 
 def find_leaks(cases: Sequence[Prepared], scans: Sequence[str]) -> tuple[str, ...]:
@@ -151,28 +180,6 @@ def _list_facts(task: Task, cases: Sequence[Prepared], grid: Grid, start: Start)
         "scans": sorted({*start.scans, *learned}),
         "window_hu": list(grid.window_hu),
     }
-
-
-def _announce(
-    finetuner: Finetuner, loop: Loop[Examples], on_event: Callable[[Event], None]
-) -> None:
-    on_event(
-        Started(
-            run=loop.run,
-            fingerprint=loop.facts["fingerprint"],
-            num_train=finetuner.train_patches.num_examples,
-            num_validation=finetuner.validation_patches.num_examples,
-            num_classes=len(finetuner.task.classes),
-            num_parameters=sum(p.numel() for p in finetuner.net.parameters()),
-            device=str(loop.device),
-            steps_per_epoch=loop.steps_per_epoch,
-            total_steps=loop.total_steps,
-            warmup_epochs=0,
-            resumed_at=loop.state.step,
-        )
-    )
-    if not len(finetuner.validation_patches):
-        on_event(Noticed(text="no validation cases: the best weights are chosen by training loss"))
 
 
 def _test(

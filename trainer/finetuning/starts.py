@@ -83,7 +83,7 @@ def _start_unet(config: FinetuneConfig, *, outputs: int, segments: bool) -> Star
     if has_decoder and wants_decoder:
         wanted.append("up_tr")
     body = net.get_submodule("body")
-    copy_tensors(body, weights.tensors, config.init, beginnings=tuple(wanted))
+    copy_tensors(body, weights.tensors, config.init, prefixes=tuple(wanted))
     scans, window = (weights.metadata.get(name) for name in ("scans", "window_hu"))
     low, high = window or PUBLISHED_WINDOW_HU
     return Start(_channels_last(net), "unet", tuple(scans or ()), (low, high))

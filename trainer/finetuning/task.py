@@ -94,7 +94,7 @@ def check_cases(name: str, cases: Sequence[Case]) -> None:
     Raises TrainError, which begins with `name`, where they have not, or where there are no cases.
     """
     if not cases:
-        raise TrainError(f"{name}: has no cases")
+        raise TrainError(f"{name}: has no cases; add at least one image with a mask or label")
     for case in cases:
         check_name(name, case.name)
     repeated = [case for case, count in Counter(case.name for case in cases).items() if count > 1]

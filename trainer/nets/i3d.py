@@ -71,7 +71,7 @@ class I3D(nn.Module):
             self.add_module(name, InceptionModule(channels_in, channels))
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """Features of (n, 1, Z, Y, X) cubes in [0, 1], finest first.
+        """Features of (n, 1, Z, Y, X) images in [0, 1], finest first.
 
         z is halved 1, 1, 1, 2 and 3 times, y and x 1 to 5 times.
         """

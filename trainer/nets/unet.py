@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import TrainError
-from trainer.nets.blocks import join_blocks, split_blocks
+from trainer.nets.subcubes import join_subcubes, split_subcubes
 from trainer.seeds import derive_seeds
 
 FACTOR = 8
@@ -24,7 +24,7 @@ PARTS: Final = {
     "unet": ("down_tr", "up_tr", "out_tr"),
     "encoder": ("down_tr",),
 }
-"""Parts of a net by the beginnings of their keys."""
+"""Prefixes of the keys of each part of a net."""
 
 
 class ConvUnit(nn.Module):
@@ -133,7 +133,7 @@ class Encoder3D(nn.Module):
         return bottleneck, skip256, skip128, skip64
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features (n, 16 width, Z/8, Y/8, X/8) of cubes (n, 1, Z, Y, X) in [0, 1]."""
+        """Features (n, 16 width, Z/8, Y/8, X/8) of crops (n, 1, Z, Y, X) in [0, 1]."""
         return self.encode(x)[0]
 
 
@@ -147,7 +147,7 @@ class UNet3D(Encoder3D):
         num_classes: int | None = None,
         decoder: bool = True,
         head: Callable[[int], nn.Module] | None = None,
-        blocks: int = 1,
+        parts_per_axis: int = 1,
     ) -> None:
         """Build with torch's default initialisation, from torch's global random state.
 
@@ -155,14 +155,14 @@ class UNet3D(Encoder3D):
             None leaves out the classification head.
         head
             Makes a pretext task's head from the bottleneck's channels.
-        blocks
-            Split each axis into this number of parts, and encode each part of the cube alone. Not
-            possible with a decoder.
+        parts_per_axis
+            Split crops into this number of sub-cubes along each axis, and encode each sub-cube
+            alone. Not possible with a decoder.
         """
         super().__init__(width=width)
         w = width
         self.num_classes = num_classes
-        self.blocks = blocks
+        self.parts_per_axis = parts_per_axis
         self.decodes = decoder
         if decoder:
             self.up_tr256 = UpTransition(16 * w, 8 * w, 8 * w)
@@ -174,7 +174,7 @@ class UNet3D(Encoder3D):
         self.pretext_out = head(16 * w) if head else None
 
     def forward(self, x: Tensor, *, pretext: bool = True, classify: bool = True) -> Output:  # type: ignore[override]
-        """Outputs for (n, 1, Z, Y, X) cubes in [0, 1].
+        """Outputs for (n, 1, Z, Y, X) crops in [0, 1].
 
         A part that the net lacks, or that is not requested, is not computed and is None.
 
@@ -183,9 +183,9 @@ class UNet3D(Encoder3D):
         classify
             Whether to run the classification head.
         """
-        parts = split_blocks(x, self.blocks)  # (n * blocks^3, 1, Z', Y', X')
-        bottleneck, skip256, skip128, skip64 = self.encode(parts)
-        bottleneck = join_blocks(bottleneck, self.blocks)  # (n, 16w, Z/8, Y/8, X/8)
+        subcubes = split_subcubes(x, self.parts_per_axis)  # (n * parts^3, 1, Z', Y', X')
+        bottleneck, skip256, skip128, skip64 = self.encode(subcubes)
+        bottleneck = join_subcubes(bottleneck, self.parts_per_axis)  # (n, 16w, Z/8, Y/8, X/8)
         restored = logits = pretext_logits = None
         if classify and self.num_classes is not None:
             logits = self.clc_out(bottleneck)  # (n, classes)
@@ -224,9 +224,9 @@ def build_unet(*, seed: int = 0, **parts: Any) -> UNet3D:
     return net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload,no-any-return]
 
 
-def check_shape(shape: tuple[int, ...], blocks: int = 1) -> None:
+def check_shape(shape: tuple[int, ...], parts_per_axis: int = 1) -> None:
     """Raise TrainError unless the net can halve every side of a (Z, Y, X) crop three times."""
-    factor = FACTOR * blocks
+    factor = FACTOR * parts_per_axis
     if any(side < factor or side % factor for side in shape):
         raise TrainError(
             f"crops must have sides that are multiples of {factor}, got {shape} (z, y, x); "

@@ -1,4 +1,4 @@
-"""Random numbers of a batch: every cube has its own, keyed by seed, role and row."""
+"""Random numbers of a batch: every crop has its own, keyed by seed, role and row."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from trainer.seeds import derive_seeds
 
 
 class Draws:
-    """Random numbers for the cubes of a batch: decisions on the CPU, noise on the device.
+    """Random numbers for the crops of a batch: decisions on the CPU, noise on the device.
 
-    Each cube has its own generators. Methods return (n, *shape) for n cubes.
+    Each crop has its own generators. Methods return (n, *shape) for n crops.
     """
 
     def __init__(self, host: Sequence[Generator], noise: Sequence[Generator]) -> None:
@@ -44,7 +44,7 @@ class Draws:
         return len(self._host)
 
     def of(self, members: Iterable[int]) -> Draws:
-        """The draws of some of the cubes; they share generators with these draws."""
+        """The draws of some of the crops; they share generators with these draws."""
         chosen = list(members)
         return Draws([self._host[i] for i in chosen], [self._noise[i] for i in chosen])
 

@@ -48,7 +48,7 @@ def draw_displacement(
     `displace` use that order.
 
     As published: noise in [-1, 1] at every voxel, smoothed in 3-D with a Gaussian of `sigma`
-    voxels (zeros beyond the cube), times `alpha`.
+    voxels (zeros beyond the crop), times `alpha`.
     """
     z, y, x = (_smooth_modes(length, sigma, draws.device) for length in shape)  # (length, modes)
     field = draws.normal(2, x.shape[1], y.shape[1], z.shape[1])
@@ -58,33 +58,29 @@ def draw_displacement(
     return field @ x.T  # (n, Z, 2, Y, X)
 
 
-def displace(cubes: Tensor, displacement: Tensor) -> Tensor:
-    """Sample cubes at displaced positions: linear, mirrored at the border (d c b a | a b c d).
+def displace(crops: Tensor, displacement: Tensor) -> Tensor:
+    """Sample crops at displaced positions: linear, mirrored at the border (d c b a | a b c d).
 
     displacement
         (n, Z, 2, Y, X) in voxels, along x, then along y; there is none along z.
     """
-    num, _, depth, height, width = cubes.shape
-    y = (2 * torch.arange(height, device=cubes.device) + 1) / height - 1
-    x = (2 * torch.arange(width, device=cubes.device) + 1) / width - 1
+    num, _, depth, height, width = crops.shape
+    y = (2 * torch.arange(height, device=crops.device) + 1) / height - 1
+    x = (2 * torch.arange(width, device=crops.device) + 1) / width - 1
     rest = torch.stack((x.expand(height, -1), y[:, None].expand(-1, width)))  # (2, Y, X)
-    per_voxel = torch.tensor((2 / width, 2 / height), device=cubes.device)[:, None, None]
-    grid = torch.addcmul(rest, displacement, per_voxel)  # (n, Z, 2, Y, X); [-1, 1] is the cube
+    per_voxel = torch.tensor((2 / width, 2 / height), device=crops.device)[:, None, None]
+    grid = torch.addcmul(rest, displacement, per_voxel)  # (n, Z, 2, Y, X); [-1, 1] is the crop
     moved = F.grid_sample(  # slices as images: the 2-D kernel is the fast one
-        cubes.reshape(num * depth, 1, height, width),
+        crops.reshape(num * depth, 1, height, width),
         grid.reshape(num * depth, 2, height, width).permute(0, 2, 3, 1),
         mode="bilinear",
         padding_mode="reflection",
         align_corners=False,
     )
-    return moved.reshape(cubes.shape)
+    return moved.reshape(crops.shape)
 
 
-def deform(
-    cubes: Tensor, draws: Draws, *, alpha: float = ALPHA_VOXELS, sigma: float = SIGMA_VOXELS
-) -> Tensor:
-    """Deform each cube elastically in-plane."""
-    _, _, depth, height, width = cubes.shape
-    return displace(
-        cubes, draw_displacement((depth, height, width), draws, alpha=alpha, sigma=sigma)
-    )
+def deform(crops: Tensor, draws: Draws) -> Tensor:
+    """Deform each crop elastically in-plane."""
+    _, _, depth, height, width = crops.shape
+    return displace(crops, draw_displacement((depth, height, width), draws))

@@ -1,4 +1,4 @@
-"""Non-linear intensity: every cube's values pass through a random Bezier curve."""
+"""Non-linear intensity: every crop's values pass through a random Bezier curve."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def draw_curves(draws: Draws) -> Tensor:
     return torch.lerp(y_low, y_high, share).float()
 
 
-def nonlinear_intensity(cubes: Tensor, draws: Draws) -> Tensor:
-    """Map every intensity by the curve of its cube, in 4096 steps (half a HU)."""
-    num = len(cubes)
-    curves = draw_curves(draws).to(cubes.device)  # (n, steps)
-    start = torch.arange(num, device=cubes.device)[:, None] * _CURVE_STEPS + 0.5
-    place = torch.add(start, cubes.reshape(num, -1).double(), alpha=_CURVE_STEPS - 1)
-    return curves.take(place.long()).reshape(cubes.shape)
+def nonlinear_intensity(crops: Tensor, draws: Draws) -> Tensor:
+    """Map every intensity by the curve of its crop, in 4096 steps (half a HU)."""
+    num = len(crops)
+    curves = draw_curves(draws).to(crops.device)  # (n, steps)
+    start = torch.arange(num, device=crops.device)[:, None] * _CURVE_STEPS + 0.5
+    place = torch.add(start, crops.reshape(num, -1).double(), alpha=_CURVE_STEPS - 1)
+    return curves.take(place.long()).reshape(crops.shape)

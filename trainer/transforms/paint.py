@@ -12,15 +12,15 @@ NEXT_BOX_PROBABILITY = 0.95
 MARGIN_VOXELS = 3
 
 
-def _draw_boxes(low: Tensor, high: Tensor, count: Tensor, cubes: Tensor, draws: Draws) -> Tensor:
-    """Voxels inside any of a cube's boxes, as (n, 1, Z, Y, X) bool.
+def _draw_boxes(low: Tensor, high: Tensor, count: Tensor, crops: Tensor, draws: Draws) -> Tensor:
+    """Voxels inside any of a crop's boxes, as (n, 1, Z, Y, X) bool.
 
     low, high
         (3,) smallest and largest sides of a box in voxels.
     count
-        (n,) boxes of each cube.
+        (n,) boxes of each crop.
     """
-    shape = cubes.shape[2:]
+    shape = crops.shape[2:]
     extent = torch.tensor(shape)
     side = draws.integers(low, high, MAX_BOXES, 3)
     margin = torch.minimum(torch.tensor(MARGIN_VOXELS), (extent - side) // 2)
@@ -32,7 +32,7 @@ def _draw_boxes(low: Tensor, high: Tensor, count: Tensor, cubes: Tensor, draws: 
         & (torch.arange(length) < (corner + side)[:, :, axis, None])
         for axis, length in enumerate(shape)
     ]  # (n, boxes, length) of each axis: a box is their product
-    z, y, x = (part.to(cubes.device, torch.float32) for part in inside)
+    z, y, x = (part.to(crops.device, torch.float32) for part in inside)
     return torch.einsum("nbz,nby,nbx->nzyx", z, y, x)[:, None] > 0
 
 
@@ -42,17 +42,17 @@ def _draw_counts(first: int, draws: Draws) -> Tensor:
     return first + has_next.long().cumprod(1).sum(1)
 
 
-def inpaint(cubes: Tensor, draws: Draws) -> Tensor:
+def inpaint(crops: Tensor, draws: Draws) -> Tensor:
     """Put noise in up to five boxes with sides of 1/6 to 1/3 of the extent."""
-    extent = torch.tensor(cubes.shape[2:])
+    extent = torch.tensor(crops.shape[2:])
     count = _draw_counts(0, draws)
-    boxes = _draw_boxes((extent // 6).clamp_min(1), (extent // 3).clamp_min(1), count, cubes, draws)
-    return torch.where(boxes, draws.noise(*cubes.shape[1:]), cubes)
+    boxes = _draw_boxes((extent // 6).clamp_min(1), (extent // 3).clamp_min(1), count, crops, draws)
+    return torch.where(boxes, draws.noise(*crops.shape[1:]), crops)
 
 
-def outpaint(cubes: Tensor, draws: Draws) -> Tensor:
+def outpaint(crops: Tensor, draws: Draws) -> Tensor:
     """Put noise everywhere outside one to five boxes with sides of 3/7 to 4/7 of the extent."""
-    extent = torch.tensor(cubes.shape[2:])
+    extent = torch.tensor(crops.shape[2:])
     count = _draw_counts(1, draws)
-    boxes = _draw_boxes(extent - 4 * extent // 7, extent - 3 * extent // 7, count, cubes, draws)
-    return torch.where(boxes, cubes, draws.noise(*cubes.shape[1:]))
+    boxes = _draw_boxes(extent - 4 * extent // 7, extent - 3 * extent // 7, count, crops, draws)
+    return torch.where(boxes, crops, draws.noise(*crops.shape[1:]))

@@ -15,26 +15,27 @@ from trainer.transforms.paint import inpaint, outpaint
 from trainer.transforms.shuffle import shuffle_pixels
 
 Perturbation = Callable[[Tensor, Draws], Tensor]
+_NUM_KINDS = 4
 
 
-def draw_kinds(draws: Draws, num_kinds: int = 4) -> Tensor:
-    """(n,) number of the perturbation of each cube, all equally likely, on the CPU."""
-    return draws.integers(0, num_kinds - 1)
+def draw_kinds(draws: Draws) -> Tensor:
+    """(n,) number of the perturbation of each crop, all equally likely, on the CPU."""
+    return draws.integers(0, _NUM_KINDS - 1)
 
 
-def perturb(cubes: Tensor, draws: Draws, *, num_blocks: int) -> Tensor:
-    """Deform every cube elastically, then perturb it in exactly one of four other ways.
+def perturb(crops: Tensor, draws: Draws, *, num_blocks: int) -> Tensor:
+    """Deform every crop elastically, then perturb it in exactly one of four other ways.
 
     num_blocks
         Blocks of local shuffling; 10,000 in Models Genesis.
     """
     shuffle = partial(shuffle_pixels, num_blocks=num_blocks)
     kinds: tuple[Perturbation, ...] = (shuffle, nonlinear_intensity, inpaint, outpaint)
-    perturbed = deform(cubes, draws)
-    chosen = draw_kinds(draws, len(kinds))
+    perturbed = deform(crops, draws)
+    chosen = draw_kinds(draws)
     for kind, change in enumerate(kinds):
         members = torch.nonzero(chosen == kind).flatten()
         if len(members):
-            there = members.to(cubes.device)
+            there = members.to(crops.device)
             perturbed[there] = change(perturbed[there], draws.of(members.tolist()))
     return perturbed

@@ -29,16 +29,16 @@ def find_rotations(shape: tuple[int, ...]) -> tuple[tuple[tuple[int, ...], tuple
     return tuple(found)
 
 
-def rotate(cubes: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Rotate each cube by one of `find_rotations`, all equally likely.
+def rotate(crops: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Rotate each crop by one of `find_rotations`, all equally likely.
 
-    Returns the rotated cubes and the (n,) numbers of their rotations.
+    Returns the rotated crops and the (n,) numbers of their rotations.
     """
-    rotations = find_rotations(tuple(cubes.shape[2:]))
+    rotations = find_rotations(tuple(crops.shape[2:]))
     chosen = draws.integers(0, len(rotations) - 1)
-    rotated = torch.empty_like(cubes)
+    rotated = torch.empty_like(crops)
     for number, (axes, flips) in enumerate(rotations):
-        members = torch.nonzero(chosen == number).flatten().to(cubes.device)
-        turned = cubes[members].permute(0, 1, *(2 + axis for axis in axes))
+        members = torch.nonzero(chosen == number).flatten().to(crops.device)
+        turned = crops[members].permute(0, 1, *(2 + axis for axis in axes))
         rotated[members] = turned.flip([2 + axis for axis in flips])
-    return rotated, chosen.to(cubes.device)
+    return rotated, chosen.to(crops.device)

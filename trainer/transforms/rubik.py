@@ -9,19 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.nets.blocks import join_blocks, split_blocks
+from trainer.nets.subcubes import join_subcubes, split_subcubes
 from trainer.transforms.draws import Draws
+
+NUM_SUBCUBES = 8
 
 
 @lru_cache
-def find_permutations(num: int, length: int = 8) -> Tensor:
-    """Choose (num, length) permutations that are far apart, one after the other.
+def find_permutations(num: int) -> Tensor:
+    """Choose (num, 8) permutations of eight sub-cubes that are far apart, one after the other.
 
     Each next one has the largest Hamming distance to the nearest of those before; among equals,
     the largest sum of distances to all of them.
     """
-    every = np.array(list(itertools.permutations(range(length))), np.int8)
-    nearest, total = np.full(len(every), length + 1), np.zeros(len(every), int)
+    every = np.array(list(itertools.permutations(range(NUM_SUBCUBES))), np.int8)
+    nearest, total = np.full(len(every), NUM_SUBCUBES + 1), np.zeros(len(every), int)
     chosen: list[int] = []
     while len(chosen) < num:
         chosen.append(int(np.lexsort((-total, -nearest))[0]))
@@ -31,22 +33,22 @@ def find_permutations(num: int, length: int = 8) -> Tensor:
 
 
 def scramble_rubik(
-    cubes: Tensor, draws: Draws, *, num_orders: int
+    crops: Tensor, draws: Draws, *, num_orders: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cut cubes into 2 x 2 x 2 parts, reorder them, and rotate half of them by 180 degrees.
+    """Cut crops into 2 x 2 x 2 sub-cubes, reorder them, and rotate half of them by 180 degrees.
 
-    Returns the new cubes; the (n,) number in `find_permutations(num_orders)` of each cube's order
-    (place i holds part order[i]); and (n, 8) bool, whether the part at each place was rotated,
-    about z or about y.
+    Returns the new crops; the (n,) number in `find_permutations(num_orders)` of each crop's order
+    (place i holds sub-cube order[i]); and (n, 8) bool, whether the sub-cube at each place was
+    rotated, about z or about y.
     """
-    num = len(cubes)
-    parts = split_blocks(cubes, 2).reshape(num, 8, *(side // 2 for side in cubes.shape[2:]))
+    num = len(crops)
+    subcubes = split_subcubes(crops, 2).reshape(num, 8, *(side // 2 for side in crops.shape[2:]))
     chosen = draws.integers(0, num_orders - 1)
-    order = find_permutations(num_orders)[chosen].to(cubes.device)  # (n, 8)
-    parts = parts.take_along_dim(order[:, :, None, None, None], 1)
+    order = find_permutations(num_orders)[chosen].to(crops.device)  # (n, 8)
+    subcubes = subcubes.take_along_dim(order[:, :, None, None, None], 1)
     # rotated about z (0) or y (1), or not at all (2 and 3)
-    about = draws.integers(0, 3, 8).to(cubes.device)[:, :, None, None, None]
-    parts = torch.where(about == 0, parts.flip((3, 4)), parts)
-    parts = torch.where(about == 1, parts.flip((2, 4)), parts)
-    scrambled = join_blocks(parts.reshape(num * 8, 1, *parts.shape[2:]), 2)
-    return scrambled, chosen.to(cubes.device), (about < 2).reshape(num, 8)
+    about = draws.integers(0, 3, 8).to(crops.device)[:, :, None, None, None]
+    subcubes = torch.where(about == 0, subcubes.flip((3, 4)), subcubes)
+    subcubes = torch.where(about == 1, subcubes.flip((2, 4)), subcubes)
+    scrambled = join_subcubes(subcubes.reshape(num * 8, 1, *subcubes.shape[2:]), 2)
+    return scrambled, chosen.to(crops.device), (about < 2).reshape(num, 8)

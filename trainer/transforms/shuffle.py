@@ -18,7 +18,7 @@ def _block_offsets(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Offsets of the voxels of every possible block in one list; start and size of each block.
 
-    An offset counts from the block's first voxel, in the flattened cube. A block with sides
+    An offset counts from the block's first voxel, in the flattened crop. A block with sides
     (z, y, x) is entry ((z - 1) * Y + y - 1) * X + x - 1.
     """
     offsets = []
@@ -35,24 +35,24 @@ def flatten_index(zyx: Tensor, shape: tuple[int, ...]) -> Tensor:
     return (zyx[:, 0] * shape[1] + zyx[:, 1]) * shape[2] + zyx[:, 2]
 
 
-def shuffle_pixels(cubes: Tensor, draws: Draws, *, num_blocks: int) -> Tensor:
+def shuffle_pixels(crops: Tensor, draws: Draws, *, num_blocks: int) -> Tensor:
     """Shuffle the voxels inside `num_blocks` small blocks, sides from 1 to a tenth of the extent.
 
     As published, each block shuffles the *original* voxels and later blocks overwrite earlier
     ones.
     """
     if not num_blocks:
-        return cubes.clone()
-    return torch.stack([_shuffle_cube(c, draws.of([i]), num_blocks) for i, c in enumerate(cubes)])
+        return crops.clone()
+    return torch.stack([_shuffle_crop(c, draws.of([i]), num_blocks) for i, c in enumerate(crops)])
 
 
-def _shuffle_cube(cube: Tensor, draws: Draws, num_blocks: int) -> Tensor:
-    """Shuffle one (1, Z, Y, X) cube: one at a time fits the processor's cache.
+def _shuffle_crop(crop: Tensor, draws: Draws, num_blocks: int) -> Tensor:
+    """Shuffle one (1, Z, Y, X) crop: one at a time fits the processor's cache.
 
     All blocks are done at once. List the voxels of block after block (the members), shuffle the
     list within blocks, and let each voxel take the value of the last member that covers it.
     """
-    shape, volume, device = tuple(cube.shape[1:]), cube.numel(), cube.device
+    shape, volume, device = tuple(crop.shape[1:]), crop.numel(), crop.device
     largest = tuple(max(1, side // 10) for side in shape)
     offsets, starts, sizes = _block_offsets(largest, shape)
     sides = draws.integers(1, torch.tensor(largest), num_blocks, 3)[0]  # (blocks, 3)
@@ -76,8 +76,8 @@ def _shuffle_cube(cube: Tensor, draws: Draws, num_blocks: int) -> Tensor:
 
     last = torch.full((volume,), -1, device=device)
     last.scatter_reduce_(0, voxel, place, "amax")
-    shuffled = cube.take(source.take(last.clamp_min(0))).reshape(cube.shape)
-    return torch.where(last.reshape(cube.shape) < 0, cube, shuffled)
+    shuffled = crop.take(source.take(last.clamp_min(0))).reshape(crop.shape)
+    return torch.where(last.reshape(crop.shape) < 0, crop, shuffled)
 
 
 def _sort(keys: Tensor) -> Tensor:

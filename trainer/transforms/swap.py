@@ -1,4 +1,4 @@
-"""Patch swaps: pairs of small patches of a cube change places (context restoration)."""
+"""Patch swaps: pairs of small patches of a crop change places (context restoration)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ NUM_SWAPS = 10
 _SWAP_TRIES = 16
 
 
-def swap_patches(cubes: Tensor, draws: Draws, *, num_swaps: int = NUM_SWAPS) -> Tensor:
+def swap_patches(crops: Tensor, draws: Draws, *, num_swaps: int = NUM_SWAPS) -> Tensor:
     """Swap `num_swaps` pairs of disjoint patches, one pair after the other.
 
     Both patches of a pair have the same sides, each from an eighth to a quarter of the extent.
     """
-    shape = tuple(cubes.shape[2:])
+    shape = tuple(crops.shape[2:])
     extent = torch.tensor(shape)
     low, high = (extent // 8).clamp_min(1), (extent // 4).clamp_min(1)
     side = draws.integers(low, high, num_swaps, 3)  # (n, swaps, 3)
@@ -29,13 +29,13 @@ def swap_patches(cubes: Tensor, draws: Draws, *, num_swaps: int = NUM_SWAPS) -> 
 
     place = torch.cartesian_prod(*(torch.arange(int(length)) for length in high))  # (voxels, 3)
     inside = (place < side[:, :, None]).all(-1)  # (n, swaps, voxels)
-    volume = cubes[0].numel()
+    volume = crops[0].numel()
     start = flatten_index(corners.reshape(-1, 3), shape).reshape(*corners.shape[:3], 1)
     index = (start + flatten_index(place, shape)).masked_fill(~inside[:, :, None], volume)
-    index = index.to(cubes.device)  # (n, swaps, 2, voxels); `volume` is an extra voxel
-    swapped = F.pad(cubes.reshape(len(cubes), -1), (0, 1))
+    index = index.to(crops.device)  # (n, swaps, 2, voxels); `volume` is an extra voxel
+    swapped = F.pad(crops.reshape(len(crops), -1), (0, 1))
     for first_patch, second_patch in index.permute(1, 2, 0, 3):
         patch = swapped.gather(1, first_patch)
         swapped.scatter_(1, first_patch, swapped.gather(1, second_patch))
         swapped.scatter_(1, second_patch, patch)
-    return swapped[:, :-1].reshape(cubes.shape)
+    return swapped[:, :-1].reshape(crops.shape)
