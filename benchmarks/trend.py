@@ -24,7 +24,7 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 
 from pipeline.archive.folders import find_folders
-from pipeline.archive.series import read_folder
+from pipeline.archive.headers import read_folder
 from pipeline.archive.volume import read_volume
 from pipeline.autoencoder import new_autoencoder
 from pipeline.config import PrepareConfig

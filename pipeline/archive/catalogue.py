@@ -35,7 +35,14 @@ from pipeline.archive.lookup import (
     select_series,
     unpack_files,
 )
-from pipeline.archive.series import DUPLICATE, JOINED, NOT_CHOSEN, NOT_LISTED, OF_PARTS, Series
+from pipeline.archive.series import (
+    DUPLICATE,
+    JOINED,
+    MAY_BE_INCOMPLETE,
+    NOT_CHOSEN,
+    NOT_LISTED,
+    Series,
+)
 from store.format import StoreError
 
 _SCHEMA = """
@@ -154,7 +161,7 @@ class Catalogue:
         Parts that a manifest does not list are included, last, where the listed parts alone do
         not make a scan.
         """
-        listed = f"(reason IS NULL OR reason IN {OF_PARTS})"
+        listed = f"(reason IS NULL OR reason IN {MAY_BE_INCOMPLETE})"
         may_join = f"(reason = '{NOT_LISTED}' OR {listed}) AND scan_id IS NULL AND uid != ''"
         rows = self._db.execute(
             f"SELECT uid, key FROM series WHERE {may_join} AND uid IN (SELECT uid FROM series"

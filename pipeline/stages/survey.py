@@ -21,15 +21,9 @@ from numpy.typing import NDArray
 
 from pipeline.archive.catalogue import Catalogue, Surveyed, thumbnail_path
 from pipeline.archive.folders import find_folders, resolve_archive
+from pipeline.archive.headers import crashed_folder, join_parts, read_folder
 from pipeline.archive.manifest import Manifest, select_parts
-from pipeline.archive.series import (
-    CRASHED,
-    INTERNAL,
-    Series,
-    crashed_folder,
-    join_parts,
-    read_folder,
-)
+from pipeline.archive.series import CRASHED, INTERNAL, Series
 from pipeline.archive.volume import read_volume
 from pipeline.cluster import raise_if_failed, run_bounded
 from pipeline.config import PrepareConfig

@@ -8,6 +8,8 @@ from typing import Final
 
 VOLUME_SUFFIXES: Final = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr")
 """Suffixes of the files that hold one image each; everything else may be a DICOM file."""
+HEADER_SUFFIXES: Final = (".mhd", ".nhdr")
+"""Suffixes of the files that hold a header only; their voxels lie in another file."""
 
 
 class Rejected(Exception):

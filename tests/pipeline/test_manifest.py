@@ -14,8 +14,9 @@ from click.testing import CliRunner
 from cli import main
 from pipeline.archive.catalogue import Catalogue, Surveyed
 from pipeline.archive.folders import find_folders
+from pipeline.archive.headers import read_folder
 from pipeline.archive.manifest import Manifest, ManifestError
-from pipeline.archive.series import Series, patient_key, read_folder
+from pipeline.archive.series import Series, patient_key
 from pipeline.config import PrepareConfig
 from pipeline.phantom.files import write_archive
 from pipeline.splits import split_patients

@@ -20,8 +20,9 @@ import pytest
 
 from pipeline.archive.catalogue import Catalogue
 from pipeline.archive.folders import find_folders
+from pipeline.archive.headers import read_folder
 from pipeline.archive.lookup import catalogue_folder
-from pipeline.archive.series import Series, read_folder
+from pipeline.archive.series import Series
 from pipeline.config import PrepareConfig
 from pipeline.stages.cut import ScanCut, SourceChanged, cut_scan
 from store import PatchStore

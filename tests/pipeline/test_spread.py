@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.archive.catalogue import Catalogue
 from pipeline.archive.folders import find_folders
+from pipeline.archive.headers import join_parts, read_folder
 from pipeline.archive.manifest import ManifestError
-from pipeline.archive.series import join_parts, read_folder
 from pipeline.archive.volume import read_volume
 from pipeline.config import PrepareConfig
 from pipeline.phantom.files import write_dicom
