@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.archive.catalogue import Catalogue
 from pipeline.archive.lookup import catalogue_folder, read_archive, read_sources
+from pipeline.archive.selection import number_scans
 from pipeline.audit import audit
 from pipeline.config import PrepareConfig
 from pipeline.job import prepare
@@ -186,8 +187,8 @@ def strange(prepared: Path, phantoms: Path, tmp_path: Path) -> Path:
     """The catalogue of a store of fewer scans under the same settings."""
     folder = shutil.copytree(catalogue_folder(prepared), tmp_path / "strange")
     catalogue = Catalogue(folder)
-    catalogue._db.execute("UPDATE series SET reason = 'other' WHERE scan_row = 2")
-    catalogue.number_scans()
+    catalogue.db.execute("UPDATE series SET reason = 'other' WHERE scan_row = 2")
+    number_scans(catalogue)
     catalogue.close()
     return folder
 

@@ -62,7 +62,7 @@ def has_digests(store: Path) -> bool:
 
 
 STAGES: dict[str, Callable[[Path], bool]] = {
-    "catalogue": lambda store: (catalogue_folder(store) / "catalogue.sqlite").is_file(),
+    "list series": lambda store: (catalogue_folder(store) / "catalogue.sqlite").is_file(),
     "survey": has_survey,
     "embed": is_surveyed,
     "discover": lambda store: (store / "classes").is_dir(),
