@@ -16,13 +16,12 @@ from pipeline.neighbours import Neighbours
 from pipeline.place import Geometry, Scans
 from pipeline.plan import ClassPlan, class_tables, row_tables
 from pipeline.preflight import PrepareError
+from pipeline.seeds import COORDINATE, REFERENCES
 from store.format import SPLITS
 from store.progress import Advance, Progress
 from store.reader import PatchStore
 from store.writer import StoreWriter
 
-_REFERENCES_ROLE, _COORDINATE_ROLE = 1, 2
-"""Random draws are keyed by (seed, role, index)."""
 _ROUNDING_MM = 1e-6
 
 
@@ -83,9 +82,9 @@ def discover(
     turn = 0
     while len(classes) < config.classes:
         before = len(classes)
-        order = np.random.default_rng([config.seed, _REFERENCES_ROLE, turn])
+        order = np.random.default_rng([config.seed, REFERENCES, turn])
         for reference in order.permutation(search.train).tolist():
-            rng = np.random.default_rng([config.seed, _COORDINATE_ROLE, turn, reference])
+            rng = np.random.default_rng([config.seed, COORDINATE, turn, reference])
             found = search.find_class(reference, rng, classes)
             if found is not None:
                 classes.append(found)
