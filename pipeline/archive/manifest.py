@@ -57,8 +57,7 @@ class Manifest:
                 self.columns = tuple(reader.fieldnames or ())
                 if not {"path", "patient"} & set(self.columns) or set(self.columns) - {*_COLUMNS}:
                     raise ManifestError(
-                        f"{file}: the first line must name columns among path, patient and split,"
-                        " path or patient at least"
+                        f"{file}: the header needs path or patient; allowed: path, patient, split"
                     )
                 for row in reader:
                     self._add(row, roots, reader.line_num)

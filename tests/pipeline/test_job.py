@@ -164,7 +164,7 @@ def test_a_complete_store_without_its_catalogue_is_complete_but_its_archive_unkn
     done = run("prepare", phantoms, moved, "--config", config_file)
     assert (done.exit_code, done.stderr) == (0, "")
     assert "is complete; nothing to do" in done.stdout
-    assert "Whether it was made from this archive is not known" in done.stdout
+    assert "Whether it was made from this archive cannot be checked" in done.stdout
     assert PatchStore(moved).state == "complete"
     assert not catalogue_folder(moved).exists()
 
@@ -179,7 +179,7 @@ def test_a_catalogue_of_an_older_version_knows_the_files_but_not_the_archive(
     assert len(read_sources(complete)) == len(PatchStore(complete).scans.id)
     done = run("prepare", phantoms, complete, "--config", config_file)
     assert done.exit_code == 0
-    assert "Whether it was made from this archive is not known" in done.stdout
+    assert "Whether it was made from this archive cannot be checked" in done.stdout
 
 
 @pytest.fixture
@@ -375,7 +375,7 @@ def test_the_command_that_is_proposed_for_a_further_folder_reads_only_that(
         *("--workers", 1),
     )
     assert done.returncode == 0, done.stderr
-    assert any(line.startswith("reuse: 5 scans") for line in done.stderr.splitlines())
+    assert any(line.startswith("reuse survey: 5 scans") for line in done.stderr.splitlines())
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -419,12 +419,12 @@ def test_the_moved_archive_must_have_as_many_folders(
 ) -> None:
     (tmp_path / "one").mkdir()
     done = run("prepare", tmp_path / "one", of_two, "--config", config_file, "--archive-moved")
-    assert_refused(done, f"made from {two[0]} and {two[1]}", "as many", "in this order")
+    assert_refused(done, f"made from {two[0]} and {two[1]}", "same number", "in the same order")
 
 
-def test_archive_moved_is_refused_before_a_store_is_begun(phantoms: Path, tmp_path: Path) -> None:
+def test_archive_moved_is_refused_where_no_store_exists(phantoms: Path, tmp_path: Path) -> None:
     done = run("prepare", phantoms, tmp_path / "s", "--archive-moved")
-    assert_refused(done, "not begun yet", "without --archive-moved")
+    assert_refused(done, "does not exist yet", "without --archive-moved")
     assert list(tmp_path.iterdir()) == []
 
 

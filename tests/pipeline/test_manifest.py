@@ -240,9 +240,9 @@ def test_a_listed_patient_without_a_series_is_shown(studies: Path, tmp_path: Pat
             ["line 4", "this path is in line 2, too"],
         ),
         ("path,patient\nthick,A\nthick,B\n", ["line 3", "this path is in line 2, too"]),
-        ("", ["first line must name columns"]),
-        ("split\ntrain\n", ["first line must name columns"]),
-        ("path,age\nx,3\n", ["first line must name columns"]),
+        ("", ["header needs path or patient"]),
+        ("split\ntrain\n", ["header needs path or patient"]),
+        ("path,age\nx,3\n", ["header needs path or patient"]),
         ("path\nnowhere.nii\n", ["line 2", "no such file or folder: nowhere.nii"]),
         ("path,split\nthick,test\n", ["line 2", "train, validation or empty", "'test'"]),
         (

@@ -348,7 +348,10 @@ def test_an_archive_without_a_usable_series_is_refused_and_nothing_made(
     (tmp_path / "archive" / "broken.nii.gz").write_bytes(b"no image" * 100)
     done = semgen("prepare", "archive", "out/s", "--workers", 1, cwd=tmp_path)
     assert done.returncode == 1
-    assert "no usable CT series in the archive (1 unreadable)" in done.stderr.splitlines()[-1]
+    assert (
+        "no usable CT series in the archive (1 unreadable); semgen prepare"
+        in done.stderr.splitlines()[-1]
+    )
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["archive"]
 
@@ -438,7 +441,7 @@ def test_a_job_resumes_only_with_the_manifest_that_it_began_with(
     for options in ([], ["--manifest", other]):
         done = semgen(*command, *options)
         assert done.returncode == 1
-        assert "begun with another --manifest, or without" in done.stderr.splitlines()[-1]
+        assert "started with another --manifest, or without" in done.stderr.splitlines()[-1]
 
 
 def test_a_lost_write_permission_is_reported_and_nothing_is_lost(
