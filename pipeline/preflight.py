@@ -127,13 +127,13 @@ def check_job(
         raise StoreError(
             f"{path}: this store does not exist yet; prepare it without --archive-moved"
         )
-    found = given
+    matched = given
     if state is not None:
         existing = PatchStore(path, allow_building=True)
         check_same_job(existing, config, inputs)
         known = read_archive(path) if has_catalogue(path) else []
         if known:
-            found = match_archive(given, known, existing, moved=archive_moved)
+            matched = match_archive(given, known, existing, moved=archive_moved)
     complete = state == "complete"
     if old is not None and not complete:
         check_extension(old, config)
@@ -142,11 +142,11 @@ def check_job(
         path=path,
         config=config,
         state=state,
-        archive=found,
+        archive=matched,
         archive_checked=state is None or bool(known),
-        archive_moved=bool(known) and found != known,
+        archive_moved=bool(known) and matched != known,
         inputs=inputs,
-        manifest=None if listed is None or complete else Manifest(listed, found),
+        manifest=None if listed is None or complete else Manifest(listed, matched),
         weights=weights,
         extend=old,
     )

@@ -162,14 +162,14 @@ class Catalogue:
                 f"SELECT key, stamp FROM series WHERE {_PENDING} AND stamp != '' ORDER BY key"
             ).fetchall()
             for key, stamp in pending:
-                found = other.execute(
+                result = other.execute(
                     "SELECT scan_id, spacing_mm, size, frame_mm, scan_row FROM series"
                     " WHERE key = ? AND stamp = ? AND scan_row IS NOT NULL",
                     (key, stamp),
                 ).fetchone()
-                if found is None:
+                if result is None:
                     continue
-                scan_id, spacing, size, frame, row = found
+                scan_id, spacing, size, frame, row = result
                 surveyed = Surveyed(
                     key=key,
                     scan_id=int(scan_id, 16),

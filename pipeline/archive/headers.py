@@ -46,7 +46,7 @@ def read_folder(folder: Folder, config: PrepareConfig) -> list[Series]:
     """Every series of one folder. Files that are no images by name and content are ignored."""
     if folder.error:
         return [_file_series(folder, "", Rejected("folder not readable", folder.error))]
-    found: list[Series] = []
+    listed: list[Series] = []
     series: dict[str, list[Slice]] = {}
     for name in folder.files:
         path = os.path.join(folder.path, name)
@@ -54,21 +54,21 @@ def read_folder(folder: Folder, config: PrepareConfig) -> list[Series]:
             if not stat.S_ISREG(os.stat(path).st_mode):
                 continue  # a pipe or device: opening it may block
             if name.lower().endswith(VOLUME_SUFFIXES):
-                found.append(_file_series(folder, name))
+                listed.append(_file_series(folder, name))
             elif _is_packed(name.lower()):
                 raise Rejected("packed archive", "unpack it")
             elif name != _DIRECTORY and looks_like_dicom(path):
                 header = read_header(path)
                 series.setdefault(header.series or name, []).append(header)
         except Rejected as rejected:
-            found.append(_file_series(folder, name, rejected))
+            listed.append(_file_series(folder, name, rejected))
         except OSError as error:
             reason = "broken link" if os.path.islink(path) else "file not readable"
             detail = error.strerror or type(error).__name__
-            found.append(_file_series(folder, name, Rejected(reason, detail)))
+            listed.append(_file_series(folder, name, Rejected(reason, detail)))
     for uid, slices in sorted(series.items()):
-        found.append(_dicom_series(folder, uid, slices, config))
-    return found
+        listed.append(_dicom_series(folder, uid, slices, config))
+    return listed
 
 
 def _is_packed(name: str) -> bool:
@@ -95,10 +95,10 @@ def _file_series(folder: Folder, name: str, rejected: Rejected | None = None) ->
 
 def _stamp(files: Sequence[str]) -> str:
     try:
-        found = [os.stat(file) for file in sorted(files)]
+        stats = [os.stat(file) for file in sorted(files)]
     except OSError:  # reading it will give the reason
         return ""
-    return hash_words(*(f"{one.st_size} {one.st_mtime_ns}" for one in found))
+    return hash_words(*(f"{one.st_size} {one.st_mtime_ns}" for one in stats))
 
 
 def join_parts(parts: Sequence[Series], config: PrepareConfig) -> list[Series]:

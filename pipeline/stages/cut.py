@@ -59,7 +59,7 @@ def cut_crops(
         for split in SPLITS:
             plan = _SplitPlan(store, catalogue, split, digests[f"{split}/patch"])
             _cut_split(client, plan, config, advance)
-    return {name: [d for d in found if d is not None] for name, found in digests.items()}
+    return {name: [d for d in by_shard if d is not None] for name, by_shard in digests.items()}
 
 
 def _check_existing(
@@ -75,9 +75,9 @@ def _check_existing(
         for start in range(0, grid.num_shards, _SHARDS_PER_CHECK)
     ]
     with progress.stage("check shards", len(batches), "batches") as advance:
-        for (name, shards), found in run_bounded(client, check_shards, batches, str(store.path)):
-            raise_if_failed(found)
-            digests[name][shards[0] : shards[-1] + 1] = found
+        for (name, shards), present in run_bounded(client, check_shards, batches, str(store.path)):
+            raise_if_failed(present)
+            digests[name][shards[0] : shards[-1] + 1] = present
             advance(1)
     if None in digests["scans/thumbnail"]:
         raise PrepareError(
@@ -201,10 +201,10 @@ def cut_scan(store: str, cut: ScanCut, config: PrepareConfig) -> dict[int, Piece
     """
     try:
         volume = read_volume(cut.series, config)
-        found = volume.scan_id()
+        scan_id = volume.scan_id()
     except (Rejected, OSError, RuntimeError):
-        found = None
-    if found != cut.scan_id:
+        scan_id = None
+    if scan_id != cut.scan_id:
         raise SourceChanged(
             f"scan {scan_name(cut.scan_id)}: its voxels changed since the survey, or can no longer"
             " be read; restore its files (`semgen inspect STORE --paths` names them) and run the"

@@ -85,9 +85,9 @@ def discover(
         order = np.random.default_rng([config.seed, REFERENCES, turn])
         for reference in order.permutation(search.train).tolist():
             rng = np.random.default_rng([config.seed, COORDINATE, turn, reference])
-            found = search.find_class(reference, rng, classes)
-            if found is not None:
-                classes.append(found)
+            plan = search.find_class(reference, rng, classes)
+            if plan is not None:
+                classes.append(plan)
                 advance(1)
             if len(classes) == config.classes:
                 break
@@ -133,7 +133,7 @@ class _Search:
             validation_neighbour, validation_distance = self.validation_index.nearest(
                 reference, config.validation_neighbours, eligible
             )
-            found = ClassPlan(
+            plan = ClassPlan(
                 reference=reference,
                 centre=centre,
                 neighbour=neighbour,
@@ -141,8 +141,8 @@ class _Search:
                 validation_neighbour=validation_neighbour,
                 validation_distance=validation_distance,
             )
-            if not any(_clash(geometry, found, other) for other in others):
-                return found
+            if not any(_clash(geometry, plan, other) for other in others):
+                return plan
         return None
 
 

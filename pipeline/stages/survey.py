@@ -122,9 +122,9 @@ def _catalogue_series(
     advance
         Counts folders.
     """
-    for folder, found in _read_headers(client, read_folder, find_folders(archive), config):
-        crashed = isinstance(found, BaseException)
-        series = [crashed_folder(folder)] if crashed else found
+    for folder, result in _read_headers(client, read_folder, find_folders(archive), config):
+        crashed = isinstance(result, BaseException)
+        series = [crashed_folder(folder)] if crashed else result
         catalogue.add(manifest.apply(series) if manifest else series)
         advance(1)
     for parts, joined in _read_headers(client, join_parts, series_in_parts(catalogue), config):
@@ -166,9 +166,9 @@ def _survey_pending(
     folder = str(catalogue.survey_folder)
     with progress.stage("survey", catalogue.count_pending(), "scans") as advance:
         surveys = run_bounded(client, survey_series, catalogue.pending(), config, folder)
-        for series, found in surveys:
-            crashed = isinstance(found, BaseException)
-            catalogue.record(Surveyed(key=series.key, reason=CRASHED) if crashed else found)
+        for series, result in surveys:
+            crashed = isinstance(result, BaseException)
+            catalogue.record(Surveyed(key=series.key, reason=CRASHED) if crashed else result)
             advance(1)
         catalogue.commit()
 
