@@ -200,6 +200,9 @@ def connect(
         "distributed.worker.memory.terminate": False,
         "distributed.admin.log-format": "%(name)s - %(levelname)s",
         "distributed.comm.timeouts.connect": "60s",
+        # By default, a worker that does not restart within 15 s, as on a busy machine, is given up
+        # for good; without workers, the job would wait for ever.
+        "distributed.deploy.lost-worker-timeout": "1 day",
         # a series that hangs takes its time limit at each try
         "distributed.scheduler.allowed-failures": 1,
         # With Dask's default, the memory of each crop goes back to the system and is requested
