@@ -39,16 +39,16 @@ def embeddings(store: PatchStore) -> dict[str, np.ndarray]:
     blocks = images.reshape(num, 16, 4, 32, 4, 32, 4).mean(axis=(2, 4, 6)).reshape(num, -1) / 255
     blocks -= blocks.mean(axis=0)
     left, values, _ = np.linalg.svd(blocks, full_matrices=False)
-    found = {"autoencoder": np.asarray(store.scans.embedding)}
+    embeddings = {"autoencoder": np.asarray(store.scans.embedding)}
     for k in PCA_COMPONENTS:
         if k < num:
-            found[f"PCA {k}"] = left[:, :k] * values[:k]
-    found["PCA all"] = left * values
+            embeddings[f"PCA {k}"] = left[:, :k] * values[:k]
+    embeddings["PCA all"] = left * values
     for seed in range(3):
-        found[f"untrained {seed}"] = embed_scans(
+        embeddings[f"untrained {seed}"] = embed_scans(
             new_autoencoder(config.autoencoder, seed), read, num
         )
-    return found
+    return embeddings
 
 
 def distances(embedding: np.ndarray) -> np.ndarray:

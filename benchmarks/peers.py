@@ -65,23 +65,23 @@ def measure(
 ) -> dict[str, Any]:
     """Two epochs, first cold, then warm; `source` checks crops and samples memory as well."""
     drop_cache(folder)
-    found: dict[str, Any] = {"seconds": [], "start_s": 0.0, "rows": [], "bytes": size_of(folder)}
+    measured: dict[str, Any] = {"seconds": [], "start_s": 0.0, "rows": [], "bytes": size_of(folder)}
     truth = None if source is None else np.load(source / "crops.npy", mmap_mode="r")
     with MemoryWatch() if source else _Unwatched() as watch:
         began = time.perf_counter()
         epochs = open_epochs()
         for epoch in range(2):
             for batch in epochs(epoch):
-                found["start_s"] = found["start_s"] or time.perf_counter() - began
-                found["rows"].append(np.asarray(batch.rows).tolist())
+                measured["start_s"] = measured["start_s"] or time.perf_counter() - began
+                measured["rows"].append(np.asarray(batch.rows).tolist())
                 if truth is not None and batch.crops is not None:
                     assert batch.crops.dtype == torch.int16, batch.crops.dtype
-                    for row, crop in zip(found["rows"][-1], batch.crops.numpy(), strict=True):
+                    for row, crop in zip(measured["rows"][-1], batch.crops.numpy(), strict=True):
                         assert np.array_equal(crop.reshape(truth.shape[1:]), truth[row]), row
             now = time.perf_counter()
-            found["seconds"].append(now - began)
+            measured["seconds"].append(now - began)
             began = now
-    return found | {"added_mib": watch.added_mib, "bytes_used": size_of(folder)}
+    return measured | {"added_mib": watch.added_mib, "bytes_used": size_of(folder)}
 
 
 def drop_cache(folder: Path) -> None:
@@ -423,10 +423,10 @@ def run(peer: Peer, folder: Path, source: Path | None) -> dict[str, Any]:
     shutil.rmtree(used, ignore_errors=True)
     shutil.copytree(folder, used, copy_function=os.link)
     try:
-        found = measure(lambda: peer.run(used), used, source=source)
+        measured = measure(lambda: peer.run(used), used, source=source)
     finally:
         shutil.rmtree(used, ignore_errors=True)
-    return found | {"version": importlib.metadata.version(peer.package)}
+    return measured | {"version": importlib.metadata.version(peer.package)}
 
 
 def main() -> None:

@@ -189,25 +189,25 @@ def measure_whole(bench: Bench, settings: dict[str, object]) -> float:
     bench.tell("|---|---|---|---|---|")
     plain = bench.running(fixed_step(*bench.set_up(**settings)))
     bench.tell(f"| one fixed batch | {given.batch_size / plain:.0f} | {plain * 1e3:.1f} | 1 | - |")
-    found = []
+    step_s = []
     for cache in ("none", "memory", "device"):
         pretrainer, stream = bench.set_up(**settings, cache=cache)
         step = RealStep(pretrainer, stream)
         for _ in range(len(stream.plan) if cache != "none" else 0):
             step()  # an epoch fills the cache
         waited, began = step.waited_s, time.perf_counter()
-        found.append(bench.running(step))
+        step_s.append(bench.running(step))
         share = (step.waited_s - waited) / (time.perf_counter() - began)
         bench.tell(
-            f"| store (cache {cache}) and perturbation | {given.batch_size / found[-1]:.0f}"
-            f" | {found[-1] * 1e3:.1f} | {found[-1] / plain:.3f} | {share:.0%} |"
+            f"| store (cache {cache}) and perturbation | {given.batch_size / step_s[-1]:.0f}"
+            f" | {step_s[-1] * 1e3:.1f} | {step_s[-1] / plain:.3f} | {share:.0%} |"
         )
     batch = next(stream.epoch(0))
     cubes = batch.images()
     alone = bench.running(lambda: pretrainer.objective.perturb(cubes, "alone", rows=batch.rows))
-    share_alone = alone / min(found)
+    share_alone = alone / min(step_s)
     bench.tell(f"\nPerturbation alone: {alone * 1e3:.1f} ms a batch, {share_alone:.1%} of a step.")
-    return min(found)
+    return min(step_s)
 
 
 def measure_published(bench: Bench, ours: float) -> None:

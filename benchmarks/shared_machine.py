@@ -27,7 +27,7 @@ import hashlib, tempfile, time
 from pathlib import Path
 import numpy as np, torch
 from pipeline.config import AutoencoderConfig
-from pipeline.stages.embed import train_autoencoder
+from pipeline.training import train_autoencoder
 config = AutoencoderConfig(max_steps=60)
 torch.set_num_threads(config.threads)
 shape = (40, 64, 128, 128)
@@ -35,7 +35,7 @@ scans = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 with tempfile.TemporaryDirectory() as folder:
     begun = time.perf_counter()
     model, _ = train_autoencoder(lambda rows: scans[rows], train=np.arange(36),
-        held_out=np.arange(36, 40), config=config, seed=0, checkpoint=Path(folder) / "none")
+        validation=np.arange(36, 40), config=config, seed=0, checkpoint=Path(folder) / "none")
     seconds = time.perf_counter() - begun
 values = b"".join(t.numpy().tobytes() for t in model.state_dict().values())
 print(seconds, hashlib.sha256(values).hexdigest())

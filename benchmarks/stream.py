@@ -98,12 +98,12 @@ RUNS = {OURS: run_semgen, BULK: run_bulk, ZARR: run_zarr}
 def run_own(name: str, path: Path, num_rows: int, source: Path | None) -> dict[str, Any]:
     """Measure one of `RUNS` in this process."""
     folder = path / "train/patch"
-    found = measure(functools.partial(RUNS[name], path, num_rows), folder, source=source)
+    measured = measure(functools.partial(RUNS[name], path, num_rows), folder, source=source)
     shard = PatchStore(path).train.patch.grid.shard_of
     files = [folder / f"c/{i}/0/0/0" for i in range(shard(num_rows - 1) + 1)]
     stored = sum(file.stat().st_size for file in files)
     version = importlib.metadata.version("zarr" if name == ZARR else "semgen")
-    return found | {"bytes": stored, "bytes_used": stored, "version": version}
+    return measured | {"bytes": stored, "bytes_used": stored, "version": version}
 
 
 def export(path: Path, num_rows: int, folder: Path) -> None:
@@ -151,7 +151,7 @@ class Bench:
         if given.limit is not None and given.limit < len(split):
             self.num_rows = max(1, given.limit // per_shard) * per_shard
         self.source = work / "source"
-        self.found: dict[str, list[dict[str, Any]]] = {}
+        self.measured: dict[str, list[dict[str, Any]]] = {}
         self.refused: dict[str, str] = {}
         names = [*RUNS, *(PEERS if given.peers else ())]
         self.names = [n for n in names if not given.only or n in {OURS, BULK, *given.only}]
@@ -176,7 +176,7 @@ class Bench:
                 command += ["--own", name, "--limit", str(self.num_rows), *check]
                 printed = call(command, self.given.timeout)
             if printed:
-                self.found.setdefault(name, []).append(json.loads(printed))
+                self.measured.setdefault(name, []).append(json.loads(printed))
 
     def _folder(self, name: str) -> Path:
         return self.work / PEERS[name].package
@@ -191,7 +191,7 @@ class Bench:
 
     def rates(self, name: str, epoch: int) -> list[float]:
         """Crops per second in each timed round."""
-        return [self.num_rows / found["seconds"][epoch] for found in self.found[name][1:]]
+        return [self.num_rows / one["seconds"][epoch] for one in self.measured[name][1:]]
 
     def lines(self) -> list[str]:
         """The table and what explains it, as Markdown."""
@@ -209,30 +209,30 @@ class Bench:
         ]
         ran = [name for name in self.names if name not in self.refused]
         for name in ran:
-            rounds = self.found[name]
+            rounds = self.measured[name]
             cells = [f"{statistics.median(self.rates(name, epoch)):.0f}" for epoch in range(2)]
             for epoch in range(2):
                 pairs = zip(self.rates(OURS, epoch), self.rates(name, epoch), strict=True)
                 cells.append(f"{statistics.median(ours / its for ours, its in pairs):.2f}")
-            cells.append(f"{statistics.median(found['start_s'] for found in rounds[1:]):.2f}")
+            cells.append(f"{statistics.median(one['start_s'] for one in rounds[1:]):.2f}")
             cells.append(f"{rounds[0]['added_mib']:.0f}")
             before, after = (rounds[0][key] / 2**20 for key in ("bytes", "bytes_used"))
             cells.append(f"{before:.0f}" + (f", then {after:.0f}" if after > 1.01 * before else ""))
             ordered = name in {BULK, ZARR}
-            batches = [rows for found in rounds for rows in found["rows"]]
+            batches = [rows for one in rounds for rows in one["rows"]]
             cells += ["-" if ordered else f"{quality(batches, of):.3f}" for of in (scan, label)]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
         for name in ran:
             how = PEERS[name].how if name in PEERS else HOW[name]
             missing = self._missing(name)
-            lines.append(f"- {name} {self.found[name][0]['version']}: {how}{missing}")
+            lines.append(f"- {name} {self.measured[name][0]['version']}: {how}{missing}")
         lines += [f"- {name} could not run: {why}" for name, why in self.refused.items()]
         return lines
 
     def _missing(self, name: str) -> str:
         """Tells when two epochs were not every row twice."""
-        rows = np.concatenate([np.asarray(batch) for batch in self.found[name][0]["rows"]])
+        rows = np.concatenate([np.asarray(batch) for batch in self.measured[name][0]["rows"]])
         counts = np.bincount(rows, minlength=self.num_rows)
         left_out, repeated = (int(np.maximum(n, 0).sum()) for n in (2 - counts, counts - 2))
         if not left_out and not repeated:

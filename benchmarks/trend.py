@@ -24,7 +24,7 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 
 from pipeline.archive.folders import find_folders
-from pipeline.archive.series import read_folder
+from pipeline.archive.headers import read_folder
 from pipeline.archive.volume import read_volume
 from pipeline.autoencoder import new_autoencoder
 from pipeline.config import PrepareConfig
@@ -66,7 +66,7 @@ def measure(folder: Path) -> dict[str, float]:
     """Every figure in milliseconds."""
     config = PrepareConfig()
     write_nifti(draw_phantom(0, 0, protocol="chest"), folder / "scan.nii.gz")
-    (series,) = (found for place in find_folders([folder]) for found in read_folder(place, config))
+    (series,) = (one for place in find_folders([folder]) for one in read_folder(place, config))
     volume = read_volume(series, config)
     box = frame_box(volume, "body")
     origin_mm = (box.mean(axis=0) - 20).tolist()
@@ -149,17 +149,17 @@ def main() -> None:
         parser.error("set OMP_NUM_THREADS=1, as workers do: NumPy's threads shape these figures")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(Path(folder))
+        measured = measure(Path(folder))
     known: dict[str, float] = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     print(f"{'':36}{'ms':>9}{'recorded':>10}{'ratio':>8}{'of fixed work':>15}")
-    for name, ms in found.items():
+    for name, ms in measured.items():
         line = f"{name:36}{ms:9.3f}"
         if name in known:
-            fixed = (ms / found["fixed work"]) / (known[name] / known["fixed work"])
+            fixed = (ms / measured["fixed work"]) / (known[name] / known["fixed work"])
             line += f"{known[name]:10.3f}{ms / known[name]:8.2f}{fixed:15.2f}"
         print(line)
     if record:
-        rounded = {name: round(ms, 4) for name, ms in found.items()}
+        rounded = {name: round(ms, 4) for name, ms in measured.items()}
         RECORD.write_text(json.dumps(rounded, indent=2) + "\n")
         print(f"recorded in {RECORD.name}")
 

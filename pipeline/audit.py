@@ -21,17 +21,15 @@ from store.settings import build
 from store.verification import Problem
 
 
-def audit(
-    path: str | Path, *, sample: int, seed: int = 0, progress: Progress | None = None
-) -> Iterator[Problem]:
-    """Read the sources of `sample` random crops (of all, where there are fewer), yield problems.
+def audit(path: str | Path, *, sample: int, progress: Progress = SILENT) -> Iterator[Problem]:
+    """Read the sources of `sample` random crops (all crops if there are fewer), yield problems.
 
     Raises StoreError without the store's private catalogue.
     """
     store = PatchStore(path)
     config = build(PrepareConfig, store.config)
     counts = [len(store.split(name)) for name in SPLITS]
-    chosen = np.random.default_rng(seed).permutation(sum(counts))[:sample]
+    chosen = np.random.default_rng(0).permutation(sum(counts))[:sample]
     split_of = (chosen >= counts[0]).astype(int)
     row_of = chosen - counts[0] * split_of
     scan_of = np.array(
@@ -41,7 +39,7 @@ def audit(
         ]
     )
     scans = np.unique(scan_of).tolist()
-    with (progress or SILENT).stage("re-cut", len(chosen), "crops") as advance:
+    with progress.stage("re-cut", len(chosen), "crops") as advance:
         for scan, series in zip(scans, read_series(store.path, scans), strict=True):
             ours = scan_of == scan
             volume = _read_unchanged(series, int(store.scans.id[scan]), config)

@@ -6,16 +6,21 @@ blocks of 4 x 4 x 4, without skip connections: all that is restored passes the b
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from pipeline.config import AutoencoderConfig
+from pipeline.seeds import INITIAL_WEIGHTS, hash_seed
 from store.atomic import replace_file
 from store.errors import ConfigError
 from store.format import AUTOENCODER_FILE, THUMBNAIL_SHAPE
@@ -23,8 +28,9 @@ from store.format import AUTOENCODER_FILE, THUMBNAIL_SHAPE
 _REDUCTION = 4
 _LEVELS = 3
 _NORM_GROUPS = 4
-_INIT_ROLE = 13
-"""Random draws are keyed by (seed, role, ...)."""
+
+Thumbnails = Callable[[NDArray[Any]], NDArray[np.uint8]]
+"""Read rows (n,) -> (n, 64, 128, 128) uint8."""
 
 
 class Autoencoder(nn.Module):
@@ -81,7 +87,7 @@ class Autoencoder(nn.Module):
 def new_autoencoder(config: AutoencoderConfig, seed: int) -> Autoencoder:
     """An untrained autoencoder; does not change the global random state."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, _INIT_ROLE))
+        torch.manual_seed(hash_seed(seed, INITIAL_WEIGHTS))
         return Autoencoder(latent=config.latent, width=config.width)
 
 
@@ -108,7 +114,14 @@ def load_autoencoder(file: Path) -> Autoencoder:
     return model.eval()
 
 
-def seed_of(*key: int) -> int:
-    """A 63-bit seed from (seed, role, index...)."""
-    digest = hashlib.sha256(" ".join(map(str, key)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+def reduced_loader(thumbnails: Thumbnails, *, kept: int) -> Callable[[NDArray[Any]], Tensor]:
+    """Rows (n,) -> (n, 1, 16, 32, 32), the model's input; the last `kept` need no reading."""
+    # one buffer for all scans: a new one for each would fragment memory, by several MiB a scan
+    image = torch.empty(1, 1, *THUMBNAIL_SHAPE)
+
+    @lru_cache(maxsize=kept)
+    def load_one(row: int) -> Tensor:
+        image.copy_(torch.from_numpy(thumbnails(np.array([row]))).unsqueeze(1))
+        return Autoencoder.reduce(image.div_(255))
+
+    return lambda rows: torch.cat([load_one(int(row)) for row in rows])

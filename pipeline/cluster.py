@@ -22,8 +22,9 @@ from store.errors import SemgenError
 from store.progress import SILENT, Progress
 
 _TASK_SECONDS = 0.2
+"""Items share a task as long as it takes at most about this long."""
 _MAX_SHARING = 16
-"""Items share a task that takes at most about this long, and has at most this many items."""
+"""Maximum number of items that share a task."""
 WORKER_MODULES: Final = ("pipeline.stages.survey", "pipeline.stages.cut")
 """Modules of the functions that workers run."""
 _CONNECT_SECONDS = 10.0
@@ -195,18 +196,21 @@ def connect(
         with _connect_to(scheduler, progress) as client:
             yield client
         return
-    quiet = {
+    settings = {
         "distributed.worker.memory.terminate": False,
         "distributed.admin.log-format": "%(name)s - %(levelname)s",
         "distributed.comm.timeouts.connect": "60s",
+        # By default, a worker that does not restart within 15 s, as on a busy machine, is given up
+        # for good; without workers, the job would wait for ever.
+        "distributed.deploy.lost-worker-timeout": "1 day",
         # a series that hangs takes its time limit at each try
         "distributed.scheduler.allowed-failures": 1,
-        # Dask's own value makes every crop's buffers fresh pages: cutting took twice as long.
-        # Whole scans still go back to the system at once.
+        # With Dask's default, the memory of each crop goes back to the system and is requested
+        # again: cutting took twice as long. The memory of whole scans still goes back at once.
         "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 2**24,
         "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 2**22,
     }
-    with dask.config.set(quiet), contextlib.ExitStack() as stack:
+    with dask.config.set(settings), contextlib.ExitStack() as stack:
         with _interrupts_ignored(), _start_explained():
             cluster = LocalCluster(
                 n_workers=workers or count_cores(),

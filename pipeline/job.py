@@ -1,8 +1,8 @@
 """The job: from an archive to a complete store, stage by stage; resumes after any interruption.
 
-Workers read, cut and write; this process plans, and holds nothing that grows with the archive but
-small tables. What is done is known from what exists: series in the catalogue, stages in the
-store's attribute, shards by their checksums.
+Workers read, cut and write; this process plans, and its memory grows only by small tables. Progress
+is read from the results themselves: series in the catalogue, stages in the store's attribute,
+shards by their checksums.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def prepare(
         A complete store of an earlier state of the archive: its survey is used for series that did
         not change. The result is the same as without.
     archive_moved
-        The archive that the store was begun with is at `archive` now, its parts in the same order.
-        Voxels are compared with the survey when crops are cut.
+        The archive that the store was started with is at `archive` now, its folders and files in
+        the same order. Voxels are compared with the survey when crops are cut.
     progress
         Shows the stages.
 
@@ -107,7 +107,8 @@ def prepare(
             reasons = ", ".join(f"{n} {reason}" for reason, n in catalogue.reasons().items())
             _remove(job.path, catalogue.folder, created)
             raise PrepareError(
-                f"no usable CT series in the archive ({reasons or 'no images found'})"
+                f"no usable CT series in the archive ({reasons or 'no images found'});"
+                " semgen prepare ... --dry-run shows why"
             )
         seconds = catalogue.seconds()
         return summarise(job.name, seconds, already_complete=False, archive_checked=True)
@@ -116,7 +117,9 @@ def prepare(
 def _begin(job: Job, catalogue: Catalogue) -> None:
     """Create the store, or make the unfinished one ready to be continued."""
     if find_state(job.path) != job.state:  # changed before it was locked
-        raise StoreError(f"{job.path}: another prepare was running on it; run again")
+        raise StoreError(
+            f"{job.path}: another `semgen prepare` changed this store; run the same command again"
+        )
     if job.archive_moved:
         catalogue.move_archive(job.archive)
     delete_partial_files(job.path)
@@ -187,7 +190,7 @@ def _failures_explained(catalogue: Path) -> Iterator[None]:
     except KilledWorker as error:
         raise PrepareError(
             "a worker died several times during one task, most likely for lack of memory;"
-            " run again with fewer --workers"
+            " run the same command again with fewer --workers"
         ) from error
     except CancelledError as error:
         raise PrepareError(

@@ -52,10 +52,10 @@ class Neighbours:
         query = self._embedding[scan]
         wanted = min(2 * num, len(self.rows))
         while True:
-            found = self._index.search(query[None], wanted)[1][0]
-            candidates = self.rows[found[found >= 0]]
+            hits = self._index.search(query[None], wanted)[1][0]
+            candidates = self.rows[hits[hits >= 0]]
             candidates = candidates[eligible[candidates]]
-            if len(candidates) >= num or wanted == len(self.rows) or found[-1] < 0:
+            if len(candidates) >= num or wanted == len(self.rows) or hits[-1] < 0:
                 break  # -1: the index finds no more
             wanted = min(4 * wanted, len(self.rows))
         offset = self._embedding[candidates].astype(np.float64) - query

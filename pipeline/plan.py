@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import PrepareConfig
 from pipeline.place import Floats, Geometry, Scans
-
-_SCALES_ROLE = 3
-"""Random draws are keyed by (seed, role, index)."""
+from pipeline.seeds import SCALES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,12 +68,12 @@ def row_tables(
     geometry = Geometry(scans, config)
     num_scales = config.scales if split == "train" else 1
     label, scan, scale, origin, extent = [], [], [], [], []
-    for number, found in enumerate(classes):
-        members = found.neighbour if split == "train" else found.validation_neighbour
-        rng = np.random.default_rng([config.seed, _SCALES_ROLE, number])
+    for number, plan in enumerate(classes):
+        members = plan.neighbour if split == "train" else plan.validation_neighbour
+        rng = np.random.default_rng([config.seed, SCALES, number])
         side = rng.integers(*config.side_steps, size=(len(members), 2))
         shift = rng.integers(*config.shift_steps, size=(len(members), 2, 2))
-        centre = geometry.centre_mm(found.centre, members)
+        centre = geometry.centre_mm(plan.centre, members)
         step = geometry.step_mm[members]
         for level in range(num_scales):
             size, middle = geometry.extent_mm[members].copy(), centre.copy()

@@ -124,14 +124,16 @@ def check_job(
     inputs = digest_inputs(manifest=listed, autoencoder=weights)
     state, known = find_state(path), []
     if state is None and archive_moved:
-        raise StoreError(f"{path}: not begun yet; prepare it without --archive-moved")
-    found = given
+        raise StoreError(
+            f"{path}: this store does not exist yet; prepare it without --archive-moved"
+        )
+    matched = given
     if state is not None:
         existing = PatchStore(path, allow_building=True)
         check_same_job(existing, config, inputs)
         known = read_archive(path) if has_catalogue(path) else []
         if known:
-            found = match_archive(given, known, existing, moved=archive_moved)
+            matched = match_archive(given, known, existing, moved=archive_moved)
     complete = state == "complete"
     if old is not None and not complete:
         check_extension(old, config)
@@ -140,31 +142,31 @@ def check_job(
         path=path,
         config=config,
         state=state,
-        archive=found,
+        archive=matched,
         archive_checked=state is None or bool(known),
-        archive_moved=bool(known) and found != known,
+        archive_moved=bool(known) and matched != known,
         inputs=inputs,
-        manifest=None if listed is None or complete else Manifest(listed, found),
+        manifest=None if listed is None or complete else Manifest(listed, matched),
         weights=weights,
         extend=old,
     )
 
 
 def check_same_job(store: PatchStore, config: PrepareConfig, inputs: dict[str, str]) -> None:
-    """StoreError when a store was begun with other settings or other inputs.
+    """StoreError when a store was started with other settings or other inputs.
 
     Of a complete store without its catalogue, only the settings are compared.
     """
     changed = differences(to_json(config), store.config)
     if changed:
         raise StoreError(
-            f"{store.path}: begun with other settings ({'; '.join(changed)});"
+            f"{store.path}: started with other settings ({'; '.join(changed)});"
             " use those, or give another folder"
         )
     surveyed = store.state == "building" and "survey" in store.stages
     if surveyed and survey_version(store) != SURVEY_VERSION:
         raise StoreError(
-            f"{store.path}: begun by another version of semgen; finish it with that one, or"
+            f"{store.path}: started by another version of semgen; finish it with that one, or"
             " delete the store and prepare it again"
         )
     if not has_catalogue(store.path):
@@ -179,7 +181,7 @@ def check_same_job(store: PatchStore, config: PrepareConfig, inputs: dict[str, s
     if changed:
         names = " and ".join(f"--{name}" for name in inputs if any(name in c for c in changed))
         raise StoreError(
-            f"{store.path}: begun with another {names}, or without one; use the same, or"
+            f"{store.path}: started with another {names}, or without one; use the same, or"
             " give another folder"
         )
 
@@ -199,8 +201,8 @@ def match_archive(
     if moved:
         if len(archive) != len(known):
             raise StoreError(
-                f"{store.path}: made from {_names(known)}; with --archive-moved, name as many"
-                " folders or files, in this order"
+                f"{store.path}: made from {_names(known)}; with --archive-moved, give the same"
+                " number of folders or files, in the same order"
             )
         return archive
     new = [path for path in archive if path not in known]
@@ -237,7 +239,10 @@ def check_extension(old: Path, config: PrepareConfig) -> None:
         {name: store.config[name] for name in _SURVEY_SETTINGS},
     )
     if changed:
-        raise StoreError(f"{old}: surveyed with other settings ({'; '.join(changed)})")
+        raise StoreError(
+            f"{old}: surveyed with other settings ({'; '.join(changed)}); prepare the new store"
+            " without --extend, or with the same settings"
+        )
     if survey_version(store) != SURVEY_VERSION:
         raise StoreError(
             f"{old}: surveyed by another version of semgen, which found other frame boxes or scans;"

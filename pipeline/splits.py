@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import PrepareConfig
+from pipeline.seeds import VALIDATION
 from store.errors import SemgenError
 
-_ROLE = 4
-"""Random draws are keyed by (seed, role)."""
 _REPAIR = "correct the manifest, delete the store, and prepare again"
 
 
@@ -65,7 +64,7 @@ def split_patients(
         wanted = max(1, wanted)
     num_given = int(in_validation.sum())
     wanted = max(0, min(wanted - num_given, len(first) - num_given - 1))
-    order = np.random.default_rng([config.seed, _ROLE]).permutation(len(first))
+    order = np.random.default_rng([config.seed, VALIDATION]).permutation(len(first))
     free = ~(in_train | in_validation)
     chosen = np.concatenate([order[free[order]][:wanted], np.flatnonzero(in_validation)])
     return number, np.isin(number, chosen).astype(np.uint8)

@@ -52,7 +52,7 @@ def test_only_the_reader_of_images_needs_readers_of_images() -> None:
         file.relative_to(ROOT).as_posix()
         for package in ("store", "trainer")
         for file in (ROOT / package).rglob("*.py")
-        if "store.images" in file.read_text("utf-8") and file.parent.name != "images"
+        if "store.images." in file.read_text("utf-8") and file.parent.name != "images"
     }
     assert {str(Path(user).parent) for user in users} == {"trainer/finetuning"}
 
@@ -73,6 +73,16 @@ def test_the_packages_do_not_import_the_tests_or_benchmarks() -> None:
 def test_settings_import_neither_torch_nor_numpy() -> None:
     modules = "pipeline.config", "trainer.config", "trainer.finetuning.config"
     script = f"import sys, {', '.join(modules)}; print(sorted(set({HEAVY}) & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
+def test_reading_a_catalogue_needs_no_reader_of_images() -> None:
+    """`semgen inspect --paths` starts quickly, also where SimpleITK is slow to load."""
+    names = "'pydicom', 'SimpleITK', 'distributed', 'torch'"
+    script = f"import sys, pipeline.archive.lookup; print(sorted({{{names}}} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )

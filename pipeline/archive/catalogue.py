@@ -7,7 +7,6 @@ series need no memory and a killed job loses nothing that was committed.
 from __future__ import annotations
 
 import fcntl
-import itertools
 import json
 import shutil
 import sqlite3
@@ -21,13 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.archive.lookup import (
-    DATABASE,
-    SETTINGS,
-    SURVEY,
+from pipeline.archive.lookup import DATABASE, SETTINGS, SURVEY, open_read_only
+from pipeline.archive.rows import (
     digest_settings,
     first_file,
-    open_read_only,
     pack_files,
     pack_path,
     select_archive,
@@ -35,8 +31,9 @@ from pipeline.archive.lookup import (
     select_series,
     unpack_files,
 )
-from pipeline.archive.series import DUPLICATE, JOINED, NOT_CHOSEN, NOT_LISTED, OF_PARTS, Series
+from pipeline.archive.series import Series
 from store.format import StoreError
+from store.geometry import scan_name
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS series (
@@ -53,7 +50,6 @@ CREATE TABLE IF NOT EXISTS archive (number INTEGER PRIMARY KEY, path TEXT);
 """
 _COMMIT_SECONDS = 0.5
 _PENDING = "reason IS NULL AND scan_id IS NULL"
-_PREFERENCE = "axial DESC, slice_gap_mm, num_files DESC, key"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,9 +81,9 @@ class Catalogue:
             raise StoreError(
                 f"{folder}: another prepare is running on this store; wait until it ends"
             ) from error
-        self._db = sqlite3.connect(folder / DATABASE)
+        self.db = sqlite3.connect(folder / DATABASE)
         try:
-            self._db.executescript(_SCHEMA)
+            self.db.executescript(_SCHEMA)
         except sqlite3.Error as error:
             self.close()
             raise StoreError(
@@ -96,7 +92,7 @@ class Catalogue:
         self._committed = time.monotonic()
 
     def close(self) -> None:
-        self._db.close()
+        self.db.close()
         self._lock.close()
 
     @property
@@ -112,7 +108,7 @@ class Catalogue:
     def reset(self) -> None:
         """Delete all content."""
         for table in ("series", "timing", "input", "archive"):
-            self._db.execute(f"DELETE FROM {table}")
+            self.db.execute(f"DELETE FROM {table}")
         self.commit()
         self.tidy()
 
@@ -123,7 +119,7 @@ class Catalogue:
 
     def add(self, series: Iterable[Series], *, again: bool = False) -> None:
         """Insert series; a known one is kept as it is, or replaced where `again` is true."""
-        self._db.executemany(
+        self.db.executemany(
             f"INSERT OR {'REPLACE' if again else 'IGNORE'} INTO series (key, kind, files,"
             " num_files, patient, study, uid, axial, slice_gap_mm, split, stamp, reason, detail)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -148,53 +144,9 @@ class Catalogue:
         )
         self._commit_now_and_then()
 
-    def series_in_parts(self) -> list[tuple[Series, ...]]:
-        """DICOM series that lie in several folders, each as its parts.
-
-        Parts that a manifest does not list are included, last, where the listed parts alone do
-        not make a scan.
-        """
-        listed = f"(reason IS NULL OR reason IN {OF_PARTS})"
-        may_join = f"(reason = '{NOT_LISTED}' OR {listed}) AND scan_id IS NULL AND uid != ''"
-        rows = self._db.execute(
-            f"SELECT uid, key FROM series WHERE {may_join} AND uid IN (SELECT uid FROM series"
-            f" WHERE {may_join} GROUP BY uid HAVING count(*) > 1 AND sum({listed}) > 0)"
-            f" ORDER BY uid, reason IS NOT NULL AND reason = '{NOT_LISTED}', files"
-        ).fetchall()
-        found = []
-        for _, group in itertools.groupby(rows, key=lambda row: row[0]):
-            parts = [select_series(self._db, "key", key) for _, key in group]
-            if any(part.reason is None for part in parts):
-                parts = [part for part in parts if part.reason != NOT_LISTED]
-            if len(parts) > 1:
-                found.append(tuple(parts))
-        return found
-
-    def choose_one_per_study(self) -> None:
-        """Reject all but the best series of each study: axial, with the thinnest slices."""
-        self._db.execute(
-            f"UPDATE series SET reason = '{NOT_CHOSEN}', detail = 'its study has a better one'"
-            " WHERE reason IS NULL AND key NOT IN (SELECT key FROM (SELECT key, row_number() OVER"
-            f" (PARTITION BY study ORDER BY {_PREFERENCE}) AS rank FROM series"
-            " WHERE reason IS NULL OR scan_id IS NOT NULL) WHERE rank = 1)"
-        )
-        self.commit()
-
-    def choose_next_best(self) -> int:
-        """Accept the next best series of studies whose best was unusable; returns how many."""
-        count = self._db.execute(
-            "UPDATE series SET reason = NULL, detail = '' WHERE key IN (SELECT key FROM (SELECT"
-            f" key, row_number() OVER (PARTITION BY study ORDER BY {_PREFERENCE}) AS rank FROM"
-            f" series WHERE reason = '{NOT_CHOSEN}' AND study NOT IN (SELECT study FROM series"
-            f" WHERE reason IS NULL OR scan_id IS NOT NULL AND reason != '{NOT_CHOSEN}'))"
-            " WHERE rank = 1)"
-        ).rowcount
-        self.commit()
-        return count
-
     def listing(self) -> Iterator[tuple[str, int, str | None, str]]:
         """(first file, number of files, reason, detail) of every series, sorted by file."""
-        rows = self._db.execute(
+        rows = self.db.execute(
             "SELECT files, num_files, reason, detail FROM series ORDER BY files, key"
         )
         return ((first_file(files), count, reason, detail) for files, count, reason, detail in rows)
@@ -206,18 +158,18 @@ class Catalogue:
         there are left out, since the reason may no longer hold.
         """
         with open_read_only(store) as other:
-            pending = self._db.execute(
+            pending = self.db.execute(
                 f"SELECT key, stamp FROM series WHERE {_PENDING} AND stamp != '' ORDER BY key"
             ).fetchall()
             for key, stamp in pending:
-                found = other.execute(
+                result = other.execute(
                     "SELECT scan_id, spacing_mm, size, frame_mm, scan_row FROM series"
                     " WHERE key = ? AND stamp = ? AND scan_row IS NOT NULL",
                     (key, stamp),
                 ).fetchone()
-                if found is None:
+                if result is None:
                     continue
-                scan_id, spacing, size, frame, row = found
+                scan_id, spacing, size, frame, row = result
                 surveyed = Surveyed(
                     key=key,
                     scan_id=int(scan_id, 16),
@@ -229,13 +181,13 @@ class Catalogue:
 
     def record(self, surveyed: Surveyed) -> None:
         """Store the result of surveying one series."""
-        self._db.execute(
+        self.db.execute(
             "UPDATE series SET reason = ?, detail = ?, scan_id = ?, spacing_mm = ?, size = ?,"
             " frame_mm = ? WHERE key = ?",
             (
                 surveyed.reason,
                 surveyed.detail,
-                None if surveyed.reason else f"{surveyed.scan_id:016x}",
+                None if surveyed.reason else scan_name(surveyed.scan_id),
                 json.dumps(surveyed.spacing_mm),
                 json.dumps(surveyed.size),
                 json.dumps(surveyed.frame_mm),
@@ -249,48 +201,28 @@ class Catalogue:
             self.commit()
 
     def commit(self) -> None:
-        self._db.commit()
+        self.db.commit()
         self._committed = time.monotonic()
 
     def count_pending(self) -> int:
         """Number of series still to be surveyed."""
-        return self._count(_PENDING)
+        return self.count(_PENDING)
 
-    def _count(self, condition: str) -> int:
-        return int(self._db.execute(f"SELECT count(*) FROM series WHERE {condition}").fetchone()[0])
+    def count(self, condition: str) -> int:
+        return int(self.db.execute(f"SELECT count(*) FROM series WHERE {condition}").fetchone()[0])
 
     def pending(self) -> Iterator[Series]:
         """Series still to be surveyed, in a stable order."""
-        keys = self._db.execute(f"SELECT key FROM series WHERE {_PENDING} ORDER BY key").fetchall()
-        return (select_series(self._db, "key", key) for (key,) in keys)
+        keys = self.db.execute(f"SELECT key FROM series WHERE {_PENDING} ORDER BY key").fetchall()
+        return (select_series(self.db, "key", key) for (key,) in keys)
 
     def scan_series(self, scan_row: int) -> Series:
         """The series that became a row of `scans`."""
-        return select_series(self._db, "scan_row", scan_row)
-
-    def reject_duplicates(self) -> None:
-        """Of several series with the same content, keep the first by key."""
-        self._db.execute(
-            f"UPDATE series SET reason = '{DUPLICATE}', detail = 'content of ' || scan_id"
-            " WHERE scan_id IS NOT NULL AND reason IS NULL AND key NOT IN"
-            " (SELECT min(key) FROM series WHERE scan_id IS NOT NULL GROUP BY scan_id)"
-        )
-        self.commit()
-
-    def number_scans(self) -> int:
-        """Give accepted scans their rows, in order of their scan ids; returns how many."""
-        self._db.execute("UPDATE series SET scan_row = NULL")
-        self._db.execute(
-            "UPDATE series SET scan_row = numbered.n FROM (SELECT key AS k, row_number() OVER"
-            " (ORDER BY scan_id) - 1 AS n FROM series WHERE reason IS NULL) AS numbered"
-            " WHERE series.key = numbered.k"
-        )
-        self.commit()
-        return self._count("scan_row IS NOT NULL")
+        return select_series(self.db, "scan_row", scan_row)
 
     def scan_tables(self) -> dict[str, NDArray[Any]]:
         """Tables of the accepted scans in row order: `id`, `spacing_mm`, `size`, `frame_mm`."""
-        rows = self._db.execute(
+        rows = self.db.execute(
             "SELECT scan_id, spacing_mm, size, frame_mm FROM series"
             " WHERE scan_row IS NOT NULL ORDER BY scan_row"
         ).fetchall()
@@ -302,47 +234,22 @@ class Catalogue:
             "frame_mm": np.array([json.loads(f) for f in frame], np.float64),
         }
 
-    def claims(self) -> dict[str, NDArray[Any]]:
-        """Which patient each accepted scan belongs to, by every series with its content.
-
-        Rejected copies count too, so a scan may have several entries. Returns columns of equal
-        length: `scan`, a row; `patient`, the series' patient key; `wanted_split`, 0 or 1 where the
-        manifest names a split, else -1.
-        """
-        of_copies = (
-            "SELECT kept.scan_row, copy.patient, copy.split FROM series AS copy"
-            " JOIN series AS kept ON kept.scan_id = copy.scan_id WHERE kept.scan_row IS NOT NULL"
-        )
-        of_parts = (  # folders of one series: all but the first have no scan of their own
-            "SELECT kept.scan_row, part.patient, part.split FROM series AS part"
-            " JOIN series AS first ON first.uid = part.uid"
-            " JOIN series AS kept ON kept.scan_id = first.scan_id WHERE kept.scan_row IS NOT NULL"
-            f" AND part.uid != '' AND part.reason IN ('{JOINED}', '{DUPLICATE}')"
-        )
-        rows = self._db.execute(f"{of_copies} UNION {of_parts} ORDER BY 1, 2, 3").fetchall()
-        scan, patient, split = zip(*rows, strict=True)
-        return {
-            "scan": np.array(scan, np.int64),
-            "patient": np.array(patient),
-            "wanted_split": np.array([-1 if s is None else s for s in split], np.int8),
-        }
-
     def scan_keys(self) -> list[str]:
         """Series keys by scan row."""
         return [
             row[0]
-            for row in self._db.execute(
+            for row in self.db.execute(
                 "SELECT key FROM series WHERE scan_row IS NOT NULL ORDER BY scan_row"
             )
         ]
 
     def reasons(self) -> dict[str, int]:
         """Number of rejected series by reason."""
-        return dict(sorted(Counter(reason for _, reason, _ in select_rejections(self._db)).items()))
+        return dict(sorted(Counter(reason for _, reason, _ in select_rejections(self.db)).items()))
 
     def add_seconds(self, stage: str, seconds: float) -> None:
         """Add to the time that a stage took, over all runs."""
-        self._db.execute(
+        self.db.execute(
             "INSERT INTO timing VALUES (?, ?) ON CONFLICT (stage)"
             " DO UPDATE SET seconds = seconds + excluded.seconds",
             (stage, seconds),
@@ -352,20 +259,18 @@ class Catalogue:
     def record_inputs(self, digests: dict[str, str], settings: dict[str, Any]) -> None:
         """Store digests of the job's input files, by name, and of its settings."""
         inputs = {**digests, SETTINGS: digest_settings(settings)}
-        self._db.executemany("INSERT OR REPLACE INTO input VALUES (?, ?)", inputs.items())
+        self.db.executemany("INSERT OR REPLACE INTO input VALUES (?, ?)", inputs.items())
         self.commit()
 
     def record_archive(self, archive: Sequence[Path]) -> None:
         """Store the archive's folders and files (resolved paths), in their order."""
-        self._db.execute("DELETE FROM archive")
-        self._db.executemany(
-            "INSERT INTO archive VALUES (?, ?)", enumerate(map(pack_path, archive))
-        )
+        self.db.execute("DELETE FROM archive")
+        self.db.executemany("INSERT INTO archive VALUES (?, ?)", enumerate(map(pack_path, archive)))
         self.commit()
 
     def move_archive(self, archive: Sequence[Path]) -> None:
         """Change all paths: the recorded folders and files are now these, in the same order."""
-        pairs = zip(select_archive(self._db), archive, strict=True)
+        pairs = zip(select_archive(self.db), archive, strict=True)
         moves = [(str(before).rstrip("/"), str(after).rstrip("/")) for before, after in pairs]
         moves.sort(key=lambda move: len(move[0]), reverse=True)  # the closest parent folder first
 
@@ -375,15 +280,15 @@ class Catalogue:
                     return after + file[len(before) :]
             return file
 
-        self._db.create_function(
+        self.db.create_function(
             "moved", 1, lambda files: pack_files(map(move, unpack_files(files)))
         )
-        self._db.execute("UPDATE series SET files = moved(files)")
+        self.db.execute("UPDATE series SET files = moved(files)")
         self.record_archive(archive)
 
     def seconds(self) -> dict[str, float]:
         """Seconds by stage, over all runs."""
-        return dict(self._db.execute("SELECT stage, seconds FROM timing").fetchall())
+        return dict(self.db.execute("SELECT stage, seconds FROM timing").fetchall())
 
 
 def thumbnail_path(survey_folder: Path, key: str) -> Path:

@@ -71,8 +71,8 @@ def _walk(root: str, known: set[str]) -> Iterator[tuple[str, tuple[str, ...], st
     while waiting:
         path, below_link = waiting.pop()
         try:
-            with os.scandir(path) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
+            with os.scandir(path) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
         except OSError as error:
             yield path, (), error.strerror or type(error).__name__
             continue

@@ -57,8 +57,7 @@ class Manifest:
                 self.columns = tuple(reader.fieldnames or ())
                 if not {"path", "patient"} & set(self.columns) or set(self.columns) - {*_COLUMNS}:
                     raise ManifestError(
-                        f"{file}: the first line must name columns among path, patient and split,"
-                        " path or patient at least"
+                        f"{file}: the header needs path or patient; allowed: path, patient, split"
                     )
                 for row in reader:
                     self._add(row, roots, reader.line_num)
@@ -79,10 +78,10 @@ class Manifest:
                     " has another one"
                 )
         if "path" in self.columns:
-            found = next((root / path for root in roots if path and (root / path).exists()), None)
-            if found is None:
+            target = next((root / path for root in roots if path and (root / path).exists()), None)
+            if target is None:
                 raise ManifestError(f"{where}: no such file or folder: {path or '(empty)'}")
-            known = self._by_path.setdefault(found.resolve(), entry)
+            known = self._by_path.setdefault(target.resolve(), entry)
             if known != entry:
                 raise ManifestError(
                     f"{where}: this path is in line {known.line}, too, with another patient or"
@@ -91,14 +90,14 @@ class Manifest:
         elif not patient:
             raise ManifestError(f"{where}: patient is empty")
         if known is entry:
-            self._unused[line] = str(found) if "path" in self.columns else str(self.file)
+            self._unused[line] = str(target) if "path" in self.columns else str(self.file)
 
-    def apply(self, found: Iterable[Series]) -> list[Series]:
+    def apply(self, series: Iterable[Series]) -> list[Series]:
         """The series with their patients and splits; those that are not listed are rejected.
 
         Raises ManifestError where two lines that match one series disagree.
         """
-        return [self._apply(series) for series in found]
+        return [self._apply(one) for one in series]
 
     def unused(self) -> list[Series]:
         """After all were applied: a rejected entry for each line without a series."""
@@ -139,10 +138,10 @@ class Manifest:
         paths |= {file.resolve() for file in files if file.is_symlink()}
         nearest: set[_Entry] = set()
         while paths:
-            found = [self._by_path[path] for path in paths if path in self._by_path]
-            for entry in found:
+            entries = [self._by_path[path] for path in paths if path in self._by_path]
+            for entry in entries:
                 self._unused.pop(entry.line, None)
-            nearest = nearest or set(found)
+            nearest = nearest or set(entries)
             paths = {path.parent for path in paths if path != path.parent}
         if len(nearest) > 1:
             lines = " and ".join(str(line) for line in sorted(entry.line for entry in nearest))

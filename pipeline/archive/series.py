@@ -1,46 +1,26 @@
-"""Find series in an archive and read their headers; no voxel is read here.
+"""A series as the catalogue stores it, and the reasons for which one is not used.
 
-DICOM headers are read one folder at a time. Volumetric files (NIfTI, MetaImage, NRRD) are listed
-by name; their headers are read by the worker that reads the voxels, since a malformed one can
-crash the reading library. Files and folders that cannot be read are listed, too, with the reason.
+Imports no library that reads images.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
-import os
-import stat
-import traceback
-from collections.abc import Sequence
 from typing import Final
 
-import numpy as np
-
-from pipeline.archive.folders import Folder
-from pipeline.config import PrepareConfig
-from store.images import VOLUME_SUFFIXES, Rejected
-from store.images.slices import SUFFIXES, Slice, looks_like_dicom, order_slices, read_header
-
-_COMPRESSED: Final = (".gz", ".bz2", ".xz", ".zst")
-_PACKED: Final = (".zip", ".7z", ".rar", ".tar", ".tgz", ".tbz2", ".txz")
-_DIRECTORY: Final = "DICOMDIR"
-"""A DICOM file that lists others and contains no image."""
-_SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"  # and its kinds, by prefix
 CRASHED: Final = "reader crashed"
 """Reason of a series whose reading killed its process, or had to be stopped."""
 INTERNAL: Final = "internal error"
 """Reason of a series on which semgen itself failed; the detail is the traceback."""
-OF_PARTS: Final = ("too few slices", "missing slices", "uneven slice spacing")
+MAY_BE_INCOMPLETE: Final = ("too few slices", "missing slices", "uneven slice spacing")
 """Reasons that may vanish when the slices of other folders join a series."""
-_OF_JOINED: Final = ("missing slices", "too large")
 JOINED: Final = "joined"
 """Reason of a series whose slices belong to the same series in another folder."""
 DUPLICATE: Final = "duplicate"
 NOT_LISTED: Final = "not in the manifest"
 NOT_CHOSEN: Final = "not chosen"
-"""Reason of a usable series of whose study another series is used."""
+"""Reason of a usable series when another series of its study is used."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,154 +53,11 @@ class Series:
         return f"<Series {self.key}: {self.kind}, {len(self.files)} files>"
 
 
-def read_folder(folder: Folder, config: PrepareConfig) -> list[Series]:
-    """Every series of one folder. Files that are no images by name and content are ignored."""
-    if folder.error:
-        return [_file_series(folder, "", Rejected("folder not readable", folder.error))]
-    found: list[Series] = []
-    series: dict[str, list[Slice]] = {}
-    for name in folder.files:
-        path = os.path.join(folder.path, name)
-        try:
-            if not stat.S_ISREG(os.stat(path).st_mode):
-                continue  # a pipe or device: opening it may block
-            if name.lower().endswith(VOLUME_SUFFIXES):
-                found.append(_file_series(folder, name))
-            elif _is_packed(name.lower()):
-                raise Rejected("packed archive", "unpack it")
-            elif name != _DIRECTORY and looks_like_dicom(path):
-                header = read_header(path)
-                series.setdefault(header.series or name, []).append(header)
-        except Rejected as rejected:
-            found.append(_file_series(folder, name, rejected))
-        except OSError as error:
-            reason = "broken link" if os.path.islink(path) else "file not readable"
-            detail = error.strerror or type(error).__name__
-            found.append(_file_series(folder, name, Rejected(reason, detail)))
-    for uid, slices in sorted(series.items()):
-        found.append(_dicom_series(folder, uid, slices, config))
-    return found
-
-
-def _is_packed(name: str) -> bool:
-    inner, suffix = os.path.splitext(name)
-    packed = (*_PACKED, *VOLUME_SUFFIXES, *SUFFIXES)
-    return name.endswith(_PACKED) or (suffix in _COMPRESSED and inner.endswith(packed))
-
-
-def crashed_folder(folder: Folder) -> Series:
-    """A rejected series for a folder whose headers crash the reading library."""
-    rejected = Rejected(CRASHED, "one of the folder's files, or reading took too long")
-    return _file_series(folder, folder.files[0], rejected)
-
-
-def _file_series(folder: Folder, name: str, rejected: Rejected | None = None) -> Series:
-    """A series of one file, rejected where `rejected` is given."""
-    key, path = _key(folder.origin, name), os.path.join(folder.path, name)
-    series = Series(key=key, kind="file", files=(path,), patient=key, study=key)
-    if rejected is not None:
-        return dataclasses.replace(series, reason=rejected.reason, detail=rejected.detail)
-    alone = not name.lower().endswith((".mhd", ".nhdr"))  # their voxels lie in another file
-    return dataclasses.replace(series, stamp=_stamp((path,)) if alone else "")
-
-
-def _key(*words: str) -> str:
+def hash_words(*words: str) -> str:
+    """A 64-bit hash (hex) of texts, which stands for them in keys."""
     return hashlib.sha256("\0".join(words).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-
-def _stamp(files: Sequence[str]) -> str:
-    try:
-        found = [os.stat(file) for file in sorted(files)]
-    except OSError:  # reading it will give the reason
-        return ""
-    return _key(*(f"{one.st_size} {one.st_mtime_ns}" for one in found))
-
-
-def join_parts(parts: Sequence[Series], config: PrepareConfig) -> list[Series]:
-    """Join the parts of one DICOM series that lies in several folders.
-
-    The first part gets the slices of all; a part whose slices are all known is a duplicate. Parts
-    that do not make one scan (different scans under one UID) stay as they are.
-    """
-    slices: dict[str, Slice] = {}
-    rest = []
-    for part in parts:
-        try:
-            headers = {one.instance: one for one in map(read_header, part.files)}
-        except Rejected:  # it was readable a moment ago: leave all as it is
-            return list(parts)
-        new = {name: one for name, one in headers.items() if name not in slices}
-        reason = (
-            (JOINED, "to the series in another folder") if new else (DUPLICATE, "of its slices")
-        )
-        rest.append(dataclasses.replace(part, reason=reason[0], detail=reason[1]))
-        slices |= new
-    first = _check(parts[0], list(slices.values()), config)
-    return [first, *rest[1:]] if first.reason in (None, *_OF_JOINED) else list(parts)
-
-
-def _dicom_series(folder: Folder, uid: str, slices: list[Slice], config: PrepareConfig) -> Series:
-    first, key = slices[0], _key(folder.origin, uid)
-    series = Series(
-        key=key,
-        kind="dicom",
-        files=(),
-        patient=patient_key(first.patient) if first.patient else key,
-        study=_key("study", first.study) if first.study else key,
-        uid=_key("series", first.patient, first.study, first.series) if first.series else "",
-    )
-    return _check(series, slices, config)
-
-
-def _check(series: Series, slices: list[Slice], config: PrepareConfig) -> Series:
-    """The series with these slices in order, or with the reason why it is rejected."""
-    files = tuple(one.path for one in slices)
-    try:
-        order, gap_mm = _check_slices(slices, config)
-    except Rejected as rejected:
-        return dataclasses.replace(
-            series, files=files, reason=rejected.reason, detail=rejected.detail
-        )
-    except Exception:  # a bug: it costs this series, not the job
-        detail = traceback.format_exc()
-        return dataclasses.replace(series, files=files, reason=INTERNAL, detail=detail)
-    return dataclasses.replace(
-        series,
-        files=tuple(files[i] for i in order),
-        axial=_is_axial(slices[0], config),
-        stamp=_stamp(files),
-        slice_gap_mm=gap_mm,
-        reason=None,
-        detail="",
-    )
 
 
 def patient_key(patient_id: str) -> str:
     """The hash that stands for a PatientID."""
-    return _key("patient", patient_id)
-
-
-def _is_axial(one: Slice, config: PrepareConfig) -> bool:
-    normal = np.cross(one.axes[:3], one.axes[3:])
-    return abs(float(normal[2])) >= math.cos(math.radians(config.max_oblique_deg))
-
-
-def _check_slices(slices: list[Slice], config: PrepareConfig) -> tuple[list[int], float]:
-    """Slice order along the normal and the gap in mm; Rejected by the first rule that fails."""
-    first = slices[0]
-    size = (len(slices), first.rows, first.columns)
-    if first.modality != "CT":
-        raise Rejected("not CT", f"modality {first.modality}")
-    if first.scout:
-        raise Rejected("scout")
-    if first.kind.startswith(_SECONDARY_CAPTURE):
-        raise Rejected("secondary capture")
-    if first.samples != 1:
-        raise Rejected("RGB or vector")
-    if any(one.frames > 1 for one in slices):
-        raise Rejected("multi-frame")
-    if min(size) < config.min_slices:
-        raise Rejected("too few slices", f"size {size}")
-    if math.prod(size) > config.max_voxels:
-        raise Rejected("too large", f"size {size}")
-    return order_slices(slices, config.spacing_tolerance)
+    return hash_words("patient", patient_id)

@@ -1,4 +1,7 @@
-"""A validated, oriented scan in HU. The one module that turns SimpleITK's x-y-z into z-y-x."""
+"""A validated, oriented scan in HU.
+
+In pipeline, the only module that turns SimpleITK's x-y-z into z-y-x.
+"""
 
 from __future__ import annotations
 

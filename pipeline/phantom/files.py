@@ -91,7 +91,7 @@ def write_archive(
     format: Literal["nifti", "dicom", "mixed"] = "nifti",
     seed: int = 0,
     matrix: int = 256,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> None:
     """Write an archive of synthetic patients, and the true positions of their landmarks.
 
@@ -110,7 +110,7 @@ def write_archive(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     truth = {}
-    with (progress or SILENT).stage("phantoms", patients, "patients") as advance:
+    with progress.stage("phantoms", patients, "patients") as advance:
         for index in range(patients):
             phantom = draw_phantom(seed, index, matrix=matrix)
             name = f"phantom-{index:04d}"

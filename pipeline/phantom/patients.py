@@ -10,7 +10,7 @@ positions are in mm from the centre of voxel (0, 0, 0).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -190,39 +190,25 @@ def draw_phantom(
         raise ValueError(
             f"seed and index must be >= 0 and matrix >= 16, got {seed}, {index} and {matrix}"
         )
-    rng = np.random.default_rng([seed, index, BODY])
-    stature = float(np.clip(rng.normal(1, 0.06), 0.86, 1.14))
-    scale = tuple((stature * np.clip(rng.normal(1, 0.03, 3), 0.94, 1.06)).tolist())
-    fat = float(rng.uniform(-0.4, 0.6))
-    waves = []
-    for _ in range(4):
-        wave = rng.normal(size=3)
-        wave *= 2 * np.pi / rng.uniform(190, 330) / np.linalg.norm(wave)
-        push = rng.normal(size=3)
-        push *= rng.uniform(1.5, 4.0) / np.linalg.norm(push)
-        waves.append((tuple(wave.tolist()), float(rng.uniform(0, 2 * np.pi)), tuple(push.tolist())))
-
+    body = _draw_body(np.random.default_rng([seed, index, BODY]))
     rng = np.random.default_rng([seed, index, SCAN])
     drawn = str(rng.choice(list(COVERAGE_MM), p=(0.45, 0.2, 0.35)))  # whether or not it is used
     protocol = protocol or drawn
-    low, high = np.array(COVERAGE_MM[protocol]) * scale[0] + rng.uniform(-16, 16, 2)
+    low, high = np.array(COVERAGE_MM[protocol]) * body.scale[0] + rng.uniform(-16, 16, 2)
     slice_mm = float(rng.choice((1.25, 1.5, 2, 2.5, 3, 5), p=(0.1, 0.15, 0.25, 0.25, 0.15, 0.1)))
-    girth = 2 * 178 * scale[2] * (1 + max(0.3 * fat, 0))
+    girth = 2 * 178 * body.scale[2] * (1 + max(0.3 * body.fat, 0))
     fov_mm = float(np.clip(girth * rng.uniform(0.97, 1.22), 330, 500))
     pixel_mm = round(fov_mm / matrix, 4)
     middle = fov_mm / 2 + rng.uniform(-12, 12, 2)
-    deformation = Deformation(
+    deformation = replace(
+        body,
         centre_mm=(float(-low), float(middle[0]), float(middle[1])),
         turn_rad=float(np.deg2rad(np.clip(rng.normal(0, 2.5), -6, 6))),
-        scale=scale, fat=fat, waves=tuple(waves),
-    )  # fmt: skip
+    )
     contrast = float(rng.uniform(0.55, 1.1)) if rng.random() < 0.45 else 0.0
     noise_hu = float(rng.uniform(6, 26))
-    levels = np.arange(max(low / scale[0], -520), min(high / scale[0], 60), 10.0)
-    level, angle = np.meshgrid(levels, np.deg2rad(np.arange(-50.0, 51.0, 10.0)))
-    _, y, x = deformation.from_atlas(level, *TRUNK.around(level, angle))
-    back = float((y + (x - deformation.centre_mm[2]) ** 2 / (2 * TABLE_RADIUS_MM)).max())
-    table_mm = back + float(rng.uniform(0, 4)) if rng.random() < 0.88 else None
+    back_mm = _find_back(deformation, low, high)
+    table_mm = back_mm + float(rng.uniform(0, 4)) if rng.random() < 0.88 else None
     padding_hu = int(rng.choice((-2000, -3024))) if rng.random() < 0.15 else None
 
     rng = np.random.default_rng([seed, index, STORAGE])
@@ -237,3 +223,34 @@ def draw_phantom(
         orientation=str(rng.choice(ORIENTATIONS)) if rng.random() < 0.6 else "LPS",
         signed=bool(rng.random() < 0.4) or padding_hu is not None,
     )  # fmt: skip
+
+
+def _draw_body(rng: np.random.Generator) -> Deformation:
+    """The patient's size, fat and waves; not yet placed in a scan."""
+    stature = float(np.clip(rng.normal(1, 0.06), 0.86, 1.14))
+    scale = tuple((stature * np.clip(rng.normal(1, 0.03, 3), 0.94, 1.06)).tolist())
+    fat = float(rng.uniform(-0.4, 0.6))
+    waves = []
+    for _ in range(4):
+        wave = rng.normal(size=3)
+        wave *= 2 * np.pi / rng.uniform(190, 330) / np.linalg.norm(wave)
+        push = rng.normal(size=3)
+        push *= rng.uniform(1.5, 4.0) / np.linalg.norm(push)
+        waves.append((tuple(wave.tolist()), float(rng.uniform(0, 2 * np.pi)), tuple(push.tolist())))
+    return Deformation(
+        centre_mm=(0.0, 0.0, 0.0), turn_rad=0.0, scale=scale, fat=fat, waves=tuple(waves)
+    )
+
+
+def _find_back(deformation: Deformation, low: float, high: float) -> float:
+    """Position along y in mm of the lowest line of a table that just touches the patient's back.
+
+    low, high
+        The scan's range along z, in mm from the atlas's origin.
+    """
+    levels = np.arange(
+        max(low / deformation.scale[0], -520), min(high / deformation.scale[0], 60), 10.0
+    )
+    level, angle = np.meshgrid(levels, np.deg2rad(np.arange(-50.0, 51.0, 10.0)))
+    _, y, x = deformation.from_atlas(level, *TRUNK.around(level, angle))
+    return float((y + (x - deformation.centre_mm[2]) ** 2 / (2 * TABLE_RADIUS_MM)).max())

@@ -23,6 +23,7 @@ from pipeline.crops import cut_crop
 from pipeline.preflight import PrepareError
 from store.errors import SemgenError
 from store.format import SPLITS
+from store.geometry import scan_name
 from store.group import open_sharded
 from store.images import Rejected
 from store.progress import Advance, Progress
@@ -59,7 +60,7 @@ def cut_crops(
         for split in SPLITS:
             plan = _SplitPlan(store, catalogue, split, digests[f"{split}/patch"])
             _cut_split(client, plan, config, advance)
-    return {name: [d for d in found if d is not None] for name, found in digests.items()}
+    return {name: [d for d in by_shard if d is not None] for name, by_shard in digests.items()}
 
 
 def _check_existing(
@@ -74,10 +75,10 @@ def _check_existing(
         for name, grid in grids.items()
         for start in range(0, grid.num_shards, _SHARDS_PER_CHECK)
     ]
-    with progress.stage("check", len(batches), "batches") as advance:
-        for (name, shards), found in run_bounded(client, check_shards, batches, str(store.path)):
-            raise_if_failed(found)
-            digests[name][shards[0] : shards[-1] + 1] = found
+    with progress.stage("check shards", len(batches), "batches") as advance:
+        for (name, shards), present in run_bounded(client, check_shards, batches, str(store.path)):
+            raise_if_failed(present)
+            digests[name][shards[0] : shards[-1] + 1] = present
             advance(1)
     if None in digests["scans/thumbnail"]:
         raise PrepareError(
@@ -191,7 +192,7 @@ class ScanCut:
     """Shards that are still to be written."""
 
     def __repr__(self) -> str:
-        return f"<ScanCut {self.scan_id:016x}: {len(self.origin_mm)} crops>"
+        return f"<ScanCut {scan_name(self.scan_id)}: {len(self.origin_mm)} crops>"
 
 
 def cut_scan(store: str, cut: ScanCut, config: PrepareConfig) -> dict[int, Piece]:
@@ -201,13 +202,14 @@ def cut_scan(store: str, cut: ScanCut, config: PrepareConfig) -> dict[int, Piece
     """
     try:
         volume = read_volume(cut.series, config)
-        found = volume.scan_id()
+        scan_id = volume.scan_id()
     except (Rejected, OSError, RuntimeError):
-        found = None
-    if found != cut.scan_id:
+        scan_id = None
+    if scan_id != cut.scan_id:
         raise SourceChanged(
-            f"scan {cut.scan_id:016x}: its voxels changed since the survey, or can no longer be"
-            " read; restore its files (`semgen inspect STORE --paths` names them) and run again"
+            f"scan {scan_name(cut.scan_id)}: its voxels changed since the survey, or can no longer"
+            " be read; restore its files (`semgen inspect STORE --paths` names them) and run the"
+            " same command again"
         )
     name = f"{cut.split}/patch"
     _, grid = open_sharded(Path(store), name)

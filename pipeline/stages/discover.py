@@ -16,13 +16,12 @@ from pipeline.neighbours import Neighbours
 from pipeline.place import Geometry, Scans
 from pipeline.plan import ClassPlan, class_tables, row_tables
 from pipeline.preflight import PrepareError
+from pipeline.seeds import COORDINATE, REFERENCES
 from store.format import SPLITS
 from store.progress import Advance, Progress
 from store.reader import PatchStore
 from store.writer import StoreWriter
 
-_REFERENCES_ROLE, _COORDINATE_ROLE = 1, 2
-"""Random draws are keyed by (seed, role, index)."""
 _ROUNDING_MM = 1e-6
 
 
@@ -83,12 +82,12 @@ def discover(
     turn = 0
     while len(classes) < config.classes:
         before = len(classes)
-        order = np.random.default_rng([config.seed, _REFERENCES_ROLE, turn])
+        order = np.random.default_rng([config.seed, REFERENCES, turn])
         for reference in order.permutation(search.train).tolist():
-            rng = np.random.default_rng([config.seed, _COORDINATE_ROLE, turn, reference])
-            found = search.find_class(reference, rng, classes)
-            if found is not None:
-                classes.append(found)
+            rng = np.random.default_rng([config.seed, COORDINATE, turn, reference])
+            plan = search.find_class(reference, rng, classes)
+            if plan is not None:
+                classes.append(plan)
                 advance(1)
             if len(classes) == config.classes:
                 break
@@ -134,7 +133,7 @@ class _Search:
             validation_neighbour, validation_distance = self.validation_index.nearest(
                 reference, config.validation_neighbours, eligible
             )
-            found = ClassPlan(
+            plan = ClassPlan(
                 reference=reference,
                 centre=centre,
                 neighbour=neighbour,
@@ -142,8 +141,8 @@ class _Search:
                 validation_neighbour=validation_neighbour,
                 validation_distance=validation_distance,
             )
-            if not any(_clash(geometry, found, other) for other in others):
-                return found
+            if not any(_clash(geometry, plan, other) for other in others):
+                return plan
         return None
 
 

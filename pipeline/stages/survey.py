@@ -13,7 +13,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from distributed import Client
@@ -21,15 +21,17 @@ from numpy.typing import NDArray
 
 from pipeline.archive.catalogue import Catalogue, Surveyed, thumbnail_path
 from pipeline.archive.folders import find_folders, resolve_archive
+from pipeline.archive.headers import crashed_folder, join_parts, read_folder
 from pipeline.archive.manifest import Manifest, select_parts
-from pipeline.archive.series import (
-    CRASHED,
-    INTERNAL,
-    Series,
-    crashed_folder,
-    join_parts,
-    read_folder,
+from pipeline.archive.selection import (
+    choose_next_best,
+    choose_one_per_study,
+    number_scans,
+    patients_of_scans,
+    reject_duplicates,
+    series_in_parts,
 )
+from pipeline.archive.series import CRASHED, INTERNAL, Series
 from pipeline.archive.volume import read_volume
 from pipeline.cluster import raise_if_failed, run_bounded
 from pipeline.config import PrepareConfig
@@ -44,9 +46,6 @@ from store.progress import Advance, Progress
 from store.reader import PatchStore
 from store.shards import decode_chunk, encode_chunk
 from store.writer import StoreWriter, write_shard
-
-Apply: TypeAlias = Callable[[Callable[..., Any], Iterable[Any]], Iterator[tuple[Any, Any]]]
-"""Yields (item, function(item, config)) in any order; an exception where the process crashed."""
 
 
 def survey_archive(
@@ -70,19 +69,16 @@ def survey_archive(
     if "survey" in writer.stages:
         return int(writer.stages["survey"]["accepted"])
     num_folders = sum(1 for _ in find_folders(archive))  # a list of all files may not fit in memory
-    with progress.stage("catalogue", num_folders, "folders") as advance:
-        _catalogue_series(
-            lambda function, items: run_bounded(client, function, items, config),
-            *(archive, catalogue, config, manifest, advance),
-        )
+    with progress.stage("list series", num_folders, "folders") as advance:
+        _catalogue_series(client, archive, catalogue, config, manifest, advance)
     while True:
         if extend is not None:
             _reuse_survey(extend, catalogue, progress)
         _survey_pending(client, catalogue, config, progress)
-        if not (config.one_per_study and catalogue.choose_next_best()):
+        if not (config.one_per_study and choose_next_best(catalogue)):
             break
-    catalogue.reject_duplicates()
-    accepted = catalogue.number_scans()
+    reject_duplicates(catalogue)
+    accepted = number_scans(catalogue)
     if accepted:
         _write_scans(client, writer, catalogue, config, accepted, progress)
         facts = {
@@ -106,16 +102,13 @@ def list_series(
         tempfile.TemporaryDirectory() as scratch,
         contextlib.closing(Catalogue(Path(scratch) / "catalogue")) as catalogue,
     ):
-        _catalogue_series(
-            lambda function, items: ((item, function(item, config)) for item in items),
-            *(roots, catalogue, config, Manifest(manifest, roots) if manifest else None),
-            lambda _: None,
-        )
+        listed = Manifest(manifest, roots) if manifest else None
+        _catalogue_series(None, roots, catalogue, config, listed, lambda _: None)
         yield from catalogue.listing()
 
 
 def _catalogue_series(
-    apply: Apply,
+    client: Client | None,
     archive: Sequence[Path],
     catalogue: Catalogue,
     config: PrepareConfig,
@@ -124,26 +117,41 @@ def _catalogue_series(
 ) -> None:
     """Enter every series of an archive into the catalogue, with what its headers say.
 
-    `advance` counts folders.
+    client
+        Headers are read by its workers; in this process where None.
+    advance
+        Counts folders.
     """
-    for folder, found in apply(read_folder, find_folders(archive)):
-        crashed = isinstance(found, BaseException)
-        series = [crashed_folder(folder)] if crashed else found
+    for folder, result in _read_headers(client, read_folder, find_folders(archive), config):
+        crashed = isinstance(result, BaseException)
+        series = [crashed_folder(folder)] if crashed else result
         catalogue.add(manifest.apply(series) if manifest else series)
         advance(1)
-    for parts, joined in apply(join_parts, catalogue.series_in_parts()):
+    for parts, joined in _read_headers(client, join_parts, series_in_parts(catalogue), config):
         if not isinstance(joined, BaseException):  # else the parts stay as they are
             catalogue.add(select_parts(parts, joined), again=True)
     if manifest:
         catalogue.add(manifest.unused())
     if config.one_per_study:
-        catalogue.choose_one_per_study()
+        choose_one_per_study(catalogue)
     catalogue.commit()
+
+
+def _read_headers(
+    client: Client | None,
+    function: Callable[[Any, PrepareConfig], list[Series]],
+    items: Iterable[Any],
+    config: PrepareConfig,
+) -> Iterator[tuple[Any, Any]]:
+    """(item, function(item, config)) in any order; an exception where the worker crashed."""
+    if client is None:
+        return ((item, function(item, config)) for item in items)
+    return run_bounded(client, function, items, config)
 
 
 def _reuse_survey(store: Path, catalogue: Catalogue, progress: Progress) -> None:
     thumbnails = PatchStore(store).thumbnails
-    with progress.stage("reuse", None, "scans") as advance:
+    with progress.stage("reuse survey", None, "scans") as advance:
         for surveyed, row in catalogue.known_from(store):
             file = thumbnail_path(catalogue.survey_folder, surveyed.key)
             save_thumbnail(file, thumbnails.read([row])[0])
@@ -158,9 +166,9 @@ def _survey_pending(
     folder = str(catalogue.survey_folder)
     with progress.stage("survey", catalogue.count_pending(), "scans") as advance:
         surveys = run_bounded(client, survey_series, catalogue.pending(), config, folder)
-        for series, found in surveys:
-            crashed = isinstance(found, BaseException)
-            catalogue.record(Surveyed(key=series.key, reason=CRASHED) if crashed else found)
+        for series, result in surveys:
+            crashed = isinstance(result, BaseException)
+            catalogue.record(Surveyed(key=series.key, reason=CRASHED) if crashed else result)
             advance(1)
         catalogue.commit()
 
@@ -174,7 +182,8 @@ def _write_scans(
     progress: Progress,
 ) -> None:
     tables = catalogue.scan_tables()
-    tables["patient"], tables["split"] = split_patients(**catalogue.claims(), config=config)
+    patients = patients_of_scans(catalogue)
+    tables["patient"], tables["split"] = split_patients(**patients, config=config)
     for name, values in tables.items():
         writer.write_table(f"scans/{name}", values)
     grid = writer.create_sharded(
@@ -187,9 +196,9 @@ def _write_scans(
     shards = [
         (shard, tuple(keys[row] for row in grid.rows_of(shard))) for shard in range(grid.num_shards)
     ]
-    paths = str(writer.path), str(catalogue.survey_folder)
-    with progress.stage("collect", grid.num_shards, "shards") as advance:
-        for _, done in run_bounded(client, collect_thumbnails, shards, *paths):
+    store, survey_folder = str(writer.path), str(catalogue.survey_folder)
+    with progress.stage("join thumbnails", grid.num_shards, "shards") as advance:
+        for _, done in run_bounded(client, join_thumbnails, shards, store, survey_folder):
             raise_if_failed(done)
             advance(1)
 
@@ -235,13 +244,13 @@ def survey_series(series: Series, config: PrepareConfig, survey_folder: str) -> 
 
 
 def save_thumbnail(file: Path, thumbnail: NDArray[np.uint8]) -> None:
-    """Write a thumbnail for `collect_thumbnails`, encoded as a chunk of the store."""
+    """Write a thumbnail for `join_thumbnails`, encoded as a chunk of the store."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(file) as partial:
         partial.write_bytes(encode_chunk(thumbnail))
 
 
-def collect_thumbnails(item: tuple[int, tuple[str, ...]], store: str, survey_folder: str) -> None:
+def join_thumbnails(item: tuple[int, tuple[str, ...]], store: str, survey_folder: str) -> None:
     """Write one shard of `scans/thumbnail` from the survey's files.
 
     item

@@ -14,7 +14,7 @@ from pathlib import Path
 import SimpleITK as sitk  # noqa: N813 (as its own documentation does)
 
 from store.images import Rejected
-from store.images.quiet import quiet_itk
+from store.images.quiet_itk import quiet_itk
 from store.images.slices import Slice, check_spacing, looks_like_dicom, order_slices, read_header
 
 _TOLERANCE = 0.1
@@ -88,10 +88,10 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise Rejected("unreadable", _first_line(error)) from error
+        raise Rejected("unreadable", _last_line(error)) from error
 
 
-def _first_line(error: RuntimeError) -> str:
+def _last_line(error: RuntimeError) -> str:
     """The last line of an ITK error, without file names."""
     text = re.sub(r' for "[^"]*"', "", str(error))
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -18,9 +18,9 @@ import pydicom
 from numpy.typing import NDArray
 
 from store.images import Rejected
-from store.images.quiet import quiet_pydicom
+from store.images.quiet_pydicom import quiet_pydicom
 
-SUFFIXES: Final = (".dcm", ".dicom", ".ima")
+DICOM_SUFFIXES: Final = (".dcm", ".dicom", ".ima")
 SPACING_MM: Final = (0.01, 50.0)
 """Smallest and largest possible voxel spacing of a CT scan, along any axis."""
 _TAGS: Final = [
@@ -41,7 +41,8 @@ _TAGS: Final = [
     "StudyInstanceUID",
 ]
 _UNCOMPRESSED: Final = ("", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
-"""Transfer syntaxes whose pixel data has a known length; "" is implicit, where none is named."""
+"""Transfer syntaxes whose pixel data has a known length; "" (none named) means implicit
+little-endian."""
 _PIXEL_DATA: Final = (0x7FE0, 0x0010)
 _DUPLICATE_MM: Final = 1e-3
 _TILT_MM: Final = 1.0
@@ -81,7 +82,7 @@ class Slice:
 
 def looks_like_dicom(path: str) -> bool:
     """Whether a file is DICOM by its name or first bytes; OSError when it cannot be read."""
-    if path.lower().endswith(SUFFIXES):
+    if path.lower().endswith(DICOM_SUFFIXES):
         return True
     with open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM"

@@ -129,7 +129,7 @@ if __name__ == "__main__":
     parser.add_argument("--files", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
-    found = campaign(chosen.files, chosen.seed)
-    for end, count in found.most_common():
+    counts = campaign(chosen.files, chosen.seed)
+    for end, count in counts.most_common():
         print(f"{count:6d} {end}")
-    sys.exit(int(any(end.startswith("DIFFERENT") for end in found)))
+    sys.exit(int(any(end.startswith("DIFFERENT") for end in counts)))

@@ -9,7 +9,8 @@ import SimpleITK as sitk  # noqa: N813
 from pydicom import dcmread
 
 from pipeline.archive.folders import find_folders
-from pipeline.archive.series import Series, read_folder
+from pipeline.archive.headers import read_folder
+from pipeline.archive.series import Series
 from pipeline.archive.volume import read_volume
 from pipeline.config import PrepareConfig
 from pipeline.phantom.files import write_dicom

@@ -14,7 +14,8 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from pipeline.archive.folders import find_folders
-from pipeline.archive.series import Series, read_folder
+from pipeline.archive.headers import read_folder
+from pipeline.archive.series import Series
 from pipeline.archive.volume import Volume, read_volume
 from pipeline.config import PrepareConfig
 from pipeline.phantom.files import write_dicom
@@ -854,7 +855,7 @@ def test_a_bug_costs_one_series_and_keeps_its_traceback(
 def test_a_bug_in_checking_headers_costs_one_series(
     series: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.archive.series.order_slices", None)
+    monkeypatch.setattr("pipeline.archive.headers.order_slices", None)
     (found,) = find(series)
     assert found.reason == "internal error"
     assert "TypeError" in found.detail

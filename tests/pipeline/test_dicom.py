@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
 from pipeline.archive.folders import find_folders
-from pipeline.archive.series import read_folder
+from pipeline.archive.headers import read_folder
 from pipeline.archive.volume import Volume, read_volume
 from pipeline.config import PrepareConfig
 from pipeline.phantom.files import write_dicom, write_nifti

@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 
 from pipeline.autoencoder import Autoencoder, load_autoencoder, new_autoencoder, save_autoencoder
 from pipeline.config import AutoencoderConfig
-from pipeline.stages import embed as embed_module
-from pipeline.stages.embed import Training, embed_scans, steps_done, train_autoencoder
+from pipeline.stages.embed import embed_scans
+from pipeline.training import Training, steps_done, train_autoencoder
 from store import PatchStore
 from store.errors import ConfigError
 
 CONFIG = AutoencoderConfig(width=4, latent=16, max_steps=24, batch_size=6, threads=1)
 NUM_SCANS = 16
-TRAIN, HELD_OUT = np.arange(12), np.arange(12, 16)
+TRAIN, VALIDATION = np.arange(12), np.arange(12, 16)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,7 +56,7 @@ def read(bodies: NDArray[np.uint8]) -> Read:
 def train(
     read: Read, checkpoint: Path, config: AutoencoderConfig = CONFIG, **options: Any
 ) -> tuple[Autoencoder, Training]:
-    given = {"train": TRAIN, "held_out": HELD_OUT, "seed": 3, **options}
+    given = {"train": TRAIN, "validation": VALIDATION, "seed": 3, **options}
     return train_autoencoder(read, config=config, checkpoint=checkpoint, **given)
 
 
@@ -71,8 +71,8 @@ def assert_same_weights(one: Autoencoder, other: Autoencoder) -> None:
     assert [name for name in weights if not torch.equal(weights[name], others[name])] == []
 
 
-def held_out_loss(model: Autoencoder, read: Read) -> float:
-    images = Autoencoder.reduce(torch.from_numpy(read(HELD_OUT)).unsqueeze(1).float() / 255)
+def validation_loss(model: Autoencoder, read: Read) -> float:
+    images = Autoencoder.reduce(torch.from_numpy(read(VALIDATION)).unsqueeze(1).float() / 255)
     with torch.no_grad():
         return float(torch.nn.functional.mse_loss(model(images), images))
 
@@ -80,17 +80,17 @@ def held_out_loss(model: Autoencoder, read: Read) -> float:
 # Training ----------------------------------------------------------------------------------------
 
 
-def test_the_held_out_loss_falls(trained: tuple[Autoencoder, Training], read: Read) -> None:
+def test_the_validation_loss_falls(trained: tuple[Autoencoder, Training], read: Read) -> None:
     model, _ = trained
     untrained = new_autoencoder(CONFIG, 3).eval()
-    assert held_out_loss(model, read) < 0.3 * held_out_loss(untrained, read)
+    assert validation_loss(model, read) < 0.3 * validation_loss(untrained, read)
 
 
 def test_the_returned_weights_have_the_returned_loss(
     trained: tuple[Autoencoder, Training], read: Read
 ) -> None:
     model, training = trained
-    assert held_out_loss(model, read) == pytest.approx(training.held_out_loss, rel=1e-4)
+    assert validation_loss(model, read) == pytest.approx(training.validation_loss, rel=1e-4)
 
 
 def test_the_nearest_scan_is_of_the_same_kind(
@@ -136,7 +136,7 @@ def test_a_killed_training_ends_with_the_same_weights(
     monkeypatch: pytest.MonkeyPatch,
     after: int,
 ) -> None:
-    monkeypatch.setattr(embed_module, "_CHECKPOINT_STEPS", 6)  # every third epoch
+    monkeypatch.setattr("pipeline.training._CHECKPOINT_STEPS", 6)  # every third epoch
     steps: list[int] = []
 
     def die(count: int) -> None:
@@ -156,7 +156,7 @@ def test_a_killed_training_ends_with_the_same_weights(
 def test_the_steps_of_an_interrupted_training_are_known(
     read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embed_module, "_CHECKPOINT_STEPS", 6)
+    monkeypatch.setattr("pipeline.training._CHECKPOINT_STEPS", 6)
     assert steps_done(tmp_path / "none.pt") == 0
     train(read, tmp_path / "checkpoint.pt", config=dataclasses.replace(CONFIG, max_steps=14))
     assert steps_done(tmp_path / "checkpoint.pt") == 12
@@ -178,17 +178,19 @@ def test_no_more_steps_are_taken_than_allowed(
     assert len(steps) == 4
 
 
-def test_training_stops_when_the_held_out_loss_no_longer_falls(read: Read, tmp_path: Path) -> None:
+def test_training_stops_when_the_validation_loss_no_longer_falls(
+    read: Read, tmp_path: Path
+) -> None:
     epochs: list[int] = []
     still = dataclasses.replace(CONFIG, learning_rate=1e-30, patience=3)
     train(read, tmp_path / "still.pt", still, advance=epochs.append)
     assert len(epochs) == 4
 
 
-def test_without_held_out_scans_the_training_scans_count(read: Read, tmp_path: Path) -> None:
+def test_without_validation_scans_the_training_scans_count(read: Read, tmp_path: Path) -> None:
     short = dataclasses.replace(CONFIG, max_steps=2)
-    _, training = train(read, tmp_path / "alone.pt", short, held_out=np.arange(0))
-    assert np.isfinite(training.held_out_loss)
+    _, training = train(read, tmp_path / "alone.pt", short, validation=np.arange(0))
+    assert np.isfinite(training.validation_loss)
 
 
 # Embeddings --------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def test_an_extended_store_equals_a_new_one(
     assert contents(old) == before
     shown = extended.stderr.splitlines()
     assert any(line.startswith("survey: 3 scans") for line in shown), shown
-    assert any(line.startswith("reuse: ") for line in shown)
+    assert any(line.startswith("reuse survey: ") for line in shown)
 
 
 def test_a_file_that_was_only_touched_is_read_again(
@@ -51,7 +51,7 @@ def test_a_file_that_was_only_touched_is_read_again(
         "prepare", archive, tmp_path / "s", "--config", config_file, "--extend", old, "--workers", 1
     )
     assert done.returncode == 0, done.stderr
-    assert any(line.startswith("reuse: 0 scans") for line in done.stderr.splitlines())
+    assert any(line.startswith("reuse survey: 0 scans") for line in done.stderr.splitlines())
 
 
 @pytest.mark.parametrize(
@@ -112,4 +112,4 @@ def test_a_survey_of_another_version_is_not_reused(
     group.attrs["semgen"] = {**attribute, "state": "building"}
     done = semgen("prepare", archive, old, "--config", config_file, "--workers", 1)
     assert done.returncode == 1
-    assert "begun by another version of semgen" in done.stderr.splitlines()[-1]
+    assert "started by another version of semgen" in done.stderr.splitlines()[-1]

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pipeline.archive.folders import find_folders
+from pipeline.archive.headers import read_folder
 from pipeline.archive.lookup import catalogue_folder
-from pipeline.archive.series import Series, read_folder
+from pipeline.archive.series import Series
 from pipeline.archive.volume import Volume, read_volume
 from pipeline.config import PrepareConfig
 from pipeline.crops import CropOutsideVolume, cut_crop, make_thumbnail

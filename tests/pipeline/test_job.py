@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.archive.catalogue import Catalogue
 from pipeline.archive.lookup import catalogue_folder, read_archive, read_sources
+from pipeline.archive.selection import number_scans
 from pipeline.audit import audit
 from pipeline.config import PrepareConfig
 from pipeline.job import prepare
@@ -186,8 +187,8 @@ def strange(prepared: Path, phantoms: Path, tmp_path: Path) -> Path:
     """The catalogue of a store of fewer scans under the same settings."""
     folder = shutil.copytree(catalogue_folder(prepared), tmp_path / "strange")
     catalogue = Catalogue(folder)
-    catalogue._db.execute("UPDATE series SET reason = 'other' WHERE scan_row = 2")
-    catalogue.number_scans()
+    catalogue.db.execute("UPDATE series SET reason = 'other' WHERE scan_row = 2")
+    number_scans(catalogue)
     catalogue.close()
     return folder
 
@@ -374,7 +375,7 @@ def test_the_command_that_is_proposed_for_a_further_folder_reads_only_that(
         *("--workers", 1),
     )
     assert done.returncode == 0, done.stderr
-    assert any(line.startswith("reuse: 5 scans") for line in done.stderr.splitlines())
+    assert any(line.startswith("reuse survey: 5 scans") for line in done.stderr.splitlines())
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -418,12 +419,12 @@ def test_the_moved_archive_must_have_as_many_folders(
 ) -> None:
     (tmp_path / "one").mkdir()
     done = run("prepare", tmp_path / "one", of_two, "--config", config_file, "--archive-moved")
-    assert_refused(done, f"made from {two[0]} and {two[1]}", "as many", "in this order")
+    assert_refused(done, f"made from {two[0]} and {two[1]}", "same number", "in the same order")
 
 
-def test_archive_moved_is_refused_before_a_store_is_begun(phantoms: Path, tmp_path: Path) -> None:
+def test_archive_moved_is_refused_where_no_store_exists(phantoms: Path, tmp_path: Path) -> None:
     done = run("prepare", phantoms, tmp_path / "s", "--archive-moved")
-    assert_refused(done, "not begun yet", "without --archive-moved")
+    assert_refused(done, "does not exist yet", "without --archive-moved")
     assert list(tmp_path.iterdir()) == []
 
 

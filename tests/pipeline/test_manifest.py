@@ -14,8 +14,16 @@ from click.testing import CliRunner
 from cli import main
 from pipeline.archive.catalogue import Catalogue, Surveyed
 from pipeline.archive.folders import find_folders
+from pipeline.archive.headers import read_folder
 from pipeline.archive.manifest import Manifest, ManifestError
-from pipeline.archive.series import Series, patient_key, read_folder
+from pipeline.archive.selection import (
+    choose_next_best,
+    choose_one_per_study,
+    number_scans,
+    patients_of_scans,
+    reject_duplicates,
+)
+from pipeline.archive.series import Series, patient_key
 from pipeline.config import PrepareConfig
 from pipeline.phantom.files import write_archive
 from pipeline.splits import split_patients
@@ -46,34 +54,34 @@ def usable(catalogue: Catalogue) -> set[str]:
 
 def test_the_thinnest_complete_axial_series_of_a_study_is_used(catalogue: Catalogue) -> None:
     catalogue.add([CORONAL, THICK, SHORT, THIN, OTHER])
-    catalogue.choose_one_per_study()
+    choose_one_per_study(catalogue)
     assert usable(catalogue) == {"thin", "other study"}
     assert catalogue.reasons() == {"not chosen": 3}
 
 
 def test_a_coronal_series_is_used_where_the_study_has_no_other(catalogue: Catalogue) -> None:
     catalogue.add([CORONAL, replace(THIN, reason="gantry tilt")])
-    catalogue.choose_one_per_study()
+    choose_one_per_study(catalogue)
     assert usable(catalogue) == {"coronal"}
 
 
 def test_the_next_best_is_used_when_the_best_cannot_be_read(catalogue: Catalogue) -> None:
     catalogue.add([CORONAL, THICK, THIN, OTHER])
-    catalogue.choose_one_per_study()
+    choose_one_per_study(catalogue)
     catalogue.record(Surveyed(key="thin", reason="unreadable"))
     catalogue.record(Surveyed(key="other study", scan_id=5))
-    assert catalogue.choose_next_best() == 1
+    assert choose_next_best(catalogue) == 1
     assert usable(catalogue) == {"thick"}
     catalogue.record(Surveyed(key="thick", scan_id=5))  # the same content as the other study's
-    catalogue.reject_duplicates()
-    assert catalogue.choose_next_best() == 0
+    reject_duplicates(catalogue)
+    assert choose_next_best(catalogue) == 0
 
 
 def test_choosing_twice_changes_nothing(catalogue: Catalogue) -> None:
     catalogue.add([CORONAL, THICK, THIN])
-    catalogue.choose_one_per_study()
+    choose_one_per_study(catalogue)
     catalogue.add([CORONAL, THICK, THIN])
-    catalogue.choose_one_per_study()
+    choose_one_per_study(catalogue)
     assert usable(catalogue) == {"thin"}
 
 
@@ -232,9 +240,9 @@ def test_a_listed_patient_without_a_series_is_shown(studies: Path, tmp_path: Pat
             ["line 4", "this path is in line 2, too"],
         ),
         ("path,patient\nthick,A\nthick,B\n", ["line 3", "this path is in line 2, too"]),
-        ("", ["first line must name columns"]),
-        ("split\ntrain\n", ["first line must name columns"]),
-        ("path,age\nx,3\n", ["first line must name columns"]),
+        ("", ["header needs path or patient"]),
+        ("split\ntrain\n", ["header needs path or patient"]),
+        ("path,age\nx,3\n", ["header needs path or patient"]),
         ("path\nnowhere.nii\n", ["line 2", "no such file or folder: nowhere.nii"]),
         ("path,split\nthick,test\n", ["line 2", "train, validation or empty", "'test'"]),
         (
@@ -269,10 +277,10 @@ def survey(catalogue: Catalogue, series: list[Series], *, seed: int = 0) -> dict
         if one.reason is None:
             size = {"spacing_mm": (1.0, 1.0, 1.0), "size": (9, 9, 9), "frame_mm": ((0.0,) * 3,) * 2}
             catalogue.record(Surveyed(key=one.key, scan_id=HELD[one.key], **size))
-    catalogue.reject_duplicates()
-    catalogue.number_scans()
+    reject_duplicates(catalogue)
+    number_scans(catalogue)
     config = PrepareConfig(seed=seed, validation_fraction=0.5)
-    found = split_patients(**catalogue.claims(), config=config)
+    found = split_patients(**patients_of_scans(catalogue), config=config)
     rows = zip(*(values.tolist() for values in found), strict=True)
     return dict(zip(catalogue.scan_tables()["id"].tolist(), rows, strict=True))
 

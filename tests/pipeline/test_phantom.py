@@ -30,9 +30,10 @@ def scan(index: int, protocol: str = WHOLE) -> NDArray[np.int16]:
     return small(index, protocol).render()
 
 
-def points_in(phantom: Phantom, *, number: int = 2000, seed: int = 0) -> NDArray[np.float64]:
+def points_in(phantom: Phantom) -> NDArray[np.float64]:
+    """(2000, 3) random positions in the scan, in mm."""
     extent_mm = (np.array(phantom.size) - 1) * phantom.spacing_mm
-    return np.random.default_rng([seed, number]).uniform(0, extent_mm, (number, 3))
+    return np.random.default_rng([0, 2000]).uniform(0, extent_mm, (2000, 3))
 
 
 def as_lps(image: SimpleITK.Image) -> SimpleITK.Image:

@@ -20,8 +20,9 @@ import pytest
 
 from pipeline.archive.catalogue import Catalogue
 from pipeline.archive.folders import find_folders
+from pipeline.archive.headers import read_folder
 from pipeline.archive.lookup import catalogue_folder
-from pipeline.archive.series import Series, read_folder
+from pipeline.archive.series import Series
 from pipeline.config import PrepareConfig
 from pipeline.stages.cut import ScanCut, SourceChanged, cut_scan
 from store import PatchStore
@@ -61,7 +62,7 @@ def has_digests(store: Path) -> bool:
 
 
 STAGES: dict[str, Callable[[Path], bool]] = {
-    "catalogue": lambda store: (catalogue_folder(store) / "catalogue.sqlite").is_file(),
+    "list series": lambda store: (catalogue_folder(store) / "catalogue.sqlite").is_file(),
     "survey": has_survey,
     "embed": is_surveyed,
     "discover": lambda store: (store / "classes").is_dir(),
@@ -347,7 +348,10 @@ def test_an_archive_without_a_usable_series_is_refused_and_nothing_made(
     (tmp_path / "archive" / "broken.nii.gz").write_bytes(b"no image" * 100)
     done = semgen("prepare", "archive", "out/s", "--workers", 1, cwd=tmp_path)
     assert done.returncode == 1
-    assert "no usable CT series in the archive (1 unreadable)" in done.stderr.splitlines()[-1]
+    assert (
+        "no usable CT series in the archive (1 unreadable); semgen prepare"
+        in done.stderr.splitlines()[-1]
+    )
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["archive"]
 
@@ -376,9 +380,11 @@ print(json.dumps([sorted(item for item, _ in found) == sorted(series), lost == [
 
 
 def test_a_series_that_crashes_the_reader_costs_only_itself() -> None:
+    # as on a busy machine, where a worker takes longer to restart than Dask waits by default
+    environment = ENVIRONMENT | {"DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "1ms"}
     done = subprocess.run(
         [sys.executable, "-c", CRASHES],
-        env=ENVIRONMENT,
+        env=environment,
         capture_output=True,
         text=True,
         check=True,
@@ -437,7 +443,7 @@ def test_a_job_resumes_only_with_the_manifest_that_it_began_with(
     for options in ([], ["--manifest", other]):
         done = semgen(*command, *options)
         assert done.returncode == 1
-        assert "begun with another --manifest, or without" in done.stderr.splitlines()[-1]
+        assert "started with another --manifest, or without" in done.stderr.splitlines()[-1]
 
 
 def test_a_lost_write_permission_is_reported_and_nothing_is_lost(

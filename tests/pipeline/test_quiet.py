@@ -15,7 +15,8 @@ import SimpleITK
 
 from pipeline.phantom.files import write_dicom
 from pipeline.phantom.patients import draw_phantom
-from store.images.quiet import quiet_itk, quiet_pydicom
+from store.images.quiet_itk import quiet_itk
+from store.images.quiet_pydicom import quiet_pydicom
 from store.images.slices import read_header
 from tests.support.command import ENVIRONMENT
 

@@ -11,8 +11,9 @@ import pytest
 
 from pipeline.archive.catalogue import Catalogue
 from pipeline.archive.folders import find_folders
+from pipeline.archive.headers import join_parts, read_folder
 from pipeline.archive.manifest import ManifestError
-from pipeline.archive.series import join_parts, read_folder
+from pipeline.archive.selection import series_in_parts
 from pipeline.archive.volume import read_volume
 from pipeline.config import PrepareConfig
 from pipeline.phantom.files import write_dicom
@@ -111,7 +112,7 @@ def test_listing_parts_again_changes_nothing(series: Path, tmp_path: Path) -> No
         for _ in range(2):  # as a resumed job does
             for folder in find_folders([series.parent]):
                 catalogue.add(read_folder(folder, CONFIG))
-            for parts in catalogue.series_in_parts():
+            for parts in series_in_parts(catalogue):
                 catalogue.add(join_parts(parts, CONFIG), again=True)
             found = [(count, reason) for _, count, reason, _ in catalogue.listing()]
             assert found == [(59, None), (29, "joined")]
