@@ -12,7 +12,7 @@ from pipeline.archive.lookup import read_series
 from pipeline.archive.series import Series
 from pipeline.archive.volume import Volume, read_volume
 from pipeline.config import PrepareConfig
-from pipeline.crops import cut_crop
+from pipeline.crops import cut_crop, one_blas_thread
 from store.format import SPLITS
 from store.images import Rejected
 from store.progress import SILENT, Advance, Progress
@@ -74,13 +74,14 @@ def _compare(
     stored = np.zeros((len(rows), *config.shape), np.int16)
     wrong = set(split.patch.read_into(rows, stored))
     for row, crop in zip(rows.tolist(), stored, strict=True):
-        again = cut_crop(
-            volume,
-            origin_mm=split.origin_mm[row].tolist(),
-            extent_mm=split.extent_mm[row].tolist(),
-            shape=config.shape,
-            window_hu=config.window_hu,
-        )
+        with one_blas_thread():
+            again = cut_crop(
+                volume,
+                origin_mm=split.origin_mm[row].tolist(),
+                extent_mm=split.extent_mm[row].tolist(),
+                shape=config.shape,
+                window_hu=config.window_hu,
+            )
         if not np.array_equal(again, crop):
             wrong.add(row)
         advance(1)

@@ -7,9 +7,11 @@ and a crop is three matrix products.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from pipeline.archive.volume import Volume
 from pipeline.config import PrepareConfig
@@ -21,6 +23,15 @@ _VOXELS_PER_STEP = 1.5
 
 class CropOutsideVolume(ValueError):
     """A crop that extends beyond the scan."""
+
+
+def one_blas_thread() -> AbstractContextManager[object]:
+    """Interpolate within this context, so that the same scan gives the same bytes everywhere.
+
+    With several threads, BLAS adds in another order, which can change the last bit of a voxel.
+    """
+    context: AbstractContextManager[object] = threadpool_limits(limits=1, user_api="blas")
+    return context
 
 
 def axis_weights(

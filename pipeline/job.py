@@ -101,7 +101,7 @@ def prepare(
     ):
         _begin(job, catalogue)
         timed = _Timed(progress or SILENT, catalogue)
-        with connect(workers, scheduler, timed) as client:
+        with connect(workers, scheduler, progress or SILENT) as client:
             usable = _run_stages(client, job, catalogue, timed)
         if not usable:
             reasons = ", ".join(f"{n} {reason}" for reason, n in catalogue.reasons().items())

@@ -45,7 +45,8 @@ class Recorder:
         self._file = path.open("r+b")
         self._file.truncate(size)
         self._file.seek(size)
-        self._board = SummaryWriter(str(run / TENSORBOARD), purge_step=step)
+        purge_step = step + 1 if step else 0  # the point of the checkpoint itself stays
+        self._board = SummaryWriter(str(run / TENSORBOARD), purge_step=purge_step)
 
     def write(self, kind: str, step: int, epoch: int, values: dict[str, float]) -> None:
         """Write one line of metrics, and one TensorBoard curve for each value."""

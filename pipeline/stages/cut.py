@@ -19,7 +19,7 @@ from pipeline.archive.series import Series
 from pipeline.archive.volume import read_volume
 from pipeline.cluster import num_threads, raise_if_failed, run_bounded
 from pipeline.config import PrepareConfig
-from pipeline.crops import cut_crop
+from pipeline.crops import cut_crop, one_blas_thread
 from pipeline.preflight import PrepareError
 from store.errors import SemgenError
 from store.format import SPLITS
@@ -220,14 +220,15 @@ def cut_scan(store: str, cut: ScanCut, config: PrepareConfig) -> dict[int, Piece
         rows = grid.rows_of(shard)
         ours = range(max(cut.first_row, rows.start), min(stop_row, rows.stop))
         crops = buffer[: len(ours)]
-        for crop, row in zip(crops, ours, strict=True):
-            crop[...] = cut_crop(
-                volume,
-                origin_mm=cut.origin_mm[row - cut.first_row].tolist(),
-                extent_mm=cut.extent_mm[row - cut.first_row].tolist(),
-                shape=config.shape,
-                window_hu=config.window_hu,
-            )
+        with one_blas_thread():
+            for crop, row in zip(crops, ours, strict=True):
+                crop[...] = cut_crop(
+                    volume,
+                    origin_mm=cut.origin_mm[row - cut.first_row].tolist(),
+                    extent_mm=cut.extent_mm[row - cut.first_row].tolist(),
+                    shape=config.shape,
+                    window_hu=config.window_hu,
+                )
         alone = len(ours) == len(rows)
         pieces[shard] = write_shard(Path(store), name, shard, crops) if alone else crops.copy()
     return pieces

@@ -35,7 +35,7 @@ from pipeline.archive.series import CRASHED, INTERNAL, Series
 from pipeline.archive.volume import read_volume
 from pipeline.cluster import raise_if_failed, run_bounded
 from pipeline.config import PrepareConfig
-from pipeline.crops import make_thumbnail
+from pipeline.crops import make_thumbnail, one_blas_thread
 from pipeline.frame import frame_box
 from pipeline.splits import split_patients
 from store.atomic import replace_file
@@ -226,7 +226,8 @@ def survey_series(series: Series, config: PrepareConfig, survey_folder: str) -> 
         with time_limit(config.max_read_seconds):
             volume = read_volume(series, config)
         box = frame_box(volume, config.frame)
-        thumbnail = make_thumbnail(volume, box, THUMBNAIL_SHAPE, config)
+        with one_blas_thread():
+            thumbnail = make_thumbnail(volume, box, THUMBNAIL_SHAPE, config)
     except Rejected as rejected:
         return Surveyed(key=series.key, reason=rejected.reason, detail=rejected.detail)
     except (MemoryError, OSError) as error:
@@ -246,7 +247,7 @@ def survey_series(series: Series, config: PrepareConfig, survey_folder: str) -> 
 def save_thumbnail(file: Path, thumbnail: NDArray[np.uint8]) -> None:
     """Write a thumbnail for `join_thumbnails`, encoded as a chunk of the store."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with replace_file(file) as partial:
+    with replace_file(file, shared=True) as partial:  # Dask may run a task twice
         partial.write_bytes(encode_chunk(thumbnail))
 
 

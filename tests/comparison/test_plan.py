@@ -47,11 +47,6 @@ def test_trials_differ_in_seed_and_share_the_split(folder: Path) -> None:
         ("folds = 2", "folds = 2\nfold = 1", "fold cannot be set here: every fold is run"),
         ("width = 2", f"seed = {2**63 - 1}", r"seed \+ trials must be at most 2\^63"),
         ("folds = 2", "split_seed = -1", "split_seed must be >= 0"),
-        (
-            "folds = 2",
-            'folds = 2\nintensity = "unit"\nwindow_hu = [0, 1]',
-            "task balls, start scratch: .* the window has no effect",
-        ),
         ("folds = 2", "test_fraction = 0", "there are no test cases"),
         (
             "[starts.scratch]",

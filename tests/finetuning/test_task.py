@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -291,17 +291,6 @@ def test_a_spacing_is_accepted_when_crops_around_centres_are_classified(tmp_path
     rows = [{"name": n, "label": n, **centre} for n in "ab"]
     task = load_task(write_manifest(tmp_path / "centres.csv", rows))
     assert fit_task(task, FinetuneConfig(spacing_mm=(1, 1, 1))).has_centres
-
-
-@pytest.mark.parametrize("settings", [{"intensity": "per-image"}, {"channel": 1}], ids=str)
-def test_a_window_is_refused_where_values_are_not_ct(
-    tmp_path: Path, settings: dict[str, Any]
-) -> None:
-    task = load_task(write_two_channels(tmp_path / "t"))
-    assert fit_task(task, FinetuneConfig(channel=0, window_hu=(-150, 250)))
-    config = FinetuneConfig(**{"channel": 0, "window_hu": (-150, 250), **settings})
-    with pytest.raises(TrainError, match="window has no effect with intensity 'per-image'"):
-        fit_task(task, config)
 
 
 def test_a_negative_split_seed_is_refused() -> None:

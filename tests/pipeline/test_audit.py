@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from cli import main
 from pipeline.archive.lookup import catalogue_folder, read_sources
 from pipeline.audit import audit
+from pipeline.crops import one_blas_thread
 from store import PatchStore
 from store.format import StoreError
 from store.verification import Problem
@@ -81,3 +83,15 @@ def test_there_is_no_audit_without_the_private_catalogue(copy: Path) -> None:
     shutil.rmtree(catalogue_folder(copy))
     with pytest.raises(StoreError, match="only this file records"):
         list(audit(copy, sample=1))
+
+
+def test_crops_are_cut_with_one_blas_thread_and_the_number_is_restored() -> None:
+    """Several threads add in another order, which changes the last bit of some voxels."""
+
+    def num_threads() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    with threadpool_limits(2, user_api="blas"):
+        with one_blas_thread():
+            assert num_threads() == {1}
+        assert num_threads() == {2}

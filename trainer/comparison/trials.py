@@ -122,7 +122,7 @@ def _record_settings(trials: Sequence[Trial], out: Path) -> None:
                     f"{out}: was made with other settings ({trial.task}, {trial.start}:"
                     f" {'; '.join(changed)}); give the same ones or another OUT"
                 )
-    elif any(out.iterdir()):
+    elif any(not path.name.startswith(".") for path in out.iterdir()):
         raise TrainError(f"{out}: is neither a comparison nor empty; give another OUT")
     now = {json.dumps(trial.key): to_json(trial.config) for trial in trials}
     with replace_file(file, shared=True) as partial:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from trainer.errors import TrainError
 from trainer.finetuning.config import FinetuneConfig
-from trainer.finetuning.grid import choose_intensity
 from trainer.finetuning.manifest import read_manifest
 from trainer.finetuning.nnunet import DATASET, channel_file, channel_intensity, read_folder
 from trainer.finetuning.splits import assign_splits
@@ -43,12 +42,6 @@ def fit_task(task: Task, config: FinetuneConfig) -> Task:
                 f"{task.name}: spacing has no effect, because each whole image is resized to the"
                 " net's input; leave out the spacing"
             )
-    intensity = choose_intensity(task, config)
-    if config.window_hu is not None and intensity != "ct":
-        raise TrainError(
-            f"{task.name}: the window has no effect with intensity {intensity!r}; leave out the"
-            ' window, or give intensity "ct"'
-        )
     return assign_splits(task, config)
 
 

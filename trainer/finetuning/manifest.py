@@ -47,7 +47,7 @@ def read_manifest(file: Path) -> Task:
             raise TrainError(f"{file}: needs at least two different labels; got {known}")
     cases = [
         dataclasses.replace(
-            _read_case(file, line),
+            _read_case(file, line, split=_read_split(line)),
             mask=file.parent / line.cells["mask"] if segments else None,
             label=-1 if segments else known.index(line.cells["label"]),
         )
@@ -107,7 +107,7 @@ def _read_lines(file: Path) -> tuple[set[str], list[_Line]]:
         raise TrainError(f"{file}: cannot be read as CSV ({type(error).__name__})") from error
 
 
-def _read_case(file: Path, line: _Line) -> Case:
+def _read_case(file: Path, line: _Line, split: Split | None = None) -> Case:
     """The case of a line, without mask and label."""
     where, cells = line
     image = file.parent / cells["image"]
@@ -122,7 +122,7 @@ def _read_case(file: Path, line: _Line) -> Case:
         image=image,
         channel=None if channel is None else int(channel),
         centre_mm=_read_centre(line),
-        split=_read_split(line),
+        split=split,
     )
 
 

@@ -44,6 +44,7 @@ def area_under_curve(score: NDArray[np.floating[Any]], positive: NDArray[np.bool
     score, positive
         (n,) each. NaN where all cases are positive, or none is.
     """
+    score = score.astype(np.float64)  # ranks need more than 24 bits
     positives, negatives = score[positive], score[~positive]
     if not len(positives) or not len(negatives):
         return math.nan

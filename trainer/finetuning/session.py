@@ -15,7 +15,7 @@ from store.progress import SILENT, Progress
 from trainer.checkpoint import BEST, LAST, RunState, load_checkpoint, refuse_other_run
 from trainer.device import pick_device, resolve_precision
 from trainer.errors import TrainError
-from trainer.events import Ended, Event, TrainSummary, format_metrics, ignore
+from trainer.events import Ended, Event, Noticed, TrainSummary, format_metrics, ignore
 from trainer.finetuning.cases import Prepared, fingerprint, prepare_cases
 from trainer.finetuning.config import FinetuneConfig
 from trainer.finetuning.evaluation import read_scores, score_cases, write_result
@@ -94,6 +94,8 @@ def finetune(
         if not (run / CONFIG).exists():  # marks the folder as a run from now on
             write_config(run, config, task=loaded.name)
         grid = choose_grid(loaded, config, start.window_hu)
+        if config.window_hu is not None and grid.intensity != "ct":
+            on_event(Noticed(text=f"window_hu has no effect with intensity {grid.intensity!r}"))
         folder = Path(cases_path or run / "cases")
         cases = prepare_cases(loaded, grid, folder, threads=config.threads, progress=progress)
         leaked = find_leaks(cases, start.scans)
