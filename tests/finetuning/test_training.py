@@ -21,6 +21,7 @@ from tests.support.finetuning import (
     write_manifest,
 )
 from tests.support.progress import CountedProgress
+from trainer import Noticed
 from trainer.finetuning import FinetuneConfig, finetune, load_task
 from trainer.finetuning.cases import Prepared, prepare_cases
 from trainer.finetuning.grid import choose_grid
@@ -295,3 +296,14 @@ def test_test_scores_leave_out_ignored_voxels(partly: Path, tmp_path: Path) -> N
         assert set(np.unique(prediction)) <= {0, 1}
         wanted = overlap_scores(prediction[truth != 2], truth[truth != 2], 2)["dice"][0]
         assert float(row["dice"]) == pytest.approx(wanted, nan_ok=True)
+
+
+# Settings without effect
+
+
+def test_a_window_without_effect_is_reported(tmp_path: Path) -> None:
+    task, events = make_task(tmp_path / "balls", range(5)), []
+    config = replace(CONFIG, steps=1, intensity="per-image", window_hu=(-150, 250))
+    finetune(task, tmp_path / "run", config, on_event=events.append)
+    notices = [event.text for event in events if isinstance(event, Noticed)]
+    assert "window_hu has no effect with intensity 'per-image'" in notices
