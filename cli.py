@@ -214,7 +214,7 @@ def _read_prepare_config(file: Path | None, options: dict[str, Any]) -> PrepareC
     "--extend",
     type=FOLDER,
     metavar="OLD_STORE",
-    help="Reuse the survey of an earlier store of this archive.",
+    help="Earlier store of this archive; series that did not change are not surveyed again.",
 )
 @click.option(
     "--autoencoder",
@@ -354,8 +354,8 @@ def report(store: Path, out: Path) -> None:
 def browse(store: Path, port: int, host: str, opens: bool) -> None:
     """Show the classes of STORE in a browser; name and exclude them.
 
-    Changes are saved at once, as by `semgen classes`. Listens on localhost only, unless --host is
-    given; the URL contains an access token. Press Ctrl-C to stop.
+    Each change is saved immediately; `semgen classes` shows it. Listens on localhost only, unless
+    --host is given; the URL contains an access token. Press Ctrl-C to stop.
     """
     import asyncio
     import webbrowser
@@ -442,7 +442,11 @@ def classes(
     "--against-archive", is_flag=True, help="Also cut a sample of crops again from the archive."
 )
 @click.option(
-    "--sample", type=click.IntRange(1), default=200, show_default=True, help="Crops to cut again."
+    "--sample",
+    type=click.IntRange(1),
+    default=200,
+    show_default=True,
+    help="Number of crops to cut again.",
 )
 @_JSON
 def verify(store: Path, against_archive: bool, sample: int, as_json: bool) -> None:
@@ -513,7 +517,7 @@ def pretrain(store: Path, run: Path, config: TrainConfig, as_json: bool) -> None
 def export(run: Path, file: Path, format: Any, part: Any) -> None:
     """Write the best weights of RUN to FILE.
 
-    Before the first validation after the warm-up, the last weights are written.
+    If the run has no validation after the warm-up yet, its latest weights are written.
     """
     from store.inspect import format_size
     from trainer import export_weights
@@ -626,11 +630,14 @@ def task(kind: str, source: Path, out: Path, negatives: int) -> None:
     "--devices",
     default="auto",
     show_default=True,
-    help="Devices, one process each, such as cuda:0,cuda:1 or cpu,cpu.",
+    help="Devices, one process each, such as cuda:0,cuda:1; auto: as in the plan, else one.",
 )
 @_FORCE
 @click.option(
-    "--table", "table_only", is_flag=True, help="Train nothing; write tables of finished trials."
+    "--table",
+    "table_only",
+    is_flag=True,
+    help="Do not train: only write tables and figures of the finished trials.",
 )
 @_JSON
 def compare(

@@ -177,9 +177,9 @@ def _refuse_threads(num_threads: dict[str, int]) -> None:
     for address, number in num_threads.items():
         if number > 1:
             raise ClusterError(
-                f"the Dask worker {address} has {number} threads, but only one can be used: a scan"
-                " that takes too long is stopped together with its process. Start workers with"
-                " `--nthreads 1`, and more of them"
+                f"the Dask worker {address} has {number} threads; one is required, because semgen"
+                " stops a read that takes too long by ending the worker process. Start workers with"
+                " `--nthreads 1` and a larger --nworkers"
             )
 
 

@@ -42,7 +42,7 @@ class AutoencoderConfig:
     """CPU threads. Another number gives slightly different weights."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError naming the setting, what is allowed and what came."""
+        """Raise ConfigError naming the setting, the allowed and the given value."""
         check_types(self, prefix="autoencoder.")
         for name in ("latent", "batch_size", "max_epochs", "max_steps", "threads"):
             _check(self, name, low=1)
@@ -60,17 +60,17 @@ class PrepareConfig:
     seed: int = 0
     """Seed of every random draw."""
     classes: int = 200
-    """Number of classes to discover; there may be fewer when no more fit without overlap."""
+    """Maximum number of classes to discover; fewer if no further class fits the limits below."""
     neighbours: int = 200
     """Maximum number of members of a class among the training scans, its reference included."""
     validation_neighbours: int = 30
     """Maximum number of members of a class among the validation scans."""
     validation_fraction: float = 0.1
-    """Share of patients whose scans are used for validation, 0 to 0.9. Above 0, at least one
-    patient."""
+    """Share of patients whose scans are used for validation, 0 to 0.9. If it is not 0, at least
+    one patient is used."""
     min_member_share: float = 0.5
-    """Minimum number of members among the training scans, as a share of `neighbours` or of all
-    training scans, whichever is less; at least two. With fewer, another coordinate is tried."""
+    """A class needs at least this share of `neighbours`, or of all training scans if these are
+    fewer, as members among the training scans; at least two. Other coordinates are discarded."""
 
     frame: Frame = "body"
     """Coordinate system of a class's centre: "body" (fractions of the body's extent in y and x and
@@ -95,8 +95,8 @@ class PrepareConfig:
     """Minimum distance of a reference's base crop from the edge of its scan, in voxels of the
     scan."""
     separation_steps: float = 0.0
-    """Minimum distance between the centres of two classes: the largest of the distances along z, y
-    and x, in voxels of the base crop."""
+    """Minimum distance between two class centres along at least one axis (z, y or x), in voxels of
+    the base crop. 0: no minimum."""
     max_overlap: float = 0.25
     """Maximum share of a base crop that another class may cover in the same scan; 1 allows all."""
     tries: int = 200
@@ -104,8 +104,8 @@ class PrepareConfig:
     tissue_hu: int = -150
     """HU from which a voxel counts as tissue."""
     tissue_depth: int = 1
-    """A voxel counts as tissue if there is tissue in any of this many slices, from its own towards
-    the head."""
+    """Number of slices searched for tissue: a voxel counts as tissue if its own slice, or one of
+    the next slices towards the head, has tissue at this position. 1: its own slice only."""
     min_tissue: float = 0.0
     """Minimum share of tissue in a reference's base crop."""
     max_tissue: float = 1.0
@@ -138,7 +138,7 @@ class PrepareConfig:
     """Table [autoencoder]: how scans are embedded."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError naming the setting, what is allowed and what came."""
+        """Raise ConfigError naming the setting, the allowed and the given value."""
         check_types(self)
         for name in (
             "classes",

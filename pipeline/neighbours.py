@@ -33,7 +33,7 @@ class Neighbours:
         except RuntimeError as error:
             reason = str(error).split(": ")[-1].strip()
             raise ConfigError(
-                f"index {index!r} cannot be built on {len(rows)} scans: {reason}"
+                f"index {index!r} cannot be built on {len(rows)} scans: {reason}; use --index Flat"
             ) from error
 
     def nearest(

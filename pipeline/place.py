@@ -114,7 +114,7 @@ class Geometry:
         return np.asarray(rng.uniform(least, most))
 
     def is_far(self, one: Floats, other: Floats) -> bool:
-        """Whether base crops at two coordinates are surely far enough apart in every scan."""
+        """Quick test: True where base crops are far enough apart in every scan, False: unknown."""
         apart = np.abs(one - other) * self._min_unit
         return bool(
             (apart >= max(1.0, self.config.separation_steps / min(self.config.shape))).any()

@@ -118,7 +118,9 @@ def check_job(
     given = resolve_archive(archive)
     old = None if extend is None else Path(extend)
     if old is not None and os.path.realpath(old) == str(path):
-        raise StoreError(f"{path}: is the store to extend; give another folder for the new one")
+        raise StoreError(
+            f"{path}: STORE and --extend are the same store; give a new folder as STORE"
+        )
     weights = None if autoencoder is None else find_weights(Path(autoencoder))
     listed = None if manifest is None else Path(manifest)
     inputs = digest_inputs(manifest=listed, autoencoder=weights)
@@ -181,8 +183,8 @@ def check_same_job(store: PatchStore, config: PrepareConfig, inputs: dict[str, s
     if changed:
         names = " and ".join(f"--{name}" for name in inputs if any(name in c for c in changed))
         raise StoreError(
-            f"{store.path}: started with another {names}, or without one; use the same, or"
-            " give another folder"
+            f"{store.path}: started with a different {names}, or with none; give the original file"
+            " (or none), or a new STORE"
         )
 
 
@@ -210,7 +212,7 @@ def match_archive(
     state = "complete" if store.state == "complete" else "not finished"
     text = f"{store.path}: {state}, and made from {_names(known)}"
     if not new:
-        raise StoreError(f"{text}; name all of them, not only {_names(archive)}")
+        raise StoreError(f"{text}; give all of these; the command gives only {_names(archive)}")
     text += f", not from {_names(new)}"
     if len(missing) == len(new):
         text += "; if the same scans were moved there, add --archive-moved"

@@ -52,7 +52,8 @@ def split_patients(
     )
     if (in_train & in_validation).any():
         raise SemgenError(
-            f"the manifest wants {(in_train & in_validation).sum()} patient(s) in both splits."
+            f"the manifest assigns scans of {(in_train & in_validation).sum()} patient(s) to both"
+            " splits."
             " Scans belong to one patient if they share a PatientID or manifest patient, or if two"
             " patients have an identical scan (semgen inspect STORE --paths lists duplicates);"
             f" {_REPAIR}"

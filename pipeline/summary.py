@@ -41,7 +41,7 @@ class Summary:
         reasons = f" ({format_counts(self.rejected)})" if self.rejected else ""
         fewer = ""
         if self.classes < self.classes_wanted:
-            fewer = f" of {self.classes_wanted} wanted: no more fit without overlap"
+            fewer = f" of {self.classes_wanted} wanted: no further class fits the limits"
         lines = [
             f"scans    {self.accepted} accepted, {sum(self.rejected.values())} rejected{reasons}",
             f"classes  {self.classes}{fewer}; {self.members} members in all classes",

@@ -33,8 +33,8 @@ def open_group(path: Path, mode: str = "r") -> zarr.Group:
         raise StoreError(f'{path}: not a semgen store (no "{ATTRIBUTE}" attribute)')
     if attribute["format"] != FORMAT:
         raise StoreError(
-            f"{path}: store format {attribute['format']}, this version of semgen reads format"
-            f" {FORMAT}; update semgen"
+            f"{path}: store format {attribute['format']}, but this version of semgen reads only"
+            f" format {FORMAT}; use the version that wrote the store, or prepare it again"
         )
     return group
 

@@ -113,7 +113,7 @@ class StoreWriter:
         return ShardGrid(num_rows=shape[0], rows_per_shard=rows_per_shard)
 
     def seal(self, digests: dict[str, list[str]]) -> str:
-        """Record the shards' digests and the fingerprint; the store is complete. Returns it."""
+        """Record digests and fingerprint: the store is complete. Returns the fingerprint."""
         for name in SHARDED:
             self.group[name].attrs[DIGESTS] = digests[name]
         _flush(self.path)

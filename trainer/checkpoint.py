@@ -146,5 +146,6 @@ def refuse_other_run(
     if saved["num_processes"] != num_processes and not saved["config"].get("sync_batch_norm"):
         raise TrainError(
             f"{path}: was trained by {saved['num_processes']} processes, but now there are"
-            f" {num_processes}; start the same number, or start another RUN with sync_batch_norm"
+            f" {num_processes}; start {saved['num_processes']} processes again, or a new RUN with"
+            " sync_batch_norm, which allows any number"
         )

@@ -109,8 +109,8 @@ class TrainConfig(LoopConfig):
     threads: int = 2
     """Threads that read and decode crops."""
     cache: CacheMode = "auto"
-    """Where decoded crops are cached; "auto" is GPU memory or main memory if less than half of the
-    free memory is needed, else none."""
+    """Where decoded crops are cached; "auto" is GPU memory if they need at most half of what is
+    free there, else main memory by the same rule, else no cache."""
     scales: tuple[int, ...] | None = None
     """Scales of training crops to use, such as 0,1; 0 is the base crop. Default: all."""
     classes: tuple[int, ...] | None = None

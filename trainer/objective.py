@@ -40,7 +40,7 @@ class Objective:
         return autocast(self.config.precision, self.device)
 
     def perturb(self, crops: Tensor, role: str, *index: int, rows: Iterable[int]) -> Example:
-        """Perturb crops (n, 1, Z, Y, X); how depends on seed, role, index and rows alone."""
+        """Perturb crops (n, 1, Z, Y, X); the result depends only on seed, role, index and rows."""
         draws = Draws.keyed(self.config.seed, role, *index, rows=rows, device=self.device)
         return self.pretext.perturb(crops, draws)
 

@@ -141,7 +141,7 @@ def resolve_init(config: TrainConfig, *, saved: dict[str, Any]) -> TrainConfig:
 def resolve_warmup(
     config: TrainConfig, steps_per_epoch: int, *, saved: dict[str, Any] | None = None
 ) -> TrainConfig:
-    """The config with `warmup_epochs` set: from the checkpoint, else a tenth of the run.
+    """The config with `warmup_epochs` as given, else of the checkpoint, else a tenth of the run.
 
     Raises TrainError when the warm-up would take all epochs.
     """

@@ -158,7 +158,7 @@ def load_weights(
 def _copy(
     net: nn.Module, weights: Weights, file: str | Path, *, part: str = "all", strict: bool = True
 ) -> KeyReport:
-    hint = ' (part "unet" or "encoder" needs fewer keys; width must be the same)'
+    hint = '; use the same width, or load only part "unet" or "encoder"'
     return copy_tensors(net, weights.tensors, file, prefixes=PARTS[part], strict=strict, hint=hint)
 
 

@@ -162,8 +162,8 @@ def select_parts(parts: Sequence[Series], joined: Sequence[Series]) -> list[Seri
         return []
     if len({part.split for part in parts} - {None}) > 1:
         raise ManifestError(
-            "the manifest lists one DICOM series, which lies in several folders, for both splits;"
-            " list all of its folders for the same split"
+            "one DICOM series lies in several folders, and the manifest gives them different"
+            " splits; give all of them the same split"
         )
     first = joined[0]
     return [

@@ -38,9 +38,9 @@ def write_plan(writer: StoreWriter, config: PrepareConfig, progress: Progress) -
         classes = discover(scans, config, advance=advance)
         if not classes:
             raise PrepareError(
-                f"no class found in {len(scans)} scans: no scan has a crop of {config.shape} voxels"
-                f" at {config.spacing_mm} mm that enough other scans contain too; delete"
-                f" {writer.path} and try smaller crops or other tissue limits"
+                f"no class found in {len(scans)} scans: no position lies inside enough scans with a"
+                f" crop of {config.shape} voxels at {config.spacing_mm} mm and enough content;"
+                f" delete {writer.path} and try smaller crops or other tissue limits"
             )
         for name, values in class_tables(classes, config).items():
             writer.write_table(f"classes/{name}", values)
@@ -180,11 +180,11 @@ def check_crops_fit(store: PatchStore, config: PrepareConfig) -> None:
     if len(fits) < least or all(geometry.draw_centre(row, rng) is None for row in fits.tolist()):
         size_mm = np.median(needed_mm, axis=0)
         scan_mm = np.median(geometry.last_mm[train], axis=0)
-        border = ", with border" if any(config.border) else ""
+        border = " and border" if any(config.border) else ""
         raise PrepareError(
-            f"{store.path}: crops do not fit into the scans: {len(fits)} of {len(train)} training"
-            f" scans contain one{border}, and a class needs {least}; a crop with its larger scales"
-            f" needs {_mm(size_mm)}, a scan has {_mm(scan_mm)} (z, y, x; medians). Delete the"
+            f"{store.path}: crops are too large: crop with its larger scales{border}"
+            f" {_mm(size_mm)}, scan {_mm(scan_mm)} (z, y, x; medians). They fit in {len(fits)} of"
+            f" {len(train)} training scans, and a class needs {least}. Delete the"
             " store, then set a smaller shape, spacing_mm, side_steps or shift_steps, or scales = 1"
         )
 

@@ -143,9 +143,7 @@ def test_images_whose_masks_would_have_the_same_name_are_refused(
     image = draw_case(0)[0]
     for name in ("a_0000.nii.gz", "a.nrrd"):
         sitk.WriteImage(image, str(images / name))
-    message = (
-        r"a\.nii\.gz: would be the mask of several images, a\.nii\.gz, a\.nrrd, a_0000\.nii\.gz"
-    )
+    message = r"would get the mask file a\.nii\.gz: a\.nii\.gz, a\.nrrd, a_0000\.nii\.gz"
     with pytest.raises(TrainError, match=message):
         predict(segmenter, images, images.parent / "masks")
     assert not (images.parent / "masks").exists()

@@ -58,7 +58,7 @@ def test_a_file_that_was_only_touched_is_read_again(
     ("options", "words"),
     [
         (["--frame", "scan"], ["surveyed with other settings", "frame: body -> scan"]),
-        (["same"], ["is the store to extend", "another folder"]),
+        (["same"], ["STORE and --extend are the same store", "a new folder"]),
     ],
 )
 def test_extend_is_refused_for_other_settings_and_for_the_same_store(

@@ -358,7 +358,7 @@ def test_a_complete_store_does_not_pass_over_a_further_folder(
 
 def test_a_part_of_the_archive_is_refused(two: list[Path], of_two: Path, config_file: Path) -> None:
     done = run("prepare", two[1], of_two, "--config", config_file)
-    assert_refused(done, f"made from {two[0]} and {two[1]}", "name all of them", str(two[1]))
+    assert_refused(done, f"made from {two[0]} and {two[1]}", "give all of these", str(two[1]))
 
 
 def test_the_command_that_is_proposed_for_a_further_folder_reads_only_that(
@@ -465,7 +465,7 @@ def test_crops_that_fit_into_no_scan_are_refused(
     prepared: Path, config: PrepareConfig, change: dict[str, object]
 ) -> None:
     changed = PrepareConfig(**{**_fields(config), **change})
-    with pytest.raises(PrepareError, match=r"crops do not fit .* smaller shape, spacing_mm"):
+    with pytest.raises(PrepareError, match=r"crops are too large.* smaller shape, spacing_mm"):
         check_crops_fit(PatchStore(prepared), changed)
 
 

@@ -310,7 +310,7 @@ def test_the_split_that_a_manifest_wants_for_a_copy_is_its_patients(catalogue: C
 def test_patients_with_an_identical_scan_cannot_be_wanted_in_both_splits(
     catalogue: Catalogue,
 ) -> None:
-    with pytest.raises(SemgenError, match=r"wants 1 patient\(s\) in both splits"):
+    with pytest.raises(SemgenError, match=r"scans of 1 patient\(s\) to both splits"):
         survey(catalogue, [replace(FIRST, split=0), replace(COPY, split=1), STRANGER])
 
 

@@ -443,7 +443,7 @@ def test_a_job_resumes_only_with_the_manifest_that_it_began_with(
     for options in ([], ["--manifest", other]):
         done = semgen(*command, *options)
         assert done.returncode == 1
-        assert "started with another --manifest, or without" in done.stderr.splitlines()[-1]
+        assert "started with a different --manifest, or with none" in done.stderr.splitlines()[-1]
 
 
 def test_a_lost_write_permission_is_reported_and_nothing_is_lost(

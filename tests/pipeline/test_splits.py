@@ -87,7 +87,7 @@ def test_splits_follow_the_manifest_and_the_rest_is_drawn() -> None:
 
 
 def test_a_patient_wanted_in_both_splits_is_refused() -> None:
-    with pytest.raises(SemgenError, match=r"wants 1 patient\(s\) in both splits"):
+    with pytest.raises(SemgenError, match=r"scans of 1 patient\(s\) to both splits"):
         split(["a", "a"], wanted=[0, 1])
 
 

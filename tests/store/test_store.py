@@ -57,7 +57,7 @@ def test_the_error_for_something_else_than_a_store_says_so(
 
 def test_a_store_of_another_format_is_refused_by_its_number(tmp_path: Path) -> None:
     zarr.create_group(str(tmp_path / "new"), attributes={"semgen": {"format": 2}})
-    with pytest.raises(StoreError, match="store format 2, this version of semgen reads format 1"):
+    with pytest.raises(StoreError, match=r"store format 2, .* reads only format 1"):
         PatchStore(tmp_path / "new")
 
 

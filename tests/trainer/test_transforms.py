@@ -313,7 +313,7 @@ class TestPainting:
 
 class TestMix:
     def test_every_kind_is_drawn_a_quarter_of_the_time(self) -> None:
-        share = torch.bincount(draw_kinds(draws(8000)), minlength=4) / 8000
+        share = torch.bincount(draw_kinds(draws(8000), 4), minlength=4) / 8000
         torch.testing.assert_close(share, torch.full((4,), 0.25), atol=0.02, rtol=0)
 
     def test_every_crop_is_deformed_and_changed_in_exactly_one_more_way(
@@ -324,7 +324,7 @@ class TestMix:
         mixed = perturb(many, draws(16), num_blocks=NUM_BLOCKS)
         replay = draws(16)
         deform(many, replay)
-        kinds = draw_kinds(replay).tolist()
+        kinds = draw_kinds(replay, 4).tolist()
         assert set(kinds) == {0, 1, 2, 3}
         for kind, before, after in zip(kinds, deformed, mixed, strict=True):
             changed = (before != after).float().mean()

@@ -35,7 +35,7 @@ class PlannedTask:
     def __post_init__(self) -> None:
         check_types(self, error=TrainError)
         if not self.path:
-            raise TrainError("needs a path, to a folder or a manifest")
+            raise TrainError("needs a path: give the folder or CSV manifest of the task")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +80,7 @@ class PlanFile:
             raise TrainError(f"label_fractions must differ, got {list(shares)}")
         for kind, tables in (("tasks", self.tasks), ("starts", self.starts)):
             if not tables:
-                raise TrainError(f"needs [tasks.NAME] and [starts.NAME]; has no {kind}")
+                raise TrainError(f"has no {kind}; add at least one table [{kind}.NAME]")
             for name, table in tables.items():
                 if not isinstance(table, dict):
                     raise TrainError(

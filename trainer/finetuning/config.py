@@ -35,8 +35,8 @@ class FinetuneConfig(LoopConfig):
     cases; to classify, each image is resized to `shape`."""
     intensity: Intensity = "auto"
     """How values are mapped to 0..1: "ct" by `window_hu`, "per-image" by each image's 0.5th and
-    99.5th percentile, "unit" not at all (8-bit values are divided by 255), "auto" by what the task
-    says."""
+    99.5th percentile, "unit" not at all (8-bit values are divided by 255), "auto" as the task
+    defines it (name of the channel, or column `intensity`)."""
     channel: int | None = None
     """Channel to use of images with several channels, from 0. A manifest's column `channel` takes
     precedence."""

@@ -134,7 +134,9 @@ def _convert_lits(source: Path, out: Path) -> Iterator[Row]:
     volumes = {_number(file): file for file in _find_images(source, "volume-*")}
     masks = {_number(file): file for file in _find_images(source, "segmentation-*")}
     if not volumes or not masks:
-        raise TrainError(f"{source}: has no volume-0.nii and segmentation-0.nii, ...; give LiTS")
+        raise TrainError(
+            f"{source}: has no volume-0.nii and segmentation-0.nii, ...; give the LiTS download"
+        )
     incomplete = sorted(volumes.keys() ^ masks.keys())
     if incomplete:
         raise TrainError(

@@ -20,7 +20,7 @@ def make_loss(kind: str, *, segments: bool, ignored: int | None = None) -> Loss:
     voxel of a class, and averaged over all classes but the first.
 
     ignored
-        Number of the voxels in the truth that do not count.
+        Label value of voxels to leave out of the loss.
     """
     if kind == "auto":
         kind = "dice" if segments else "cross-entropy"

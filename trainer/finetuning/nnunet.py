@@ -86,7 +86,7 @@ def _read_names(labels: dict[str, Any]) -> tuple[tuple[str, ...], bool]:
     if all(str(key).isdecimal() for key in labels):
         labels = {str(name): int(number) for number, name in labels.items()}
     if not all(isinstance(number, int) for number in labels.values()):
-        raise ValueError("regions of several labels are not supported")
+        raise ValueError("region-based labels (several numbers for one class) are not supported")
     named = {number: name for name, number in labels.items()}
     if sorted(named) != list(range(len(labels))) or len(labels) < 2:
         raise ValueError("classes must be numbered 0, 1, ... without a gap")

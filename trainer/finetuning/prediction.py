@@ -245,7 +245,7 @@ def _plan_masks(cases: Sequence[Case], source: Path, out: Path) -> list[Path]:
     for target, names in images.items():
         if len(names) > 1:
             raise TrainError(
-                f"{target.name}: would be the mask of several images, {', '.join(names)}; rename"
+                f"several images would get the mask file {target.name}: {', '.join(names)}; rename"
                 " all but one of them, or predict on them one by one"
             )
     _refuse_inputs(cases, source, targets)

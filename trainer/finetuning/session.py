@@ -101,7 +101,7 @@ def finetune(
         leaked = find_leaks(cases, start.scans)
         if leaked and not force:
             raise TrainError(
-                f"{loaded.name}: {len(leaked)} test cases were pretrained on"
+                f"{loaded.name}: the weights were pretrained on {len(leaked)} of the test cases"
                 f" ({', '.join(leaked[:3])}); use other weights or other splits, or --force to test"
                 " on them anyway"
             )

@@ -31,7 +31,7 @@ def assign_splits(task: Task, config: FinetuneConfig) -> Task:
         if config.folds > len(shuffled):
             raise TrainError(
                 f"{task.name}: {config.folds} folds need at least {config.folds} patients without"
-                f" a split, there are {len(shuffled)}; give fewer folds"
+                f" a split, but the task has only {len(shuffled)}; give fewer folds"
             )
         test = set(shuffled[config.fold :: config.folds])
     elif "test" not in given:

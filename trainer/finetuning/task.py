@@ -60,7 +60,7 @@ class Task:
 
     @property
     def ignored(self) -> int | None:
-        """The number of voxels to ignore in masks, the one after the classes; None: there are none.
+        """Label value of ignored voxels in masks, the first one after the classes; None for none.
 
         See `has_ignore`.
         """

@@ -15,12 +15,11 @@ from trainer.transforms.paint import inpaint, outpaint
 from trainer.transforms.shuffle import shuffle_pixels
 
 Perturbation = Callable[[Tensor, Draws], Tensor]
-_NUM_KINDS = 4
 
 
-def draw_kinds(draws: Draws) -> Tensor:
+def draw_kinds(draws: Draws, num_kinds: int) -> Tensor:
     """(n,) number of the perturbation of each crop, all equally likely, on the CPU."""
-    return draws.integers(0, _NUM_KINDS - 1)
+    return draws.integers(0, num_kinds - 1)
 
 
 def perturb(crops: Tensor, draws: Draws, *, num_blocks: int) -> Tensor:
@@ -32,7 +31,7 @@ def perturb(crops: Tensor, draws: Draws, *, num_blocks: int) -> Tensor:
     shuffle = partial(shuffle_pixels, num_blocks=num_blocks)
     kinds: tuple[Perturbation, ...] = (shuffle, nonlinear_intensity, inpaint, outpaint)
     perturbed = deform(crops, draws)
-    chosen = draw_kinds(draws)
+    chosen = draw_kinds(draws, len(kinds))
     for kind, change in enumerate(kinds):
         members = torch.nonzero(chosen == kind).flatten()
         if len(members):
