@@ -19,7 +19,15 @@ import click
 
 from pipeline.config import PRESETS, PrepareConfig, load_config
 from store.errors import SemgenError
-from store.options import CLASS_TEXT, FILE, FOLDER, NUMBERS, LocalPath, options_from
+from store.options import (
+    CLASS_TEXT,
+    FILE,
+    FOLDER,
+    NUMBERS,
+    POSITION,
+    LocalPath,
+    options_from,
+)
 from store.progress import Terminal
 from trainer.config import Part, TrainConfig
 from trainer.finetuning.config import FinetuneConfig
@@ -467,6 +475,49 @@ def verify(store: Path, against_archive: bool, sample: int, as_json: bool) -> No
         click.echo("\n".join(map(str, problems)) or f"{store}: valid")
     if problems:
         raise click.exceptions.Exit(1)
+
+
+@main.command()
+@click.argument("here", type=LocalPath(), metavar="SCAN_A")
+@click.argument("there", type=LocalPath(), metavar="SCAN_B")
+@click.option(
+    "--at",
+    "places",
+    type=POSITION,
+    multiple=True,
+    help="Position in SCAN_A in mm from its first voxel, such as 120,80.5,95; repeatable.",
+)
+@click.option(
+    "--landmarks",
+    type=FILE,
+    help='JSON file with positions in SCAN_A by name: {"carina": [120, 80.5, 95]}.',
+)
+@click.option("--picture", type=LocalPath(dir_okay=False), help="PNG file with both scans.")
+@_JSON
+def match(
+    here: Path,
+    there: Path,
+    places: Sequence[tuple[float, ...]],
+    landmarks: Path | None,
+    picture: Path | None,
+    as_json: bool,
+) -> None:
+    """Find positions of SCAN_A in SCAN_B by the anatomy around them.
+
+    Positions are z,y,x in mm, after turning the scan to LPS. A position that is found gets a score
+    of at most 1, and the distance from the start after going there and back.
+    """
+    from pipeline.match_files import match_files, read_landmarks
+
+    positions = read_landmarks(landmarks) if landmarks else {}
+    positions |= {",".join(f"{v:g}" for v in place): place for place in places}
+    if not positions:
+        raise click.UsageError("give at least one position: --at, or --landmarks")
+    matches = match_files(here, there, positions, picture=picture)
+    if as_json:
+        _echo_json(matches)
+    else:
+        click.echo("\n".join(map(str, matches)))
 
 
 @main.command()

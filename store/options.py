@@ -91,6 +91,7 @@ FILE: Final = LocalPath(exists=True, dir_okay=False)
 FOLDER: Final = LocalPath(file_okay=False)
 NUMBERS: Final = Numbers()
 CLASS_TEXT: Final = ClassText()
+POSITION: Final = Vector(float, 3, None)
 
 
 def options_from(

@@ -67,7 +67,7 @@ def test_images_in_imagests_are_test_cases(tmp_path: Path) -> None:
     ("about", "message"),
     [
         ({"labels": {"background": 0, "liver": 2}}, "without a gap"),
-        ({"labels": {"background": 0, "whole": [1, 2]}}, "regions"),
+        ({"labels": {"background": 0, "whole": [1, 2]}}, "region-based"),
         ({"modality": {}}, "labels"),
     ],
 )
@@ -346,5 +346,5 @@ def test_a_smaller_share_of_labels_is_a_subset_of_a_larger_one(twenty: Task) -> 
 
 
 def test_more_folds_than_patients_are_refused(twenty: Task) -> None:
-    with pytest.raises(TrainError, match=r"11 folds need at least 11 patients .* there are 10"):
+    with pytest.raises(TrainError, match=r"11 folds need at least 11 patients .* has only 10"):
         assign_splits(twenty, FinetuneConfig(folds=11))

@@ -476,7 +476,7 @@ def test_crops_that_fit_into_too_few_scans_are_refused(
     height = (scans.size * scans.spacing_mm)[scans.split == 0, 0]
     most = int(sorted(height)[-1] / config.spacing_mm[0] // 8 * 8)
     changed = PrepareConfig(**{**_fields(config), "shape": (most, 32, 32), "scales": 1})
-    with pytest.raises(PrepareError, match="of 3 training scans contain one, and a class needs 2"):
+    with pytest.raises(PrepareError, match="fit in 1 of 3 training scans, and a class needs 2"):
         check_crops_fit(PatchStore(prepared), changed)
 
 

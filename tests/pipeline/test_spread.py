@@ -147,7 +147,7 @@ def test_the_folders_of_one_series_cannot_be_listed_for_both_splits(series: Path
     files = by_position(series)
     spread(series, [files[:30], files[30:]])
     listed = list_csv(series.parent, "part0,train", "part1,validation")
-    with pytest.raises(ManifestError, match="one DICOM series, which lies in several folders"):
+    with pytest.raises(ManifestError, match="one DICOM series lies in several folders"):
         fates(series.parent, listed)
 
 

@@ -1,0 +1,346 @@
+"""Find the place of the same anatomy in another scan, from the thumbnails of both.
+
+First the slice: a coarse description of each slice is compared with those of the other scan. Then
+the place: local normalised cross-correlation on a grid of 6 mm, then of 4 mm. Then the way back to
+the first scan, which shows whether the place can be trusted. There is no training and no random
+number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft, ndimage
+
+from pipeline.crops import axis_weights
+
+Floats = NDArray[np.float32]
+Point = NDArray[np.float64]
+
+_HU: Final = (-1000, -850, -500, -150, -60, 20, 80, 200, 600, 1000)
+_GREY: Final = (0, 0.12, 0.3, 0.42, 0.5, 0.66, 0.8, 0.9, 1.05, 1.1)
+"""Grey values by HU, linear between. Soft tissue gets a large part of the range."""
+
+MIN_SCORE: Final = 0.4
+MAX_CYCLE_MM: Final = 10.0
+"""Limits of a match that can be trusted."""
+
+_SLICE_MM, _CELLS = 6.0, (16, 20)
+_SLICE_STD, _SLICE_STEP_MM = 0.02, 3.0
+_SLICE_SIGMA_MM, _SLICE_REACH_MM = 100.0, 300.0
+_MIN_OVERLAP = 0.5
+_FEATURE_SIGMA_MM, _FEATURE_STD = 24.0, 0.03
+_CUT_SIGMAS = 2.0
+_AIR_MARGIN_MM = 10.0
+"""Beyond the frame box is air where the box ends at least so far inside the scan."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Search:
+    """One local search: its grid, its windows, how far it goes, and what distance costs."""
+
+    step_mm: float
+    sigmas_mm: tuple[float, float]
+    reach_mm: tuple[float, float, float]
+    penalty_mm: float
+    """At this distance from the start, the score is 1 less."""
+
+
+_SEARCHES: Final = (
+    _Search(step_mm=6, sigmas_mm=(16, 36), reach_mm=(48, 36, 36), penalty_mm=200),
+    _Search(step_mm=4, sigmas_mm=(12, 24), reach_mm=(12, 12, 12), penalty_mm=100),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Match:
+    """Where the anatomy of a place in one scan lies in another scan."""
+
+    place_mm: Point
+    """(z, y, x) in mm in the other scan."""
+    score: float
+    """Mean normalised cross-correlation around the place, less the distance searched; at most 1."""
+    cycle_mm: float
+    """Distance from the start after going there and back."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why the place cannot be trusted; None where it can."""
+        if self.score < MIN_SCORE:
+            return "weak match"
+        return "did not lead back" if self.cycle_mm > MAX_CYCLE_MM else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """Features of a scan on an even grid."""
+
+    step_mm: float
+    origin_mm: Point
+    """Position of the first sample."""
+    values: Floats
+    """(Z, Y, X) grey values, normalised by their surroundings; 0 where `known` is 0."""
+    known: Floats
+    """(Z, Y, X) 1 within the scan, 0 beyond."""
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What matching knows of one scan."""
+
+    box_mm: Point
+    """(2, 3) low and high corner of the frame box."""
+    slices: Floats
+    """(n, cells) description of each slice: its cells, with mean 0 and mean square 1."""
+    grids: tuple[_Grid, ...]
+    """One for each local search."""
+
+
+def describe_scan(
+    thumbnail: NDArray[np.uint8],
+    *,
+    box_mm: NDArray[np.float64],
+    edges_mm: NDArray[np.float64],
+    window_hu: tuple[float, float],
+) -> Features:
+    """Compute the features of a scan from its thumbnail.
+
+    thumbnail
+        (Z, Y, X) uint8: the frame box, `window_hu` mapped to 0..255.
+    box_mm, edges_mm
+        (2, 3) low and high corner of the frame box, and of the scan, at voxel edges.
+    """
+    low, high = window_hu
+    hu = np.linspace(low, high, 256)
+    grey = np.interp(hu, _HU, _GREY).astype(np.float32)[thumbnail]
+    grids = tuple(_make_grid(grey, box_mm, edges_mm, search.step_mm) for search in _SEARCHES)
+    return Features(np.asarray(box_mm), _describe_slices(grey, box_mm), grids)
+
+
+def match_place(place_mm: Sequence[float] | Point, here: Features, there: Features) -> Match | None:
+    """Find in scan `there` the anatomy at a place in scan `here`; None where there is no overlap.
+
+    place_mm
+        (z, y, x) in mm.
+    """
+    start = np.asarray(place_mm, np.float64)
+    forth = _find(start, here, there)
+    if forth is None:
+        return None
+    back = _find(forth[0], there, here)
+    cycle_mm = np.inf if back is None else float(np.linalg.norm(back[0] - start))
+    return Match(place_mm=forth[0], score=forth[1], cycle_mm=cycle_mm)
+
+
+def _find(place_mm: Point, here: Features, there: Features) -> tuple[Point, float] | None:
+    """The place and its score."""
+    z = _find_slice(place_mm[0], here, there)
+    if z is None:
+        return None
+    share = (place_mm - here.box_mm[0]) / (here.box_mm[1] - here.box_mm[0])
+    found = there.box_mm[0] + share * (there.box_mm[1] - there.box_mm[0])
+    found[0] = z
+    score = -np.inf
+    for search, one, other in zip(_SEARCHES, here.grids, there.grids, strict=True):
+        result = _search(search, one, place_mm, other, found)
+        if result is None:
+            return None
+        found, score = result
+    return found, score
+
+
+# The slice
+
+
+def _describe_slices(grey: Floats, box_mm: Point) -> Floats:
+    """(n, cells): slices of 6 mm, averaged over cells in-plane, normalised."""
+    depth_mm = float(box_mm[1, 0] - box_mm[0, 0])
+    num = max(2, round(depth_mm / _SLICE_MM))
+    means = grey
+    for axis, length in enumerate((num, *_CELLS)):
+        means = _average(means, axis, length)
+    cells = means.reshape(num, -1)
+    cells = cells - cells.mean(axis=1, keepdims=True)
+    return np.asarray(
+        cells / np.sqrt(np.square(cells).mean(axis=1, keepdims=True) + _SLICE_STD**2), np.float32
+    )
+
+
+def _average(values: Floats, axis: int, length: int) -> Floats:
+    """Values averaged to `length` equal parts of an axis."""
+    moved = np.moveaxis(values, axis, 0)
+    size = len(moved)
+    edges = np.arange(length + 1) * size / length
+    index = np.arange(size)
+    weights = np.minimum(index + 1, edges[1:, None]) - np.maximum(index, edges[:-1, None])
+    weights = np.clip(weights, 0, None) * (length / size)
+    averaged = np.tensordot(weights.astype(np.float32), moved, axes=1)
+    return np.asarray(np.moveaxis(averaged, 0, axis))
+
+
+def _find_slice(z_mm: float, here: Features, there: Features) -> float | None:
+    """The z of the slice that looks most alike, together with those around it."""
+    alike = here.slices @ there.slices.T / here.slices.shape[1]  # (slices here, slices there)
+    (low_a, high_a), (low_b, high_b) = here.box_mm[:, 0], there.box_mm[:, 0]
+    step_a, step_b = (high_a - low_a) / len(alike), (high_b - low_b) / alike.shape[1]
+    offsets = np.arange(-_SLICE_REACH_MM, _SLICE_REACH_MM + 1, _SLICE_MM)
+    weight = np.exp(-0.5 * (offsets / _SLICE_SIGMA_MM) ** 2)
+    row = (z_mm + offsets - low_a) / step_a - 0.5
+    in_a = (row >= -0.5) & (row <= len(alike) - 0.5)
+    if not in_a.any():
+        return None
+    row, weight, offsets = row[in_a], weight[in_a], offsets[in_a]
+    candidates = np.arange(low_b, high_b + 1e-6, _SLICE_STEP_MM)
+    column = (candidates[:, None] + offsets - low_b) / step_b - 0.5  # (candidates, offsets)
+    in_b = (column >= -0.5) & (column <= alike.shape[1] - 0.5)
+    rows = np.broadcast_to(row, column.shape)
+    sampled = ndimage.map_coordinates(alike, [rows, column], order=1, mode="nearest")
+    total = (weight * in_b).sum(axis=1)
+    score = (weight * in_b * sampled).sum(axis=1) / np.maximum(total, 1e-9)
+    score[total < _MIN_OVERLAP * weight.sum()] = -np.inf
+    best = int(score.argmax())
+    return float(candidates[best]) if np.isfinite(score[best]) else None
+
+
+# The place
+
+
+def _make_grid(grey: Floats, box_mm: Point, edges_mm: Point, step_mm: float) -> _Grid:
+    """Grey values on an even grid over the frame box, and beyond it where air is known."""
+    margin = int(np.ceil(_CUT_SIGMAS * max(_SEARCHES[0].sigmas_mm) / step_mm))
+    values, origin, pad, is_air = grey, [], [], []
+    for axis in range(3):
+        low, high = box_mm[:, axis]
+        num = max(2, round((high - low) / step_mm))
+        first = 0.5 * ((high - low) - (num - 1) * step_mm)
+        spacing = (high - low) / grey.shape[axis]
+        start, weights = axis_weights(
+            num_voxels=grey.shape[axis],
+            spacing_mm=spacing,
+            first_mm=first - 0.5 * spacing,
+            step_mm=step_mm,
+            num_samples=num,
+        )
+        moved = np.moveaxis(values, axis, 0)[start : start + weights.shape[1]]
+        values = np.moveaxis(np.tensordot(weights, moved, axes=1), 0, axis)
+        sides = (0, 0) if axis == 0 else (margin, margin)
+        pad.append(sides)
+        origin.append(low + first - sides[0] * step_mm)
+        inside = low - edges_mm[0, axis], edges_mm[1, axis] - high
+        is_air.append(tuple(distance > _AIR_MARGIN_MM for distance in inside))
+    known = np.ones(values.shape, np.float32)
+    for axis in (1, 2):
+        width = [(0, 0)] * 3
+        for side in (0, 1):
+            width[axis] = (pad[axis][0], 0) if side == 0 else (0, pad[axis][1])
+            known = np.pad(known, width, constant_values=float(is_air[axis][side]))
+    values = np.pad(values, pad).astype(np.float32)  # air is 0
+    sigma = _FEATURE_SIGMA_MM / step_mm
+    share = np.maximum(_smooth(known, sigma), 1e-6)
+    mean = _smooth(values * known, sigma) / share
+    square = _smooth(values * values * known, sigma) / share
+    deviation = np.sqrt(np.maximum(square - mean * mean, 0) + _FEATURE_STD**2)
+    feature = (values - mean) / deviation * known
+    return _Grid(step_mm, np.array(origin), feature.astype(np.float32), known)
+
+
+def _smooth(values: Floats, sigma: float) -> Floats:
+    smoothed: Floats = ndimage.gaussian_filter(values, sigma, mode="constant", truncate=3)
+    return smoothed
+
+
+def _sample(grid: _Grid, centre_mm: Point, radius: Sequence[int]) -> tuple[Floats, Floats]:
+    """Values and `known` at 2 radius + 1 steps along each axis around a point, linear between."""
+    index = (centre_mm - grid.origin_mm) / grid.step_mm
+    first = np.floor(index).astype(int)
+    parts = []
+    for source in (grid.values * grid.known, grid.known):
+        part = source
+        for axis, (start, reach) in enumerate(zip(first, radius, strict=True)):
+            low, high = start - reach, start + reach + 2
+            size = part.shape[axis]
+            kept = np.arange(max(low, 0), min(high, size))
+            part = np.take(part, kept, axis=axis)
+            width = [(0, 0)] * 3
+            before = min(max(0, -low), high - low)
+            width[axis] = (before, high - low - before - len(kept))
+            part = np.pad(part, width)
+            share = np.float32(index[axis] - start)
+            one, other = (
+                np.take(part, np.arange(shift, high - low - 1 + shift), axis=axis)
+                for shift in (0, 1)
+            )
+            part = one + share * (other - one)
+        parts.append(part)
+    values, known = parts
+    whole = (known > 0.99).astype(np.float32)
+    return values * whole, whole
+
+
+def _search(
+    search: _Search, here: _Grid, place_mm: Point, there: _Grid, start_mm: Point
+) -> tuple[Point, float] | None:
+    """The best place around a start, and its score; None where too little is known."""
+    radius = int(_CUT_SIGMAS * max(search.sigmas_mm) / search.step_mm)
+    reach = [round(mm / search.step_mm) for mm in search.reach_mm]
+    template, known_a = _sample(here, place_mm, [radius] * 3)
+    area, known_b = _sample(there, start_mm, [radius + r for r in reach])
+    shape = [fft.next_fast_len(n, real=True) for n in area.shape]
+    spectra = [fft.rfftn(part, shape) for part in (known_b, area, area * area)]
+    z, y, x = (np.square(np.arange(-r, r + 1) * search.step_mm) for r in reach)
+    score = -(z[:, None, None] + y[:, None] + x) / search.penalty_mm**2
+    along = np.square(np.arange(-radius, radius + 1) * search.step_mm)
+    square = along[:, None, None] + along[:, None] + along
+    for sigma in search.sigmas_mm:
+        window = np.exp(-0.5 * square / sigma**2) * (square <= (_CUT_SIGMAS * sigma) ** 2)
+        weight = (window * known_a).astype(np.float32)
+        score = score + 0.5 * _correlate(template, weight, spectra, shape, score.shape)
+    if not np.isfinite(score).any():
+        return None
+    best = np.unravel_index(int(score.argmax()), score.shape)
+    offset = [
+        (b - r + _peak(score, best, axis)) * search.step_mm
+        for axis, (b, r) in enumerate(zip(best, reach, strict=True))
+    ]
+    return start_mm + np.array(offset), float(score[best])
+
+
+def _correlate(
+    template: Floats,
+    weight: Floats,
+    spectra: Sequence[NDArray[np.complex64]],
+    shape: Sequence[int],
+    size: Sequence[int],
+) -> NDArray[np.float64]:
+    """Weighted normalised cross-correlation at every offset, -inf where too little is known."""
+    known, area, area_squared = spectra
+    weighted = weight * template
+    parts = [np.conj(fft.rfftn(part, shape)) for part in (weight, weighted, weighted * template)]
+
+    def sums(one: NDArray[np.complex64], other: NDArray[np.complex64]) -> NDArray[np.float64]:
+        product = fft.irfftn(one * other, shape)
+        return np.asarray(product[tuple(slice(n) for n in size)], np.float64)
+
+    n = np.maximum(sums(known, parts[0]), 1e-6)
+    a, aa = sums(known, parts[1]), sums(known, parts[2])
+    b, bb, ab = sums(area, parts[0]), sums(area_squared, parts[0]), sums(area, parts[1])
+    variance = np.maximum(aa - a * a / n, 0) * np.maximum(bb - b * b / n, 0)
+    correlation = (ab - a * b / n) / np.sqrt(variance + (1e-3 * n) ** 2)
+    return np.where(n >= _MIN_OVERLAP * weight.sum(), correlation, -np.inf)
+
+
+def _peak(score: NDArray[np.float64], best: Sequence[np.intp], axis: int) -> float:
+    """Offset of the maximum from the best sample, by a parabola through its neighbours."""
+    index = int(best[axis])
+    if not 0 < index < score.shape[axis] - 1:
+        return 0.0
+    line = score[tuple(slice(None) if a == axis else b for a, b in enumerate(best))]
+    before, middle, after = line[index - 1 : index + 2].tolist()
+    curve = before - 2 * middle + after
+    if not np.isfinite(curve) or curve >= 0:
+        return 0.0
+    return float(np.clip(0.5 * (before - after) / curve, -0.5, 0.5))
