@@ -66,10 +66,14 @@ class Match:
     """Mean normalised cross-correlation around the place, less the distance searched; at most 1."""
     cycle_mm: float
     """Distance from the start after going there and back."""
+    inside: bool
+    """Whether the place is inside the other scan along z."""
 
     @property
     def problem(self) -> str | None:
         """Why the place cannot be trusted; None where it can."""
+        if not self.inside:
+            return "outside the scan"
         if self.score < MIN_SCORE:
             return "weak match"
         return "did not lead back" if self.cycle_mm > MAX_CYCLE_MM else None
@@ -133,7 +137,9 @@ def match_place(place_mm: Sequence[float] | Point, here: Features, there: Featur
         return None
     back = _find(forth[0], there, here)
     cycle_mm = np.inf if back is None else float(np.linalg.norm(back[0] - start))
-    return Match(place_mm=forth[0], score=forth[1], cycle_mm=cycle_mm)
+    (low, *_), (high, *_) = there.box_mm  # along z, the frame box is the scan
+    inside = bool(low <= forth[0][0] <= high)
+    return Match(place_mm=forth[0], score=forth[1], cycle_mm=cycle_mm, inside=inside)
 
 
 def _find(place_mm: Point, here: Features, there: Features) -> tuple[Point, float] | None:
@@ -212,7 +218,7 @@ def _find_slice(z_mm: float, here: Features, there: Features) -> float | None:
 def _make_grid(grey: Floats, box_mm: Point, edges_mm: Point, step_mm: float) -> _Grid:
     """Grey values on an even grid over the frame box, and beyond it where air is known."""
     margin = int(np.ceil(_CUT_SIGMAS * max(_SEARCHES[0].sigmas_mm) / step_mm))
-    values, origin, pad, is_air = grey, [], [], []
+    values, origin, pad, beyond = grey, [], [(0, 0), (margin, margin), (margin, margin)], []
     for axis in range(3):
         low, high = box_mm[:, axis]
         num = max(2, round((high - low) / step_mm))
@@ -227,17 +233,10 @@ def _make_grid(grey: Floats, box_mm: Point, edges_mm: Point, step_mm: float) -> 
         )
         moved = np.moveaxis(values, axis, 0)[start : start + weights.shape[1]]
         values = np.moveaxis(np.tensordot(weights, moved, axes=1), 0, axis)
-        sides = (0, 0) if axis == 0 else (margin, margin)
-        pad.append(sides)
-        origin.append(low + first - sides[0] * step_mm)
+        origin.append(low + first - pad[axis][0] * step_mm)
         inside = low - edges_mm[0, axis], edges_mm[1, axis] - high
-        is_air.append(tuple(distance > _AIR_MARGIN_MM for distance in inside))
-    known = np.ones(values.shape, np.float32)
-    for axis in (1, 2):
-        width = [(0, 0)] * 3
-        for side in (0, 1):
-            width[axis] = (pad[axis][0], 0) if side == 0 else (0, pad[axis][1])
-            known = np.pad(known, width, constant_values=float(is_air[axis][side]))
+        beyond.append(tuple(float(distance > _AIR_MARGIN_MM) for distance in inside))
+    known = np.pad(np.ones(values.shape, np.float32), pad, constant_values=beyond)
     values = np.pad(values, pad).astype(np.float32)  # air is 0
     sigma = _FEATURE_SIGMA_MM / step_mm
     share = np.maximum(_smooth(known, sigma), 1e-6)
@@ -258,7 +257,7 @@ def _sample(grid: _Grid, centre_mm: Point, radius: Sequence[int]) -> tuple[Float
     index = (centre_mm - grid.origin_mm) / grid.step_mm
     first = np.floor(index).astype(int)
     parts = []
-    for source in (grid.values * grid.known, grid.known):
+    for source in (grid.values, grid.known):
         part = source
         for axis, (start, reach) in enumerate(zip(first, radius, strict=True)):
             low, high = start - reach, start + reach + 2

@@ -45,7 +45,7 @@ class PlaceMatch:
     score: float
     cycle_mm: float
     problem: str | None
-    """Why the place cannot be trusted: "no overlap", "weak match" or "did not lead back"."""
+    """Why the place cannot be trusted: "no overlap", or `Match.problem`."""
 
     def __str__(self) -> str:
         at = ", ".join(f"{v:.1f}" for v in self.at_mm)
