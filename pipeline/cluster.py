@@ -25,7 +25,11 @@ _TASK_SECONDS = 0.2
 """Items share a task as long as it takes at most about this long."""
 _MAX_SHARING = 16
 """Maximum number of items that share a task."""
-WORKER_MODULES: Final = ("pipeline.stages.survey", "pipeline.stages.cut")
+WORKER_MODULES: Final = (
+    "pipeline.stages.survey",
+    "pipeline.stages.placing",
+    "pipeline.stages.cut",
+)
 """Modules of the functions that workers run."""
 _CONNECT_SECONDS = 10.0
 _WORKER_SECONDS = 300

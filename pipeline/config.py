@@ -16,6 +16,7 @@ from store.errors import ConfigError
 from store.settings import build, check_types, read_toml, require
 
 Frame = Literal["body", "scan", "voxel"]
+Place = Literal["match", "frame"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,13 +66,25 @@ class PrepareConfig:
     """Maximum number of members of a class among the training scans, its reference included."""
     validation_neighbours: int = 30
     """Maximum number of members of a class among the validation scans."""
+    max_member_share: float = 0.5
+    """Maximum number of members, as a share of the scans of a split."""
     validation_fraction: float = 0.1
     """Share of patients whose scans are used for validation, 0 to 0.9. If it is not 0, at least
     one patient is used."""
-    min_member_share: float = 0.5
-    """A class needs at least this share of `neighbours`, or of all training scans if these are
-    fewer, as members among the training scans; at least two. Other coordinates are discarded."""
+    min_member_share: float = 0.25
+    """Minimum number of members among the training scans, as a share of the maximum; at least two.
+    Coordinates with fewer are discarded."""
 
+    place: Place = "match"
+    """Where a class lies in other scans than its reference: "match" (the same anatomy is searched
+    for, and a scan in which it is not found is no member) or "frame" (the same coordinate)."""
+    min_score: float = 0.4
+    """Minimum score of a match, at most 1: how similar the surroundings of both places are."""
+    max_cycle_mm: float = 10.0
+    """Maximum distance in mm from the reference's place after matching to a scan and back."""
+    candidates_per_member: float = 3.0
+    """Scans that are matched, nearest first, until a class has its maximum number of members: at
+    most this many times that number."""
     frame: Frame = "body"
     """Coordinate system of a class's centre: "body" (fractions of the body's extent in y and x and
     of the scan in z), "scan" (fractions of the scan) or "voxel" (voxel indices)."""
@@ -100,7 +113,7 @@ class PrepareConfig:
     max_overlap: float = 0.25
     """Maximum share of a base crop that another class may cover in the same scan; 1 allows all."""
     tries: int = 200
-    """Random coordinates tried in one reference before the next reference is drawn."""
+    """Random coordinates drawn in one reference before the next reference is drawn."""
     tissue_hu: int = -150
     """HU from which a voxel counts as tissue."""
     tissue_depth: int = 1
@@ -110,10 +123,9 @@ class PrepareConfig:
     """Minimum share of tissue in a reference's base crop."""
     max_tissue: float = 1.0
     """Maximum share of tissue in a reference's base crop."""
-    air_hu: int = -950
-    """HU below which a voxel counts as air."""
-    min_content: float = 0.75
-    """Minimum share of voxels in a reference's base crop that are not air."""
+    min_body: float = 0.75
+    """Minimum share of the patient's body in a reference's base crop. Air that the body encloses
+    counts as body; table, blankets and air outside do not."""
 
     index: str = "Flat"
     """FAISS index_factory string. "Flat" is exact; with another index, fewer neighbours may be
@@ -152,8 +164,18 @@ class PrepareConfig:
         _check(self, "min_slices", low=2)
         for name in ("seed", "validation_neighbours", "separation_steps", "spacing_tolerance"):
             _check(self, name, low=0)
-        for name in ("min_member_share", "max_overlap", "min_tissue", "max_tissue", "min_content"):
+        for name in (
+            "min_member_share",
+            "max_member_share",
+            "max_overlap",
+            "min_tissue",
+            "max_tissue",
+            "min_body",
+        ):
             _check(self, name, low=0, high=1)
+        _check(self, "min_score", low=-1, high=1)
+        _check(self, "max_cycle_mm", low=0)
+        _check(self, "candidates_per_member", low=1)
         _check(self, "validation_fraction", low=0, high=0.9)
         _check(self, "max_oblique_deg", low=0, high=45)
         _check(self, "scales", low=1, high=3)
@@ -180,6 +202,9 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
     "default": {},
     "paper": {
         "classes": 44,
+        "max_member_share": 1.0,
+        "min_member_share": 0.5,
+        "place": "frame",
         "frame": "voxel",
         "spacing_mm": "native",
         "border": (30.0, 100.0, 100.0),
@@ -187,7 +212,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "max_overlap": 1.0,
         "tissue_depth": 3,
         "max_tissue": 0.15,
-        "min_content": 0.0,
+        "min_body": 0.0,
     },
     "demo": {
         "classes": 10,

@@ -32,6 +32,7 @@ from pipeline.summary import Summary, summarise
 from store.atomic import delete_partial_files
 from store.format import StoreError
 from store.progress import SILENT, Advance, Progress
+from store.quality import load_quality
 from store.reader import PatchStore
 from store.settings import to_json
 from store.writer import StoreWriter
@@ -110,8 +111,14 @@ def prepare(
                 f"no usable CT series in the archive ({reasons or 'no images found'});"
                 " semgen prepare ... --dry-run shows why"
             )
-        seconds = catalogue.seconds()
-        return summarise(job.name, seconds, already_complete=False, archive_checked=True)
+        quality = load_quality(PatchStore(job.path), progress=timed)
+        return summarise(
+            job.name,
+            catalogue.seconds(),
+            already_complete=False,
+            archive_checked=True,
+            quality=quality,
+        )
 
 
 def _begin(job: Job, catalogue: Catalogue) -> None:
@@ -152,7 +159,7 @@ def _run_stages(client: Client, job: Job, catalogue: Catalogue, progress: Progre
     check_crops_fit(PatchStore(job.path, allow_building=True), config)
     checkpoint = catalogue.autoencoder_checkpoint
     write_embeddings(writer, config, weights=job.weights, checkpoint=checkpoint, progress=progress)
-    write_plan(writer, config, progress)
+    write_plan(client, writer, catalogue, config, progress)
     planned = PatchStore(job.path, allow_building=True)
     digests = cut_crops(client, planned, catalogue, config, progress)
     seal_store(writer, catalogue, digests, progress)

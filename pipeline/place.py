@@ -1,4 +1,4 @@
-"""Where a class lies in each scan: from its coordinate in the frame to mm."""
+"""Where classes lie in scans, in mm; which places fit, and which are too close to each other."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pipeline.config import PrepareConfig
 
 Floats: TypeAlias = NDArray[np.float64]
 _ROUNDING_MM = 1e-7
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +55,7 @@ class Geometry:
 
     def __init__(self, scans: Scans, config: PrepareConfig) -> None:
         self.config = config
+        self.split = scans.split
         self.spacing_mm = scans.spacing_mm
         self.step_mm = crop_step_mm(config, scans.spacing_mm)  # (N, 3)
         self.extent_mm = self.step_mm * config.shape  # (N, 3), of the base crop
@@ -64,7 +66,6 @@ class Geometry:
         else:
             self.low_mm = scans.frame_mm[:, 0]
             self.unit_mm = scans.frame_mm[:, 1] - scans.frame_mm[:, 0]
-        self._min_unit = (self.unit_mm / self.extent_mm).min(axis=0)  # in crop sides
         # half the distance between the outermost samples
         sides = np.asarray(config.shape, np.float64)
         self.base_reach = 0.5 * (sides - 1)
@@ -80,13 +81,27 @@ class Geometry:
         position: Floats = self.low_mm[scans] + centre * self.unit_mm[scans]
         return position
 
-    def eligible(self, centre: Floats, split: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """(N,) which scans contain the base crop and, for training, every drawn crop."""
-        reach = np.where(split[:, None] == 0, self.full_reach, self.base_reach) * self.step_mm
-        position = self.centre_mm(centre)
-        above = position - reach >= -_ROUNDING_MM
-        below = position + reach <= self.last_mm + _ROUNDING_MM
+    def fits(self, place_mm: Floats, scans: Any = slice(None)) -> NDArray[np.bool_]:
+        """(n,) whether scans contain the base crop and, for training, every drawn crop.
+
+        place_mm, scans
+            (n, 3) centres of the base crop, and (n,) the scans that they are in; all by default.
+        """
+        reach = self._reach_mm(scans)
+        above = place_mm - reach >= -_ROUNDING_MM
+        below = place_mm + reach <= self.last_mm[scans] + _ROUNDING_MM
         return np.asarray((above & below).all(axis=1))
+
+    def is_large_enough(self) -> NDArray[np.bool_]:
+        """(N,) whether the crops of a class fit into the scan anywhere."""
+        needed_mm = 2 * self._reach_mm(slice(None))
+        return np.asarray((needed_mm <= self.last_mm + _ROUNDING_MM).all(axis=1))
+
+    def _reach_mm(self, scans: Any) -> Floats:
+        """(n, 3) from a class's centre to the outermost sample of its crops."""
+        train = self.split[scans][:, None] == 0
+        reach: Floats = np.where(train, self.full_reach, self.base_reach) * self.step_mm[scans]
+        return reach
 
     def draw_centre(self, reference: int, rng: np.random.Generator) -> Floats | None:
         """A random coordinate whose crops lie inside the reference, or None where none fits."""
@@ -113,21 +128,32 @@ class Geometry:
             return np.asarray(rng.integers(first, last + 1) + half, np.float64)
         return np.asarray(rng.uniform(least, most))
 
-    def is_far(self, one: Floats, other: Floats) -> bool:
-        """Quick test: True where base crops are far enough apart in every scan, False: unknown."""
-        apart = np.abs(one - other) * self._min_unit
-        return bool(
-            (apart >= max(1.0, self.config.separation_steps / min(self.config.shape))).any()
-        )
 
-    def is_too_close(self, one: Floats, other: Floats, scans: NDArray[np.intp]) -> bool:
-        """Whether base crops at two coordinates overlap too much, or are not separated, in a scan.
+class TakenPlaces:
+    """Where the classes found so far lie in each scan."""
 
-        The limits are `max_overlap` and `separation_steps`.
+    def __init__(self, geometry: Geometry) -> None:
+        self.geometry = geometry
+        self.scans = np.empty(0, np.intp)
+        self.place_mm = np.empty((0, 3))
+
+    def add(self, scans: NDArray[np.intp], place_mm: Floats) -> None:
+        """Add the n members of a class: (n,) scans, (n, 3) places."""
+        self.scans = np.concatenate([self.scans, scans])
+        self.place_mm = np.concatenate([self.place_mm, place_mm])
+
+    def are_too_close(self, scans: NDArray[np.intp], place_mm: Floats) -> bool:
+        """Whether, in any scan, one of these places is too close to a place taken.
+
+        Base crops overlap by more than `max_overlap`, or are not separated by `separation_steps`.
         """
-        apart = np.abs((one - other) * self.unit_mm[scans])
-        overlap = np.clip(1 - apart / self.extent_mm[scans], 0, 1).prod(axis=1)
-        steps = (apart / self.step_mm[scans]).max(axis=1)
-        return bool(
-            ((overlap > self.config.max_overlap) | (steps < self.config.separation_steps)).any()
-        )
+        geometry, config = self.geometry, self.geometry.config
+        new_mm = np.full((len(geometry.split), 3), np.nan)
+        new_mm[scans] = place_mm
+        shared = np.isfinite(new_mm[self.scans, 0])
+        rows = self.scans[shared]
+        apart = np.abs(self.place_mm[shared] - new_mm[rows])
+        overlap = np.clip(1 - apart / geometry.extent_mm[rows], 0, 1).prod(axis=1)
+        steps = (apart / geometry.step_mm[rows]).max(axis=1)
+        too_close = overlap > config.max_overlap + _ROUNDING
+        return bool((too_close | (steps < config.separation_steps - _ROUNDING)).any())

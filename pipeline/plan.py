@@ -14,48 +14,70 @@ from pipeline.seeds import SCALES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedMembers:
+    """The n members of a class in one split, nearest to the reference first."""
+
+    scans: NDArray[np.intp]
+    """(n,) rows of the scans."""
+    distance: NDArray[np.float32]
+    """(n,) L2 distance of the embedding to the reference's."""
+    place_mm: Floats
+    """(n, 3) centre of the base crop in the scan."""
+    score: NDArray[np.float32]
+    """(n,) of the match; nan where the frame gave the place."""
+    cycle_mm: NDArray[np.float32]
+    """(n,) distance from the reference's place after matching there and back; nan as above."""
+
+    def __len__(self) -> int:
+        return len(self.scans)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ClassPlan:
-    """One class and its members, nearest to the reference first."""
+    """One class and its members."""
 
     reference: int
     """Row of the scan in which the class was drawn."""
     centre: Floats
     """(3,) centre of the base crop in frame units."""
-    neighbour: NDArray[np.intp]
-    """Rows of the training members."""
-    distance: NDArray[np.float32]
-    validation_neighbour: NDArray[np.intp]
-    """Rows of the validation members."""
-    validation_distance: NDArray[np.float32]
+    body_share: float
+    """Share of the reference's base crop that is body."""
+    train: PlannedMembers
+    """The reference is the first."""
+    validation: PlannedMembers
 
-    @property
-    def members(self) -> NDArray[np.intp]:
-        """Rows of all members."""
-        return np.concatenate([self.neighbour, self.validation_neighbour])
+    def members(self, split: str) -> PlannedMembers:
+        return self.train if split == "train" else self.validation
 
 
 def class_tables(classes: list[ClassPlan], config: PrepareConfig) -> dict[str, NDArray[Any]]:
     """The tables of group `classes`, by name."""
-
-    def pad(values: list[NDArray[Any]], width: int, fill: float, dtype: str) -> NDArray[Any]:
-        table = np.full((len(values), width), fill, dtype)
-        for row, line in zip(table, values, strict=True):
-            row[: len(line)] = line
-        return table
-
-    k, validation_k = config.neighbours, config.validation_neighbours
-    return {
+    tables: dict[str, NDArray[Any]] = {
         "reference": np.array([c.reference for c in classes], np.int32),
         "centre": np.array([c.centre for c in classes], np.float64),
-        "neighbour": pad([c.neighbour for c in classes], k, -1, "int32"),
-        "distance": pad([c.distance for c in classes], k, np.nan, "float32"),
-        "validation_neighbour": pad(
-            [c.validation_neighbour for c in classes], validation_k, -1, "int32"
-        ),
-        "validation_distance": pad(
-            [c.validation_distance for c in classes], validation_k, np.nan, "float32"
-        ),
+        "body_share": np.array([c.body_share for c in classes], np.float32),
     }
+    for split, prefix, most in (
+        ("train", "", config.neighbours),
+        ("validation", "validation_", config.validation_neighbours),
+    ):
+        members = [plan.members(split) for plan in classes]
+        tables |= {
+            f"{prefix}neighbour": _pad([m.scans.astype(np.int32) for m in members], most, -1),
+            f"{prefix}distance": _pad([m.distance for m in members], most, np.nan),
+            f"{prefix}place_mm": _pad([m.place_mm for m in members], most, np.nan),
+            f"{prefix}score": _pad([m.score for m in members], most, np.nan),
+            f"{prefix}cycle_mm": _pad([m.cycle_mm for m in members], most, np.nan),
+        }
+    return tables
+
+
+def _pad(values: list[NDArray[Any]], length: int, fill: float) -> NDArray[Any]:
+    """Arrays (n, ...) of different n as one of (len(values), length, ...)."""
+    table = np.full((len(values), length, *values[0].shape[1:]), fill, values[0].dtype)
+    for row, value in zip(table, values, strict=True):
+        row[: len(value)] = value
+    return table
 
 
 def row_tables(
@@ -69,11 +91,10 @@ def row_tables(
     num_scales = config.scales if split == "train" else 1
     label, scan, scale, origin, extent = [], [], [], [], []
     for number, plan in enumerate(classes):
-        members = plan.neighbour if split == "train" else plan.validation_neighbour
+        members, centre = plan.members(split).scans, plan.members(split).place_mm
         rng = np.random.default_rng([config.seed, SCALES, number])
         side = rng.integers(*config.side_steps, size=(len(members), 2))
         shift = rng.integers(*config.shift_steps, size=(len(members), 2, 2))
-        centre = geometry.centre_mm(plan.centre, members)
         step = geometry.step_mm[members]
         for level in range(num_scales):
             size, middle = geometry.extent_mm[members].copy(), centre.copy()

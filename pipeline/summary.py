@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from store.format import SPLITS
 from store.inspect import format_counts, format_size
 from store.progress import format_duration
+from store.quality import MIXED_BELOW, Quality
 from store.reader import PatchStore
 
 
@@ -28,6 +31,14 @@ class Summary:
     classes_wanted: int
     members: int
     """Scans of all classes, in both splits: one in two classes counts twice."""
+    rejected_candidates: dict[str, int]
+    """Scans that were tried as members of these classes and are none, by reason."""
+    redrawn: dict[str, int]
+    """Coordinates that were tried and did not become a class, by reason."""
+    consistency: float | None
+    """Median consistency of the classes; None where it was not computed."""
+    mixed: int | None
+    """Classes with a low consistency: their members may show different anatomy."""
     crops: dict[str, int]
     """Crops by split."""
     bytes: int
@@ -45,6 +56,8 @@ class Summary:
         lines = [
             f"scans    {self.accepted} accepted, {sum(self.rejected.values())} rejected{reasons}",
             f"classes  {self.classes}{fewer}; {self.members} members in all classes",
+            *self._on_matching(),
+            *self._on_quality(),
             f"crops    {self.crops['train']} train, {self.crops['validation']} validation;"
             f" {format_size(self.bytes)}",
             f"store    {self.store}, fingerprint {self.fingerprint[:16]}",
@@ -61,17 +74,49 @@ class Summary:
                 )
         return "\n".join(lines)
 
+    def _on_matching(self) -> list[str]:
+        if not self.rejected_candidates and not self.redrawn:
+            return []
+        others = self.members - self.classes  # a reference is not matched
+        tried = others + sum(self.rejected_candidates.values())
+        text = f"matched  {others} of {tried} scans tried"
+        if self.rejected_candidates:
+            text += f"; rejected: {format_counts(self.rejected_candidates)}"
+        if self.redrawn:
+            text += f"; coordinates redrawn: {format_counts(self.redrawn)}"
+        return [text]
+
+    def _on_quality(self) -> list[str]:
+        if self.consistency is None or self.mixed is None:
+            return []
+        text = f"quality  consistency {self.consistency:.2f} (median of the classes)"
+        if self.mixed:
+            text += (
+                f"; {self.mixed} of {self.classes} are below {MIXED_BELOW}: their members may show"
+                f" different anatomy. `semgen classes {self.store} --quality` lists them"
+            )
+        return [text]
+
 
 def summarise(
-    path: str | Path, seconds: dict[str, float], *, already_complete: bool, archive_checked: bool
+    path: str | Path,
+    seconds: dict[str, float],
+    *,
+    already_complete: bool,
+    archive_checked: bool,
+    quality: list[Quality] | None = None,
 ) -> Summary:
     """The summary of a complete store.
 
     seconds
         By stage.
+    quality
+        Of all classes.
     """
     store = PatchStore(path)
     members = (store.classes.neighbour, store.classes.validation_neighbour)
+    discovered = store.stages["discover"]
+    consistency = None if quality is None else [one.consistency for one in quality]
     return Summary(
         store=store.path,
         already_complete=already_complete,
@@ -80,6 +125,10 @@ def summarise(
         classes=store.num_classes,
         classes_wanted=store.config["classes"],
         members=sum(int((rows >= 0).sum()) for rows in members),
+        rejected_candidates=discovered.get("rejected", {}),  # not in stores of format 1
+        redrawn=discovered.get("redrawn", {}),
+        consistency=None if consistency is None else float(np.median(consistency)),
+        mixed=None if consistency is None else sum(c < MIXED_BELOW for c in consistency),
         crops={split: len(store.split(split)) for split in SPLITS},
         bytes=sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file()),
         seconds=seconds,

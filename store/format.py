@@ -1,4 +1,4 @@
-"""Store format 1: names, dtypes, chunking and codecs, and what the group attribute holds.
+"""Store format 2: names, dtypes, chunking and codecs, and what the group attribute holds.
 
 docs/store-format.md describes the same for other readers.
 """
@@ -12,7 +12,8 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from store.errors import SemgenError
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""What is written. Format 1, without the tables of `_NEW_IN_2`, is still read."""
 ATTRIBUTE: Final = "semgen"
 """Name of the group attribute with format, state, fingerprint, config, software and stages."""
 DIGESTS: Final = "shard_sha256"
@@ -80,6 +81,13 @@ CLASS_TABLES: Final = {
     "distance": Table("float32", (None,)),
     "validation_neighbour": Table("int32", (None,)),
     "validation_distance": Table("float32", (None,)),
+    "body_share": Table("float32"),
+    "place_mm": Table("float64", (None, 3)),
+    "score": Table("float32", (None,)),
+    "cycle_mm": Table("float32", (None,)),
+    "validation_place_mm": Table("float64", (None, 3)),
+    "validation_score": Table("float32", (None,)),
+    "validation_cycle_mm": Table("float32", (None,)),
 }
 ROW_TABLES: Final = {
     "label": Table("int32"),
@@ -94,8 +102,21 @@ TABLES: Final[dict[str, Table]] = {
     **{f"{split}/{name}": table for split in SPLITS for name, table in ROW_TABLES.items()},
 }
 """Every table of a complete store by its path."""
+_NEW_IN_2 = {
+    f"classes/{name}"
+    for name in (
+        "body_share",
+        *(f"{prefix}{name}" for prefix in ("", "validation_") for name in
+          ("place_mm", "score", "cycle_mm")),
+    )
+}  # fmt: skip
 SHARDED: Final = ("scans/thumbnail", "train/patch", "validation/patch")
 """The arrays that are written shard by shard."""
+
+
+def tables_of(version: int) -> dict[str, Table]:
+    """The tables of a store of format 1 or 2, by path."""
+    return {name: table for name, table in TABLES.items() if version > 1 or name not in _NEW_IN_2}
 
 
 def format_rows(rows: list[int], limit: int = 8) -> str:

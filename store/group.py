@@ -12,7 +12,15 @@ import zarr
 from numpy.typing import NDArray
 
 from store.errors import check_local
-from store.format import ATTRIBUTE, AUTOENCODER_FILE, DIGESTS, FORMAT, SHARDED, TABLES, StoreError
+from store.format import (
+    ATTRIBUTE,
+    AUTOENCODER_FILE,
+    DIGESTS,
+    FORMAT,
+    SHARDED,
+    StoreError,
+    tables_of,
+)
 from store.layout import ShardGrid
 
 
@@ -31,10 +39,10 @@ def open_group(path: Path, mode: str = "r") -> zarr.Group:
         raise StoreError(f"{path}: not a semgen store (no readable Zarr v3 group)") from error
     if not isinstance(attribute, dict) or "format" not in attribute:
         raise StoreError(f'{path}: not a semgen store (no "{ATTRIBUTE}" attribute)')
-    if attribute["format"] != FORMAT:
+    if attribute["format"] not in range(1, FORMAT + 1):
         raise StoreError(
-            f"{path}: store format {attribute['format']}, but this version of semgen reads only"
-            f" format {FORMAT}; use the version that wrote the store, or prepare it again"
+            f"{path}: store format {attribute['format']}, but this version of semgen reads formats"
+            f" 1 to {FORMAT}; use the version that wrote the store, or prepare it again"
         )
     return group
 
@@ -74,8 +82,10 @@ def compute_fingerprint(path: Path) -> str:
     """
     group = open_group(path)
     attribute = read_attribute(group)
-    total = hashlib.sha256(json.dumps([FORMAT, attribute["config"]], sort_keys=True).encode())
-    for name in sorted(TABLES):
+    total = hashlib.sha256(
+        json.dumps([attribute["format"], attribute["config"]], sort_keys=True).encode()
+    )
+    for name in sorted(tables_of(attribute["format"])):
         table: Any = group[name]
         total.update(f"{name} {table.dtype} {table.shape} {_digest_table(table)}".encode())
     for name in SHARDED:

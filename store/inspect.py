@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from store.classes import read_annotation
-from store.format import FORMAT, SPLITS, StoreError
+from store.format import SPLITS, StoreError
 from store.geometry import scan_name
 from store.progress import SILENT, Progress
 from store.quality import as_row, load_quality
@@ -26,7 +26,7 @@ def describe_store(store: PatchStore) -> Facts:
     surveyed = store.stages.get("survey", {"accepted": 0, "rejected": {}})
     planned = "discover" in store.stages
     facts: Facts = {
-        "format": FORMAT,
+        "format": store.format,
         "state": store.state,
         "fingerprint": store.fingerprint,
         "scans": surveyed["accepted"],
@@ -55,17 +55,18 @@ def describe_class(store: PatchStore, label: int) -> Facts:
     lines = []
     for split in SPLITS:
         members = store.members(label, split)
-        columns = members.scans, members.rows, members.distances, members.places_mm
-        for scan, row, distance, place in zip(*(c.tolist() for c in columns), strict=True):
-            lines.append(
-                {
-                    "split": split,
-                    "scan": scan_name(store.scans.id[scan]),
-                    "row": row,
-                    "distance": distance,
-                    "centre_mm": place,
-                }
-            )
+        lines += [
+            {
+                "split": split,
+                "scan": scan_name(store.scans.id[members.scans[number]]),
+                "row": int(members.rows[number]),
+                "distance": float(members.distances[number]),
+                "centre_mm": members.places[number].tolist(),
+                "score": float(members.scores[number]),
+                "cycle_mm": float(members.cycles[number]),
+            }
+            for number in range(len(members))
+        ]
     return {**_class_line(store, label), "members": lines}
 
 
@@ -104,12 +105,14 @@ def format_store(name: object, facts: Facts) -> str:
     if facts["classes"]:
         lines.append(
             "class  reference         centre (z, y, x)       members  validation  median distance"
+            "  median score  body"
         )
     for row in facts["classes"]:
         centre = ", ".join(f"{c:.3g}" for c in row["centre"])
         lines.append(
             f"{row['class']:5d}  {row['reference']}  {centre:21s}  {row['members']:7d}"
             f"  {row['validation_members']:10d}  {row['median_distance']:15.3g}"
+            f"  {_number(row['median_score'], 12, 2)}  {_number(100 * row['body_share'], 3, 0)}%"
         )
     return "\n".join(lines)
 
@@ -119,12 +122,15 @@ def format_class(facts: Facts) -> str:
     centre = ", ".join(f"{c:.4g}" for c in facts["centre"])
     lines = [
         f"class {facts['class']}: centre ({centre}) in frame units, z y x",
-        "split       scan              distance  centre in mm (z, y, x)",
+        "split       scan              distance  score  there and back, mm  centre, mm (z, y, x)",
     ]
     for row in facts["members"]:
         place = ", ".join(f"{p:.1f}" for p in row["centre_mm"])
         file = f"  {row['file']}" if "file" in row else ""
-        lines.append(f"{row['split']:10s}  {row['scan']}  {row['distance']:8.4g}  {place}{file}")
+        lines.append(
+            f"{row['split']:10s}  {row['scan']}  {row['distance']:8.4g}"
+            f"  {_number(row['score'], 5, 2)}  {_number(row['cycle_mm'], 18, 1)}  {place}{file}"
+        )
     return "\n".join(lines)
 
 
@@ -180,6 +186,11 @@ def format_size(num_bytes: float) -> str:
     return f"{num_bytes:.3g} TiB"
 
 
+def _number(value: float, width: int, digits: int) -> str:
+    """A number in a column of text; "-" where it is not known."""
+    return f"{value:{width}.{digits}f}" if math.isfinite(value) else f"{'-':>{width}}"
+
+
 def _class_line(store: PatchStore, label: int) -> Facts:
     distance: NDArray[np.float32] = store.classes.distance[label]
     return {
@@ -189,4 +200,12 @@ def _class_line(store: PatchStore, label: int) -> Facts:
         "members": int((store.classes.neighbour[label] >= 0).sum()),
         "validation_members": int((store.classes.validation_neighbour[label] >= 0).sum()),
         "median_distance": float(np.nanmedian(distance)),
+        "median_score": _median(store.classes.score[label]) if store.format > 1 else math.nan,
+        "body_share": float(store.classes.body_share[label]) if store.format > 1 else math.nan,
     }
+
+
+def _median(values: NDArray[np.float32]) -> float:
+    """Median of the finite values; nan where there are none."""
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else math.nan

@@ -46,6 +46,8 @@ TISSUES: Final = {
     "bone": (200, 32767),
 }
 """HU ranges; a voxel between two ranges counts for none."""
+MIXED_BELOW: Final = 0.8
+"""Consistency below which the members of a class may show different anatomy."""
 _VERSION = 3
 _BATCH = 256
 

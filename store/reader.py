@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from store.format import CLASS_TABLES, SCAN_TABLES, SPLITS, StoreError
+from store.format import SCAN_TABLES, SPLITS, StoreError, tables_of
 from store.group import open_group, read_attribute
 from store.sharded import Rows, ShardedReader
 
@@ -80,8 +80,12 @@ class Members:
     """(n,) rows of `PatchStore.scans`."""
     distances: NDArray[np.float32]
     """(n,) L2 distance of the scan's embedding to the reference's."""
-    places_mm: NDArray[np.float64]
+    places: NDArray[np.float64]
     """(n, 3) centre of the base crop in the scan: z, y, x in mm."""
+    scores: NDArray[np.float32]
+    """(n,) how well the place matches the reference, at most 1; nan if it was not matched."""
+    cycles: NDArray[np.float32]
+    """(n,) distance in mm from the start after matching to the scan and back; nan as above."""
     rows: NDArray[np.intp]
     """(n,) the base crops: rows of the split."""
 
@@ -102,6 +106,7 @@ class PatchStore:
         self.path = Path(path)
         self.group = open_group(self.path)
         attribute = read_attribute(self.group)
+        self.format: int = attribute["format"]
         self.state: str = attribute["state"]
         self.fingerprint: str | None = attribute["fingerprint"]
         self.config: dict[str, Any] = attribute["config"]
@@ -121,8 +126,9 @@ class PatchStore:
 
     @cached_property
     def classes(self) -> Tables:
-        """Tables of `store.format.CLASS_TABLES`."""
-        return Tables(self.group, "classes", tuple(CLASS_TABLES))
+        """Tables of `store.format.CLASS_TABLES`; of a store of format 1, those that it has."""
+        names = [name.removeprefix("classes/") for name in tables_of(self.format)]
+        return Tables(self.group, "classes", names)
 
     @cached_property
     def thumbnails(self) -> ShardedReader:
@@ -189,12 +195,25 @@ class PatchStore:
         base = self.rows(split, label, scale=0)
         prefix = "" if split == "train" else "validation_"
         scans = getattr(self.classes, f"{prefix}neighbour")[label]
-        distances = getattr(self.classes, f"{prefix}distance")[label][scans >= 0]
-        scans = scans[scans >= 0]
+        used = scans >= 0
+        distances = getattr(self.classes, f"{prefix}distance")[label][used]
+        if self.format > 1:
+            scores = getattr(self.classes, f"{prefix}score")[label][used]
+            cycles = getattr(self.classes, f"{prefix}cycle_mm")[label][used]
+        else:
+            scores = cycles = np.full(len(distances), np.nan, np.float32)
+        scans = scans[used]
         table = self.split(split)
         rows = base[np.searchsorted(table.scan[base], scans)]  # rows are in order of their scans
         centre_mm = table.origin_mm[rows] + table.extent_mm[rows] / 2
-        return Members(scans=scans, distances=distances, places_mm=centre_mm, rows=rows)
+        return Members(
+            scans=scans,
+            distances=distances,
+            places=centre_mm,
+            scores=scores,
+            cycles=cycles,
+            rows=rows,
+        )
 
     def table(self, split: str) -> dict[str, NDArray[Any]]:
         """The crops of a split as columns, such as for `pandas.DataFrame(store.table("train"))`.

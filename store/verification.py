@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from store.format import DIGESTS, SHARDED, SPLITS, TABLES, StoreError, format_rows
+from store.format import DIGESTS, SHARDED, SPLITS, StoreError, format_rows, tables_of
 from store.group import compute_fingerprint, digest_values, open_group
 from store.progress import SILENT, Advance, Progress
 from store.reader import PatchStore
@@ -45,7 +45,7 @@ def verify(path: str | Path, *, progress: Progress = SILENT) -> Iterator[Problem
         return
     intact = True
     groups = [(name, _check_group(store, name)) for name in ("scans", "classes", *SPLITS)]
-    tables = [(name, _check_table(store, name)) for name in TABLES]
+    tables = [(name, _check_table(store, name)) for name in tables_of(store.format)]
     for name, check in (*groups, *tables):
         for problem in _guarded(name, check):
             intact = False
@@ -84,7 +84,7 @@ def _check_group(store: PatchStore, name: str) -> Iterator[Problem]:
 
 def _check_table(store: PatchStore, name: str) -> Iterator[Problem]:
     array: Any = store.group[name]
-    table = TABLES[name]
+    table = tables_of(store.format)[name]
     if array.dtype != table.dtype or array.ndim != 1 + len(table.columns):
         yield Problem(name, f"must be {table.dtype} with {1 + len(table.columns)} axes")
     elif array.nchunks_initialized != array.nchunks:
@@ -150,3 +150,21 @@ def _check_consistency(store: PatchStore) -> Iterator[Problem]:
         num_scales = store.num_scales if number == 0 else 1
         if len(split) != num_scales * int((neighbour >= 0).sum()):
             yield Problem(name, "rows do not match the classes' members")
+        elif store.format > 1:
+            yield from _check_places(store, name)
+
+
+def _check_places(store: PatchStore, split: str) -> Iterator[Problem]:
+    """Places of members against their base crops; where there is no member, there is no place."""
+    classes, prefix = store.classes, "" if split == "train" else "validation_"
+    neighbour: NDArray[np.int32] = getattr(classes, f"{prefix}neighbour")
+    for name in ("place_mm", "score", "cycle_mm"):
+        values = getattr(classes, prefix + name)
+        stray = np.isfinite(values).reshape(*neighbour.shape, -1).any(-1) & (neighbour < 0)
+        if stray.any():
+            rows = tuple(np.flatnonzero(stray.any(1)).tolist())
+            yield Problem(f"classes/{prefix}{name}", "has values without a member", rows)
+    for label in range(store.num_classes):
+        place_mm = getattr(classes, f"{prefix}place_mm")[label][neighbour[label] >= 0]
+        if not np.allclose(place_mm, store.members(label, split).places, rtol=0, atol=1e-3):
+            yield Problem(f"classes/{prefix}place_mm", "differs from the base crops", (label,))

@@ -105,6 +105,11 @@ class Catalogue:
         """Checkpoint from which an interrupted training of the autoencoder resumes."""
         return self.folder / "autoencoder.pt"
 
+    @property
+    def placing_folder(self) -> Path:
+        """Matches that an interrupted discovery resumes from."""
+        return self.folder / "placing"
+
     def reset(self) -> None:
         """Delete all content."""
         for table in ("series", "timing", "input", "archive"):
@@ -114,7 +119,8 @@ class Catalogue:
 
     def tidy(self) -> None:
         """Delete what only an unfinished job needs."""
-        shutil.rmtree(self.survey_folder, ignore_errors=True)
+        for folder in (self.survey_folder, self.placing_folder):
+            shutil.rmtree(folder, ignore_errors=True)
         self.autoencoder_checkpoint.unlink(missing_ok=True)
 
     def add(self, series: Iterable[Series], *, again: bool = False) -> None:

@@ -2,30 +2,57 @@
 
 Section 2.1 of the paper: a random reference scan, its nearest neighbours, one random but fixed
 coordinate; the class is the pseudo-label. In addition, a member must contain the whole crop, and no
-scan has base crops of two classes that overlap more than the settings allow.
+scan has base crops of two classes that overlap more than the settings allow. With
+`place = "match"`, the place of a class in a member is where the same anatomy is found
+(`pipeline.stages.placing`); a scan in which it is not found is no member.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
 import numpy as np
+from distributed import Client
 from numpy.typing import NDArray
 
+from pipeline.archive.catalogue import Catalogue
 from pipeline.config import PrepareConfig
-from pipeline.content import has_content
+from pipeline.content import ContentOfScan
 from pipeline.neighbours import Neighbours
-from pipeline.place import Geometry, Scans
-from pipeline.plan import ClassPlan, class_tables, row_tables
+from pipeline.place import Floats, Geometry, Scans, TakenPlaces
+from pipeline.plan import ClassPlan, PlannedMembers, class_tables, row_tables
 from pipeline.preflight import PrepareError
 from pipeline.seeds import COORDINATE, REFERENCES
+from pipeline.stages.placing import Draft, Found, Placing
 from store.format import SPLITS
 from store.progress import Advance, Progress
 from store.reader import PatchStore
 from store.writer import StoreWriter
 
 _ROUNDING_MM = 1e-6
+_DRAFTS = 64
+"""Maximum number of classes that are placed at a time."""
+_WAVE = 16
+"""Minimum number of scans that are tried at a time for one class."""
+_FAILURES = 50
+"""With matching, at least so many drafts in a row must fail before discovery ends."""
+
+Find = Callable[[Sequence[Draft], Sequence[NDArray[np.intp]]], list[Found]]
+"""Match each draft in scans: rows (n,) for each -> places, scores and cycles."""
 
 
-def write_plan(writer: StoreWriter, config: PrepareConfig, progress: Progress) -> None:
+def write_plan(
+    client: Client,
+    writer: StoreWriter,
+    catalogue: Catalogue,
+    config: PrepareConfig,
+    progress: Progress,
+) -> None:
     """Run the stage: write the tables of classes and rows, and lay out the arrays of crops.
 
     Raises PrepareError when no class is found.
@@ -35,17 +62,19 @@ def write_plan(writer: StoreWriter, config: PrepareConfig, progress: Progress) -
     store = PatchStore(writer.path, allow_building=True)
     scans = _load_scans(store, embedding=store.scans.embedding)
     with progress.stage("discover", config.classes, "classes") as advance:
-        classes = discover(scans, config, advance=advance)
-        if not classes:
+        placing = Placing(client, writer.path, scans, config, catalogue.placing_folder, advance)
+        found = discover(scans, config, find=placing.match, advance=advance)
+        if not found.classes:
             raise PrepareError(
                 f"no class found in {len(scans)} scans: no position lies inside enough scans with a"
-                f" crop of {config.shape} voxels at {config.spacing_mm} mm and enough content;"
-                f" delete {writer.path} and try smaller crops or other tissue limits"
+                f" crop of {config.shape} voxels at {config.spacing_mm} mm and enough of the body;"
+                f" delete {writer.path} and try smaller crops, other tissue limits or a lower"
+                " min_score"
             )
-        for name, values in class_tables(classes, config).items():
+        for name, values in class_tables(found.classes, config).items():
             writer.write_table(f"classes/{name}", values)
         for split in SPLITS:
-            rows = row_tables(classes, scans, config, split)
+            rows = row_tables(found.classes, scans, config, split)
             for name, values in rows.items():
                 writer.write_table(f"{split}/{name}", values)
             writer.create_sharded(
@@ -54,7 +83,7 @@ def write_plan(writer: StoreWriter, config: PrepareConfig, progress: Progress) -
                 dtype="int16",
                 rows_per_shard=config.rows_per_shard,
             )
-    writer.finish_stage("discover", {"classes": len(classes)})
+    writer.finish_stage("discover", found.to_facts())
 
 
 def _load_scans(store: PatchStore, *, embedding: NDArray[np.float32]) -> Scans:
@@ -69,94 +98,278 @@ def _load_scans(store: PatchStore, *, embedding: NDArray[np.float32]) -> Scans:
     )
 
 
+@dataclass(slots=True)
+class Discovery:
+    """The classes found, and what was discarded on the way."""
+
+    classes: list[ClassPlan] = field(default_factory=list)
+    rejected: Counter[str] = field(default_factory=Counter)
+    """Scans that are no members although they were tried for one of the classes, by reason."""
+    redrawn: Counter[str] = field(default_factory=Counter)
+    """Coordinates that were placed but did not become a class, by reason."""
+
+    def to_facts(self) -> dict[str, Any]:
+        """As the store's attribute has them."""
+        counts = {"rejected": self.rejected, "redrawn": self.redrawn}
+        return {
+            "classes": len(self.classes),
+            **{name: dict(sorted(count.items())) for name, count in counts.items()},
+        }
+
+
 def discover(
-    scans: Scans, config: PrepareConfig, *, advance: Advance = lambda _: None
-) -> list[ClassPlan]:
+    scans: Scans,
+    config: PrepareConfig,
+    *,
+    find: Find | None = None,
+    advance: Advance = lambda _: None,
+) -> Discovery:
     """Find up to `config.classes` classes; fewer when a full round over the references adds none.
 
     References are drawn without replacement; when all were used, a new round begins, so that
-    several coordinates of one reference may become classes. `advance` counts classes.
+    several coordinates of one reference may become classes. `advance` counts classes; `find` is
+    needed for `place = "match"`.
     """
-    search = _Search(scans, config)
-    classes: list[ClassPlan] = []
+    search = _Search(scans, config, advance)
+    num_train, found = len(search.train), search.found
+    failures = 0
     turn = 0
-    while len(classes) < config.classes:
-        before = len(classes)
-        order = np.random.default_rng([config.seed, REFERENCES, turn])
-        for reference in order.permutation(search.train).tolist():
-            rng = np.random.default_rng([config.seed, COORDINATE, turn, reference])
-            plan = search.find_class(reference, rng, classes)
-            if plan is not None:
-                classes.append(plan)
-                advance(1)
-            if len(classes) == config.classes:
-                break
-        if len(classes) == before:
-            break
+    while search.missing and failures < (_FAILURES if config.place == "match" else 1):
+        order = np.random.default_rng([config.seed, REFERENCES, turn]).permutation(search.train)
+        before, start = len(found.classes), 0
+        while start < num_train and search.missing:
+            num = 1 if config.place == "frame" else min(_DRAFTS, 2 * search.missing)
+            references = order[start : start + num].tolist()
+            start += num
+            drafts = [search.drafts(reference, turn) for reference in references]
+            if config.place == "frame":
+                search.place_by_frame(drafts[0])
+            else:
+                assert find is not None
+                search.place_by_match([d for one in drafts for d in itertools.islice(one, 1)], find)
+        failures = failures + num_train if len(found.classes) == before else 0
         turn += 1
-    return classes
+    return found
+
+
+class Most(NamedTuple):
+    """Maximum number of members of a class."""
+
+    train: int
+    validation: int
+
+
+def most_members(config: PrepareConfig, split: NDArray[np.uint8]) -> Most:
+    """Maximum numbers of members in scans of the given splits (N,)."""
+    share = config.max_member_share
+    num_train, num_validation = (int((split == number).sum()) for number in (0, 1))
+    return Most(
+        train=min(config.neighbours, max(2, math.ceil(share * num_train))),
+        validation=min(config.validation_neighbours, math.ceil(share * num_validation)),
+    )
+
+
+def min_members(config: PrepareConfig, split: NDArray[np.uint8]) -> int:
+    """Minimum number of training members of a class, its reference included."""
+    most = min(most_members(config, split).train, int((split == 0).sum()))
+    return max(2, round(config.min_member_share * most))
 
 
 class _Search:
-    """Tries coordinates of a reference until one makes a class."""
+    """Draws coordinates of references, finds their members, and keeps those that make a class."""
 
-    def __init__(self, scans: Scans, config: PrepareConfig) -> None:
-        self.scans, self.config = scans, config
+    def __init__(self, scans: Scans, config: PrepareConfig, advance: Advance) -> None:
+        self.scans, self.config, self.advance = scans, config, advance
         self.geometry = Geometry(scans, config)
+        self.taken = TakenPlaces(self.geometry)
         self.train, validation = (np.flatnonzero(scans.split == number) for number in (0, 1))
-        self.min_members = min_members(config, len(self.train))
+        self.most = most_members(config, scans.split)
+        self.least = min_members(config, scans.split)
         self.index = Neighbours(scans.embedding, self.train, config.index)
         self.validation_index = Neighbours(scans.embedding, validation, config.index)
+        self.found = Discovery()
 
-    def find_class(
-        self, reference: int, rng: np.random.Generator, others: list[ClassPlan]
-    ) -> ClassPlan | None:
-        """A class drawn in this reference that is compatible with the others, or None."""
-        config, geometry = self.config, self.geometry
-        thumbnail = self.scans.thumbnail(reference)
-        for _ in range(config.tries):
+    @property
+    def missing(self) -> int:
+        """Number of classes that are still wanted."""
+        return self.config.classes - len(self.found.classes)
+
+    def drafts(self, reference: int, turn: int) -> Iterator[Draft]:
+        """Random coordinates of a reference that show enough of the body and are not taken."""
+        rng = np.random.default_rng([self.config.seed, COORDINATE, turn, reference])
+        geometry, content = self.geometry, None
+        for _ in range(self.config.tries):
             centre = geometry.draw_centre(reference, rng)
             if centre is None:
-                return None
-            if not has_content(
-                thumbnail,
-                self.scans.frame_mm[reference],
-                geometry.centre_mm(centre, reference),
-                geometry.step_mm[reference],
-                config,
-            ):
+                return
+            place_mm = geometry.centre_mm(centre, reference)
+            if self.taken.are_too_close(np.array([reference]), place_mm[None]):
                 continue
-            eligible = geometry.eligible(centre, self.scans.split)
-            neighbour, distance = self.index.nearest(reference, config.neighbours, eligible)
-            if len(neighbour) < self.min_members:
+            content = content or ContentOfScan(
+                self.scans.thumbnail(reference), self.scans.frame_mm[reference], self.config
+            )
+            shown = content.of_crop(place_mm, geometry.step_mm[reference])
+            if shown.is_enough(self.config):
+                yield Draft(reference, centre, place_mm, shown.body)
+
+    # The same coordinate in every scan
+
+    def place_by_frame(self, drafts: Iterator[Draft]) -> None:
+        """Keep the first draft of a reference that makes a class."""
+        for draft in drafts:
+            places = self.geometry.centre_mm(draft.centre)
+            eligible = self.geometry.fits(places)
+            train = self._nearest(draft, self.index, self.most.train, eligible, places)
+            if len(train) < self.least:
                 continue
-            validation_neighbour, validation_distance = self.validation_index.nearest(
-                reference, config.validation_neighbours, eligible
+            validation = self._nearest(
+                draft, self.validation_index, self.most.validation, eligible, places
             )
-            plan = ClassPlan(
-                reference=reference,
-                centre=centre,
-                neighbour=neighbour,
-                distance=distance,
-                validation_neighbour=validation_neighbour,
-                validation_distance=validation_distance,
+            if self._add(draft, train, validation):
+                return
+
+    def _nearest(
+        self,
+        draft: Draft,
+        index: Neighbours,
+        most: int,
+        eligible: NDArray[np.bool_],
+        places: Floats,
+    ) -> PlannedMembers:
+        scans, distance = index.nearest(draft.reference, most, eligible)
+        unknown = np.full(len(scans), np.nan, np.float32)
+        return PlannedMembers(
+            scans=scans, distance=distance, place_mm=places[scans], score=unknown, cycle_mm=unknown
+        )
+
+    # The same anatomy in every scan
+
+    def place_by_match(self, drafts: Sequence[Draft], find: Find) -> None:
+        """Keep the drafts that make a class, in order."""
+        walks = self._walk(drafts, self.index, self.most.train, self.least, find)
+        kept = []
+        for draft, walk in zip(drafts, walks, strict=True):
+            if walk.num_found < self.least:
+                self.found.redrawn["too few members"] += 1
+            else:
+                kept.append((draft, walk))
+        validation_walks = self._walk(
+            [draft for draft, _ in kept], self.validation_index, self.most.validation, 0, find
+        )
+        for (draft, walk), validation in zip(kept, validation_walks, strict=True):
+            if not self.missing:
+                return
+            if self._add(draft, walk.members(), validation.members()):
+                self.found.rejected += walk.rejected + validation.rejected
+            else:
+                self.found.redrawn["overlap"] += 1
+
+    def _walk(
+        self, drafts: Sequence[Draft], index: Neighbours, most: int, least: int, find: Find
+    ) -> list[_Walk]:
+        """Match drafts in their nearest scans, until each has `most` members or no more scans."""
+        num = math.ceil(self.config.candidates_per_member * most)
+        large_enough = self.geometry.is_large_enough()
+        walks = [
+            _Walk(draft, *index.nearest(draft.reference, num, large_enough), most, least)
+            for draft in drafts
+        ]
+        while True:
+            waves = [walk.next_wave() for walk in walks]
+            if not any(map(len, waves)):
+                return walks
+            for walk, wave, found in zip(walks, waves, find(drafts, waves), strict=True):
+                walk.add(wave, found, self._problems(wave, found))
+
+    def _problems(self, scans: NDArray[np.intp], found: Found) -> list[str | None]:
+        """Why each scan is no member; None where it is one."""
+        rules = {
+            "no overlap": np.isnan(found.score),
+            "weak match": ~(found.score >= self.config.min_score),
+            "did not lead back": ~(found.cycle_mm <= self.config.max_cycle_mm),
+            "crop does not fit": ~self.geometry.fits(found.place_mm, scans),
+        }
+        return [
+            next((name for name, broken in rules.items() if broken[number]), None)
+            for number in range(len(scans))
+        ]
+
+    def _add(self, draft: Draft, train: PlannedMembers, validation: PlannedMembers) -> bool:
+        """Keep a class, unless it is too close to another one in some scan."""
+        scans = np.concatenate([train.scans, validation.scans])
+        place_mm = np.concatenate([train.place_mm, validation.place_mm])
+        if self.taken.are_too_close(scans, place_mm):
+            return False
+        self.taken.add(scans, place_mm)
+        self.found.classes.append(
+            ClassPlan(
+                reference=draft.reference,
+                centre=draft.centre,
+                body_share=draft.body_share,
+                train=train,
+                validation=validation,
             )
-            if not any(_clash(geometry, plan, other) for other in others):
-                return plan
-        return None
+        )
+        self.advance(1)
+        return True
 
 
-def _clash(geometry: Geometry, one: ClassPlan, other: ClassPlan) -> bool:
-    """Whether base crops of both classes would be too close to each other in some scan."""
-    if geometry.is_far(one.centre, other.centre):
-        return False
-    shared = np.intersect1d(one.members, other.members)
-    return geometry.is_too_close(one.centre, other.centre, shared)
+class _Walk:
+    """One draft's way through its nearest scans; the reference is its own first member."""
 
+    def __init__(
+        self,
+        draft: Draft,
+        scans: NDArray[np.intp],
+        distances: NDArray[np.float32],
+        most: int,
+        least: int,
+    ) -> None:
+        is_other = scans != draft.reference
+        self.scans, self.distances = scans[is_other], distances[is_other]
+        self.most, self.least = most, least
+        self.tried = 0
+        self.rejected: Counter[str] = Counter()
+        own = not is_other.all()
+        self._members: list[tuple[int, float, Floats, float, float]] = (
+            [(draft.reference, 0.0, draft.place_mm, 1.0, 0.0)] if own else []
+        )
 
-def min_members(config: PrepareConfig, num_train: int) -> int:
-    """Minimum number of training members of a class, its reference included."""
-    return max(2, round(config.min_member_share * min(config.neighbours, num_train)))
+    @property
+    def num_found(self) -> int:
+        return len(self._members)
+
+    def next_wave(self) -> NDArray[np.intp]:
+        """The scans to try next; empty when the walk is over, or cannot find enough members."""
+        missing, left = self.most - self.num_found, len(self.scans) - self.tried
+        if missing <= 0 or self.num_found + left < self.least:
+            return np.empty(0, np.intp)
+        stop = self.tried + max(_WAVE, missing + missing // 4)
+        return np.asarray(self.scans[self.tried : stop])
+
+    def add(self, scans: NDArray[np.intp], found: Found, problems: Sequence[str | None]) -> None:
+        """Take the members among the scans of a wave, in order, up to the wanted number."""
+        for number, (scan, problem) in enumerate(zip(scans.tolist(), problems, strict=True)):
+            if self.num_found == self.most:
+                return
+            distance = float(self.distances[self.tried])
+            self.tried += 1
+            if problem is not None:
+                self.rejected[problem] += 1
+                continue
+            score, cycle = float(found.score[number]), float(found.cycle_mm[number])
+            self._members.append((scan, distance, found.place_mm[number], score, cycle))
+
+    def members(self) -> PlannedMembers:
+        columns = [list(column) for column in zip(*self._members, strict=True)] or [[]] * 5
+        scans, distance, place_mm, score, cycle_mm = columns
+        return PlannedMembers(
+            scans=np.array(scans, np.intp),
+            distance=np.array(distance, np.float32),
+            place_mm=np.array(place_mm, np.float64).reshape(-1, 3),
+            score=np.array(score, np.float32),
+            cycle_mm=np.array(cycle_mm, np.float32),
+        )
 
 
 def check_crops_fit(store: PatchStore, config: PrepareConfig) -> None:
@@ -167,17 +380,17 @@ def check_crops_fit(store: PatchStore, config: PrepareConfig) -> None:
     scans = _load_scans(store, embedding=np.empty((len(store.scans.id), 0), np.float32))
     geometry = Geometry(scans, config)
     train = np.flatnonzero(scans.split == 0)
-    least = min_members(config, len(train))
+    least = min_members(config, scans.split)
     if len(train) < least:
         raise PrepareError(
             f"{store.path}: {len(train)} of {len(scans)} scans are for training, and a class"
             f" needs {least}; delete the store, then add scans of other patients, or use fewer for"
             " validation (validation_fraction)"
         )
-    needed_mm = 2 * geometry.full_reach * geometry.step_mm[train]
-    fits = train[(needed_mm <= geometry.last_mm[train] + _ROUNDING_MM).all(axis=1)]
+    fits = train[geometry.is_large_enough()[train]]
     rng = np.random.default_rng(0)
     if len(fits) < least or all(geometry.draw_centre(row, rng) is None for row in fits.tolist()):
+        needed_mm = 2 * geometry.full_reach * geometry.step_mm[train]
         size_mm = np.median(needed_mm, axis=0)
         scan_mm = np.median(geometry.last_mm[train], axis=0)
         border = " and border" if any(config.border) else ""

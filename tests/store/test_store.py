@@ -95,7 +95,7 @@ def test_members_are_in_order_of_distance_and_know_their_crops(
         assert set(table.scale[members.rows].tolist()) <= {0}
         assert len(members) == len(set(members.scans.tolist())) == len(members.rows)
         middle = table.origin_mm[members.rows] + table.extent_mm[members.rows] / 2
-        assert np.array_equal(members.places_mm, middle)
+        assert np.array_equal(members.places, middle)
     assert patches.members(0).scans[0] == patches.classes.reference[0]
 
 

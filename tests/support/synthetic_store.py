@@ -58,7 +58,10 @@ def make_store(
     writer.write_table("classes/centre", np.zeros((num_classes, 3)))
     for prefix in ("", "validation_"):
         writer.write_table(f"classes/{prefix}neighbour", np.zeros((num_classes, 2), np.int32))
-        writer.write_table(f"classes/{prefix}distance", np.zeros((num_classes, 2), np.float32))
+        for name in ("distance", "score", "cycle_mm"):
+            writer.write_table(f"classes/{prefix}{name}", np.zeros((num_classes, 2), np.float32))
+        writer.write_table(f"classes/{prefix}place_mm", np.zeros((num_classes, 2, 3)))
+    writer.write_table("classes/body_share", np.ones(num_classes, np.float32))
 
     digests = {}
     for split, num, offset in (("train", num_train, 0), ("validation", num_validation, 1)):
