@@ -35,10 +35,12 @@ class ContentOfScan:
         thumbnail, box_mm
             (Z, Y, X), and the (2, 3) corners of the box that it shows.
         """
-        low, high = config.window_hu
-        self.config, self.box_mm = config, box_mm
-        self.hu = thumbnail * ((high - low) / 255) + low
-        self.body = body_mask(self.hu, (box_mm[1] - box_mm[0]) / thumbnail.shape)
+        self.thumbnail, self.box_mm, self.config = thumbnail, box_mm, config
+        self.body = body_mask(self._to_hu(thumbnail), (box_mm[1] - box_mm[0]) / thumbnail.shape)
+
+    def _to_hu(self, values: NDArray[np.uint8]) -> NDArray[np.float32]:
+        low, high = self.config.window_hu
+        return values * np.float32((high - low) / 255) + np.float32(low)
 
     def of_crop(self, centre_mm: Floats, step_mm: Floats) -> Content:
         """The content of a base crop.
@@ -57,12 +59,12 @@ class ContentOfScan:
             sample = np.arange(0, num + (depth - 1 if axis == 0 else 0), 1 if axis == 0 else 2)
             mm = centre_mm[axis] + (sample - 0.5 * (num - 1)) * step_mm[axis]
             low, high = self.box_mm[:, axis]
-            share, n = (mm - low) / (high - low), self.hu.shape[axis]
+            share, n = (mm - low) / (high - low), self.thumbnail.shape[axis]
             index.append(np.clip(np.floor(share * n).astype(int), 0, n - 1))
             inside.append((share >= 0) & (share <= 1))
         in_box = inside[1][:, None] & inside[2]  # (Y, X)
         grid = np.ix_(*index)
-        tissue = in_box & (self.hu[grid] >= config.tissue_hu)
+        tissue = in_box & (self._to_hu(self.thumbnail[grid]) >= config.tissue_hu)
         num = config.shape[0]
         tissue = np.logical_or.reduce([tissue[d : d + num] for d in range(depth)])
         body = (in_box & self.body[grid])[:num]

@@ -14,6 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +38,8 @@ from store.writer import StoreWriter
 _ROUNDING_MM = 1e-6
 _DRAFTS = 64
 """Maximum number of classes that are placed at a time."""
+_CACHED_SCANS = 32
+"""Scans whose body is kept in memory, of 2 MiB each."""
 _WAVE = 16
 """Minimum number of scans that are tried at a time for one class."""
 _FAILURES = 50
@@ -188,6 +191,7 @@ class _Search:
         self.index = Neighbours(scans.embedding, self.train, config.index)
         self.validation_index = Neighbours(scans.embedding, validation, config.index)
         self.found = Discovery()
+        self._content = lru_cache(_CACHED_SCANS)(self._find_body)
 
     @property
     def missing(self) -> int:
@@ -197,7 +201,7 @@ class _Search:
     def drafts(self, reference: int, turn: int) -> Iterator[Draft]:
         """Random coordinates of a reference that show enough of the body and are not taken."""
         rng = np.random.default_rng([self.config.seed, COORDINATE, turn, reference])
-        geometry, content = self.geometry, None
+        geometry = self.geometry
         for _ in range(self.config.tries):
             centre = geometry.draw_centre(reference, rng)
             if centre is None:
@@ -205,12 +209,12 @@ class _Search:
             place_mm = geometry.centre_mm(centre, reference)
             if self.taken.are_too_close(np.array([reference]), place_mm[None]):
                 continue
-            content = content or ContentOfScan(
-                self.scans.thumbnail(reference), self.scans.frame_mm[reference], self.config
-            )
-            shown = content.of_crop(place_mm, geometry.step_mm[reference])
+            shown = self._content(reference).of_crop(place_mm, geometry.step_mm[reference])
             if shown.is_enough(self.config):
                 yield Draft(reference, centre, place_mm, shown.body)
+
+    def _find_body(self, scan: int) -> ContentOfScan:
+        return ContentOfScan(self.scans.thumbnail(scan), self.scans.frame_mm[scan], self.config)
 
     # The same coordinate in every scan
 

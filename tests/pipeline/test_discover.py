@@ -1,6 +1,7 @@
 """The plan: which scans are alike, where classes lie in them, every crop inside its scan."""
 
 import dataclasses
+from collections.abc import Sequence
 from functools import cache
 from itertools import combinations, product
 from typing import Any
@@ -10,10 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.config import PrepareConfig, load_config
-from pipeline.content import has_content
+from pipeline.content import Content, ContentOfScan
 from pipeline.place import Scans
-from pipeline.plan import ClassPlan, class_tables, row_tables
-from pipeline.stages.discover import discover
+from pipeline.plan import ClassPlan, PlannedMembers, class_tables, row_tables
+from pipeline.stages.discover import Discovery, discover, min_members, most_members
+from pipeline.stages.placing import Draft, Found
 from store.format import SPLITS
 
 NUM_TRAIN, NUM_VALIDATION = 24, 8
@@ -21,7 +23,8 @@ NUM_SCANS = NUM_TRAIN + NUM_VALIDATION
 SOFT = 128  # of a thumbnail: about 0 HU
 BASE = PrepareConfig(
     classes=12, neighbours=8, validation_neighbours=3, shape=(16, 32, 32), spacing_mm=(3, 2, 2),
-    side_steps=(25, 40), shift_steps=(-5, 5), seed=3,
+    side_steps=(25, 40), shift_steps=(-5, 5), seed=3, place="frame", max_member_share=1,
+    min_member_share=0.5,
 )  # fmt: skip
 NATIVE = dataclasses.replace(BASE, frame="voxel", spacing_mm="native", separation_steps=4.0)
 CONFIGS = {
@@ -63,7 +66,7 @@ every_plan = pytest.mark.parametrize("name", CONFIGS)
 
 @cache
 def plan(name: str) -> list[ClassPlan]:
-    return discover(SCANS, CONFIGS[name])
+    return discover(SCANS, CONFIGS[name]).classes
 
 
 def unit_mm(config: PrepareConfig, scan: int) -> NDArray[Any]:
@@ -131,7 +134,7 @@ def test_training_members_are_the_nearest_scans_that_contain_all_crops(name: str
     config = CONFIGS[name]
     for found in plan(name):
         expected = nearest_slowly(config, found, 0, config.neighbours)
-        assert found.neighbour.tolist() == expected
+        assert found.train.scans.tolist() == expected
 
 
 @every_plan
@@ -139,7 +142,7 @@ def test_validation_members_are_the_nearest_scans_that_contain_the_base_crop(nam
     config = CONFIGS[name]
     for found in plan(name):
         expected = nearest_slowly(config, found, 1, config.validation_neighbours)
-        assert found.validation_neighbour.tolist() == expected
+        assert found.validation.scans.tolist() == expected
 
 
 @pytest.mark.parametrize("name", ["body", "voxel", "voxel in mm"])
@@ -148,37 +151,38 @@ def test_a_reference_is_the_first_member_of_its_class(name: str) -> None:
         CONFIGS[name], classes=40, tries=20, max_overlap=1.0, separation_steps=0
     )
     for seed in range(20):
-        for found in discover(SCANS, dataclasses.replace(many, seed=seed)):
-            assert (found.neighbour[0], found.distance[0]) == (found.reference, 0)
+        for found in discover(SCANS, dataclasses.replace(many, seed=seed)).classes:
+            assert (found.train.scans[0], found.train.distance[0]) == (found.reference, 0)
 
 
 @every_plan
 def test_distances_are_euclidean_and_grow(name: str) -> None:
     for found in plan(name):
-        offset = SCANS.embedding[found.neighbour] - SCANS.embedding[found.reference]
-        np.testing.assert_allclose(found.distance, np.linalg.norm(offset, axis=1), rtol=1e-5)
-        assert (np.diff(found.distance) >= 0).all()
+        offset = SCANS.embedding[found.train.scans] - SCANS.embedding[found.reference]
+        np.testing.assert_allclose(found.train.distance, np.linalg.norm(offset, axis=1), rtol=1e-5)
+        assert (np.diff(found.train.distance) >= 0).all()
 
 
 @every_plan
 def test_no_scan_is_a_member_twice(name: str) -> None:
     for found in plan(name):
-        assert len(set(found.members.tolist())) == len(found.members)
+        scans = scans_of(found)
+        assert len(set(scans)) == len(scans)
 
 
 def test_a_class_has_no_fewer_members_than_its_share() -> None:
     config = dataclasses.replace(BASE, min_member_share=0.9, neighbours=20)
-    plans = discover(SCANS, config)
+    plans = discover(SCANS, config).classes
     assert plans
-    assert min(len(found.neighbour) for found in plans) >= 18
-    assert min(len(found.neighbour) for found in discover(SCANS, BASE)) < 18
+    assert min(len(found.train) for found in plans) >= 18
+    assert min(len(found.train) for found in discover(SCANS, BASE).classes) < 18
 
 
 def test_references_are_drawn_without_replacement_in_every_round() -> None:
     config = dataclasses.replace(
         BASE, classes=2 * NUM_TRAIN, max_overlap=1.0, scales=1, min_member_share=0, tries=1000
     )
-    references = [found.reference for found in discover(SCANS, config)]
+    references = [found.reference for found in discover(SCANS, config).classes]
     train = np.flatnonzero(SCANS.split == 0).tolist()
     assert sorted(references[:NUM_TRAIN]) == train
     assert sorted(references[NUM_TRAIN:]) == train
@@ -186,14 +190,14 @@ def test_references_are_drawn_without_replacement_in_every_round() -> None:
 
 
 def test_no_class_is_found_where_no_scan_contains_a_crop() -> None:
-    assert discover(make_scans(scale=0.15), BASE) == []
+    assert discover(make_scans(scale=0.15), BASE).classes == []
 
 
 @every_plan
 def test_the_base_crops_of_two_classes_overlap_no_more_than_allowed(name: str) -> None:
     config = CONFIGS[name]
     for one, other in combinations(plan(name), 2):
-        for scan in set(one.members.tolist()) & set(other.members.tolist()):
+        for scan in set(scans_of(one)) & set(scans_of(other)):
             apart = np.abs(
                 place_mm(config, scan, one.centre) - place_mm(config, scan, other.centre)
             )
@@ -206,7 +210,7 @@ def test_the_base_crops_of_two_classes_overlap_no_more_than_allowed(name: str) -
 def test_the_centres_of_two_classes_are_separated_in_every_scan_of_both(name: str) -> None:
     config = CONFIGS[name]
     for one, other in combinations(plan(name), 2):
-        for scan in set(one.members.tolist()) & set(other.members.tolist()):
+        for scan in set(scans_of(one)) & set(scans_of(other)):
             apart = np.abs((one.centre - other.centre) * unit_mm(config, scan))
             assert (apart / step_mm(config, scan)).max() >= config.separation_steps - 1e-9
 
@@ -214,7 +218,8 @@ def test_the_centres_of_two_classes_are_separated_in_every_scan_of_both(name: st
 def test_without_separation_some_centres_are_closer() -> None:
     free = dataclasses.replace(CONFIGS["separated"], separation_steps=0)
     apart = [
-        np.abs(one.centre - other.centre) for one, other in combinations(discover(SCANS, free), 2)
+        np.abs(one.centre - other.centre)
+        for one, other in combinations(discover(SCANS, free).classes, 2)
     ]
     unit_steps = unit_mm(BASE, 0) / step_mm(BASE, 0)
     assert min((a * unit_steps).max() for a in apart) < 9
@@ -224,23 +229,30 @@ def test_without_separation_some_centres_are_closer() -> None:
 
 
 def assert_same_plan(one: list[ClassPlan], other: list[ClassPlan]) -> None:
-    for a, b in zip(one, other, strict=True):
-        for field in dataclasses.fields(ClassPlan):
-            np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name))
+    assert len(one) == len(other)
+    for a, b in zip(map(dataclasses.asdict, one), map(dataclasses.asdict, other), strict=True):
+        for split in SPLITS:
+            for name, values in a.pop(split).items():
+                np.testing.assert_array_equal(values, b[split][name])
+            del b[split]
+        np.testing.assert_array_equal(a.pop("centre"), b.pop("centre"))
+        assert a == b
 
 
 def test_the_plan_depends_on_its_inputs_alone() -> None:
     np.random.seed(5)  # noqa: NPY002 - what must not matter
-    assert_same_plan(discover(make_scans(), BASE), plan("body"))
+    assert_same_plan(discover(make_scans(), BASE).classes, plan("body"))
 
 
 def test_another_seed_is_another_plan() -> None:
-    centres = [p.centre.tolist() for p in discover(SCANS, dataclasses.replace(BASE, seed=4))]
+    centres = [
+        p.centre.tolist() for p in discover(SCANS, dataclasses.replace(BASE, seed=4)).classes
+    ]
     assert centres[0] not in [p.centre.tolist() for p in plan("body")]
 
 
 def test_more_classes_leave_the_first_ones_as_they_are() -> None:
-    more = discover(SCANS, dataclasses.replace(BASE, classes=BASE.classes + 4))
+    more = discover(SCANS, dataclasses.replace(BASE, classes=BASE.classes + 4)).classes
     assert_same_plan(more[: BASE.classes], plan("body"))
 
 
@@ -263,7 +275,7 @@ def test_rows_are_every_member_of_every_class_at_every_scale(split: str) -> None
     expected = [
         (scan, label, scale)
         for label, one in enumerate(plan("body"))
-        for scan in (one.neighbour if split == "train" else one.validation_neighbour).tolist()
+        for scan in one.members(split).scans.tolist()
         for scale in (range(3) if split == "train" else [0])
     ]
     assert found == sorted(expected)
@@ -309,19 +321,169 @@ def test_the_two_drawn_scales_of_a_crop_differ() -> None:
     assert (np.abs(side[:, 0] - side[:, 1]) + np.abs(shift[:, 0] - shift[:, 1])).sum() > 0
 
 
+def make_members(scans: list[int], distance: list[float]) -> PlannedMembers:
+    score = np.linspace(1, 0.5, len(scans), dtype=np.float32)
+    return PlannedMembers(
+        scans=np.array(scans, np.intp),
+        distance=np.array(distance, np.float32),
+        place_mm=np.ones((len(scans), 3)),
+        score=score,
+        cycle_mm=1 - score,
+    )
+
+
 def test_missing_members_are_marked() -> None:
     found = ClassPlan(
         reference=4,
         centre=np.array([0.5, 0.5, 0.5]),
-        neighbour=np.array([4, 2]),
-        distance=np.array([0, 1.5], np.float32),
-        validation_neighbour=np.array([], np.intp),
-        validation_distance=np.array([], np.float32),
+        body_share=0.9,
+        train=make_members([4, 2], [0, 1.5]),
+        validation=make_members([], []),
     )
     tables = class_tables([found], dataclasses.replace(BASE, neighbours=4))
+    nan = np.nan
     assert tables["neighbour"].tolist() == [[4, 2, -1, -1]]
-    np.testing.assert_array_equal(tables["distance"], np.float32([[0, 1.5, np.nan, np.nan]]))
+    np.testing.assert_array_equal(tables["distance"], np.float32([[0, 1.5, nan, nan]]))
+    np.testing.assert_array_equal(tables["score"], np.float32([[1, 0.5, nan, nan]]))
+    np.testing.assert_array_equal(tables["place_mm"][0, :, 0], [1, 1, nan, nan])
     assert tables["validation_neighbour"].tolist() == [[-1, -1, -1]]
+
+
+# Places that were found by matching --------------------------------------------------------------
+
+
+MATCHED = dataclasses.replace(BASE, place="match", neighbours=10)
+"""Half of the 24 training scans, so 12, would be the maximum number of members."""
+
+
+class Matcher:
+    """Finds the class's coordinate, moved by a few mm that depend on the scan; counts questions.
+
+    In scan n, the match has the problem that `problems` names for n.
+    """
+
+    def __init__(self, problems: dict[int, str] | None = None) -> None:
+        self.problems, self.asked = problems or {}, 0
+
+    def __call__(self, drafts: Sequence[Draft], wanted: Sequence[NDArray[np.intp]]) -> list[Found]:
+        return [self._match(draft, scans) for draft, scans in zip(drafts, wanted, strict=True)]
+
+    def _match(self, draft: Draft, scans: NDArray[np.intp]) -> Found:
+        self.asked += len(scans)
+        assert draft.reference not in scans
+        problem = np.array([self.problems.get(scan, "") for scan in scans.tolist()])
+        place = np.array([moved_mm(scan, draft.centre) for scan in scans.tolist()]).reshape(-1, 3)
+        place[problem == "crop does not fit"] = -5
+        place[problem == "no overlap"] = np.nan
+        score = np.where(problem == "weak match", 0.39, 0.4)
+        score[problem == "no overlap"] = np.nan
+        cycle = np.where(problem == "did not lead back", 10.1, 10)
+        return Found(place, score, np.where(problem == "no overlap", np.nan, cycle))
+
+
+def moved_mm(scan: int, centre: NDArray[Any]) -> NDArray[Any]:
+    return place_mm(BASE, scan, centre) + np.array([scan % 5, scan % 3, -(scan % 4)])
+
+
+def scans_of(found: ClassPlan) -> list[int]:
+    return [*found.train.scans.tolist(), *found.validation.scans.tolist()]
+
+
+def matched(problems: dict[int, str] | None = None, **settings: Any) -> Discovery:
+    config = dataclasses.replace(MATCHED, **settings)
+    return discover(SCANS, config, find=Matcher(problems))
+
+
+def test_members_lie_where_they_were_found_and_the_reference_where_it_was_drawn() -> None:
+    for found in matched().classes:
+        assert found.train.scans[0] == found.reference
+        assert found.train.score[0] == 1
+        assert found.train.distance[0] == found.train.cycle_mm[0] == 0
+        np.testing.assert_allclose(
+            found.train.place_mm[0], place_mm(BASE, found.reference, found.centre)
+        )
+        for split in SPLITS:
+            members = found.members(split)
+            for scan, place, score in zip(members.scans, members.place_mm, members.score):
+                if scan != found.reference:
+                    np.testing.assert_allclose(place, moved_mm(int(scan), found.centre))
+                    assert score == np.float32(0.4)
+
+
+def test_rows_of_matched_classes_lie_inside_their_scans_and_do_not_overlap() -> None:
+    found = matched().classes
+    assert len(found) == MATCHED.classes
+    for split in SPLITS:
+        rows = row_tables(found, SCANS, MATCHED, split)
+        for scan, origin, extent in zip(rows["scan"], rows["origin_mm"], rows["extent_mm"]):
+            assert lies_inside(scan, origin, extent, MATCHED.shape)
+    for one, other in combinations(found, 2):
+        places = [
+            dict(zip(scans_of(c), [*c.train.place_mm, *c.validation.place_mm], strict=True))
+            for c in (one, other)
+        ]
+        for scan in places[0].keys() & places[1].keys():
+            apart = np.abs(places[0][scan] - places[1][scan])
+            side = np.array(MATCHED.spacing_mm) * MATCHED.shape
+            assert np.prod(np.maximum(side - apart, 0)) / np.prod(side) <= 0.25 + 1e-9
+
+
+def test_scans_without_a_trusted_match_are_no_members_and_are_counted() -> None:
+    train = np.flatnonzero(SCANS.split == 0).tolist()
+    names = ["no overlap", "weak match", "did not lead back", "crop does not fit"]
+    problems = dict(zip(train[:16], names * 4))
+    found = matched(problems, neighbours=20, max_member_share=1, min_member_share=0.2)
+    assert found.classes
+    for one in found.classes:
+        assert not set(one.train.scans[1:].tolist()) & problems.keys()
+    assert set(found.rejected) == set(names)
+
+
+def test_the_nearest_scans_with_a_trusted_match_are_members() -> None:
+    problems = dict.fromkeys(np.flatnonzero(SCANS.split == 0).tolist()[::3], "weak match")
+    for found in matched(problems).classes:
+        offset = SCANS.embedding.astype(float) - SCANS.embedding[found.reference]
+        distance = np.linalg.norm(offset, axis=1)
+        last = distance[found.train.scans].max()
+        fits = [
+            scan
+            for scan in np.flatnonzero(SCANS.split == 0).tolist()
+            if scan not in problems and matched_holds(scan, found.centre)
+        ]
+        expected = {scan for scan in fits if distance[scan] <= last} | {found.reference}
+        assert set(found.train.scans.tolist()) == expected
+
+
+def matched_holds(scan: int, centre: NDArray[Any]) -> bool:
+    moved = (moved_mm(scan, centre) - SCANS.frame_mm[scan, 0]) / unit_mm(BASE, scan)
+    return holds(BASE, scan, moved)
+
+
+def test_no_more_scans_are_tried_than_the_setting_allows() -> None:
+    train = np.flatnonzero(SCANS.split == 0).tolist()
+    settings: dict[str, Any] = {
+        "neighbours": 4, "candidates_per_member": 2, "validation_neighbours": 0, "classes": 5,
+        "min_member_share": 0,
+    }  # fmt: skip
+    found = matched(dict.fromkeys(train, "weak match"), **settings)
+    assert found.classes == []  # only the reference itself, and a class needs two
+    assert found.redrawn["too few members"] >= 50
+    matcher = Matcher(dict.fromkeys(train, "weak match"))
+    discover(SCANS, dataclasses.replace(MATCHED, **settings), find=matcher)
+    assert matcher.asked <= 7 * found.redrawn["too few members"]
+
+
+def test_a_class_has_at_most_a_share_of_the_scans() -> None:
+    split = np.repeat([0, 1], [49, 6]).astype(np.uint8)
+    assert most_members(PrepareConfig(), split) == (25, 3)
+    assert min_members(PrepareConfig(), split) == 6
+    assert most_members(PrepareConfig(), np.zeros(1000, np.uint8)) == (200, 0)
+    assert most_members(load_config(preset="paper"), split) == (49, 6)
+    assert max(len(found.train) for found in matched(neighbours=100).classes) <= 12
+
+
+def test_the_same_matches_give_the_same_plan() -> None:
+    assert_same_plan(matched().classes, matched().classes)
 
 
 # The paper's settings ----------------------------------------------------------------------------
@@ -342,7 +504,7 @@ def paper() -> tuple[Scans, PrepareConfig, list[ClassPlan]]:
         thumbnail=lambda _: np.full((64, 128, 128), 25, np.uint8),  # lung
     )
     config = load_config(preset="paper", overrides={"neighbours": 10})
-    return scans, config, discover(scans, config)
+    return scans, config, discover(scans, config).classes
 
 
 def test_the_paper_preset_finds_its_44_classes(
@@ -374,74 +536,92 @@ def test_the_paper_preset_keeps_references_off_the_scans_border(
         assert (first + config.shape <= scans.size[found.reference] - config.border + 1e-6).all()
 
 
-# Tissue ------------------------------------------------------------------------------------------
+# Content -----------------------------------------------------------------------------------------
 
 
 BOX = np.array([[0.0, 0, 0], [256, 256, 256]])
 
 
-def judge(*, place_z: float, **settings: float) -> bool:
-    """Judge a crop of 48 x 64 x 64 mm: air below z = 128 mm, tissue of 0 HU from there."""
+def judge(
+    thumbnail: NDArray[np.uint8], place: tuple[float, float, float], depth: int = 1
+) -> Content:
+    """The content of a crop of 48 x 64 x 64 mm in a box of 256 mm."""
+    config = dataclasses.replace(BASE, tissue_depth=depth)
+    return ContentOfScan(thumbnail, BOX, config).of_crop(np.array(place), np.array(BASE.spacing_mm))
+
+
+def tissue_above(slice_number: int) -> NDArray[np.uint8]:
+    """Air, and tissue of 0 HU from a slice of 4 mm on."""
     thumbnail = np.zeros((64, 128, 128), np.uint8)
-    thumbnail[32:] = SOFT
-    config = dataclasses.replace(BASE, **{"min_content": 0, **settings})
-    place = np.array([place_z, 128, 128])
-    return has_content(thumbnail, BOX, place, np.array(BASE.spacing_mm), config)
+    thumbnail[slice_number:] = SOFT
+    return thumbnail
 
 
 @pytest.mark.parametrize(
     ("place_z", "share"), [(60.0, 0.0), (104.0, 0.0), (128.0, 0.5), (152.5, 1.0), (200.0, 1.0)]
 )
-def test_the_share_of_tissue_in_a_crop_is_within_its_limits(place_z: float, share: float) -> None:
-    assert judge(place_z=place_z, min_tissue=max(share - 0.1, 0), max_tissue=min(share + 0.1, 1))
-    if share < 0.9:
-        assert not judge(place_z=place_z, min_tissue=share + 0.1)
-    if share > 0.1:
-        assert not judge(place_z=place_z, max_tissue=share - 0.1)
+def test_the_share_of_tissue_and_body_in_a_crop(place_z: float, share: float) -> None:
+    found = judge(tissue_above(32), (place_z, 128, 128))
+    assert found.tissue == pytest.approx(share, abs=0.05)
+    assert found.body == pytest.approx(share, abs=0.05)
 
 
-def test_a_crop_of_mostly_air_is_no_reference() -> None:
-    assert judge(place_z=150, min_content=0.75)
-    assert not judge(place_z=120, min_content=0.75)
+@pytest.mark.parametrize(
+    ("settings", "enough"),
+    [
+        ({"min_body": 0.6, "min_tissue": 0.4, "max_tissue": 0.4}, True),
+        ({"min_body": 0.7}, False),
+        ({"min_body": 0, "min_tissue": 0.5}, False),
+        ({"min_body": 0, "max_tissue": 0.3}, False),
+    ],
+)
+def test_body_and_tissue_must_be_within_their_limits(
+    settings: dict[str, float], enough: bool
+) -> None:
+    config = dataclasses.replace(BASE, **settings)  # type: ignore[arg-type]
+    assert Content(body=0.6, tissue=0.4).is_enough(config) is enough
 
 
 def test_tissue_towards_the_head_counts_as_deep_as_the_settings_say() -> None:
     # the crop's last slice is 1.5 mm below its end: the slices above it are tissue, it is not
-    assert not judge(place_z=103, min_tissue=0.01, tissue_depth=1)
-    assert judge(place_z=103, min_tissue=0.01, tissue_depth=3)
-
-
-def judge_beside(centre_yx: tuple[float, float], **settings: float) -> bool:
-    """Judge a crop of 48 x 64 x 64 mm in a box of 256 mm that is tissue up to its edges."""
-    thumbnail = np.full((64, 128, 128), SOFT, np.uint8)
-    config = dataclasses.replace(BASE, **{"min_content": 0, **settings})
-    place = np.array([128, *centre_yx])
-    return has_content(thumbnail, BOX, place, np.array(BASE.spacing_mm), config)
+    assert judge(tissue_above(32), (103, 128, 128), depth=1).tissue == 0
+    assert judge(tissue_above(32), (103, 128, 128), depth=3).tissue > 0.01
 
 
 @pytest.mark.parametrize(
     ("centre_yx", "share"),
-    [
-        ((128, 16), 0.75),
-        ((128, 240), 0.75),
-        ((16, 128), 0.75),
-        ((240, 128), 0.75),
-        ((0, 256), 0.25),
-    ],
+    [((128, 16), 0.75), ((128, 240), 0.75), ((16, 128), 0.75), ((0, 256), 0.25), ((32, 224), 1)],
 )
-def test_outside_the_frame_box_is_no_content(centre_yx: tuple[float, float], share: float) -> None:
-    assert judge_beside(centre_yx, min_content=share - 0.05)
-    assert not judge_beside(centre_yx, min_content=share + 0.05)
+def test_outside_the_frame_box_is_neither_body_nor_tissue(
+    centre_yx: tuple[float, float], share: float
+) -> None:
+    found = judge(tissue_above(0), (128, *centre_yx))
+    assert found.tissue == pytest.approx(share, abs=0.02)
+    assert found.body == pytest.approx(share, abs=0.02)
 
 
-def test_outside_the_frame_box_is_no_tissue() -> None:
-    assert judge_beside((128, 0), min_tissue=0.45, max_tissue=0.55)
+def trunk() -> NDArray[np.uint8]:
+    """A trunk of 160 x 220 mm with two lungs; a table of foam in a thin shell lies beneath it."""
+    y, x = np.mgrid[:128, :128] * 2.0
+    image = np.full((128, 128), -1000.0)
+    image[((y - 100) / 80) ** 2 + ((x - 128) / 110) ** 2 < 1] = 30
+    for middle in (80, 176):
+        image[((y - 100) / 60) ** 2 + ((x - middle) / 40) ** 2 < 1] = -850
+    image[(y >= 190) & (y < 230) & (x > 20) & (x < 236)] = 150
+    image[(y >= 194) & (y < 226) & (x > 24) & (x < 232)] = -900
+    thumbnail = np.rint((image + 1000) * 255 / 2000).astype(np.uint8)
+    return np.broadcast_to(thumbnail, (64, 128, 128))
 
 
-def test_a_crop_up_to_the_edges_of_the_frame_box_is_all_content() -> None:
-    assert judge_beside((32, 224), min_content=1, min_tissue=1)
+def test_lungs_are_body_table_and_air_are_not() -> None:
+    lung, table, beside = (
+        judge(trunk(), (128, *place)).body for place in ((100, 80), (220, 128), (32, 32))
+    )
+    assert lung == 1
+    assert table < 0.1
+    assert beside < 0.25
 
 
 def test_references_are_not_drawn_in_air() -> None:
     empty = dataclasses.replace(SCANS, thumbnail=lambda _: np.zeros((64, 128, 128), np.uint8))
-    assert discover(empty, BASE) == []
+    assert discover(empty, BASE).classes == []
