@@ -176,15 +176,16 @@ def _check_classes(store: PatchStore) -> Iterator[Problem]:
 
 
 def _check_members(store: PatchStore, split: str) -> Iterator[Problem]:
-    """Places, scores and there-and-back distances of members; other entries are empty."""
+    """Distances, places, scores and cycles of members; other entries are empty."""
     prefix = "classes/" if split == "train" else "classes/validation_"
-    neighbour, place_mm, score, cycle_mm = (
+    neighbour, distance, place_mm, score, cycle_mm = (
         getattr(store.classes, (prefix + name).removeprefix("classes/"))
-        for name in ("neighbour", "place_mm", "score", "cycle_mm")
+        for name in ("neighbour", "distance", "place_mm", "score", "cycle_mm")
     )
     used = neighbour >= 0
     matched = used & store.is_matched
     known = {
+        "distance": (np.isfinite(distance), used),
         "place_mm": (np.isfinite(place_mm).all(axis=-1), used),
         "score": (np.isfinite(score), matched),
         "cycle_mm": (np.isfinite(cycle_mm), matched),

@@ -167,6 +167,7 @@ function chosen() {
 function card(c) {
   const name = `cards-${Math.floor(c.label / data.classesPerSheet)}`;
   const first = (c.label % data.classesPerSheet) * data.cardTiles;
+  const anatomy = [data.match ? `match score ${number(c.median_score)}` : null, c.body_share === null ? null : `body ${percent(c.body_share)}`].filter(Boolean);
   return el("li", {}, el("a", { class: `card${c.excluded ? " excluded" : ""}`, href: `#/class/${c.label}`, "aria-label": `${title(c)}, consistency ${number(c.consistency)}` },
     el("h3", {}, el("span", {}, title(c)), c.excluded ? el("span", { class: "soft small" }, "excluded") : null, el("span", { class: "soft" }, number(c.consistency))),
     el("div", { class: "row" },
@@ -175,7 +176,7 @@ function card(c) {
       ...placePictures(c, Math.min(72, Math.floor(120 * c.frame[0] / (c.frame[1] + c.frame[2]))))),
     el("div", { class: "bar", title: "Consistency, from chance to perfect" }, el("i", { style: `width:${Math.max(0, 200 * (c.consistency - 0.5))}%` })),
     el("p", { class: "soft small", style: "margin:.35rem 0 0" }, `${c.members} + ${c.validation_members} members, mostly ${mostly(c)}${c.outliers.length ? `, ${c.outliers.length} outlier${c.outliers.length > 1 ? "s" : ""}` : ""}`),
-    data.match ? el("p", { class: "soft small", style: "margin:0" }, `match score ${number(c.median_score)}, body ${percent(c.body_share)}${c.weak_members ? ", " : ""}`, c.weak_members ? el("span", { class: "weak" }, `${c.weak_members} only just passed`) : null) : null));
+    anatomy.length ? el("p", { class: "soft small", style: "margin:0" }, anatomy.join(", ") + (c.weak_members ? ", " : ""), c.weak_members ? el("span", { class: "weak" }, `${c.weak_members} only just passed`) : null) : null));
 }
 function classes() {
   const list = el("ul", { class: "cards" });
@@ -195,7 +196,7 @@ function classes() {
   show(
     el("h2", {}, "Classes"),
     el("p", { class: "soft" }, "Consistency: the probability that two members are more similar than a member and a crop of another class; 1 is perfect, 0.5 is chance. A card shows the mean of all members, the reference crop, and its place in the reference scan (maximum intensity projections from the front and from the patient's left)."),
-    data.match ? el("p", { class: "soft" }, `Match score: median of the members, the reference not counted; 1 is perfect. Body: share of the reference crop. ${weakLegend()}`) : null,
+    data.classes[0].body_share === null ? null : el("p", { class: "soft" }, `Body: share of the reference crop. ${data.match ? `Match score: median of the members, the reference not counted; 1 is perfect. ${weakLegend()}` : ""}`),
     el("div", { class: "filters" },
       select("sort", "Sort by", { consistency: "consistency", number: "number", name: "name", members: "members", overlap: "overlap", ...(data.match ? { score: "match score", weak: "only just passed" } : {}) }),
       el("label", {}, "Name ", search),
