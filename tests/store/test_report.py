@@ -98,10 +98,11 @@ def test_members_that_only_just_passed_are_marked(page: Page, report: Path) -> N
     page.go("#/classes")
     assert f"{worst['weak_members']} only just passed" in page.one("main").text
     Select(page.one("#sort")).select_by_value("score")
-    best = max(rows, key=lambda row: row["median_score"])
-    first = page.one(".card").get_attribute("href")
-    assert first is not None
-    assert first.endswith(f"#/class/{best['class']}")
+    best = max(row["median_score"] for row in rows)
+    first = str(page.one(".card").get_attribute("href"))
+    assert best in {
+        row["median_score"] for row in rows if first.endswith(f"#/class/{row['class']}")
+    }
     page.go(f"#/class/{worst['class']}")
     page.one("details summary").click()
     assert len(page.all("details .weak")) == worst["weak_members"]
