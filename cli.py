@@ -417,10 +417,13 @@ def classes(
 
     \b
     --quality reads all base crops once and caches the result beside STORE:
-    consistency  probability that two members are more similar than a member and a
-                 crop of another class: 1 is perfect, 0.5 is chance
-    outliers     members that are not similar to the others
-    overlap      share of a crop that another class also covers
+    consistency   probability that two members are more similar than a member and a
+                  crop of another class: 1 is perfect, 0.5 is chance
+    outliers      members that are not similar to the others
+    overlap       share of a crop that another class also covers
+    median score  how well the members match the reference: 1 is perfect
+    weak          members whose match only just passed
+    body          share of the reference's crop that is body
     """  # noqa: D301 (\b is click's mark for text not to be wrapped)
     from store import PatchStore, annotate
     from store.csvfile import write_csv

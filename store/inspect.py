@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from store.classes import read_annotation
 from store.format import SPLITS, StoreError
 from store.geometry import scan_name
+from store.matches import describe_matching
 from store.progress import SILENT, Progress
 from store.quality import as_row, load_quality
 from store.reader import PatchStore
@@ -104,15 +105,15 @@ def format_store(name: object, facts: Facts) -> str:
     )
     if facts["classes"]:
         lines.append(
-            "class  reference         centre (z, y, x)       members  validation  median distance"
+            "class  reference         centre (z, y, x)        members  validation  median distance"
             "  median score  body"
         )
     for row in facts["classes"]:
         centre = ", ".join(f"{c:.3g}" for c in row["centre"])
         lines.append(
-            f"{row['class']:5d}  {row['reference']}  {centre:21s}  {row['members']:7d}"
+            f"{row['class']:5d}  {row['reference']}  {centre:22s}  {row['members']:7d}"
             f"  {row['validation_members']:10d}  {row['median_distance']:15.3g}"
-            f"  {_number(row['median_score'], 12, 2)}  {_number(100 * row['body_share'], 3, 0)}%"
+            f"  {_number(row['median_score'], 12, 2)}  {_share(row['body_share'])}"
         )
     return "\n".join(lines)
 
@@ -137,7 +138,8 @@ def format_class(facts: Facts) -> str:
 def format_classes(rows: Sequence[Facts]) -> str:
     """What `describe_classes` found, as lines of text."""
     with_quality = "consistency" in rows[0]
-    quality = "  consistency  outliers  overlap  mostly" if with_quality else ""
+    columns = "  consistency  outliers  overlap  mostly  median score  weak  body"
+    quality = columns if with_quality else ""
     lines = [f"class  members{quality}  name"]
     for row in rows:
         words = f"{row['name']}{' (excluded)' if row['excluded'] else ''}".strip()
@@ -147,6 +149,8 @@ def format_classes(rows: Sequence[Facts]) -> str:
             quality = (
                 f"  {row['consistency']:11.2f}  {row['outliers']:8d}  {row['overlap']:7.0%}"
                 f"  {max(tissue, key=lambda name: tissue[name]):6s}"
+                f"  {_number(row['median_score'], 12, 2)}  {_number(row['weak_members'], 4, 0)}"
+                f"  {_share(row['body_share'])}"
             )
         lines.append(f"{row['class']:5d}  {row['members']:7d}{quality}  {words}".rstrip())
     return "\n".join(lines)
@@ -186,9 +190,15 @@ def format_size(num_bytes: float) -> str:
     return f"{num_bytes:.3g} TiB"
 
 
-def _number(value: float, width: int, digits: int) -> str:
+def _number(value: float | None, width: int, digits: int) -> str:
     """A number in a column of text; "-" where it is not known."""
-    return f"{value:{width}.{digits}f}" if math.isfinite(value) else f"{'-':>{width}}"
+    known = value is not None and math.isfinite(value)
+    return f"{value:{width}.{digits}f}" if known else f"{'-':>{width}}"
+
+
+def _share(value: float | None) -> str:
+    """A share in a column of text, in percent; "-" where it is not known."""
+    return "   -" if value is None else f"{value:4.0%}"
 
 
 def _class_line(store: PatchStore, label: int) -> Facts:
@@ -200,12 +210,5 @@ def _class_line(store: PatchStore, label: int) -> Facts:
         "members": int((store.classes.neighbour[label] >= 0).sum()),
         "validation_members": int((store.classes.validation_neighbour[label] >= 0).sum()),
         "median_distance": float(np.nanmedian(distance)),
-        "median_score": _median(store.classes.score[label]) if store.format > 1 else math.nan,
-        "body_share": float(store.classes.body_share[label]) if store.format > 1 else math.nan,
+        **dataclasses.asdict(describe_matching(store, label)),
     }
-
-
-def _median(values: NDArray[np.float32]) -> float:
-    """Median of the finite values; nan where there are none."""
-    finite = values[np.isfinite(values)]
-    return float(np.median(finite)) if len(finite) else math.nan

@@ -26,6 +26,7 @@ from scipy.stats import mannwhitneyu
 
 from store.atomic import replace_file
 from store.format import SPLITS
+from store.matches import describe_matching
 from store.progress import SILENT, Advance, Progress
 from store.reader import PatchStore, Split
 
@@ -48,7 +49,7 @@ TISSUES: Final = {
 """HU ranges; a voxel between two ranges counts for none."""
 MIXED_BELOW: Final = 0.8
 """Consistency below which the members of a class may show different anatomy."""
-_VERSION = 3
+_VERSION = 4
 _BATCH = 256
 
 Features = NDArray[np.float32]
@@ -79,6 +80,12 @@ class Quality:
     """That class; -1 for none."""
     tissue: dict[str, float]
     """Share of voxels by name of `TISSUES`."""
+    body_share: float | None
+    """Share of the reference's base crop that is body; None in a store of format 1."""
+    median_score: float | None
+    """Median match score of the members, without the reference; None if none was matched."""
+    weak_members: int | None
+    """Members whose match only just passed; None if members were not matched."""
 
 
 def assess(store: PatchStore, *, progress: Progress = SILENT) -> list[Quality]:
@@ -118,6 +125,7 @@ def _assess(store: PatchStore, advance: Advance) -> list[Quality]:
                 overlap=float(overlap[label]),
                 overlap_class=int(overlap_class[label]),
                 tissue=tissue,
+                **dataclasses.asdict(describe_matching(store, label)),
             )
         )
     return found

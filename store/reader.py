@@ -166,6 +166,11 @@ class PatchStore:
         return z, y, x
 
     @property
+    def is_matched(self) -> bool:
+        """Whether members were placed by matching; if not, by the frame, without scores."""
+        return bool(self.config.get("place") == "match")  # no such setting in format 1
+
+    @property
     def num_scales(self) -> int:
         """Scales of a training crop, the base crop (0) included."""
         return int(self.config["scales"])

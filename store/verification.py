@@ -18,6 +18,9 @@ from store.progress import SILENT, Advance, Progress
 from store.reader import PatchStore
 from store.sharded import ShardedReader
 
+_SAME_PLACE_MM = 1e-3
+"""Maximum rounding error between a member's place and the centre of its base crop."""
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -124,6 +127,8 @@ def _check_consistency(store: PatchStore) -> Iterator[Problem]:
     for patient in np.unique(scans.patient):
         if len(np.unique(scans.split[scans.patient == patient])) > 1:
             yield Problem("scans/split", f"patient {patient} is in both splits")
+    if store.format > 1:
+        yield from _check_classes(store)
     for number, name in enumerate(SPLITS):
         split = store.split(name)
         neighbour: NDArray[np.int32] = (
@@ -139,32 +144,60 @@ def _check_consistency(store: PatchStore) -> Iterator[Problem]:
             | (split.scan >= num_scans)
         )
         if wrong.any():
-            yield Problem(name, "label or scan out of range", tuple(np.flatnonzero(wrong).tolist()))
+            yield from _name_rows(name, "label or scan out of range", wrong)
             continue
         stray = scans.split[split.scan] != number
         stray |= ~(neighbour[split.label] == split.scan[:, None]).any(axis=1)
-        if stray.any():
-            yield Problem(
-                name, "scan is not a member of its class", tuple(np.flatnonzero(stray).tolist())
-            )
+        yield from _name_rows(name, "scan is not a member of its class", stray)
         num_scales = store.num_scales if number == 0 else 1
         if len(split) != num_scales * int((neighbour >= 0).sum()):
             yield Problem(name, "rows do not match the classes' members")
         elif store.format > 1:
-            yield from _check_places(store, name)
+            yield from _check_members(store, name)
 
 
-def _check_places(store: PatchStore, split: str) -> Iterator[Problem]:
-    """Places of members against their base crops; where there is no member, there is no place."""
-    classes, prefix = store.classes, "" if split == "train" else "validation_"
-    neighbour: NDArray[np.int32] = getattr(classes, f"{prefix}neighbour")
-    for name in ("place_mm", "score", "cycle_mm"):
-        values = getattr(classes, prefix + name)
-        stray = np.isfinite(values).reshape(*neighbour.shape, -1).any(-1) & (neighbour < 0)
-        if stray.any():
-            rows = tuple(np.flatnonzero(stray.any(1)).tolist())
-            yield Problem(f"classes/{prefix}{name}", "has values without a member", rows)
+def _name_rows(where: str, what: str, wrong: NDArray[np.bool_]) -> Iterator[Problem]:
+    """One problem with all rows where `wrong`, (n,) or (n, columns), is true; none if none is."""
+    rows = np.flatnonzero(wrong if wrong.ndim == 1 else wrong.any(axis=1))
+    if len(rows):
+        yield Problem(where, what, tuple(rows.tolist()))
+
+
+def _check_classes(store: PatchStore) -> Iterator[Problem]:
+    """The reference of a class is its own nearest member; a share is from 0 to 1."""
+    classes = store.classes
+    own = (classes.neighbour == classes.reference[:, None]) & (classes.distance == 0)
+    yield from _name_rows("classes/reference", "is not a member at distance 0", ~own.any(axis=1))
+    for name in ("distance", "validation_distance"):
+        unordered = np.diff(getattr(classes, name)) < 0
+        yield from _name_rows(f"classes/{name}", "members are not in order of distance", unordered)
+    share = classes.body_share
+    yield from _name_rows("classes/body_share", "must be 0 to 1", ~((share >= 0) & (share <= 1)))
+
+
+def _check_members(store: PatchStore, split: str) -> Iterator[Problem]:
+    """Distances, places, scores and cycles of members; other entries are empty."""
+    prefix = "classes/" if split == "train" else "classes/validation_"
+    neighbour, distance, place_mm, score, cycle_mm = (
+        getattr(store.classes, (prefix + name).removeprefix("classes/"))
+        for name in ("neighbour", "distance", "place_mm", "score", "cycle_mm")
+    )
+    used = neighbour >= 0
+    matched = used & store.is_matched
+    known = {
+        "distance": (np.isfinite(distance), used),
+        "place_mm": (np.isfinite(place_mm).all(axis=-1), used),
+        "score": (np.isfinite(score), matched),
+        "cycle_mm": (np.isfinite(cycle_mm), matched),
+    }
+    for name, (given, wanted) in known.items():
+        yield from _name_rows(prefix + name, "has no value for a member", wanted & ~given)
+        yield from _name_rows(prefix + name, "has a value where none belongs", given & ~wanted)
+    if store.is_matched:
+        least, most = store.config["min_score"], store.config["max_cycle_mm"]
+        yield from _name_rows(f"{prefix}score", f"below min_score {least}", score < least)
+        yield from _name_rows(f"{prefix}cycle_mm", f"above max_cycle_mm {most}", cycle_mm > most)
     for label in range(store.num_classes):
-        place_mm = getattr(classes, f"{prefix}place_mm")[label][neighbour[label] >= 0]
-        if not np.allclose(place_mm, store.members(label, split).places, rtol=0, atol=1e-3):
-            yield Problem(f"classes/{prefix}place_mm", "differs from the base crops", (label,))
+        apart = place_mm[label][used[label]] - store.members(label, split).places
+        if not (np.abs(apart) <= _SAME_PLACE_MM).all():
+            yield Problem(f"{prefix}place_mm", "differs from the base crops", (label,))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.resources import files
@@ -17,6 +16,8 @@ from store.atomic import replace_file
 from store.classes import read_annotation
 from store.format import SPLITS
 from store.geometry import scan_name
+from store.inspect import format_json
+from store.matches import find_weak, weak_limits
 from store.progress import SILENT, Advance, Progress
 from store.quality import Quality, load_quality
 from store.reader import PatchStore
@@ -31,8 +32,9 @@ from store.report.pictures import (
 )
 
 TILE = 64
-NEAREST, FARTHEST, NON_MEMBERS = 8, 4, 4
-"""How many scans of a class are shown: the nearest and the farthest members, and non-members."""
+NEAREST, FARTHEST, WEAKEST, NON_MEMBERS = 6, 3, 3, 4
+"""How many scans of a class are shown: the nearest and the farthest members, those with the lowest
+scores among the others, and non-members."""
 MEMBER_SLICES, REFERENCE_SLICES = 12, 32
 CARD_TILES = 4
 """Pictures of a class in the overview: mean, reference, front and side view of its scan."""
@@ -86,7 +88,7 @@ def render_data(
             for label, one in enumerate(quality)
         ],
     }
-    text = json.dumps(content).replace("<", "\\u003c")
+    text = format_json(content).replace("<", "\\u003c")
     return f'<script type="application/json" id="data">{text}</script>\n'
 
 
@@ -113,6 +115,8 @@ def _overview(store: PatchStore) -> dict[str, Any]:
         "fingerprint": store.fingerprint,
         "config": store.config,
         "rejected": survey["rejected"],
+        "notMembers": store.stages["discover"].get("rejected", {}),
+        "match": _match_limits(store) if store.is_matched else None,
         "crops": {split: len(store.split(split)) for split in SPLITS},
         "shape": store.crop_shape,
         "spacing": spacing if isinstance(spacing, list) else None,
@@ -135,6 +139,17 @@ def _overview(store: PatchStore) -> dict[str, Any]:
             }
             for row in range(len(scans.id))
         ],
+    }
+
+
+def _match_limits(store: PatchStore) -> dict[str, float]:
+    """Limits of a member's match, and those beyond which it only just passed."""
+    score, cycle_mm = weak_limits(store)
+    return {
+        "score": store.config["min_score"],
+        "cycle": store.config["max_cycle_mm"],
+        "weakScore": score,
+        "weakCycle": cycle_mm,
     }
 
 
@@ -170,14 +185,15 @@ def class_facts(store: PatchStore, quality: Quality) -> dict[str, Any]:
         "extent": extent_mm.round(1).tolist(),
         "frame": (frame_mm[1] - frame_mm[0]).round(1).tolist(),
         "all": [{**member, "rows": member["rows"][0]} for member in members],
-        "shown": [members.index(member) for member in _shown(members)],
+        "shown": list(_shown(members).items()),
         "nonMembers": _non_members(store, label),
     }
 
 
 def class_sheet(store: PatchStore, label: int, mean: NDArray[np.float64]) -> bytes:
     """Pictures of a class's own view: reference, mean, members, the same place in non-members."""
-    shown = _shown(list(_members(store, label)))
+    members = list(_members(store, label))
+    shown = [members[number] for number in _shown(members)]
     crops = dict(_read_scales(store, shown))
     tiles = [fit(t, TILE) for t in planes(crops[0, 0], REFERENCE_SLICES)]
     tiles += [fit(t, TILE) for t in planes(mean, MEMBER_SLICES)]
@@ -212,19 +228,40 @@ def crop_sheet(store: PatchStore, split: str, row: int) -> bytes:
     )
 
 
-def _shown(members: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return members[:NEAREST] + members[NEAREST:][-FARTHEST:]
+def _shown(members: list[dict[str, Any]]) -> dict[int, str]:
+    """The members that are shown, by number, and why; the reference is the first."""
+    order = sorted(range(len(members)), key=lambda number: members[number]["distance"])
+    shown = dict.fromkeys(order[:NEAREST], "nearest")
+    shown |= dict.fromkeys(order[NEAREST:][-FARTHEST:], "farthest")
+    others = [number for number in order if number not in shown and "score" in members[number]]
+    others.sort(key=lambda number: members[number]["score"])
+    return shown | dict.fromkeys(others[:WEAKEST], "lowest scores of the rest")
 
 
 def _members(store: PatchStore, label: int) -> Iterator[dict[str, Any]]:
-    """Training members, nearest first, then validation members; `rows` are theirs by scale."""
+    """Training members, nearest first, then validation members; `rows` are theirs by scale.
+
+    Score, there-and-back distance and whether they only just passed are known of matched members.
+    """
     for split in SPLITS:
         members, table = store.members(label, split), store.split(split)
         rows = store.rows(split, label)
-        for scan, distance in zip(members.scans.tolist(), members.distances.tolist(), strict=True):
+        weak = find_weak(store, label, members)
+        for number, scan in enumerate(members.scans.tolist()):
             of_scan = rows[table.scan[rows] == scan]
-            by_scale = {int(table.scale[row]): int(row) for row in of_scan}
-            yield {"scan": scan, "split": split, "distance": round(distance, 4), "rows": by_scale}
+            member = {
+                "scan": scan,
+                "split": split,
+                "distance": round(float(members.distances[number]), 4),
+                "rows": {int(table.scale[row]): int(row) for row in of_scan},
+            }
+            if store.is_matched:
+                member |= {
+                    "score": round(float(members.scores[number]), 3),
+                    "cycle": round(float(members.cycles[number]), 2),
+                    "weak": bool(weak[number]),
+                }
+            yield member
 
 
 def _read_scales(
@@ -259,7 +296,12 @@ def _box(
 
 
 def _non_members(store: PatchStore, label: int) -> list[int]:
-    """Non-members whose embeddings are farthest from the reference's."""
+    """Non-members whose embeddings are farthest from the reference's.
+
+    Empty if members were matched: the same coordinate is not the same place in another scan.
+    """
+    if store.is_matched:
+        return []
     classes, embedding = store.classes, store.scans.embedding
     known = {*classes.neighbour[label].tolist(), *classes.validation_neighbour[label].tolist()}
     apart = np.linalg.norm(embedding - embedding[classes.reference[label]], axis=1)

@@ -81,12 +81,12 @@ function redraw() {
 }
 
 const percent = (share) => `${Math.round(100 * share)} %`;
-const number = (value, digits = 2) => value.toFixed(digits);
+const number = (value, digits = 2) => value === null ? "-" : value.toFixed(digits);
 const title = (c) => c.name || `Class ${c.label}`;
 const mostly = (c) => Object.entries(c.tissue).sort((a, b) => b[1] - a[1])[0][0];
 const scanLabel = (row) => `${data.scans[row].id.slice(0, 8)} (patient ${data.scans[row].patient})`;
 function table(head, rows, numbers = []) {
-  const cell = (kind, value, i) => el(kind, { class: numbers.includes(i) ? "number" : null }, String(value));
+  const cell = (kind, value, i) => el(kind, { class: numbers.includes(i) ? "number" : null }, value instanceof Node ? value : String(value));
   return el("table", {}, el("thead", {}, el("tr", {}, ...head.map((h, i) => cell("th", h, i)))),
     el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map((value, i) => cell("td", value, i))))));
 }
@@ -118,6 +118,7 @@ function overview() {
       el("p", {}, `${data.classes.length} classes, ${data.classes.filter((c) => c.excluded).length} excluded. Crops of ${data.shape.join(" x ")} voxels (z, y, x)${data.spacing ? `, ${data.spacing.join(" x ")} mm` : ""}.`),
       el("p", { class: "soft small" }, `Fingerprint ${data.fingerprint.slice(0, 16)}`)),
       el("section", {}, el("h3", {}, "Rejected series"), counts.length ? table(["reason", "series"], counts, [1]) : el("p", {}, "None.")),
+      Object.keys(data.notMembers).length ? el("section", {}, el("h3", {}, "Scans tried as members and rejected"), table(["reason", "attempts"], Object.entries(data.notMembers), [1])) : null,
       el("section", {}, el("h3", {}, "Slice spacing, mm"), histogram(data.scans.map((s) => s.spacing[0]))),
       el("section", {}, el("h3", {}, "Pixel spacing, mm"), histogram(data.scans.map((s) => s.spacing[2]))),
       el("section", {}, el("h3", {}, "Slices"), histogram(data.scans.map((s) => s.size[0])))),
@@ -154,6 +155,8 @@ const ORDERS = {
   name: (a, b) => title(a).localeCompare(title(b), undefined, { numeric: true }),
   members: (a, b) => b.members - a.members,
   overlap: (a, b) => b.overlap - a.overlap,
+  score: (a, b) => b.median_score - a.median_score,
+  weak: (a, b) => b.weak_members / b.all.length - a.weak_members / a.all.length,
 };
 function chosen() {
   return data.classes.filter((c) =>
@@ -164,6 +167,7 @@ function chosen() {
 function card(c) {
   const name = `cards-${Math.floor(c.label / data.classesPerSheet)}`;
   const first = (c.label % data.classesPerSheet) * data.cardTiles;
+  const anatomy = [data.match ? `match score ${number(c.median_score)}` : null, c.body_share === null ? null : `body ${percent(c.body_share)}`].filter(Boolean);
   return el("li", {}, el("a", { class: `card${c.excluded ? " excluded" : ""}`, href: `#/class/${c.label}`, "aria-label": `${title(c)}, consistency ${number(c.consistency)}` },
     el("h3", {}, el("span", {}, title(c)), c.excluded ? el("span", { class: "soft small" }, "excluded") : null, el("span", { class: "soft" }, number(c.consistency))),
     el("div", { class: "row" },
@@ -171,7 +175,8 @@ function card(c) {
       tile(name, first + 1, data.cardTiles, [72, 72], "Reference crop"),
       ...placePictures(c, Math.min(72, Math.floor(120 * c.frame[0] / (c.frame[1] + c.frame[2]))))),
     el("div", { class: "bar", title: "Consistency, from chance to perfect" }, el("i", { style: `width:${Math.max(0, 200 * (c.consistency - 0.5))}%` })),
-    el("p", { class: "soft small", style: "margin:.35rem 0 0" }, `${c.members} + ${c.validation_members} members, mostly ${mostly(c)}${c.outliers.length ? `, ${c.outliers.length} outlier${c.outliers.length > 1 ? "s" : ""}` : ""}`)));
+    el("p", { class: "soft small", style: "margin:.35rem 0 0" }, `${c.members} + ${c.validation_members} members, mostly ${mostly(c)}${c.outliers.length ? `, ${c.outliers.length} outlier${c.outliers.length > 1 ? "s" : ""}` : ""}`),
+    anatomy.length ? el("p", { class: "soft small", style: "margin:0" }, anatomy.join(", ") + (c.weak_members ? ", " : ""), c.weak_members ? el("span", { class: "weak" }, `${c.weak_members} only just passed`) : null) : null));
 }
 function classes() {
   const list = el("ul", { class: "cards" });
@@ -191,13 +196,23 @@ function classes() {
   show(
     el("h2", {}, "Classes"),
     el("p", { class: "soft" }, "Consistency: the probability that two members are more similar than a member and a crop of another class; 1 is perfect, 0.5 is chance. A card shows the mean of all members, the reference crop, and its place in the reference scan (maximum intensity projections from the front and from the patient's left)."),
+    data.classes[0].body_share === null ? null : el("p", { class: "soft" }, `Body: share of the reference crop. ${data.match ? `Match score: median of the members, the reference not counted; 1 is perfect. ${weakLegend()}` : ""}`),
     el("div", { class: "filters" },
-      select("sort", "Sort by", { consistency: "consistency", number: "number", name: "name", members: "members", overlap: "overlap" }),
+      select("sort", "Sort by", { consistency: "consistency", number: "number", name: "name", members: "members", overlap: "overlap", ...(data.match ? { score: "match score", weak: "only just passed" } : {}) }),
       el("label", {}, "Name ", search),
       select("tissue", "Mostly", { "": "any tissue", ...Object.fromEntries(Object.keys(data.classes[0].tissue).map((t) => [t, t])) }),
       select("excluded", "Show", { all: "all", kept: "kept", excluded: "excluded" }), count),
     list);
   fill();
+}
+
+const weakLegend = () => `Only just passed: a member with a score below ${number(data.match.weakScore)} or a there-and-back distance above ${data.match.weakCycle} mm (limits: ${number(data.match.score)} and ${data.match.cycle} mm).`;
+const weakMark = () => el("span", { class: "weak" }, "match only just passed");
+// What the numbers beside the members mean.
+function membersLegend() {
+  return el("p", { class: "soft" },
+    "Distance: of the scan's embedding to the reference's. ",
+    data.match ? `Score: similarity to the reference's surroundings; 1 is perfect. There and back: distance from the reference's place after matching to the member and back. ${weakLegend()}` : null);
 }
 
 function detail(label) {
@@ -234,6 +249,8 @@ function detail(label) {
     ["distance to the reference", `median ${number(c.median_distance)}, interquartile range ${number(c.distance_spread)}`],
     ["tissue", Object.entries(c.tissue).filter(([, v]) => v >= 0.01).map(([k, v]) => `${k} ${percent(v)}`).join(", ")],
     ["largest overlap", c.overlap_class < 0 ? "none" : `${percent(c.overlap)} with ${title(data.classes[c.overlap_class])}`],
+    ...(data.match ? [["match score", `median ${number(c.median_score)}; ${c.weak_members} of ${c.all.length - 1} matches only just passed`]] : []),
+    ...(c.body_share === null ? [] : [["body in the reference crop", percent(c.body_share)]]),
     ["centre (z, y, x)", c.centre.join(", ")], ["size, mm (z, y, x)", c.extent.join(" x ")],
   ];
   const stage = el("div", { class: "row", id: "reference" }, ...three(0, data.referenceSlices, "Reference"),
@@ -246,18 +263,28 @@ function detail(label) {
     el("div", { class: "panels" }, table(["", ""], facts)),
     el("h3", {}, `Reference ${scanLabel(c.reference)}`), el("label", { class: "steps" }, "Slice ", slider), stage,
     el("h3", {}, "Mean of all members"), el("div", { class: "row" }, ...three(of, data.memberSlices, "Mean", half)),
-    el("h3", {}, `Members, nearest and farthest: ${c.shown.length} of ${c.all.length}`),
-    ...c.shown.map((index, i) => {
+    el("h3", {}, `Members: ${c.shown.length} of ${c.all.length}`), membersLegend(),
+    ...c.shown.map(([index, why], i) => {
       const member = c.all[index], first = start + i * each, outlier = c.outliers.includes(member.scan);
       return el("div", { class: `member row${outlier ? " outlier" : ""}` },
-        el("div", { class: "who small" }, el("div", {}, scanLabel(member.scan)), el("div", {}, `${member.split}, distance ${number(member.distance)}`), outlier ? el("div", {}, "outlier: not similar to the others") : null,
+        el("div", { class: "who small" }, el("div", {}, scanLabel(member.scan)), el("div", {}, `${member.split}, distance ${number(member.distance)}`),
+          i === 0 ? el("div", {}, "reference") : c.shown.length < c.all.length ? el("div", {}, why) : null,
+          data.match ? el("div", { class: member.weak ? "weak" : null }, `score ${number(member.score)}, there and back ${number(member.cycle, 1)} mm`) : null, member.weak ? el("div", {}, weakMark()) : null, outlier ? el("div", {}, "outlier: not similar to the others") : null,
           data.live ? el("button", { type: "button", click: () => enlarge(c, member) }, "All slices") : null),
         ...three(first, data.memberSlices, `Member ${index}`, half),
         ...(member.split === "train" ? [tile(name, first + data.memberSlices + 2, columns, half(axial), `Member ${index}, second scale`), tile(name, first + data.memberSlices + 3, columns, half(axial), `Member ${index}, third scale`)] : []));
     }),
     c.nonMembers.length ? el("h3", {}, "The same place in non-members (from their thumbnails)") : null,
     el("div", { class: "row" }, ...c.nonMembers.map((scan, i) => el("figure", {}, tile(name, afterMembers + i, columns, half(axial), `Scan ${data.scans[scan].id}, non-member`), el("figcaption", {}, scanLabel(scan))))),
-    el("details", {}, el("summary", {}, `All ${c.all.length} members`), table(["scan", "patient", "split", "distance", ""], c.all.map((m) => [data.scans[m.scan].id, data.scans[m.scan].patient, m.split, number(m.distance, 3), c.outliers.includes(m.scan) ? "outlier" : ""]), [3])));
+    el("details", {}, el("summary", {}, `All ${c.all.length} members`), memberTable(c)));
+}
+
+function memberTable(c) {
+  const head = ["scan", "patient", "split", "distance", ...(data.match ? ["score", "there and back, mm"] : []), ""];
+  return table(head, c.all.map((m) => {
+    const marks = el("span", {}, c.outliers.includes(m.scan) ? "outlier " : null, m.weak ? weakMark() : null);
+    return [data.scans[m.scan].id, data.scans[m.scan].patient, m.split, number(m.distance, 3), ...(data.match ? [number(m.score), number(m.cycle, 1)] : []), marks];
+  }), data.match ? [3, 4, 5] : [3]);
 }
 
 // Editing and full crops; only with a server (semgen browse).

@@ -192,7 +192,7 @@ def test_the_summary_ends_with_the_next_command(
 def test_inspect_prints_the_store_as_json(prepared: Path, patches: PatchStore) -> None:
     facts = json.loads(run("inspect", prepared, "--json").stdout)
     assert {name: facts[name] for name in ("format", "state", "scans", "patients", "frame")} == {
-        "format": 1,
+        "format": 2,
         "state": "complete",
         "scans": 5,
         "patients": 5,
@@ -206,7 +206,7 @@ def test_inspect_prints_a_class_and_its_members_as_json(
     prepared: Path, patches: PatchStore
 ) -> None:
     facts = json.loads(run("inspect", prepared, "--class", 2, "--json").stdout)
-    names = [f"{int(patches.scans.id[scan]):016x}" for scan in patches.classes.neighbour[2]]
+    names = [f"{int(patches.scans.id[scan]):016x}" for scan in patches.members(2).scans]
     assert [row["scan"] for row in facts["members"] if row["split"] == "train"] == names
     assert facts["reference"] == names[0]
     for row in facts["members"]:

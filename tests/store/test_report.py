@@ -13,11 +13,13 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 from store import PatchStore, annotate
+from store.inspect import describe_classes
 from store.report.build import card_tiles, mean_crop
 from store.report.pictures import LEVELS, planes, projections, to_grey
 from store.report.terminal import draw_class
 from tests.support.browser import Page
 from tests.support.command import Semgen
+from tests.support.crops import change_attribute
 
 HOSTILE = '<script>document.title="owned"</script><img src=x onerror=alert(1)>'
 
@@ -27,6 +29,9 @@ def report(prepared: Path, semgen: Semgen, tmp_path_factory: pytest.TempPathFact
     """The page of a store with a hostile name, a note and an exclusion."""
     folder = tmp_path_factory.mktemp("report")
     store = shutil.copytree(prepared, folder / "secret-name.store")
+    opened = PatchStore(store)
+    largest = float(np.nanmax(opened.classes.cycle_mm))  # so that it only just passed
+    change_attribute(store, "config", {**opened.config, "max_cycle_mm": largest})
     annotate(store, {1: {"name": HOSTILE, "note": "</script>"}, 3: {"excluded": True}})
     done = semgen("report", store, folder / "page.html")
     assert done.returncode == 0, done.stderr
@@ -83,6 +88,30 @@ def test_a_class_is_opened_and_its_slices_turned(page: Page) -> None:
     page.wait(lambda: page.one(first).get_attribute("data-drawn") != drawn)
     page.other_pixels(first, before)
     assert len(page.all(".member")) >= 3
+
+
+def test_members_that_only_just_passed_are_marked(page: Page, report: Path) -> None:
+    store = PatchStore(report.with_name("secret-name.store"))
+    rows = describe_classes(store, quality=True)
+    worst = max(rows, key=lambda row: row["weak_members"])
+    assert worst["weak_members"] > 0
+    page.go("#/classes")
+    assert f"{worst['weak_members']} only just passed" in page.one("main").text
+    Select(page.one("#sort")).select_by_value("score")
+    best = max(row["median_score"] for row in rows)
+    first = str(page.one(".card").get_attribute("href"))
+    assert best in {
+        row["median_score"] for row in rows if first.endswith(f"#/class/{row['class']}")
+    }
+    page.go(f"#/class/{worst['class']}")
+    page.one("details summary").click()
+    assert len(page.all("details .weak")) == worst["weak_members"]
+    assert len(page.all(".member span.weak")) == worst["weak_members"]
+    text = page.one("main").text
+    assert f"{worst['weak_members']} of" in text
+    assert "Only just passed: a member with a score below 0.50" in text
+    assert all("there and back" in member.text for member in page.all(".member"))
+    assert "The same place in non-members" not in text
 
 
 def test_another_window_changes_the_grey_levels(page: Page) -> None:

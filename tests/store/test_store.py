@@ -56,8 +56,8 @@ def test_the_error_for_something_else_than_a_store_says_so(
 
 
 def test_a_store_of_another_format_is_refused_by_its_number(tmp_path: Path) -> None:
-    zarr.create_group(str(tmp_path / "new"), attributes={"semgen": {"format": 2}})
-    with pytest.raises(StoreError, match=r"store format 2, .* reads only format 1"):
+    zarr.create_group(str(tmp_path / "new"), attributes={"semgen": {"format": 3}})
+    with pytest.raises(StoreError, match=r"store format 3, .* reads formats 1 to 2"):
         PatchStore(tmp_path / "new")
 
 

@@ -142,6 +142,40 @@ def test_verify_finds_a_patient_in_both_splits(copy: Path, patches: PatchStore) 
     assert Problem("scans/split", "patient 5 is in both splits") in problems_of(copy)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("classes/reference", 99, "is not a member at distance 0"),
+        ("classes/distance", 0.5, "is not a member at distance 0"),
+        ("classes/distance", 1e9, "members are not in order of distance"),
+        ("classes/body_share", 1.5, "must be 0 to 1"),
+        ("classes/place_mm", np.nan, "has no value for a member"),
+        ("classes/place_mm", 0, "differs from the base crops"),
+        ("classes/score", np.nan, "has no value for a member"),
+        ("classes/score", 0.39, "below min_score 0.4"),
+        ("classes/cycle_mm", np.nan, "has no value for a member"),
+        ("classes/cycle_mm", 10.1, "above max_cycle_mm 10.0"),
+    ],
+)
+def test_verify_finds_impossible_members(copy: Path, name: str, value: float, what: str) -> None:
+    array = zarr.open_array(str(copy / name), mode="r+")
+    values = np.asarray(array[...])
+    values[(1, *[0] * (values.ndim - 1))] = value
+    array[...] = values
+    where = "classes/reference" if what.endswith("distance 0") else name
+    assert Problem(where, what, (1,)) in problems_of(copy)
+
+
+def test_verify_finds_scores_of_members_that_were_not_matched(
+    copy: Path, patches: PatchStore
+) -> None:
+    change_attribute(copy, "config", {**patches.config, "place": "frame"})
+    found = {problem.where: problem for problem in problems_of(copy)}
+    for name in ("score", "cycle_mm", "validation_score", "validation_cycle_mm"):
+        assert found[f"classes/{name}"].what == "has a value where none belongs"
+    assert "classes/place_mm" not in found
+
+
 def test_verify_reports_an_unfinished_store(copy: Path) -> None:
     change_attribute(copy, "state", "building")
     (problem,) = problems_of(copy)
