@@ -49,6 +49,11 @@ class _Search:
     penalty_mm: float
     """At this distance from the start, the score is 1 less."""
 
+    @property
+    def radius_mm(self) -> float:
+        """How far the windows reach."""
+        return _CUT_SIGMAS * max(self.sigmas_mm)
+
 
 _SEARCHES: Final = (
     _Search(step_mm=6, sigmas_mm=(16, 36), reach_mm=(48, 36, 36), penalty_mm=200),
@@ -69,27 +74,39 @@ class Match:
     inside: bool
     """Whether the place is inside the other scan along z."""
 
-    @property
-    def problem(self) -> str | None:
+    def problem(
+        self, *, min_score: float = MIN_SCORE, max_cycle_mm: float = MAX_CYCLE_MM
+    ) -> str | None:
         """Why the place cannot be trusted; None where it can."""
         if not self.inside:
             return "outside the scan"
-        if self.score < MIN_SCORE:
+        if self.score < min_score:
             return "weak match"
-        return "did not lead back" if self.cycle_mm > MAX_CYCLE_MM else None
+        return "did not lead back" if self.cycle_mm > max_cycle_mm else None
 
 
 @dataclass(frozen=True, slots=True)
 class _Grid:
-    """Features of a scan on an even grid."""
+    """Features of a scan on an even grid; beyond the grid, nothing is known."""
 
     step_mm: float
     origin_mm: Point
     """Position of the first sample."""
-    values: Floats
-    """(Z, Y, X) grey values, normalised by their surroundings; 0 where `known` is 0."""
-    known: Floats
-    """(Z, Y, X) 1 within the scan, 0 beyond."""
+    values: NDArray[np.float16]
+    """(Z, Y, X) grey values, normalised by their surroundings; 0 where `known` is false."""
+    known: NDArray[np.bool_]
+    """(Y, X) whether the scan shows this, at every z of the grid."""
+
+    def around(self, place_mm: Point, reach_mm: Point) -> _Grid:
+        """The part of the grid within reach of a place along each axis."""
+        index = (place_mm - self.origin_mm) / self.step_mm
+        steps = np.ceil(np.divide(reach_mm, self.step_mm)) + 1
+        size = self.values.shape
+        low = np.clip(np.floor(index) - steps, 0, size).astype(int)
+        high = np.clip(np.floor(index) + steps + 1, low, size).astype(int)
+        z, y, x = (slice(a, b) for a, b in zip(low, high, strict=True))
+        origin_mm = self.origin_mm + low * self.step_mm
+        return _Grid(self.step_mm, origin_mm, self.values[z, y, x].copy(), self.known[y, x].copy())
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +115,22 @@ class Features:
 
     box_mm: Point
     """(2, 3) low and high corner of the frame box."""
-    slices: Floats
+    slices: NDArray[np.float16]
     """(n, cells) description of each slice: its cells, with mean 0 and mean square 1."""
     grids: tuple[_Grid, ...]
     """One for each local search."""
+
+    def around(self, place_mm: Sequence[float] | Point) -> Features:
+        """What `match_place` needs of this scan for one place, there and back; about 0.7 MB.
+
+        Where the match can be trusted, the result is the same as with the whole scan.
+        """
+        place, grids, beyond_mm = np.asarray(place_mm, np.float64), [], np.full(3, MAX_CYCLE_MM)
+        for search, grid in reversed(list(zip(_SEARCHES, self.grids, strict=True))):
+            # a way back that starts farther away cannot end within MAX_CYCLE_MM
+            beyond_mm = beyond_mm + search.reach_mm + search.step_mm
+            grids.append(grid.around(place, beyond_mm + search.reach_mm + search.radius_mm))
+        return Features(self.box_mm, self.slices, tuple(reversed(grids)))
 
 
 def describe_scan(
@@ -135,11 +164,12 @@ def match_place(place_mm: Sequence[float] | Point, here: Features, there: Featur
     forth = _find(start, here, there)
     if forth is None:
         return None
-    back = _find(forth[0], there, here)
-    cycle_mm = np.inf if back is None else float(np.linalg.norm(back[0] - start))
+    found, score = forth[0].round(2), round(forth[1], 4)  # the last bits depend on the CPU
+    back = _find(found, there, here)
+    cycle_mm = np.inf if back is None else round(float(np.linalg.norm(back[0] - start)), 2)
     (low, *_), (high, *_) = there.box_mm  # along z, the frame box is the scan
-    inside = bool(low <= forth[0][0] <= high)
-    return Match(place_mm=forth[0], score=forth[1], cycle_mm=cycle_mm, inside=inside)
+    inside = bool(low <= found[0] <= high)
+    return Match(place_mm=found, score=score, cycle_mm=cycle_mm, inside=inside)
 
 
 def _find(place_mm: Point, here: Features, there: Features) -> tuple[Point, float] | None:
@@ -162,7 +192,7 @@ def _find(place_mm: Point, here: Features, there: Features) -> tuple[Point, floa
 # The slice
 
 
-def _describe_slices(grey: Floats, box_mm: Point) -> Floats:
+def _describe_slices(grey: Floats, box_mm: Point) -> NDArray[np.float16]:
     """(n, cells): slices of 6 mm, averaged over cells in-plane, normalised."""
     depth_mm = float(box_mm[1, 0] - box_mm[0, 0])
     num = max(2, round(depth_mm / _SLICE_MM))
@@ -172,7 +202,7 @@ def _describe_slices(grey: Floats, box_mm: Point) -> Floats:
     cells = means.reshape(num, -1)
     cells = cells - cells.mean(axis=1, keepdims=True)
     return np.asarray(
-        cells / np.sqrt(np.square(cells).mean(axis=1, keepdims=True) + _SLICE_STD**2), np.float32
+        cells / np.sqrt(np.square(cells).mean(axis=1, keepdims=True) + _SLICE_STD**2), np.float16
     )
 
 
@@ -190,7 +220,8 @@ def _average(values: Floats, axis: int, length: int) -> Floats:
 
 def _find_slice(z_mm: float, here: Features, there: Features) -> float | None:
     """The z of the slice that looks most alike, together with those around it."""
-    alike = here.slices @ there.slices.T / here.slices.shape[1]  # (slices here, slices there)
+    one, other = here.slices.astype(np.float32), there.slices.astype(np.float32)
+    alike = one @ other.T / one.shape[1]  # (slices here, slices there)
     (low_a, high_a), (low_b, high_b) = here.box_mm[:, 0], there.box_mm[:, 0]
     step_a, step_b = (high_a - low_a) / len(alike), (high_b - low_b) / alike.shape[1]
     offsets = np.arange(-_SLICE_REACH_MM, _SLICE_REACH_MM + 1, _SLICE_MM)
@@ -244,7 +275,7 @@ def _make_grid(grey: Floats, box_mm: Point, edges_mm: Point, step_mm: float) -> 
     square = _smooth(values * values * known, sigma) / share
     deviation = np.sqrt(np.maximum(square - mean * mean, 0) + _FEATURE_STD**2)
     feature = (values - mean) / deviation * known
-    return _Grid(step_mm, np.array(origin), feature.astype(np.float32), known)
+    return _Grid(step_mm, np.array(origin), feature.astype(np.float16), known[0] > 0)
 
 
 def _smooth(values: Floats, sigma: float) -> Floats:
@@ -256,26 +287,20 @@ def _sample(grid: _Grid, centre_mm: Point, radius: Sequence[int]) -> tuple[Float
     """Values and `known` at 2 radius + 1 steps along each axis around a point, linear between."""
     index = (centre_mm - grid.origin_mm) / grid.step_mm
     first = np.floor(index).astype(int)
-    parts = []
-    for source in (grid.values, grid.known):
-        part = source
-        for axis, (start, reach) in enumerate(zip(first, radius, strict=True)):
-            low, high = start - reach, start + reach + 2
-            size = part.shape[axis]
-            kept = np.arange(max(low, 0), min(high, size))
-            part = np.take(part, kept, axis=axis)
-            width = [(0, 0)] * 3
-            before = min(max(0, -low), high - low)
-            width[axis] = (before, high - low - before - len(kept))
-            part = np.pad(part, width)
-            share = np.float32(index[axis] - start)
-            one, other = (
-                np.take(part, np.arange(shift, high - low - 1 + shift), axis=axis)
-                for shift in (0, 1)
-            )
-            part = one + share * (other - one)
-        parts.append(part)
-    values, known = parts
+    size = [2 * reach + 2 for reach in radius]
+    values, known = np.zeros(size, np.float32), np.zeros(size, np.float32)
+    source, target = [], []
+    for start, reach, num in zip(first, radius, grid.values.shape, strict=True):
+        low, high = max(start - reach, 0), min(start + reach + 2, num)
+        source.append(slice(low, max(low, high)))
+        target.append(slice(low - start + reach, max(low, high) - start + reach))
+    values[tuple(target)] = grid.values[tuple(source)]
+    known[tuple(target)] = grid.known[tuple(source[1:])]
+    for axis, share in enumerate((index - first).astype(np.float32)):
+        one, other = slice(None, -1), slice(1, None)
+        before, after = (slice(None),) * axis + (one,), (slice(None),) * axis + (other,)
+        values = values[before] + share * (values[after] - values[before])
+        known = known[before] + share * (known[after] - known[before])
     whole = (known > 0.99).astype(np.float32)
     return values * whole, whole
 
