@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -39,7 +40,7 @@ _AIR_MARGIN_MM = 10.0
 """Beyond the frame box is air where the box ends at least so far inside the scan."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class _Search:
     """One local search: its grid, its windows, how far it goes, and what distance costs."""
 
@@ -49,10 +50,26 @@ class _Search:
     penalty_mm: float
     """At this distance from the start, the score is 1 less."""
 
-    @property
-    def radius_mm(self) -> float:
-        """How far the windows reach."""
-        return _CUT_SIGMAS * max(self.sigmas_mm)
+    @cached_property
+    def radius(self) -> int:
+        """How far the windows reach, in steps."""
+        return int(_CUT_SIGMAS * max(self.sigmas_mm) / self.step_mm)
+
+    @cached_property
+    def reach(self) -> list[int]:
+        """`reach_mm` in steps."""
+        return [round(mm / self.step_mm) for mm in self.reach_mm]
+
+    @cached_property
+    def window(self) -> Floats:
+        """(Z, Y, X) weights: the mean of two Gaussians of equal sum, cut at 2 sigma."""
+        along = np.square(np.arange(-self.radius, self.radius + 1) * self.step_mm)
+        square = along[:, None, None] + along[:, None] + along
+        windows = (
+            np.exp(-0.5 * square / sigma**2) * (square <= (_CUT_SIGMAS * sigma) ** 2)
+            for sigma in self.sigmas_mm
+        )
+        return np.asarray(sum(0.5 * w / w.sum() for w in windows), np.float32)
 
 
 _SEARCHES: Final = (
@@ -129,7 +146,7 @@ class Features:
         for search, grid in reversed(list(zip(_SEARCHES, self.grids, strict=True))):
             # a way back that starts farther away cannot end within MAX_CYCLE_MM
             beyond_mm = beyond_mm + search.reach_mm + search.step_mm
-            grids.append(grid.around(place, beyond_mm + search.reach_mm + search.radius_mm))
+            grids.append(grid.around(place, beyond_mm + search.reach_mm + search.radius * search.step_mm))
         return Features(self.box_mm, self.slices, tuple(reversed(grids)))
 
 
@@ -220,27 +237,33 @@ def _average(values: Floats, axis: int, length: int) -> Floats:
 
 def _find_slice(z_mm: float, here: Features, there: Features) -> float | None:
     """The z of the slice that looks most alike, together with those around it."""
-    one, other = here.slices.astype(np.float32), there.slices.astype(np.float32)
-    alike = one @ other.T / one.shape[1]  # (slices here, slices there)
     (low_a, high_a), (low_b, high_b) = here.box_mm[:, 0], there.box_mm[:, 0]
-    step_a, step_b = (high_a - low_a) / len(alike), (high_b - low_b) / alike.shape[1]
-    offsets = np.arange(-_SLICE_REACH_MM, _SLICE_REACH_MM + 1, _SLICE_MM)
-    weight = np.exp(-0.5 * (offsets / _SLICE_SIGMA_MM) ** 2)
-    row = (z_mm + offsets - low_a) / step_a - 0.5
-    in_a = (row >= -0.5) & (row <= len(alike) - 0.5)
-    if not in_a.any():
-        return None
-    row, weight, offsets = row[in_a], weight[in_a], offsets[in_a]
-    candidates = np.arange(low_b, high_b + 1e-6, _SLICE_STEP_MM)
-    column = (candidates[:, None] + offsets - low_b) / step_b - 0.5  # (candidates, offsets)
-    in_b = (column >= -0.5) & (column <= alike.shape[1] - 0.5)
-    rows = np.broadcast_to(row, column.shape)
-    sampled = ndimage.map_coordinates(alike, [rows, column], order=1, mode="nearest")
-    total = (weight * in_b).sum(axis=1)
-    score = (weight * in_b * sampled).sum(axis=1) / np.maximum(total, 1e-9)
+    offset = np.arange(-_SLICE_REACH_MM, _SLICE_REACH_MM + 1, _SLICE_MM)
+    offset = offset[(z_mm + offset >= low_a) & (z_mm + offset <= high_a)]
+    weight = np.exp(-0.5 * (offset / _SLICE_SIGMA_MM) ** 2)
+    candidate = np.arange(low_b, high_b + 1e-6, _SLICE_STEP_MM)
+    one, other = (
+        _interpolate(features.slices, (z - features.box_mm[0, 0]) / np.ptp(features.box_mm[:, 0]))
+        for features, z in ((here, z_mm + offset), (there, candidate))
+    )
+    alike = one @ other.T / one.shape[1]  # (offsets, candidates)
+    column = np.arange(len(candidate))[:, None] + np.rint(offset / _SLICE_STEP_MM).astype(int)
+    within = weight * ((column >= 0) & (column < len(candidate)))  # (candidates, offsets)
+    sampled = alike[np.arange(len(offset)), np.clip(column, 0, len(candidate) - 1)]
+    total = within.sum(axis=1)
+    score = (within * sampled).sum(axis=1) / np.maximum(total, 1e-9)
     score[total < _MIN_OVERLAP * weight.sum()] = -np.inf
-    best = int(score.argmax())
-    return float(candidates[best]) if np.isfinite(score[best]) else None
+    best = int(score.argmax()) if len(offset) else 0
+    return float(candidate[best]) if len(offset) and np.isfinite(score[best]) else None
+
+
+def _interpolate(rows: NDArray[np.float16], share: Point) -> Floats:
+    """Rows at shares of their common length, linear between."""
+    index = np.clip(share * len(rows) - 0.5, 0, len(rows) - 1)
+    first = np.minimum(index.astype(int), len(rows) - 2)
+    rest = (index - first).astype(np.float32)[:, None]
+    before, after = rows[first].astype(np.float32), rows[first + 1].astype(np.float32)
+    return before + rest * (after - before)
 
 
 # The place
@@ -309,49 +332,36 @@ def _search(
     search: _Search, here: _Grid, place_mm: Point, there: _Grid, start_mm: Point
 ) -> tuple[Point, float] | None:
     """The best place around a start, and its score; None where too little is known."""
-    radius = int(_CUT_SIGMAS * max(search.sigmas_mm) / search.step_mm)
-    reach = [round(mm / search.step_mm) for mm in search.reach_mm]
-    template, known_a = _sample(here, place_mm, [radius] * 3)
-    area, known_b = _sample(there, start_mm, [radius + r for r in reach])
-    shape = [fft.next_fast_len(n, real=True) for n in area.shape]
-    spectra = [fft.rfftn(part, shape) for part in (known_b, area, area * area)]
-    z, y, x = (np.square(np.arange(-r, r + 1) * search.step_mm) for r in reach)
-    score = -(z[:, None, None] + y[:, None] + x) / search.penalty_mm**2
-    along = np.square(np.arange(-radius, radius + 1) * search.step_mm)
-    square = along[:, None, None] + along[:, None] + along
-    for sigma in search.sigmas_mm:
-        window = np.exp(-0.5 * square / sigma**2) * (square <= (_CUT_SIGMAS * sigma) ** 2)
-        weight = (window * known_a).astype(np.float32)
-        score = score + 0.5 * _correlate(template, weight, spectra, shape, score.shape)
-    if not np.isfinite(score).any():
-        return None
+    template, known = _sample(here, place_mm, [search.radius] * 3)
+    area, known_there = _sample(there, start_mm, [search.radius + r for r in search.reach])
+    score = _correlate(template, search.window * known, area, known_there)
+    z, y, x = (np.square(np.arange(-r, r + 1) * search.step_mm) for r in search.reach)
+    score -= (z[:, None, None] + y[:, None] + x) / search.penalty_mm**2
     best = np.unravel_index(int(score.argmax()), score.shape)
+    if not np.isfinite(score[best]):
+        return None
     offset = [
         (b - r + _peak(score, best, axis)) * search.step_mm
-        for axis, (b, r) in enumerate(zip(best, reach, strict=True))
+        for axis, (b, r) in enumerate(zip(best, search.reach, strict=True))
     ]
     return start_mm + np.array(offset), float(score[best])
 
 
-def _correlate(
-    template: Floats,
-    weight: Floats,
-    spectra: Sequence[NDArray[np.complex64]],
-    shape: Sequence[int],
-    size: Sequence[int],
-) -> NDArray[np.float64]:
+def _correlate(template: Floats, weight: Floats, area: Floats, known: Floats) -> Floats:
     """Weighted normalised cross-correlation at every offset, -inf where too little is known."""
-    known, area, area_squared = spectra
+    shape = [fft.next_fast_len(n, real=True) for n in area.shape]
+    size = [n - m + 1 for n, m in zip(area.shape, template.shape, strict=True)]
     weighted = weight * template
-    parts = [np.conj(fft.rfftn(part, shape)) for part in (weight, weighted, weighted * template)]
-
-    def sums(one: NDArray[np.complex64], other: NDArray[np.complex64]) -> NDArray[np.float64]:
-        product = fft.irfftn(one * other, shape)
-        return np.asarray(product[tuple(slice(n) for n in size)], np.float64)
-
-    n = np.maximum(sums(known, parts[0]), 1e-6)
-    a, aa = sums(known, parts[1]), sums(known, parts[2])
-    b, bb, ab = sums(area, parts[0]), sums(area_squared, parts[0]), sums(area, parts[1])
+    ones, values, squares = fft.rfftn(np.stack([known, area, area * area]), shape, axes=(1, 2, 3))
+    parts = fft.rfftn(np.stack([weight, weighted, weighted * template]), shape, axes=(1, 2, 3))
+    products = np.conj(parts)[[0, 1, 2, 0, 0, 1]]
+    products *= np.stack([ones, ones, ones, values, squares, values])
+    for axis in (0, 1):  # only the offsets that are needed
+        products = fft.ifft(products, axis=axis + 1, overwrite_x=True)
+        products = products[(slice(None),) * (axis + 1) + (slice(size[axis]),)]
+    sums = fft.irfft(products, shape[2], axis=3)[..., : size[2]]
+    n, a, aa, b, bb, ab = sums
+    n = np.maximum(n, 1e-6)
     variance = np.maximum(aa - a * a / n, 0) * np.maximum(bb - b * b / n, 0)
     correlation = (ab - a * b / n) / np.sqrt(variance + (1e-3 * n) ** 2)
     return np.where(n >= _MIN_OVERLAP * weight.sum(), correlation, -np.inf)
