@@ -93,8 +93,9 @@ def test_no_deformation_folds_the_body(draw: Callable[[int], Phantom], index: in
     assert np.linalg.det(np.stack(columns, axis=2)).min() > 0.1
 
 
-def test_the_same_anatomy_has_the_same_hu_in_two_patients() -> None:
-    one, other = small(0), replace(small(1), contrast=small(0).contrast)
+@pytest.mark.parametrize("draw", [small, varied])
+def test_the_same_anatomy_has_the_same_hu_in_two_patients(draw: Callable[[int], Phantom]) -> None:
+    one, other = (replace(draw(k), contrast=0.5, arms=None, disease=None) for k in range(2))
     here_mm = points_in(one)
     there_mm = other.from_atlas(one.to_atlas(here_mm))
     assert np.abs(there_mm - here_mm).max() > 10
