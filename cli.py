@@ -193,17 +193,27 @@ def demo(directory: Path) -> None:
     show_default=True,
     help="Rows and columns of a slice.",
 )
-def phantom(directory: Path, **options: Any) -> None:
+@click.option(
+    "--varied",
+    is_flag=True,
+    help="Harder patients: more variation of build and organ position, scans cut at both ends, some"
+    " with arms in the scan, a mass or a pleural effusion.",
+)
+@click.option(
+    "--masks", is_flag=True, help="Also write organ masks into the folder DIRECTORY.masks."
+)
+def phantom(directory: Path, masks: bool, **options: Any) -> None:
     """Write a synthetic archive with known anatomy.
 
     DIRECTORY gets one scan per patient, and landmarks.json with the true positions.
     """
-    from pipeline.phantom.files import write_archive
+    from pipeline.phantom.files import masks_folder, write_archive
 
-    write_archive(directory, **options, progress=Terminal())
-    _echo_next(
-        f"{options['patients']} patients in {directory}", f"semgen prepare {directory} STORE"
-    )
+    write_archive(directory, masks=masks, **options, progress=Terminal())
+    made = f"{options['patients']} patients in {directory}"
+    if masks:
+        made += f", their organ masks in {masks_folder(directory)}"
+    _echo_next(made, f"semgen prepare {directory} STORE")
 
 
 def _read_prepare_config(file: Path | None, options: dict[str, Any]) -> PrepareConfig:

@@ -86,7 +86,7 @@ def measure(title: str, scans: list[Scan]) -> None:
         began = time.perf_counter()
         match = match_place(place, one.features, other.features)
         seconds += time.perf_counter() - began
-        kept = match is not None and match.problem is None and other.shows(match.place_mm)
+        kept = match is not None and match.problem() is None and other.shows(match.place_mm)
         if not other.shows(truth):
             absent, wrong = absent + 1, wrong + kept
             continue

@@ -92,7 +92,9 @@ def phantoms(store: PatchStore, archive: Path) -> None:
     def phantom_of(row: int):
         path = Path(sources[row])
         name = path.name if path.name in truth["patients"] else path.parent.name
-        return draw_phantom(truth["seed"], names.index(name), matrix=truth["matrix"])
+        return draw_phantom(
+            truth["seed"], names.index(name), matrix=truth["matrix"], varied=truth["varied"]
+        )
 
     patients = [phantom_of(row) for row in range(len(store.scans.id))]
     config = build(PrepareConfig, store.config)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -39,7 +40,7 @@ _AIR_MARGIN_MM = 10.0
 """Beyond the frame box is air where the box ends at least so far inside the scan."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class _Search:
     """One local search: its grid, its windows, how far it goes, and what distance costs."""
 
@@ -48,6 +49,27 @@ class _Search:
     reach_mm: tuple[float, float, float]
     penalty_mm: float
     """At this distance from the start, the score is 1 less."""
+
+    @cached_property
+    def radius(self) -> int:
+        """How far the windows reach, in steps."""
+        return int(_CUT_SIGMAS * max(self.sigmas_mm) / self.step_mm)
+
+    @cached_property
+    def reach(self) -> list[int]:
+        """`reach_mm` in steps."""
+        return [round(mm / self.step_mm) for mm in self.reach_mm]
+
+    @cached_property
+    def window(self) -> Floats:
+        """(Z, Y, X) weights: the mean of two Gaussians of equal sum, cut at 2 sigma."""
+        along = np.square(np.arange(-self.radius, self.radius + 1) * self.step_mm)
+        square = along[:, None, None] + along[:, None] + along
+        windows = (
+            np.exp(-0.5 * square / sigma**2) * (square <= (_CUT_SIGMAS * sigma) ** 2)
+            for sigma in self.sigmas_mm
+        )
+        return np.asarray(sum(0.5 * w / w.sum() for w in windows), np.float32)
 
 
 _SEARCHES: Final = (
@@ -69,27 +91,39 @@ class Match:
     inside: bool
     """Whether the place is inside the other scan along z."""
 
-    @property
-    def problem(self) -> str | None:
+    def problem(
+        self, *, min_score: float = MIN_SCORE, max_cycle_mm: float = MAX_CYCLE_MM
+    ) -> str | None:
         """Why the place cannot be trusted; None where it can."""
         if not self.inside:
             return "outside the scan"
-        if self.score < MIN_SCORE:
+        if self.score < min_score:
             return "weak match"
-        return "did not lead back" if self.cycle_mm > MAX_CYCLE_MM else None
+        return "did not lead back" if self.cycle_mm > max_cycle_mm else None
 
 
 @dataclass(frozen=True, slots=True)
 class _Grid:
-    """Features of a scan on an even grid."""
+    """Features of a scan on an even grid; beyond the grid, nothing is known."""
 
     step_mm: float
     origin_mm: Point
     """Position of the first sample."""
-    values: Floats
-    """(Z, Y, X) grey values, normalised by their surroundings; 0 where `known` is 0."""
-    known: Floats
-    """(Z, Y, X) 1 within the scan, 0 beyond."""
+    values: NDArray[np.float16]
+    """(Z, Y, X) grey values, normalised by their surroundings; 0 where `known` is false."""
+    known: NDArray[np.bool_]
+    """(Y, X) whether the scan shows this, at every z of the grid."""
+
+    def around(self, place_mm: Point, reach_mm: Point) -> _Grid:
+        """The part of the grid within reach of a place along each axis."""
+        index = (place_mm - self.origin_mm) / self.step_mm
+        steps = np.ceil(np.divide(reach_mm, self.step_mm)) + 1
+        size = self.values.shape
+        low = np.clip(np.floor(index) - steps, 0, size).astype(int)
+        high = np.clip(np.floor(index) + steps + 1, low, size).astype(int)
+        z, y, x = (slice(a, b) for a, b in zip(low, high, strict=True))
+        origin_mm = self.origin_mm + low * self.step_mm
+        return _Grid(self.step_mm, origin_mm, self.values[z, y, x].copy(), self.known[y, x].copy())
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +132,22 @@ class Features:
 
     box_mm: Point
     """(2, 3) low and high corner of the frame box."""
-    slices: Floats
+    slices: NDArray[np.float16]
     """(n, cells) description of each slice: its cells, with mean 0 and mean square 1."""
     grids: tuple[_Grid, ...]
     """One for each local search."""
+
+    def around(self, place_mm: Sequence[float] | Point) -> Features:
+        """What `match_place` needs of this scan for one place, there and back; about 0.7 MB.
+
+        Where the match can be trusted, the result is the same as with the whole scan.
+        """
+        place, grids, beyond_mm = np.asarray(place_mm, np.float64), [], np.full(3, MAX_CYCLE_MM)
+        for search, grid in reversed(list(zip(_SEARCHES, self.grids, strict=True))):
+            # a way back that starts farther away cannot end within MAX_CYCLE_MM
+            beyond_mm = beyond_mm + search.reach_mm + search.step_mm
+            grids.append(grid.around(place, beyond_mm + search.reach_mm + search.radius * search.step_mm))
+        return Features(self.box_mm, self.slices, tuple(reversed(grids)))
 
 
 def describe_scan(
@@ -135,11 +181,12 @@ def match_place(place_mm: Sequence[float] | Point, here: Features, there: Featur
     forth = _find(start, here, there)
     if forth is None:
         return None
-    back = _find(forth[0], there, here)
-    cycle_mm = np.inf if back is None else float(np.linalg.norm(back[0] - start))
+    found, score = forth[0].round(2), round(forth[1], 4)  # the last bits depend on the CPU
+    back = _find(found, there, here)
+    cycle_mm = np.inf if back is None else round(float(np.linalg.norm(back[0] - start)), 2)
     (low, *_), (high, *_) = there.box_mm  # along z, the frame box is the scan
-    inside = bool(low <= forth[0][0] <= high)
-    return Match(place_mm=forth[0], score=forth[1], cycle_mm=cycle_mm, inside=inside)
+    inside = bool(low <= found[0] <= high)
+    return Match(place_mm=found, score=score, cycle_mm=cycle_mm, inside=inside)
 
 
 def _find(place_mm: Point, here: Features, there: Features) -> tuple[Point, float] | None:
@@ -162,7 +209,7 @@ def _find(place_mm: Point, here: Features, there: Features) -> tuple[Point, floa
 # The slice
 
 
-def _describe_slices(grey: Floats, box_mm: Point) -> Floats:
+def _describe_slices(grey: Floats, box_mm: Point) -> NDArray[np.float16]:
     """(n, cells): slices of 6 mm, averaged over cells in-plane, normalised."""
     depth_mm = float(box_mm[1, 0] - box_mm[0, 0])
     num = max(2, round(depth_mm / _SLICE_MM))
@@ -172,7 +219,7 @@ def _describe_slices(grey: Floats, box_mm: Point) -> Floats:
     cells = means.reshape(num, -1)
     cells = cells - cells.mean(axis=1, keepdims=True)
     return np.asarray(
-        cells / np.sqrt(np.square(cells).mean(axis=1, keepdims=True) + _SLICE_STD**2), np.float32
+        cells / np.sqrt(np.square(cells).mean(axis=1, keepdims=True) + _SLICE_STD**2), np.float16
     )
 
 
@@ -190,26 +237,33 @@ def _average(values: Floats, axis: int, length: int) -> Floats:
 
 def _find_slice(z_mm: float, here: Features, there: Features) -> float | None:
     """The z of the slice that looks most alike, together with those around it."""
-    alike = here.slices @ there.slices.T / here.slices.shape[1]  # (slices here, slices there)
     (low_a, high_a), (low_b, high_b) = here.box_mm[:, 0], there.box_mm[:, 0]
-    step_a, step_b = (high_a - low_a) / len(alike), (high_b - low_b) / alike.shape[1]
-    offsets = np.arange(-_SLICE_REACH_MM, _SLICE_REACH_MM + 1, _SLICE_MM)
-    weight = np.exp(-0.5 * (offsets / _SLICE_SIGMA_MM) ** 2)
-    row = (z_mm + offsets - low_a) / step_a - 0.5
-    in_a = (row >= -0.5) & (row <= len(alike) - 0.5)
-    if not in_a.any():
-        return None
-    row, weight, offsets = row[in_a], weight[in_a], offsets[in_a]
-    candidates = np.arange(low_b, high_b + 1e-6, _SLICE_STEP_MM)
-    column = (candidates[:, None] + offsets - low_b) / step_b - 0.5  # (candidates, offsets)
-    in_b = (column >= -0.5) & (column <= alike.shape[1] - 0.5)
-    rows = np.broadcast_to(row, column.shape)
-    sampled = ndimage.map_coordinates(alike, [rows, column], order=1, mode="nearest")
-    total = (weight * in_b).sum(axis=1)
-    score = (weight * in_b * sampled).sum(axis=1) / np.maximum(total, 1e-9)
+    offset = np.arange(-_SLICE_REACH_MM, _SLICE_REACH_MM + 1, _SLICE_MM)
+    offset = offset[(z_mm + offset >= low_a) & (z_mm + offset <= high_a)]
+    weight = np.exp(-0.5 * (offset / _SLICE_SIGMA_MM) ** 2)
+    candidate = np.arange(low_b, high_b + 1e-6, _SLICE_STEP_MM)
+    one, other = (
+        _interpolate(features.slices, (z - features.box_mm[0, 0]) / np.ptp(features.box_mm[:, 0]))
+        for features, z in ((here, z_mm + offset), (there, candidate))
+    )
+    alike = one @ other.T / one.shape[1]  # (offsets, candidates)
+    column = np.arange(len(candidate))[:, None] + np.rint(offset / _SLICE_STEP_MM).astype(int)
+    within = weight * ((column >= 0) & (column < len(candidate)))  # (candidates, offsets)
+    sampled = alike[np.arange(len(offset)), np.clip(column, 0, len(candidate) - 1)]
+    total = within.sum(axis=1)
+    score = (within * sampled).sum(axis=1) / np.maximum(total, 1e-9)
     score[total < _MIN_OVERLAP * weight.sum()] = -np.inf
-    best = int(score.argmax())
-    return float(candidates[best]) if np.isfinite(score[best]) else None
+    best = int(score.argmax()) if len(offset) else 0
+    return float(candidate[best]) if len(offset) and np.isfinite(score[best]) else None
+
+
+def _interpolate(rows: NDArray[np.float16], share: Point) -> Floats:
+    """Rows at shares of their common length, linear between."""
+    index = np.clip(share * len(rows) - 0.5, 0, len(rows) - 1)
+    first = np.minimum(index.astype(int), len(rows) - 2)
+    rest = (index - first).astype(np.float32)[:, None]
+    before, after = rows[first].astype(np.float32), rows[first + 1].astype(np.float32)
+    return before + rest * (after - before)
 
 
 # The place
@@ -244,7 +298,7 @@ def _make_grid(grey: Floats, box_mm: Point, edges_mm: Point, step_mm: float) -> 
     square = _smooth(values * values * known, sigma) / share
     deviation = np.sqrt(np.maximum(square - mean * mean, 0) + _FEATURE_STD**2)
     feature = (values - mean) / deviation * known
-    return _Grid(step_mm, np.array(origin), feature.astype(np.float32), known)
+    return _Grid(step_mm, np.array(origin), feature.astype(np.float16), known[0] > 0)
 
 
 def _smooth(values: Floats, sigma: float) -> Floats:
@@ -256,26 +310,20 @@ def _sample(grid: _Grid, centre_mm: Point, radius: Sequence[int]) -> tuple[Float
     """Values and `known` at 2 radius + 1 steps along each axis around a point, linear between."""
     index = (centre_mm - grid.origin_mm) / grid.step_mm
     first = np.floor(index).astype(int)
-    parts = []
-    for source in (grid.values, grid.known):
-        part = source
-        for axis, (start, reach) in enumerate(zip(first, radius, strict=True)):
-            low, high = start - reach, start + reach + 2
-            size = part.shape[axis]
-            kept = np.arange(max(low, 0), min(high, size))
-            part = np.take(part, kept, axis=axis)
-            width = [(0, 0)] * 3
-            before = min(max(0, -low), high - low)
-            width[axis] = (before, high - low - before - len(kept))
-            part = np.pad(part, width)
-            share = np.float32(index[axis] - start)
-            one, other = (
-                np.take(part, np.arange(shift, high - low - 1 + shift), axis=axis)
-                for shift in (0, 1)
-            )
-            part = one + share * (other - one)
-        parts.append(part)
-    values, known = parts
+    size = [2 * reach + 2 for reach in radius]
+    values, known = np.zeros(size, np.float32), np.zeros(size, np.float32)
+    source, target = [], []
+    for start, reach, num in zip(first, radius, grid.values.shape, strict=True):
+        low, high = max(start - reach, 0), min(start + reach + 2, num)
+        source.append(slice(low, max(low, high)))
+        target.append(slice(low - start + reach, max(low, high) - start + reach))
+    values[tuple(target)] = grid.values[tuple(source)]
+    known[tuple(target)] = grid.known[tuple(source[1:])]
+    for axis, share in enumerate((index - first).astype(np.float32)):
+        one, other = slice(None, -1), slice(1, None)
+        before, after = (slice(None),) * axis + (one,), (slice(None),) * axis + (other,)
+        values = values[before] + share * (values[after] - values[before])
+        known = known[before] + share * (known[after] - known[before])
     whole = (known > 0.99).astype(np.float32)
     return values * whole, whole
 
@@ -284,49 +332,36 @@ def _search(
     search: _Search, here: _Grid, place_mm: Point, there: _Grid, start_mm: Point
 ) -> tuple[Point, float] | None:
     """The best place around a start, and its score; None where too little is known."""
-    radius = int(_CUT_SIGMAS * max(search.sigmas_mm) / search.step_mm)
-    reach = [round(mm / search.step_mm) for mm in search.reach_mm]
-    template, known_a = _sample(here, place_mm, [radius] * 3)
-    area, known_b = _sample(there, start_mm, [radius + r for r in reach])
-    shape = [fft.next_fast_len(n, real=True) for n in area.shape]
-    spectra = [fft.rfftn(part, shape) for part in (known_b, area, area * area)]
-    z, y, x = (np.square(np.arange(-r, r + 1) * search.step_mm) for r in reach)
-    score = -(z[:, None, None] + y[:, None] + x) / search.penalty_mm**2
-    along = np.square(np.arange(-radius, radius + 1) * search.step_mm)
-    square = along[:, None, None] + along[:, None] + along
-    for sigma in search.sigmas_mm:
-        window = np.exp(-0.5 * square / sigma**2) * (square <= (_CUT_SIGMAS * sigma) ** 2)
-        weight = (window * known_a).astype(np.float32)
-        score = score + 0.5 * _correlate(template, weight, spectra, shape, score.shape)
-    if not np.isfinite(score).any():
-        return None
+    template, known = _sample(here, place_mm, [search.radius] * 3)
+    area, known_there = _sample(there, start_mm, [search.radius + r for r in search.reach])
+    score = _correlate(template, search.window * known, area, known_there)
+    z, y, x = (np.square(np.arange(-r, r + 1) * search.step_mm) for r in search.reach)
+    score -= (z[:, None, None] + y[:, None] + x) / search.penalty_mm**2
     best = np.unravel_index(int(score.argmax()), score.shape)
+    if not np.isfinite(score[best]):
+        return None
     offset = [
         (b - r + _peak(score, best, axis)) * search.step_mm
-        for axis, (b, r) in enumerate(zip(best, reach, strict=True))
+        for axis, (b, r) in enumerate(zip(best, search.reach, strict=True))
     ]
     return start_mm + np.array(offset), float(score[best])
 
 
-def _correlate(
-    template: Floats,
-    weight: Floats,
-    spectra: Sequence[NDArray[np.complex64]],
-    shape: Sequence[int],
-    size: Sequence[int],
-) -> NDArray[np.float64]:
+def _correlate(template: Floats, weight: Floats, area: Floats, known: Floats) -> Floats:
     """Weighted normalised cross-correlation at every offset, -inf where too little is known."""
-    known, area, area_squared = spectra
+    shape = [fft.next_fast_len(n, real=True) for n in area.shape]
+    size = [n - m + 1 for n, m in zip(area.shape, template.shape, strict=True)]
     weighted = weight * template
-    parts = [np.conj(fft.rfftn(part, shape)) for part in (weight, weighted, weighted * template)]
-
-    def sums(one: NDArray[np.complex64], other: NDArray[np.complex64]) -> NDArray[np.float64]:
-        product = fft.irfftn(one * other, shape)
-        return np.asarray(product[tuple(slice(n) for n in size)], np.float64)
-
-    n = np.maximum(sums(known, parts[0]), 1e-6)
-    a, aa = sums(known, parts[1]), sums(known, parts[2])
-    b, bb, ab = sums(area, parts[0]), sums(area_squared, parts[0]), sums(area, parts[1])
+    ones, values, squares = fft.rfftn(np.stack([known, area, area * area]), shape, axes=(1, 2, 3))
+    parts = fft.rfftn(np.stack([weight, weighted, weighted * template]), shape, axes=(1, 2, 3))
+    products = np.conj(parts)[[0, 1, 2, 0, 0, 1]]
+    products *= np.stack([ones, ones, ones, values, squares, values])
+    for axis in (0, 1):  # only the offsets that are needed
+        products = fft.ifft(products, axis=axis + 1, overwrite_x=True)
+        products = products[(slice(None),) * (axis + 1) + (slice(size[axis]),)]
+    sums = fft.irfft(products, shape[2], axis=3)[..., : size[2]]
+    n, a, aa, b, bb, ab = sums
+    n = np.maximum(n, 1e-6)
     variance = np.maximum(aa - a * a / n, 0) * np.maximum(bb - b * b / n, 0)
     correlation = (ab - a * b / n) / np.sqrt(variance + (1e-3 * n) ** 2)
     return np.where(n >= _MIN_OVERLAP * weight.sum(), correlation, -np.inf)

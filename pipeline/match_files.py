@@ -166,7 +166,7 @@ def _as_result(name: str, place: Sequence[float], match: Match | None) -> PlaceM
         place_mm=found,
         score=match.score,
         cycle_mm=match.cycle_mm,
-        problem=match.problem,
+        problem=match.problem(),
     )
 
 

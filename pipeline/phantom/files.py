@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from pipeline.phantom.patients import STORAGE, Phantom, draw_phantom
+from pipeline.phantom.solids import LABELS
 from store.atomic import replace_file
 from store.progress import SILENT, Progress
 
@@ -29,11 +30,24 @@ DICOM_ATTRIBUTES: Final[dict[str, Any]] = {  # of DICOM files; those of type 2 m
 
 def write_nifti(phantom: Phantom, path: str | Path) -> None:
     """Write the scan as one .nii or .nii.gz file, with axes in `phantom.orientation`."""
+    _write_nifti(phantom, phantom.render(), path, phantom.orientation)
+
+
+def write_masks(phantom: Phantom, path: str | Path, *, orientation: str) -> None:
+    """Write the organs as one .nii or .nii.gz file: the labels of `Phantom.render_masks`.
+
+    orientation
+        Of the axes: `phantom.orientation` to match a NIfTI scan, "LPS" to match a DICOM series.
+    """
+    _write_nifti(phantom, phantom.render_masks(), path, orientation)
+
+
+def _write_nifti(phantom: Phantom, voxels: Any, path: str | Path, orientation: str) -> None:
     itk: Any = SimpleITK  # its functions carry no types
-    image = itk.GetImageFromArray(phantom.render())
+    image = itk.GetImageFromArray(voxels)
     image.SetSpacing(phantom.spacing_mm[::-1])
     image.SetOrigin(phantom.origin_mm[::-1])
-    itk.WriteImage(itk.DICOMOrient(image, phantom.orientation), os.fspath(path))
+    itk.WriteImage(itk.DICOMOrient(image, orientation), os.fspath(path))
 
 
 def write_dicom(phantom: Phantom, directory: str | Path) -> None:
@@ -58,7 +72,8 @@ def write_dicom(phantom: Phantom, directory: str | Path) -> None:
 
 
 def _uid(phantom: Phantom, what: object) -> UID:
-    key = ("semgen phantom", phantom.seed, phantom.index, phantom.size, what)
+    key = ["semgen phantom", phantom.seed, phantom.index, phantom.size, what]
+    key += ["varied"] if phantom.varied else []
     return generate_uid(entropy_srcs=[str(part) for part in key])
 
 
@@ -73,7 +88,7 @@ def _series(phantom: Phantom) -> Dataset:
         **DICOM_ATTRIBUTES,
         "StudyInstanceUID": _uid(phantom, "study"), "SeriesInstanceUID": _uid(phantom, "series"),
         "FrameOfReferenceUID": _uid(phantom, "frame"),
-        "PatientID": f"PHANTOM-{phantom.seed}-{phantom.index:04d}",
+        "PatientID": f"PHANTOM-{phantom.seed}-{phantom.index:04d}{'V' if phantom.varied else ''}",
         "PatientName": f"Phantom^{phantom.index:04d}",
         "SeriesDescription": f"synthetic {phantom.protocol}",
         "PixelSpacing": list(phantom.spacing_mm[1:]), "SliceThickness": phantom.spacing_mm[0],
@@ -91,15 +106,22 @@ def write_archive(
     format: Literal["nifti", "dicom", "mixed"] = "nifti",
     seed: int = 0,
     matrix: int = 256,
+    varied: bool = False,
+    masks: bool = False,
     progress: Progress = SILENT,
 ) -> None:
     """Write an archive of synthetic patients, and the true positions of their landmarks.
 
     Makes `phantom-0000.nii.gz` or folders `phantom-0000` and up. `landmarks.json`, written last,
-    has each scan's protocol, size, spacing and landmarks (z, y, x in mm).
+    has each scan's protocol, size, spacing, arms, disease and landmarks (z, y, x in mm).
 
     format
         "mixed" stores patients of even index as NIfTI and of odd index as DICOM.
+    varied
+        Draw harder patients, see `draw_phantom`.
+    masks
+        Write the true organs, too: `phantom-0000.nii.gz` and up, and the names of the labels
+        (`labels.json`), into `masks_folder(directory)`, where no scan is searched for.
 
     Raises ValueError for an unknown format or fewer than one patient.
     """
@@ -109,12 +131,20 @@ def write_archive(
         raise ValueError(f"patients must be >= 1, got {patients}")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    if masks:
+        masks_folder(directory).mkdir(exist_ok=True)
+        _write_json(masks_folder(directory) / "labels.json", LABELS)
     truth = {}
     with progress.stage("phantoms", patients, "patients") as advance:
         for index in range(patients):
-            phantom = draw_phantom(seed, index, matrix=matrix)
+            phantom = draw_phantom(seed, index, matrix=matrix, varied=varied)
             name = f"phantom-{index:04d}"
-            if format == "nifti" or (format == "mixed" and index % 2 == 0):
+            nifti = format == "nifti" or (format == "mixed" and index % 2 == 0)
+            if masks:
+                orientation = phantom.orientation if nifti else "LPS"
+                file = masks_folder(directory) / f"{name}.nii.gz"
+                write_masks(phantom, file, orientation=orientation)
+            if nifti:
                 name += ".nii.gz"
                 write_nifti(phantom, directory / name)
             else:
@@ -123,9 +153,22 @@ def write_archive(
                 "protocol": phantom.protocol,
                 "size": phantom.size,
                 "spacing_mm": phantom.spacing_mm,
+                "arms": phantom.arms and phantom.arms.pose,
+                "disease": phantom.disease
+                and {"kind": phantom.disease.kind, "organ": phantom.disease.organ},
                 "landmarks": phantom.landmarks(),
             }
             advance(1)
-    text = json.dumps({"seed": seed, "matrix": matrix, "patients": truth}, indent=1)
-    with replace_file(directory / "landmarks.json") as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
+    facts = {"seed": seed, "matrix": matrix, "varied": varied, "patients": truth}
+    _write_json(directory / "landmarks.json", facts)
+
+
+def masks_folder(directory: str | Path) -> Path:
+    """Folder of an archive's masks: beside the archive, so that no mask is taken for a scan."""
+    directory = Path(os.path.abspath(directory))
+    return directory.with_name(f"{directory.name}.masks")
+
+
+def _write_json(file: Path, value: object) -> None:
+    with replace_file(file) as partial:
+        partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

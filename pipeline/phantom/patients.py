@@ -1,7 +1,8 @@
 """Synthetic CT patients whose anatomy is known at every point.
 
 A smooth, invertible map deforms the *atlas* into each patient. The HU of a voxel is that of the
-atlas at the voxel's mapped position, with table, noise and padding added. So a point of one patient
+atlas at the voxel's mapped position, with table, noise and padding added. Varied patients may also
+have arms and disease, which the atlas lacks. So a point of one patient
 is known exactly in another one: `b.from_atlas(a.to_atlas(points_mm))`.
 
 Axes are z, y, x everywhere and grow to the head, the back and the patient's left (LPS). Scan
@@ -10,13 +11,19 @@ positions are in mm from the centre of voxel (0, 0, 0).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.phantom.atlas import EDGE_MM, LANDMARKS, TRUNK, Field, Point, anatomy_hu, rounded
+from pipeline.phantom.arms import Arms, draw_arms, draw_pose
+from pipeline.phantom.atlas import LANDMARKS, TRUNK
+from pipeline.phantom.deformation import Deformation
+from pipeline.phantom.disease import Disease, anatomy, draw_disease, labels_at
+from pipeline.phantom.solids import AIR, EDGE_MM, LABELS, Field, Painting, Point
+from pipeline.phantom.variation import cut_ends, vary_build
 
 COVERAGE_MM: Final[dict[str, tuple[float, float]]] = {  # lowest and highest atlas z
     "chest": (-205.0, 108.0),
@@ -26,69 +33,7 @@ COVERAGE_MM: Final[dict[str, tuple[float, float]]] = {  # lowest and highest atl
 ORIENTATIONS: Final = ("LPS", "RAS", "LAS", "LPI", "RPI", "PSR", "SAL")
 TABLE_RADIUS_MM: Final = 430.0
 SLAB_VOXELS: Final = 2**19  # rendered at once, which bounds memory
-BODY, SCAN, STORAGE, NOISE = range(4)  # roles of the random generators
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Deformation:
-    """A smooth, invertible map between scan and atlas; all lengths in mm.
-
-    To the atlas: shift, rotate in-plane and scale; then change the thickness of fat under the skin;
-    then add a few long sine waves, too small to fold the body.
-    """
-
-    centre_mm: Point  # where the atlas's origin lies in the scan
-    turn_rad: float  # in-plane rotation of the patient
-    scale: Point  # patient size over atlas size
-    fat: float  # stretch of the outer body: -0.4 lean to 0.6 stout
-    waves: tuple[tuple[Point, float, Point], ...]  # wave vector in 1/mm, phase, amplitude in mm
-
-    def to_atlas(self, z: Field, y: Field, x: Field) -> tuple[Field, Field, Field]:
-        """Atlas coordinates of scan coordinates; the arrays may broadcast."""
-        cos, sin = float(np.cos(self.turn_rad)), float(np.sin(self.turn_rad))
-        z, y, x = z - self.centre_mm[0], y - self.centre_mm[1], x - self.centre_mm[2]
-        y, x = (cos * y + sin * x) * (1 / self.scale[1]), (cos * x - sin * y) * (1 / self.scale[2])
-        z = z * (1 / self.scale[0])
-        y, x = self._radially(z, y, x, stretch=False)
-        dz, dy, dx = self._wave(z, y, x)
-        return z + dz, y + dy, x + dx
-
-    def from_atlas(self, z: Field, y: Field, x: Field) -> tuple[Field, Field, Field]:
-        """Inverse of `to_atlas`, exact to a micrometre."""
-        z0, y0, x0 = z, y, x
-        for _ in range(60):  # the waves contract by more than half
-            dz, dy, dx = self._wave(z, y, x)
-            z, y, x = z0 - dz, y0 - dy, x0 - dx
-        y, x = self._radially(z, y, x, stretch=True)
-        z, y, x = z * self.scale[0], y * self.scale[1], x * self.scale[2]
-        cos, sin = float(np.cos(self.turn_rad)), float(np.sin(self.turn_rad))
-        y, x = cos * y - sin * x, sin * y + cos * x
-        return z + self.centre_mm[0], y + self.centre_mm[1], x + self.centre_mm[2]
-
-    def _wave(self, z: Field, y: Field, x: Field) -> list[Field]:
-        shifts = [np.zeros((), z.dtype)] * 3
-        for (kz, ky, kx), phase, amplitude in self.waves:
-            wave = np.sin(kz * z + (ky * y + (kx * x + phase)))
-            shifts = [s + a * wave for s, a in zip(shifts, amplitude, strict=True)]
-        return shifts
-
-    def _radially(self, z: Field, y: Field, x: Field, *, stretch: bool) -> tuple[Field, Field]:
-        """Move points along rays from the trunk's middle, beyond 0.84 of the way to the skin.
-
-        A distance t beyond that radius in the patient becomes t - c(sqrt(t^2 + w^2) - w).
-        """
-        inner, w, c = 0.84, 0.05, self.fat
-        exact = z.astype(np.float64)
-        width, depth, middle = (profile(exact).astype(z.dtype) for profile in TRUNK)
-        y = y - middle
-        t = np.maximum(rounded(x / width, y / depth) - inner, 0)
-        if stretch:
-            a, rest = t - c * w, 1 - c * c
-            moved = (a + c * np.sqrt(a * a + w * w * rest)) / rest
-        else:
-            moved = t - c * (np.sqrt(t * t + w * w) - w)
-        ratio = (inner + moved) / (inner + t)
-        return y * ratio + middle, x * ratio
+BODY, SCAN, STORAGE, NOISE, BUILD, CUT, ARMS, DISEASE = range(8)  # roles of the random generators
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,6 +53,9 @@ class Phantom:
     padding_hu: int | None  # outside the circular field of view, if that is marked
     orientation: str  # of the NIfTI file
     signed: bool  # pixels of the DICOM files
+    varied: bool = False
+    arms: Arms | None = None
+    disease: Disease | None = None
 
     def to_atlas(self, points_mm: Field) -> Field:
         """Atlas positions (n, 3) of scan positions (n, 3), both z, y, x in mm."""
@@ -119,40 +67,70 @@ class Phantom:
 
     def anatomy_hu(self, points_mm: Field) -> Field:
         """HU (n,) of the body at scan positions (n, 3), without noise and table."""
-        points = self.to_atlas(points_mm)
-        order = np.argsort(points[:, 0])  # painting is fast where z grows along the block
-        z, y, x = points[order].T[:, :, None, None]
-        hu = np.empty(len(points))
-        hu[order] = anatomy_hu(z, y, x, contrast=self.contrast)[:, 0, 0]
+        points_mm = np.asarray(points_mm, np.float64)
+        order = np.argsort(points_mm[:, 0])  # painting is fast where z grows along the block
+        z, y, x = points_mm[order].T[:, :, None, None]
+        hu = np.empty(len(points_mm))
+        hu[order] = self._paint_hu(anatomy(self.disease), z, y, x)[:, 0, 0]
         return hu
 
     def landmarks(self) -> dict[str, Point]:
-        """The named points that lie within the scan, (z, y, x) in mm."""
+        """The named points within the scan and outside the disease, (z, y, x) in mm."""
         last = (np.array(self.size) - 1) * self.spacing_mm
-        points_mm = self.from_atlas(np.array(list(LANDMARKS.values()), np.float64))
+        points = np.array(list(LANDMARKS.values()), np.float64)
+        points_mm = self.from_atlas(points)
+        shown = np.all((points_mm >= 0) & (points_mm <= last), axis=1)
+        if self.disease is not None:
+            shown &= labels_at(anatomy(self.disease), points) != LABELS[self.disease.kind]
         return {
             name: tuple(point.tolist())
-            for name, point in zip(LANDMARKS, points_mm, strict=True)
-            if np.all((point >= 0) & (point <= last))
+            for name, point, visible in zip(LANDMARKS, points_mm, shown, strict=True)
+            if visible
         }
 
     def render(self) -> NDArray[np.int16]:
         """The scan, int16 HU of shape `size`; the same bytes every time."""
-        single: Any = np.float32
-        axes = zip(self.size, self.spacing_mm, strict=True)
-        z, y, x = np.ix_(*((np.arange(n) * step).astype(single) for n, step in axes))
-        table = self._table(y[0], x[0])
-        scan = np.empty(self.size, np.int16)
-        slab = max(1, SLAB_VOXELS // (self.size[1] * self.size[2]))
-        for start in range(0, self.size[0], slab):
-            where = self.deformation.to_atlas(z[start : start + slab], y, x)
-            hu = np.maximum(anatomy_hu(*where, contrast=self.contrast), table)
+        scan, body = np.empty(self.size, np.int16), anatomy(self.disease)
+        for start, z, y, x in self._slabs():
+            hu = np.maximum(self._paint_hu(body, z, y, x), self._table(y[0], x[0]))
             for number, image in enumerate(hu, start):
                 scan[number] = np.clip(np.rint(image + self._noise(number)), -1024, 3071)
         if self.padding_hu is not None:
             radius = self.spacing_mm[2] * self.size[2] / 2
             scan[:, np.hypot(y[0] - y.mean(), x[0] - x.mean()) > radius] = self.padding_hu
         return scan
+
+    def render_masks(self) -> NDArray[np.uint8]:
+        """The true organs, uint8 `LABELS` of shape `size`. Table and padding are background."""
+        masks, body = np.zeros(self.size, np.uint8), anatomy(self.disease)
+        for start, z, y, x in self._slabs():
+            where = self.deformation.to_atlas(z, y, x)
+            part = masks[start : start + len(z)]
+            if self.arms is not None:
+                self.arms.soft.paint_labels(part, *np.broadcast_arrays(z, y, x))
+            body.paint_labels(part, *where)
+        return masks
+
+    def _slabs(self) -> Iterator[tuple[int, Field, Field, Field]]:
+        """Number of a slab's first slice, and its positions in mm, which broadcast."""
+        single: Any = np.float32
+        axes = zip(self.size, self.spacing_mm, strict=True)
+        z, y, x = np.ix_(*((np.arange(n) * step).astype(single) for n, step in axes))
+        slab = max(1, SLAB_VOXELS // (self.size[1] * self.size[2]))
+        for start in range(0, self.size[0], slab):
+            yield start, z[start : start + slab], y, x
+
+    def _paint_hu(self, body: Painting, z: Field, y: Field, x: Field) -> Field:
+        """HU of a 3-D block of scan positions, which may broadcast."""
+        where = self.deformation.to_atlas(z, y, x)
+        hu = np.full(where[0].shape, AIR.hu, where[0].dtype)
+        z, y, x = np.broadcast_arrays(z, y, x)
+        if self.arms is not None:
+            self.arms.soft.paint_hu(hu, z, y, x, contrast=self.contrast)
+        body.paint_hu(hu, *where, contrast=self.contrast)
+        if self.arms is not None:
+            self.arms.hard.paint_hu(hu, z, y, x, contrast=self.contrast)
+        return hu
 
     def _table(self, y: Field, x: Field) -> Field:
         """HU of a curved table top (a shell around foam) in one slice, air elsewhere."""
@@ -172,7 +150,12 @@ class Phantom:
 
 
 def draw_phantom(
-    seed: int, index: int, *, matrix: int = 256, protocol: str | None = None
+    seed: int,
+    index: int,
+    *,
+    matrix: int = 256,
+    protocol: str | None = None,
+    varied: bool = False,
 ) -> Phantom:
     """Draw patient number `index`.
 
@@ -180,9 +163,12 @@ def draw_phantom(
         Voxels along y and x; patient and field of view do not depend on it.
     protocol
         One of `COVERAGE_MM`; drawn at random when None.
+    varied
+        Draw a harder patient: more varied in build and in the position of organs, cut at both ends,
+        some with arms or with a mass or a pleural effusion.
 
-    Scans are at least 180 mm high and 320 mm wide. Raises ValueError for an unknown protocol, a
-    negative seed or index, or a matrix under 16.
+    Scans are at least 180 mm high (varied: 140 mm) and 320 mm wide. Raises ValueError for an
+    unknown protocol, a negative seed or index, or a matrix under 16.
     """
     if protocol is not None and protocol not in COVERAGE_MM:
         raise ValueError(f"protocol must be one of {', '.join(COVERAGE_MM)}, got {protocol!r}")
@@ -191,13 +177,21 @@ def draw_phantom(
             f"seed and index must be >= 0 and matrix >= 16, got {seed}, {index} and {matrix}"
         )
     body = _draw_body(np.random.default_rng([seed, index, BODY]))
+    arms_rng = np.random.default_rng([seed, index, ARMS])
+    pose = draw_pose(arms_rng) if varied else None
+    if varied:
+        body = vary_build(body, np.random.default_rng([seed, index, BUILD]))
     rng = np.random.default_rng([seed, index, SCAN])
     drawn = str(rng.choice(list(COVERAGE_MM), p=(0.45, 0.2, 0.35)))  # whether or not it is used
     protocol = protocol or drawn
     low, high = np.array(COVERAGE_MM[protocol]) * body.scale[0] + rng.uniform(-16, 16, 2)
+    if varied:
+        low, high = cut_ends(low, high, np.random.default_rng([seed, index, CUT]))
     slice_mm = float(rng.choice((1.25, 1.5, 2, 2.5, 3, 5), p=(0.1, 0.15, 0.25, 0.25, 0.15, 0.1)))
     girth = 2 * 178 * body.scale[2] * (1 + max(0.3 * body.fat, 0))
-    fov_mm = float(np.clip(girth * rng.uniform(0.97, 1.22), 330, 500))
+    if pose == "down":
+        girth += 180
+    fov_mm = float(np.clip(girth * rng.uniform(0.97, 1.22), 330, 620 if varied else 500))
     pixel_mm = round(fov_mm / matrix, 4)
     middle = fov_mm / 2 + rng.uniform(-12, 12, 2)
     deformation = replace(
@@ -211,17 +205,35 @@ def draw_phantom(
     table_mm = back_mm + float(rng.uniform(0, 4)) if rng.random() < 0.88 else None
     padding_hu = int(rng.choice((-2000, -3024))) if rng.random() < 0.15 else None
 
+    size = (int((high - low) // slice_mm) + 1, matrix, matrix)
+    spacing_mm = (slice_mm, pixel_mm, pixel_mm)
+    arms: Arms | None = None
+    disease: Disease | None = None
+    if varied:
+        if pose is not None:
+            middle_mm = deformation.centre_mm[2]
+            arms = draw_arms(
+                pose,
+                deformation,
+                lambda x: back_mm - (x - middle_mm) ** 2 / (2 * TABLE_RADIUS_MM),
+                arms_rng,
+            )
+        extent_mm = (np.array(size) - 1) * spacing_mm
+        disease = draw_disease(
+            deformation, extent_mm, np.random.default_rng([seed, index, DISEASE])
+        )
+
     rng = np.random.default_rng([seed, index, STORAGE])
     corner = [round(float(v), 2) for v in rng.uniform(-60, 20, 3)]
     return Phantom(
         seed=seed, index=index, protocol=protocol,
-        size=(int((high - low) // slice_mm) + 1, matrix, matrix),
-        spacing_mm=(slice_mm, pixel_mm, pixel_mm),
+        size=size, spacing_mm=spacing_mm,
         origin_mm=(corner[0] - 800, corner[1] - 200, corner[2] - 200),
         deformation=deformation, contrast=contrast, noise_hu=noise_hu, table_mm=table_mm,
         padding_hu=padding_hu,
         orientation=str(rng.choice(ORIENTATIONS)) if rng.random() < 0.6 else "LPS",
         signed=bool(rng.random() < 0.4) or padding_hu is not None,
+        varied=varied, arms=arms, disease=disease,
     )  # fmt: skip
 
 

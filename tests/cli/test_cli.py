@@ -324,6 +324,15 @@ def test_phantom_writes_one_scan_per_patient(tmp_path: Path) -> None:
     assert names == ["landmarks.json", "phantom-0000.nii.gz", "phantom-0001"]
 
 
+def test_masks_of_phantoms_are_not_taken_for_scans(tmp_path: Path) -> None:
+    options = ("--patients", 2, "--matrix", 64, "--varied", "--masks")
+    result = run("phantom", tmp_path / "p", *options)
+    assert f"organ masks in {tmp_path / 'p.masks'}" in result.stdout
+    assert len(list((tmp_path / "p.masks").iterdir())) == 3
+    listed = run("prepare", tmp_path / "p", tmp_path / "s", "--dry-run")
+    assert listed.stdout.splitlines()[-1] == "2 series: 2 to read"
+
+
 def test_a_prepared_store_trains_and_its_weights_are_exported(
     prepared: Path, patches: PatchStore, tmp_path: Path
 ) -> None:

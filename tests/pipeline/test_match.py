@@ -55,7 +55,7 @@ def test_a_place_is_found_in_the_scan_itself_cut_and_shifted() -> None:
     for place in inside(phantom, 6):
         match = match_place(place, here, there)
         assert match is not None
-        assert match.problem is None
+        assert match.problem() is None
         assert np.linalg.norm(match.place_mm - (place - shift)) < 1.5
 
 
@@ -67,7 +67,7 @@ def test_places_in_another_patient_are_those_of_the_same_anatomy() -> None:
         described, others = describe(here), describe(there)
         for place in inside(phantom, 6):
             match = match_place(place, described, others)
-            if match is None or match.problem:
+            if match is None or match.problem():
                 continue
             trusted += 1
             truth = target.from_atlas(phantom.to_atlas(place[None]))[0]
@@ -83,7 +83,7 @@ def test_anatomy_that_the_other_scan_does_not_show_is_rejected(name: str) -> Non
         phantom, volume = scan(index, "chest")
         place = np.array(phantom.landmarks()[name])
         match = match_place(place, describe(volume), describe(scan(index, "abdomen")[1]))
-        assert match is None or match.problem is not None
+        assert match is None or match.problem() is not None
 
 
 def test_the_same_scans_give_the_same_match() -> None:
