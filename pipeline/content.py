@@ -36,7 +36,9 @@ class ContentOfScan:
             (Z, Y, X), and the (2, 3) corners of the box that it shows.
         """
         self.thumbnail, self.box_mm, self.config = thumbnail, box_mm, config
-        self.body = body_mask(self._to_hu(thumbnail), (box_mm[1] - box_mm[0]) / thumbnail.shape)
+        thin = thumbnail[::2]  # every other slice shows enough of the body
+        mask = body_mask(self._to_hu(thin), (box_mm[1] - box_mm[0]) / thin.shape)
+        self.body = np.repeat(mask, 2, axis=0)
 
     def _to_hu(self, values: NDArray[np.uint8]) -> NDArray[np.float32]:
         low, high = self.config.window_hu

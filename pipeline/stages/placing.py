@@ -159,7 +159,7 @@ def _read_results(file: Path, request: Floats) -> Floats | None:
 
 def make_template(source: Source, place_mm: Floats) -> tuple[Floats, Features]:
     """A place of a reference, and what matching needs of its surroundings."""
-    return place_mm, _describe(source)
+    return place_mm, _describe(source).around(place_mm)
 
 
 def match_scan(
