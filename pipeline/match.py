@@ -139,7 +139,7 @@ class Features:
     """One for each local search."""
 
     def around(self, place_mm: Sequence[float] | Point) -> Features:
-        """What `match_place` needs of this scan for one place, there and back; about 0.7 MB.
+        """What `match_place` needs of this scan for one place, there and back; about 0.5 MB.
 
         Where the match can be trusted, the result is the same as with the whole scan.
         """

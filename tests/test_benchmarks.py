@@ -38,7 +38,7 @@ def test_the_benchmark_of_matching_runs_at_small_size(tmp_path: Path, command: s
         options = [str(store)]
     else:
         options = ["--seeds", "1", "--phantoms", "2", "--matrix", "32"]
-        options += ["--step", "120"] if command == "masks" else ["--margin", "10"]
+        options += ["--step", "80"] if command == "masks" else ["--margin", "10"]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.anatomy", command, *options],
         cwd=ROOT,
