@@ -1,7 +1,7 @@
 """Find the place of the same anatomy in another scan, from the thumbnails of both.
 
 First the slice: a coarse description of each slice is compared with those of the other scan. Then
-the place: local normalised cross-correlation on a grid of 6 mm, then of 4 mm. Then the way back to
+the place: local normalised cross-correlation on a grid of 8 mm, then of 5 mm. Then the way back to
 the first scan, which shows whether the place can be trusted. There is no training and no random
 number.
 """
@@ -33,6 +33,7 @@ MAX_CYCLE_MM: Final = 10.0
 _SLICE_MM, _CELLS = 6.0, (16, 20)
 _SLICE_STD, _SLICE_STEP_MM = 0.02, 3.0
 _SLICE_SIGMA_MM, _SLICE_REACH_MM = 100.0, 300.0
+_SECOND_SLICE_DROP, _SECOND_SLICE_MM = 0.15, 45.0
 _MIN_OVERLAP = 0.5
 _FEATURE_SIGMA_MM, _FEATURE_STD = 24.0, 0.03
 _CUT_SIGMAS = 2.0
@@ -73,8 +74,8 @@ class _Search:
 
 
 _SEARCHES: Final = (
-    _Search(step_mm=6, sigmas_mm=(16, 36), reach_mm=(48, 36, 36), penalty_mm=200),
-    _Search(step_mm=4, sigmas_mm=(12, 24), reach_mm=(12, 12, 12), penalty_mm=100),
+    _Search(step_mm=8, sigmas_mm=(16, 36), reach_mm=(48, 40, 40), penalty_mm=200),
+    _Search(step_mm=5, sigmas_mm=(12, 30), reach_mm=(15, 15, 15), penalty_mm=100),
 )
 
 
@@ -87,7 +88,7 @@ class Match:
     score: float
     """Mean normalised cross-correlation around the place, less the distance searched; at most 1."""
     cycle_mm: float
-    """Distance from the start after going there and back."""
+    """Distance from the start after going there and back; infinite where there is no way back."""
     inside: bool
     """Whether the place is inside the other scan along z."""
 
@@ -138,7 +139,7 @@ class Features:
     """One for each local search."""
 
     def around(self, place_mm: Sequence[float] | Point) -> Features:
-        """What `match_place` needs of this scan for one place, there and back; about 0.7 MB.
+        """What `match_place` needs of this scan for one place, there and back; about 0.5 MB.
 
         Where the match can be trusted, the result is the same as with the whole scan.
         """
@@ -146,7 +147,9 @@ class Features:
         for search, grid in reversed(list(zip(_SEARCHES, self.grids, strict=True))):
             # a way back that starts farther away cannot end within MAX_CYCLE_MM
             beyond_mm = beyond_mm + search.reach_mm + search.step_mm
-            grids.append(grid.around(place, beyond_mm + search.reach_mm + search.radius * search.step_mm))
+            grids.append(
+                grid.around(place, beyond_mm + search.reach_mm + search.radius * search.step_mm)
+            )
         return Features(self.box_mm, self.slices, tuple(reversed(grids)))
 
 
@@ -171,18 +174,26 @@ def describe_scan(
     return Features(np.asarray(box_mm), _describe_slices(grey, box_mm), grids)
 
 
-def match_place(place_mm: Sequence[float] | Point, here: Features, there: Features) -> Match | None:
+def match_place(
+    place_mm: Sequence[float] | Point,
+    here: Features,
+    there: Features,
+    *,
+    min_score: float = MIN_SCORE,
+) -> Match | None:
     """Find in scan `there` the anatomy at a place in scan `here`; None where there is no overlap.
 
     place_mm
         (z, y, x) in mm.
+    min_score
+        Below this score, the way back is not searched, and `cycle_mm` is infinite.
     """
     start = np.asarray(place_mm, np.float64)
     forth = _find(start, here, there)
     if forth is None:
         return None
     found, score = forth[0].round(2), round(forth[1], 4)  # the last bits depend on the CPU
-    back = _find(found, there, here)
+    back = _find(found, there, here) if score >= min_score else None
     cycle_mm = np.inf if back is None else round(float(np.linalg.norm(back[0] - start)), 2)
     (low, *_), (high, *_) = there.box_mm  # along z, the frame box is the scan
     inside = bool(low <= found[0] <= high)
@@ -191,19 +202,19 @@ def match_place(place_mm: Sequence[float] | Point, here: Features, there: Featur
 
 def _find(place_mm: Point, here: Features, there: Features) -> tuple[Point, float] | None:
     """The place and its score."""
-    z = _find_slice(place_mm[0], here, there)
-    if z is None:
-        return None
     share = (place_mm - here.box_mm[0]) / (here.box_mm[1] - here.box_mm[0])
-    found = there.box_mm[0] + share * (there.box_mm[1] - there.box_mm[0])
-    found[0] = z
-    score = -np.inf
-    for search, one, other in zip(_SEARCHES, here.grids, there.grids, strict=True):
-        result = _search(search, one, place_mm, other, found)
-        if result is None:
-            return None
-        found, score = result
-    return found, score
+    start = there.box_mm[0] + share * (there.box_mm[1] - there.box_mm[0])
+    coarse, fine = zip(_SEARCHES, here.grids, there.grids, strict=True)
+    search, one, other = coarse
+    results = [
+        _search(search, one, place_mm, other, np.array([z, *start[1:]]))
+        for z in _find_slices(place_mm[0], here, there)
+    ]
+    found = max((r for r in results if r is not None), key=lambda r: r[1], default=None)
+    if found is None:
+        return None
+    search, one, other = fine
+    return _search(search, one, place_mm, other, found[0])
 
 
 # The slice
@@ -235,11 +246,17 @@ def _average(values: Floats, axis: int, length: int) -> Floats:
     return np.asarray(np.moveaxis(averaged, 0, axis))
 
 
-def _find_slice(z_mm: float, here: Features, there: Features) -> float | None:
-    """The z of the slice that looks most alike, together with those around it."""
+def _find_slices(z_mm: float, here: Features, there: Features) -> list[float]:
+    """Heights (z) of the slices that look most alike, together with those around them; best first.
+
+    None where too little overlaps, else one or two: the second is nearly as good and farther away
+    than a local search reaches.
+    """
     (low_a, high_a), (low_b, high_b) = here.box_mm[:, 0], there.box_mm[:, 0]
     offset = np.arange(-_SLICE_REACH_MM, _SLICE_REACH_MM + 1, _SLICE_MM)
     offset = offset[(z_mm + offset >= low_a) & (z_mm + offset <= high_a)]
+    if not len(offset):
+        return []
     weight = np.exp(-0.5 * (offset / _SLICE_SIGMA_MM) ** 2)
     candidate = np.arange(low_b, high_b + 1e-6, _SLICE_STEP_MM)
     one, other = (
@@ -253,8 +270,12 @@ def _find_slice(z_mm: float, here: Features, there: Features) -> float | None:
     total = within.sum(axis=1)
     score = (within * sampled).sum(axis=1) / np.maximum(total, 1e-9)
     score[total < _MIN_OVERLAP * weight.sum()] = -np.inf
-    best = int(score.argmax()) if len(offset) else 0
-    return float(candidate[best]) if len(offset) and np.isfinite(score[best]) else None
+    found: list[float] = []
+    limit = score.max() - _SECOND_SLICE_DROP
+    while len(found) < 2 and np.isfinite(score.max()) and score.max() >= limit:
+        found.append(float(candidate[score.argmax()]))
+        score[np.abs(candidate - found[-1]) < _SECOND_SLICE_MM] = -np.inf
+    return found
 
 
 def _interpolate(rows: NDArray[np.float16], share: Point) -> Floats:
@@ -263,7 +284,7 @@ def _interpolate(rows: NDArray[np.float16], share: Point) -> Floats:
     first = np.minimum(index.astype(int), len(rows) - 2)
     rest = (index - first).astype(np.float32)[:, None]
     before, after = rows[first].astype(np.float32), rows[first + 1].astype(np.float32)
-    return before + rest * (after - before)
+    return np.asarray(before + rest * (after - before), np.float32)
 
 
 # The place
@@ -367,7 +388,7 @@ def _correlate(template: Floats, weight: Floats, area: Floats, known: Floats) ->
     return np.where(n >= _MIN_OVERLAP * weight.sum(), correlation, -np.inf)
 
 
-def _peak(score: NDArray[np.float64], best: Sequence[np.intp], axis: int) -> float:
+def _peak(score: Floats, best: Sequence[np.intp], axis: int) -> float:
     """Offset of the maximum from the best sample, by a parabola through its neighbours."""
     index = int(best[axis])
     if not 0 < index < score.shape[axis] - 1:

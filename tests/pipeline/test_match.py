@@ -1,6 +1,7 @@
 """Places of the same anatomy in two scans."""
 
 import json
+import pickle
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -94,6 +95,29 @@ def test_the_same_scans_give_the_same_match() -> None:
     assert one is not None
     assert again is not None
     assert (one.place_mm.tolist(), one.score) == (again.place_mm.tolist(), again.score)
+
+
+def test_what_one_place_needs_of_a_scan_is_small_and_gives_the_same_match() -> None:
+    phantom, volume = scan(0, "chest-abdomen")
+    here, there = describe(volume), describe(scan(1, "chest-abdomen")[1])
+    for place in inside(phantom, 4):
+        data = pickle.dumps(here.around(place))
+        assert len(data) < 1e6
+        match, again = (match_place(place, f, there) for f in (here, pickle.loads(data)))
+        assert match is not None
+        assert again is not None
+        if match.problem() is None:
+            assert match.place_mm.tolist() == again.place_mm.tolist()
+            assert (match.score, match.cycle_mm) == (again.score, again.cycle_mm)
+
+
+def test_a_weak_match_is_not_searched_back() -> None:
+    phantom, volume = scan(0, "chest")
+    here, there = describe(volume), describe(scan(1, "chest")[1])
+    match = match_place(inside(phantom, 1)[0], here, there, min_score=1.1)
+    assert match is not None
+    assert match.problem(min_score=1.1) == "weak match"
+    assert np.isinf(match.cycle_mm)
 
 
 # The command
