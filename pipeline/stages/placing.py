@@ -126,7 +126,9 @@ class Placing:
             for scan, tasks in sorted(by_scan.items())
         ]
         results = np.empty((row, 5))
-        for (source, _), found in run_bounded(self.client, match_scan, items, templates):
+        for (source, _), found in run_bounded(
+            self.client, match_scan, items, templates, self.config.min_score
+        ):
             raise_if_failed(found)
             results[[row for _, row in by_scan[source.row]]] = found
             self.advance(0)
@@ -163,7 +165,9 @@ def make_template(source: Source, place_mm: Floats) -> tuple[Floats, Features]:
 
 
 def match_scan(
-    item: tuple[Source, tuple[int, ...]], templates: Sequence[tuple[Floats, Features]]
+    item: tuple[Source, tuple[int, ...]],
+    templates: Sequence[tuple[Floats, Features]],
+    min_score: float,
 ) -> Floats:
     """(n, 5) matches of templates in one scan: place, score, cycle; nan where there is none."""
     source, numbers = item
@@ -172,7 +176,7 @@ def match_scan(
     with one_blas_thread():
         for row, number in zip(found, numbers, strict=True):
             place_mm, here = templates[number]
-            match = match_place(place_mm, here, there)
+            match = match_place(place_mm, here, there, min_score=min_score)
             if match is not None:
                 row[:] = *match.place_mm, match.score, match.cycle_mm
     return found
