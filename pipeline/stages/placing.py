@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeAlias
 from zipfile import BadZipFile
 
 import numpy as np
@@ -25,6 +26,9 @@ from pipeline.place import Floats, Scans
 from store.atomic import replace_file
 from store.progress import Advance
 from store.sharded import ShardedReader
+
+_CACHED_SCANS = 32
+"""Scans whose features a worker keeps, of about 3 MiB each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +57,20 @@ class Found:
     """(n,)."""
 
 
+Box: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
+"""Low and high corner, each (z, y, x) in mm."""
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where a worker finds a scan's thumbnail, and what it shows."""
 
     store: str
     row: int
-    box_mm: Floats
-    """(2, 3) corners of the frame box."""
-    edges_mm: Floats
-    """(2, 3) corners of the scan."""
+    box_mm: Box
+    """Corners of the frame box."""
+    edges_mm: Box
+    """Corners of the scan."""
     window_hu: tuple[float, float]
 
     def __repr__(self) -> str:
@@ -140,10 +148,14 @@ class Placing:
         return Source(
             store=str(self.store),
             row=row,
-            box_mm=self.scans.frame_mm[row],
-            edges_mm=np.stack([-0.5 * spacing_mm, (size - 0.5) * spacing_mm]),
+            box_mm=_as_box(*self.scans.frame_mm[row]),
+            edges_mm=_as_box(-0.5 * spacing_mm, (size - 0.5) * spacing_mm),
             window_hu=(float(low), float(high)),
         )
+
+
+def _as_box(low: Floats, high: Floats) -> Box:
+    return tuple(low.tolist()), tuple(high.tolist())
 
 
 def _read_results(file: Path, request: Floats) -> Floats | None:
@@ -182,11 +194,15 @@ def match_scan(
     return found
 
 
+@lru_cache(maxsize=_CACHED_SCANS)
 def _describe(source: Source) -> Features:
     thumbnail = _thumbnails(source.store).read([source.row])[0]
     with one_blas_thread():
         return describe_scan(
-            thumbnail, box_mm=source.box_mm, edges_mm=source.edges_mm, window_hu=source.window_hu
+            thumbnail,
+            box_mm=np.array(source.box_mm),
+            edges_mm=np.array(source.edges_mm),
+            window_hu=source.window_hu,
         )
 
 

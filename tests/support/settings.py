@@ -3,6 +3,7 @@
 SETTINGS = """
 classes = 4
 neighbours = 3
+max_member_share = 1.0
 validation_neighbours = 2
 validation_fraction = 0.34
 shape = [16, 32, 32]
