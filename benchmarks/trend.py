@@ -90,7 +90,7 @@ def measure(folder: Path) -> dict[str, float]:
     order = np.random.default_rng(0).permutation(_SHARD_ROWS)
     cubes = torch.rand(8, 1, *config.shape)
     scans = _scans()
-    plan = PrepareConfig(classes=50)
+    plan = PrepareConfig(classes=50, place="frame")
     model = new_autoencoder(config.autoencoder, 0)
     thumbnails = np.zeros((32, *THUMBNAIL_SHAPE), np.uint8)
     return {

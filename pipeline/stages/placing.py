@@ -92,7 +92,7 @@ class Placing:
         """`folder` is for the results; `advance` is called with 0 while matching goes on."""
         self.client, self.store, self.scans, self.config = client, store, scans, config
         self.folder, self.advance = folder, advance
-        self.number = 0
+        self.number = self.matched = 0
 
     def match(self, drafts: Sequence[Draft], wanted: Sequence[NDArray[np.intp]]) -> list[Found]:
         """Match each draft in the scans wanted for it: rows (n,)."""
@@ -119,7 +119,7 @@ class Placing:
         used = [number for number, scans in enumerate(wanted) if len(scans)]
         templates = [
             self.client.submit(
-                make_template, self._source(drafts[n].reference), drafts[n].place_mm, pure=False
+                make_template, self.source(drafts[n].reference), drafts[n].place_mm, pure=False
             )
             for n in used
         ]
@@ -130,9 +130,10 @@ class Placing:
                 by_scan.setdefault(scan, []).append((template, row))
                 row += 1
         items = [
-            (self._source(scan), tuple(template for template, _ in tasks))
+            (self.source(scan), tuple(template for template, _ in tasks))
             for scan, tasks in sorted(by_scan.items())
         ]
+        self.matched += row
         results = np.empty((row, 5))
         for (source, _), found in run_bounded(
             self.client, match_scan, items, templates, self.config.min_score
@@ -142,7 +143,8 @@ class Placing:
             self.advance(0)
         return results
 
-    def _source(self, row: int) -> Source:
+    def source(self, row: int) -> Source:
+        """A scan as the workers get it."""
         spacing_mm, size = self.scans.spacing_mm[row], self.scans.size[row]
         low, high = self.config.window_hu
         return Source(
@@ -173,7 +175,7 @@ def _read_results(file: Path, request: Floats) -> Floats | None:
 
 def make_template(source: Source, place_mm: Floats) -> tuple[Floats, Features]:
     """A place of a reference, and what matching needs of its surroundings."""
-    return place_mm, _describe(source).around(place_mm)
+    return place_mm, describe(source).around(place_mm)
 
 
 def match_scan(
@@ -183,7 +185,7 @@ def match_scan(
 ) -> Floats:
     """(n, 5) matches of templates in one scan: place, score, cycle; nan where there is none."""
     source, numbers = item
-    there = _describe(source)
+    there = describe(source)
     found = np.full((len(numbers), 5), np.nan)
     with one_blas_thread():
         for row, number in zip(found, numbers, strict=True):
@@ -195,7 +197,8 @@ def match_scan(
 
 
 @lru_cache(maxsize=_CACHED_SCANS)
-def _describe(source: Source) -> Features:
+def describe(source: Source) -> Features:
+    """Features of a scan, from its thumbnail in the store."""
     thumbnail = _thumbnails(source.store).read([source.row])[0]
     with one_blas_thread():
         return describe_scan(
