@@ -20,7 +20,7 @@ from pipeline.archive.lookup import (
 from pipeline.archive.manifest import Manifest
 from pipeline.config import PrepareConfig
 from store.errors import SemgenError, check_local
-from store.format import AUTOENCODER_FILE, SURVEY_VERSION, StoreError
+from store.format import AUTOENCODER_FILE, FORMAT, SURVEY_VERSION, StoreError
 from store.reader import PatchStore
 from store.settings import differences, to_json
 
@@ -159,6 +159,12 @@ def check_same_job(store: PatchStore, config: PrepareConfig, inputs: dict[str, s
 
     Of a complete store without its catalogue, only the settings are compared.
     """
+    if store.format != FORMAT:
+        use = "it can be used as it is" if store.state == "complete" else "it cannot be finished"
+        raise StoreError(
+            f"{store.path}: {store.state}, of store format {store.format}, which this version of"
+            f" semgen does not write; {use}. To prepare the archive again, give another folder"
+        )
     changed = differences(to_json(config), store.config)
     if changed:
         raise StoreError(

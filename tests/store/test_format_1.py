@@ -10,8 +10,10 @@ import pytest
 import zarr
 from selenium import webdriver
 
+from pipeline.config import PrepareConfig
+from pipeline.preflight import check_same_job
 from store import PatchStore
-from store.format import SPLITS, TABLES, tables_of
+from store.format import SPLITS, TABLES, StoreError, tables_of
 from store.group import compute_fingerprint
 from store.inspect import (
     describe_class,
@@ -106,3 +108,8 @@ def test_its_report_has_no_empty_columns(
     assert page.pixels(".member canvas").max() > 0
     log = browser.get_log("browser")
     assert [entry for entry in log if "readback" not in entry["message"]] == []
+
+
+def test_preparing_it_again_is_refused(old: PatchStore, config: PrepareConfig) -> None:
+    with pytest.raises(StoreError, match="store format 1.*can be used as it is"):
+        check_same_job(old, config, {})
