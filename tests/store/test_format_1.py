@@ -111,5 +111,5 @@ def test_its_report_has_no_empty_columns(
 
 
 def test_preparing_it_again_is_refused(old: PatchStore, config: PrepareConfig) -> None:
-    with pytest.raises(StoreError, match="store format 1.*can be used as it is"):
+    with pytest.raises(StoreError, match=r"store format 1.*can be used as it is"):
         check_same_job(old, config, {})
