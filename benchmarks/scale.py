@@ -320,7 +320,7 @@ def draw_scans(num: int) -> Scans:
         spacing_mm=spacing,
         size=size.astype(np.int32),
         frame_mm=np.stack([-0.5 * spacing, (size - 0.5) * spacing], axis=1),
-        embedding=draw_embeddings(num, AutoencoderConfig().latent),
+        embedding=draw_embeddings(num, AutoencoderConfig().latent + 2),
         thumbnail=lambda _: thumbnail,
     )
 

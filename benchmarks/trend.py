@@ -34,7 +34,7 @@ from pipeline.phantom.files import write_nifti
 from pipeline.phantom.patients import draw_phantom
 from pipeline.place import Scans
 from pipeline.stages.discover import discover
-from pipeline.stages.embed import embed_scans
+from pipeline.stages.embed import encode_scans
 from store.format import THUMBNAIL_SHAPE
 from store.sharded import ShardedReader
 from store.writer import StoreWriter, write_shard
@@ -100,7 +100,7 @@ def measure(folder: Path) -> dict[str, float]:
         "body box of a scan": cpu_ms(lambda: frame_box(volume, "body")),
         "thumbnail of a scan": cpu_ms(lambda: make_thumbnail(volume, box, THUMBNAIL_SHAPE, config)),
         "pseudonym of a scan": cpu_ms(volume.scan_id),
-        "embed a scan": cpu_ms(lambda: embed_scans(model, lambda rows: thumbnails[rows], 32), 32),
+        "embed a scan": cpu_ms(lambda: encode_scans(model, lambda rows: thumbnails[rows], 32), 32),
         "discover a class of 5,000 scans": cpu_ms(lambda: discover(scans, plan), 50),
         "cut a crop": cpu_ms(
             lambda: [

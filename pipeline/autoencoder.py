@@ -1,4 +1,4 @@
-"""A small 3-D autoencoder on thumbnails, whose bottleneck is the embedding of a scan.
+"""A small 3-D autoencoder on thumbnails; its latent vector gives the embedding of a scan.
 
 It restores its input under MSE (the paper, section 2.1). It works on thumbnails averaged over
 blocks of 4 x 4 x 4, without skip connections: all that is restored passes the bottleneck.
@@ -28,6 +28,7 @@ from store.format import AUTOENCODER_FILE, THUMBNAIL_SHAPE
 _REDUCTION = 4
 _LEVELS = 3
 _NORM_GROUPS = 4
+_METADATA, _VERSION = "semgen-autoencoder", 2
 
 Thumbnails = Callable[[NDArray[Any]], NDArray[np.uint8]]
 """Read rows (n,) -> (n, 64, 128, 128) uint8."""
@@ -38,6 +39,9 @@ class Autoencoder(nn.Module):
 
     Three strided convolutions bring the grid to (2, 4, 4); one linear layer makes the latent.
     """
+
+    centre: Tensor
+    """(latent,) float32, mean latent vector of the training scans; 0 until it is set."""
 
     def __init__(self, *, latent: int, width: int) -> None:
         super().__init__()
@@ -68,6 +72,7 @@ class Autoencoder(nn.Module):
         self.encoder = nn.Sequential(*encoder, nn.Flatten(), nn.Linear(numbers, latent))
         self.expand = nn.Linear(latent, numbers)
         self.decoder = nn.Sequential(*decoder)
+        self.register_buffer("centre", torch.zeros(latent))
 
     @staticmethod
     def reduce(thumbnail: Tensor) -> Tensor:
@@ -92,25 +97,33 @@ def new_autoencoder(config: AutoencoderConfig, seed: int) -> Autoencoder:
 
 
 def save_autoencoder(model: Autoencoder, file: Path) -> None:
-    """Write weights as safetensors."""
-    shape = {"latent": model.latent, "width": model.width}
-    metadata = {"semgen-autoencoder": json.dumps(shape)}
+    """Write weights and centre as safetensors."""
+    facts = {"version": _VERSION, "latent": model.latent, "width": model.width}
+    metadata = {_METADATA: json.dumps(facts)}
     with replace_file(file) as partial:
         partial.write_bytes(save(model.state_dict(), metadata=metadata))
 
 
 def load_autoencoder(file: Path) -> Autoencoder:
-    """Read weights that `save_autoencoder` wrote; ConfigError for any other file."""
+    """Read what `save_autoencoder` wrote; ConfigError for any other file."""
     try:
         with safe_open(file, "pt") as handle:
             metadata = handle.metadata() or {}
-            shape = json.loads(metadata["semgen-autoencoder"])
-            model = Autoencoder(latent=shape["latent"], width=shape["width"])
-            model.load_state_dict({name: handle.get_tensor(name) for name in list(handle.keys())})
+            facts = json.loads(metadata[_METADATA])
+            model = Autoencoder(latent=facts["latent"], width=facts["width"])
+            tensors = {name: handle.get_tensor(name) for name in list(handle.keys())}
+        version = facts.get("version", 1)
+        if version == _VERSION:
+            model.load_state_dict(tensors)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"{file}: not an autoencoder that semgen wrote; give a store or its {AUTOENCODER_FILE}"
         ) from error
+    if version != _VERSION:
+        raise ConfigError(
+            f"{file}: autoencoder of another version of semgen (format {version}, expected"
+            f" {_VERSION}); train a new one by leaving out --autoencoder"
+        )
     return model.eval()
 
 

@@ -1,5 +1,6 @@
 """The autoencoder: its training, its embeddings, and the files that it loads or refuses."""
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 
 from pipeline.autoencoder import Autoencoder, load_autoencoder, new_autoencoder, save_autoencoder
 from pipeline.config import AutoencoderConfig
-from pipeline.stages.embed import embed_scans
+from pipeline.stages.embed import encode_scans, make_embeddings, set_centre
 from pipeline.training import Training, steps_done, train_autoencoder
 from store import PatchStore
 from store.errors import ConfigError
@@ -21,6 +22,7 @@ from store.errors import ConfigError
 CONFIG = AutoencoderConfig(width=4, latent=16, max_steps=24, batch_size=6, threads=1)
 NUM_SCANS = 16
 TRAIN, VALIDATION = np.arange(12), np.arange(12, 16)
+BOX_MM = np.array([[[0.0, 0, 0], [300, 250, 350]]])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,6 +67,23 @@ def trained(read: Read, tmp_path_factory: pytest.TempPathFactory) -> tuple[Autoe
     return train(read, tmp_path_factory.mktemp("trained") / "autoencoder.pt")
 
 
+def embed(model: Autoencoder, read: Read, num: int = NUM_SCANS) -> NDArray[np.float32]:
+    return make_embeddings(encode_scans(model, read, num), model, BOX_MM.repeat(num, axis=0))
+
+
+@pytest.fixture(scope="module")
+def centred(trained: tuple[Autoencoder, Training], read: Read) -> Autoencoder:
+    """The trained model with the centre of the training scans."""
+    model = copy.deepcopy(trained[0])
+    set_centre(model, encode_scans(model, read, NUM_SCANS), np.arange(NUM_SCANS) < len(TRAIN))
+    return model
+
+
+@pytest.fixture(scope="module")
+def embeddings(centred: Autoencoder, read: Read) -> NDArray[np.float32]:
+    return embed(centred, read)
+
+
 def assert_same_weights(one: Autoencoder, other: Autoencoder) -> None:
     weights, others = one.state_dict(), other.state_dict()
     assert weights.keys() == others.keys()
@@ -93,10 +112,8 @@ def test_the_returned_weights_have_the_returned_loss(
     assert validation_loss(model, read) == pytest.approx(training.validation_loss, rel=1e-4)
 
 
-def test_the_nearest_scan_is_of_the_same_kind(
-    trained: tuple[Autoencoder, Training], read: Read
-) -> None:
-    vectors = embed_scans(trained[0], read, NUM_SCANS).astype(float)
+def test_the_nearest_scan_is_of_the_same_kind(embeddings: NDArray[np.float32]) -> None:
+    vectors = embeddings.astype(float)
     distance = np.linalg.norm(vectors[:, None] - vectors, axis=2)
     np.fill_diagonal(distance, np.inf)
     assert (distance.argmin(axis=1) % 2).tolist() == [number % 2 for number in range(NUM_SCANS)]
@@ -210,39 +227,61 @@ def test_the_output_depends_on_the_embedding_alone(
 
 
 def test_an_embedding_does_not_depend_on_the_other_scans(
-    trained: tuple[Autoencoder, Training], read: Read
+    centred: Autoencoder, embeddings: NDArray[np.float32], read: Read
 ) -> None:
-    together = embed_scans(trained[0], read, NUM_SCANS)
     for row in (0, 5, 15):
-        alone = embed_scans(trained[0], lambda rows, row=row: read(rows + row), 1)
-        np.testing.assert_array_equal(together[row], alone[0])
+        alone = embed(centred, lambda rows, row=row: read(rows + row), 1)
+        np.testing.assert_array_equal(embeddings[row], alone[0])
 
 
-def test_embeddings_are_as_long_as_the_settings_say(
-    trained: tuple[Autoencoder, Training], read: Read
+def test_embeddings_are_unit_vectors_and_two_numbers_more(
+    embeddings: NDArray[np.float32],
 ) -> None:
-    found = embed_scans(trained[0], read, 3)
-    assert (found.shape, found.dtype) == ((3, CONFIG.latent), np.float32)
+    assert embeddings.shape == (NUM_SCANS, CONFIG.latent + 2)
+    assert embeddings.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(embeddings[:, :-2], axis=1), 1, atol=1e-6)
+
+
+def test_the_last_two_numbers_compare_the_sizes_of_two_boxes(centred: Autoencoder) -> None:
+    boxes_mm = BOX_MM.repeat(2, axis=0)
+    boxes_mm[1, :, 1] = 40, 40 + 250 * np.e
+    boxes_mm[1, :, 2] *= 0.5
+    one, other = make_embeddings(np.ones((2, CONFIG.latent), np.float32), centred, boxes_mm)
+    np.testing.assert_allclose((other - one)[-2:], [1, np.log(0.5)], atol=1e-6)
+    np.testing.assert_array_equal(one[:-2], other[:-2])
+
+
+def test_a_scan_at_the_centre_has_an_embedding() -> None:
+    model = new_autoencoder(CONFIG, 0)
+    latent = np.ones((1, CONFIG.latent), np.float32)
+    set_centre(model, latent, np.array([True]))
+    assert (make_embeddings(latent, model, BOX_MM)[0, :-2] == 0).all()
 
 
 def test_a_store_has_the_embeddings_that_its_weights_give(
     prepared: Path, patches: PatchStore
 ) -> None:
     model = load_autoencoder(prepared / "scans/embedding/autoencoder.safetensors")
-    found = embed_scans(model, patches.thumbnails.read, len(patches.scans.id))
+    latent = encode_scans(model, patches.thumbnails.read, len(patches.scans.id))
+    found = make_embeddings(latent, model, patches.scans.frame_mm)
     np.testing.assert_array_equal(found, patches.scans.embedding)
+
+
+def test_the_centre_is_the_mean_of_the_training_scans(prepared: Path, patches: PatchStore) -> None:
+    model = load_autoencoder(prepared / "scans/embedding/autoencoder.safetensors")
+    latent = encode_scans(model, patches.thumbnails.read, len(patches.scans.id))
+    mean = latent[patches.scans.split == 0].mean(axis=0)
+    np.testing.assert_allclose(model.centre.numpy(), mean, rtol=1e-4, atol=1e-6)
 
 
 # Files -------------------------------------------------------------------------------------------
 
 
-def test_saved_weights_are_loaded_with_their_shape(
-    trained: tuple[Autoencoder, Training], tmp_path: Path
-) -> None:
-    save_autoencoder(trained[0], tmp_path / "weights.safetensors")
+def test_saved_weights_are_loaded_with_their_shape(centred: Autoencoder, tmp_path: Path) -> None:
+    save_autoencoder(centred, tmp_path / "weights.safetensors")
     loaded = load_autoencoder(tmp_path / "weights.safetensors")
     assert (loaded.latent, loaded.width) == (CONFIG.latent, CONFIG.width)
-    assert_same_weights(loaded, trained[0])
+    assert_same_weights(loaded, centred)
 
 
 def test_the_same_weights_are_the_same_file(
@@ -271,7 +310,7 @@ def make_foreign(path: Path) -> None:
 
 
 def make_lacking(path: Path) -> None:
-    shape = '{"latent": 16, "width": 4}'
+    shape = '{"version": 2, "latent": 16, "width": 4}'
     save_file({"expand.bias": torch.zeros(3)}, path, metadata={"semgen-autoencoder": shape})
 
 
@@ -301,3 +340,12 @@ def test_files_of_anything_else_are_refused(tmp_path: Path, make: Callable[[Path
     make(tmp_path / "weights.file")
     with pytest.raises(ConfigError, match=r"weights\.file: not an autoencoder that semgen wrote"):
         load_autoencoder(tmp_path / "weights.file")
+
+
+def test_weights_of_an_earlier_version_are_refused(tmp_path: Path) -> None:
+    weights = new_autoencoder(CONFIG, 0).state_dict()
+    del weights["centre"]
+    metadata = {"semgen-autoencoder": '{"latent": 16, "width": 4}'}
+    save_file(weights, tmp_path / "old.file", metadata=metadata)
+    with pytest.raises(ConfigError, match=r"old\.file: autoencoder of another version of semgen"):
+        load_autoencoder(tmp_path / "old.file")
