@@ -23,7 +23,7 @@ Place = Literal["match", "frame"]
 class AutoencoderConfig:
     """How scans are embedded; see pipeline/autoencoder.py."""
 
-    latent: int = 510
+    latent: int = 512
     """Length of the latent vector. An embedding has two more numbers, for the size of the body."""
     width: int = 8
     """Channels of the first convolution; doubled at each level. A multiple of 4."""
