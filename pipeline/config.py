@@ -23,8 +23,9 @@ Place = Literal["match", "frame"]
 class AutoencoderConfig:
     """How scans are embedded; see pipeline/autoencoder.py."""
 
-    latent: int = 512
-    """Length of the latent vector. An embedding has two more numbers, for the size of the body."""
+    latent: int = 510
+    """Length of the latent vector. An embedding has two more numbers, for the size of the body; 512
+    in all, which product quantisers of FAISS can divide."""
     width: int = 8
     """Channels of the first convolution; doubled at each level. A multiple of 4."""
     learning_rate: float = 1e-3

@@ -79,7 +79,11 @@ def test_the_working_folder_can_become_a_store(
     )
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "here") == contents(prepared)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "here.catalogue"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "here",
+        "here.catalogue",
+        "here.quality.json",
+    ]
 
 
 def test_a_folder_that_was_there_before_stays_when_there_is_nothing_to_prepare(
