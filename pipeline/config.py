@@ -82,7 +82,8 @@ class PrepareConfig:
     min_score: float = 0.4
     """Minimum score of a match, at most 1: how similar the surroundings of both places are."""
     max_cycle_mm: float = 10.0
-    """Maximum distance in mm from the reference's place after matching to a scan and back."""
+    """Maximum distance in mm from the reference's place after matching to a scan and back, 0 to
+    10."""
     candidates_per_member: float = 3.0
     """Scans that are matched, nearest first, until a class has its maximum number of members: at
     most this many times that number."""
@@ -175,7 +176,7 @@ class PrepareConfig:
         ):
             _check(self, name, low=0, high=1)
         _check(self, "min_score", low=-1, high=1)
-        _check(self, "max_cycle_mm", low=0)
+        _check(self, "max_cycle_mm", low=0, high=10)
         _check(self, "candidates_per_member", low=1)
         _check(self, "validation_fraction", low=0, high=0.9)
         _check(self, "max_oblique_deg", low=0, high=45)

@@ -87,6 +87,20 @@ _FIT_WINDOW: Final = _window(16.0, _FIT_STEP_MM, _FIT_RADIUS)
 _FIT_REACH_MM, _FIT_ROUNDS, _FIT_STD = 6.0, 3, 2.5
 
 
+def _reaches() -> tuple[Point, ...]:
+    """(3,) farthest that a way back may be from its start before each search, and before the fit.
+
+    From farther away, it cannot end within MAX_CYCLE_MM.
+    """
+    reaches = [np.full(3, MAX_CYCLE_MM + _FIT_REACH_MM)]
+    for search in reversed(_SEARCHES):
+        reaches.insert(0, reaches[0] + search.reach_mm + search.step_mm)
+    return tuple(reaches)
+
+
+_BEYOND_MM: Final = _reaches()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Match:
     """Where the anatomy of a place in one scan lies in another scan."""
@@ -193,17 +207,13 @@ class Features:
         Where the match can be trusted, the result is the same as with the whole scan.
         """
         place, grids = np.asarray(place_mm, np.float64), []
-        beyond_mm = np.full(3, MAX_CYCLE_MM + _FIT_REACH_MM)
         thumbnail = self.thumbnail.around(
             place, MAX_CYCLE_MM + 2 * _FIT_REACH_MM + _FIT_RADIUS * _FIT_STEP_MM
         )
-        for search, grid in reversed(list(zip(_SEARCHES, self.grids, strict=True))):
-            # a way back that starts farther away cannot end within MAX_CYCLE_MM
-            beyond_mm = beyond_mm + search.reach_mm + search.step_mm
-            grids.append(
-                grid.around(place, beyond_mm + search.reach_mm + search.radius * search.step_mm)
-            )
-        return Features(self.box_mm, self.slices, tuple(reversed(grids)), thumbnail)
+        for search, grid, beyond_mm in zip(_SEARCHES, self.grids, _BEYOND_MM[:-1], strict=True):
+            reach_mm = beyond_mm + search.reach_mm + search.radius * search.step_mm
+            grids.append(grid.around(place, reach_mm))
+        return Features(self.box_mm, self.slices, tuple(grids), thumbnail)
 
 
 def describe_scan(
@@ -250,20 +260,27 @@ def match_place(
     if forth is None:
         return None
     found, score = forth[0].round(2), round(forth[1], 4)  # the last bits depend on the CPU
-    back = _find(found, there, here) if score >= min_score else None
+    back = _find(found, there, here, home_mm=start) if score >= min_score else None
     cycle_mm = np.inf if back is None else round(float(np.linalg.norm(back[0] - start)), 2)
     (low, *_), (high, *_) = there.box_mm  # along z, the frame box is the scan
     inside = bool(low <= found[0] <= high)
     return Match(place_mm=found, score=score, cycle_mm=cycle_mm, inside=inside)
 
 
-def _find(place_mm: Point, here: Features, there: Features) -> tuple[Point, float] | None:
-    """The place and its score."""
+def _find(
+    place_mm: Point, here: Features, there: Features, home_mm: Point | None = None
+) -> tuple[Point, float] | None:
+    """The place and its score; None, too, where the search cannot end within reach of `home_mm`."""
     share = (place_mm - here.box_mm[0]) / (here.box_mm[1] - here.box_mm[0])
     start = there.box_mm[0] + share * (there.box_mm[1] - there.box_mm[0])
     starts = [np.array([z, *start[1:]]) for z in _find_slices(place_mm[0], here, there)]
     score = 0.0
-    for search, one, other in zip(_SEARCHES, here.grids, there.grids, strict=True):
+    for number, search in enumerate(_SEARCHES):
+        if home_mm is not None:
+            apart = np.abs(np.array(starts).reshape(-1, 3) - home_mm)
+            if not (apart <= _BEYOND_MM[number]).all(axis=1).any():
+                return None
+        one, other = here.grids[number], there.grids[number]
         results = [_search(search, one, place_mm, other, start) for start in starts]
         found = max((r for r in results if r is not None), key=lambda r: r[1], default=None)
         if found is None:
