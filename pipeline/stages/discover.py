@@ -36,12 +36,14 @@ from store.reader import PatchStore
 from store.writer import StoreWriter
 
 _ROUNDING_MM = 1e-6
-_DRAFTS = 64
-"""Maximum number of classes that are placed at a time."""
+_MIN_DRAFTS, _DRAFTS = 8, 64
+"""Drafts that are placed at a time: more in a large archive, where they share the features of scans
+and seldom overlap each other."""
 _CACHED_SCANS = 32
 """Scans whose body is kept in memory, of 2 MiB each."""
-_WAVE = 16
-"""Minimum number of scans that are tried at a time for one class."""
+_FIRST_WAVE, _WAVE = 8, 16
+"""Scans that are tried for one class at first, and at least later: the first ones show most of the
+overlap with other classes."""
 _FAILURES = 50
 """With matching, at least so many drafts in a row must fail before discovery ends."""
 
@@ -141,15 +143,15 @@ def discover(
         order = np.random.default_rng([config.seed, REFERENCES, turn]).permutation(search.train)
         before, start = len(found.classes), 0
         while start < num_train and search.missing:
-            num = 1 if config.place == "frame" else min(_DRAFTS, 2 * search.missing)
-            references = order[start : start + num].tolist()
-            start += num
-            drafts = [search.drafts(reference, turn) for reference in references]
             if config.place == "frame":
-                search.place_by_frame(drafts[0])
-            else:
-                assert find is not None
-                search.place_by_match([d for one in drafts for d in itertools.islice(one, 1)], find)
+                search.place_by_frame(search.drafts(int(order[start]), turn))
+                start += 1
+                continue
+            assert find is not None
+            num = min(_DRAFTS, 2 * search.missing, max(_MIN_DRAFTS, num_train // _MIN_DRAFTS))
+            some = (search.drafts(row, turn) for row in order[start : start + num].tolist())
+            search.place_by_match([d for one in some for d in itertools.islice(one, 1)], find)
+            start += num
         failures = failures + num_train if len(found.classes) == before else 0
         turn += 1
     return found
@@ -253,7 +255,9 @@ class _Search:
         walks = self._walk(drafts, self.index, self.most.train, self.least, find)
         kept = []
         for draft, walk in zip(drafts, walks, strict=True):
-            if walk.num_found < self.least:
+            if walk.overlaps:
+                self.found.redrawn["overlap"] += 1
+            elif walk.num_found < self.least:
                 self.found.redrawn["too few members"] += 1
             else:
                 kept.append((draft, walk))
@@ -284,6 +288,8 @@ class _Search:
                 return walks
             for walk, wave, found in zip(walks, waves, find(drafts, waves), strict=True):
                 walk.add(wave, found, self._problems(wave, found))
+                members = walk.members()
+                walk.overlaps = self.taken.are_too_close(members.scans, members.place_mm)
 
     def _problems(self, scans: NDArray[np.intp], found: Found) -> list[str | None]:
         """Why each scan is no member; None where it is one."""
@@ -332,7 +338,7 @@ class _Walk:
         is_other = scans != draft.reference
         self.scans, self.distances = scans[is_other], distances[is_other]
         self.most, self.least = most, least
-        self.tried = 0
+        self.tried, self.overlaps = 0, False
         self.rejected: Counter[str] = Counter()
         own = not is_other.all()
         self._members: list[tuple[int, float, Floats, float, float]] = (
@@ -344,11 +350,11 @@ class _Walk:
         return len(self._members)
 
     def next_wave(self) -> NDArray[np.intp]:
-        """The scans to try next; empty when the walk is over, or cannot find enough members."""
+        """The scans to try next; empty when the walk is over, or cannot end with a class."""
         missing, left = self.most - self.num_found, len(self.scans) - self.tried
-        if missing <= 0 or self.num_found + left < self.least:
+        if missing <= 0 or self.overlaps or self.num_found + left < self.least:
             return np.empty(0, np.intp)
-        stop = self.tried + max(_WAVE, missing + missing // 4)
+        stop = self.tried + (max(_WAVE, missing + missing // 4) if self.tried else _FIRST_WAVE)
         return np.asarray(self.scans[self.tried : stop])
 
     def add(self, scans: NDArray[np.intp], found: Found, problems: Sequence[str | None]) -> None:
