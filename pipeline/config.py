@@ -68,7 +68,8 @@ class PrepareConfig:
     validation_neighbours: int = 30
     """Maximum number of members of a class among the validation scans."""
     max_member_share: float = 0.5
-    """Maximum number of members, as a share of the scans of a split."""
+    """Only this share of the scans, those most similar to the reference, can be members of its
+    class."""
     validation_fraction: float = 0.1
     """Share of patients whose scans are used for validation, 0 to 0.9. If it is not 0, at least
     one patient is used."""

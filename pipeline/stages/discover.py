@@ -186,6 +186,7 @@ class _Search:
     def __init__(self, scans: Scans, config: PrepareConfig, advance: Advance) -> None:
         self.scans, self.config, self.advance = scans, config, advance
         self.geometry = Geometry(scans, config)
+        self.large_enough = self.geometry.is_large_enough()
         self.taken = TakenPlaces(self.geometry)
         self.train, validation = (np.flatnonzero(scans.split == number) for number in (0, 1))
         self.most = most_members(config, scans.split)
@@ -252,7 +253,8 @@ class _Search:
 
     def place_by_match(self, drafts: Sequence[Draft], find: Find) -> None:
         """Keep the drafts that make a class, in order."""
-        walks = self._walk(drafts, self.index, self.most.train, self.least, find)
+        walks = [self._walk(draft) for draft in drafts]
+        self._match(drafts, walks, find)
         kept = []
         for draft, walk in zip(drafts, walks, strict=True):
             if walk.overlaps:
@@ -261,9 +263,8 @@ class _Search:
                 self.found.redrawn["too few members"] += 1
             else:
                 kept.append((draft, walk))
-        validation_walks = self._walk(
-            [draft for draft, _ in kept], self.validation_index, self.most.validation, 0, find
-        )
+        validation_walks = [self._validation_walk(draft, walk) for draft, walk in kept]
+        self._match([draft for draft, _ in kept], validation_walks, find)
         for (draft, walk), validation in zip(kept, validation_walks, strict=True):
             if not self.missing:
                 return
@@ -272,20 +273,31 @@ class _Search:
             else:
                 self.found.redrawn["overlap"] += 1
 
-    def _walk(
-        self, drafts: Sequence[Draft], index: Neighbours, most: int, least: int, find: Find
-    ) -> list[_Walk]:
-        """Match drafts in their nearest scans, until each has `most` members or no more scans."""
+    def _walk(self, draft: Draft) -> _Walk:
+        """The training scans to try: those most similar to the reference."""
+        num = math.ceil(
+            min(
+                self.config.candidates_per_member * self.most.train,
+                self.config.max_member_share * len(self.train),
+            )
+        )
+        scans, distances = self.index.nearest(draft.reference, max(2, num), self.large_enough)
+        return _Walk(draft, scans, distances, self.most.train, self.least)
+
+    def _validation_walk(self, draft: Draft, train: _Walk) -> _Walk:
+        """The validation scans to try: none is less similar than the last training scan."""
+        most = self.most.validation
         num = math.ceil(self.config.candidates_per_member * most)
-        large_enough = self.geometry.is_large_enough()
-        walks = [
-            _Walk(draft, *index.nearest(draft.reference, num, large_enough), most, least)
-            for draft in drafts
-        ]
+        found = self.validation_index.nearest(draft.reference, num, self.large_enough)
+        scans, distances = (column[found[1] <= train.distances[-1]] for column in found)
+        return _Walk(draft, scans, distances, most, 0)
+
+    def _match(self, drafts: Sequence[Draft], walks: Sequence[_Walk], find: Find) -> None:
+        """Match each draft in the scans of its walk, until it has its members or no more scans."""
         while True:
             waves = [walk.next_wave() for walk in walks]
             if not any(map(len, waves)):
-                return walks
+                return
             for walk, wave, found in zip(walks, waves, find(drafts, waves), strict=True):
                 walk.add(wave, found, self._problems(wave, found))
                 members = walk.members()

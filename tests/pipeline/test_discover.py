@@ -479,7 +479,14 @@ def test_a_class_has_at_most_a_share_of_the_scans() -> None:
     assert min_members(PrepareConfig(), split) == 6
     assert most_members(PrepareConfig(), np.zeros(1000, np.uint8)) == (200, 0)
     assert most_members(load_config(preset="paper"), split) == (49, 6)
-    assert max(len(found.train) for found in matched(neighbours=100).classes) <= 12
+
+
+def test_members_are_among_the_most_similar_share_of_the_scans() -> None:
+    for found in matched(neighbours=100).classes:
+        offset = SCANS.embedding.astype(float) - SCANS.embedding[found.reference]
+        distance = np.linalg.norm(offset, axis=1)
+        nearest = sorted(distance[SCANS.split == 0])[: NUM_TRAIN // 2]
+        assert distance[scans_of(found)].max() <= max(nearest) + 1e-6
 
 
 def test_the_same_matches_give_the_same_plan() -> None:
