@@ -43,7 +43,7 @@ def body_mask(hu: NDArray[np.floating], spacing_mm: Sequence[float] | NDArray[np
             outside[at_edge[np.take(hu, end, axis) < _AIR_HU]] = True
     inside = (2 * at_core > border) & ~outside
     inside[0] = False  # what is solid
-    return _fill_holes(core | inside[gaps])
+    return fill_holes(core | inside[gaps])
 
 
 def _core(solid: Mask, spacing_mm: Sequence[float] | NDArray[np.float64]) -> Mask:
@@ -58,8 +58,8 @@ def _core(solid: Mask, spacing_mm: Sequence[float] | NDArray[np.float64]) -> Mas
     return np.asarray(sizes >= _KEPT_SHARE * sizes.max())[labels]  # two legs are two parts
 
 
-def _fill_holes(mask: Mask) -> Mask:
-    """Fill what the mask surrounds within a slice: walls between gaps, vessels of the lungs."""
+def fill_holes(mask: Mask) -> Mask:
+    """Fill what the mask surrounds within a slice: lungs may be open along z."""
     holes, count = ndimage.label(~mask, structure=_IN_PLANE)
     outside = np.zeros(count + 1, bool)
     for edge in (np.s_[:, 0], np.s_[:, -1], np.s_[:, :, 0], np.s_[:, :, -1]):

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pipeline.archive.volume import Volume
+from pipeline.body import fill_holes
 from pipeline.config import Frame
 
 _GRID_MM = (12.0, 4.0, 4.0)
@@ -70,9 +71,7 @@ def _body_mask(coarse: Volume) -> NDArray[np.bool_]:
     """Mask of the body."""
     # An opening per slice, wider than a table top is thick, cuts the table off.
     radius = max(1, round(_OPENING_MM / (0.5 * (coarse.spacing_mm[1] + coarse.spacing_mm[2]))))
-    opened = ndimage.binary_opening(
-        _fill_holes(coarse.hu > _BODY_HU), structure=_disc(radius)[None]
-    )
+    opened = ndimage.binary_opening(fill_holes(coarse.hu > _BODY_HU), structure=_disc(radius)[None])
     labels, count = ndimage.label(opened)
     if count == 0:
         return opened
@@ -81,24 +80,7 @@ def _body_mask(coarse: Volume) -> NDArray[np.bool_]:
     return np.asarray(sizes >= _KEPT_SHARE * sizes.max())[labels]  # two legs are two components
 
 
-def _fill_holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Fill holes that do not reach a slice's edge, slice by slice: lungs may be open along z."""
-    labels, count = ndimage.label(~mask, structure=_in_plane())
-    outside = np.zeros(count + 1, bool)
-    for edge in (labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1]):
-        outside[edge] = True
-    outside[0] = False
-    return ~outside[labels]
-
-
 def _disc(radius: int) -> NDArray[np.bool_]:
     y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
     disc: NDArray[np.bool_] = y * y + x * x <= radius * radius
     return disc
-
-
-def _in_plane() -> NDArray[np.bool_]:
-    """Connectivity within a slice only."""
-    structure = np.zeros((3, 3, 3), bool)
-    structure[1] = ndimage.generate_binary_structure(2, 1)
-    return structure

@@ -299,6 +299,8 @@ class _Search:
             if not any(map(len, waves)):
                 return
             for walk, wave, found in zip(walks, waves, find(drafts, waves), strict=True):
+                if not len(wave):
+                    continue
                 walk.add(wave, found, self._problems(wave, found))
                 members = walk.members()
                 walk.overlaps = self.taken.are_too_close(members.scans, members.place_mm)
