@@ -34,7 +34,8 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
 from pipeline.archive.volume import Volume
-from pipeline.match import Features, match_place
+from pipeline.features import Features
+from pipeline.match import match_place
 from pipeline.match_files import describe_volume, read_scan
 from pipeline.phantom.patients import draw_phantom
 from pipeline.phantom.solids import LABELS

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from pipeline.archive.volume import Volume
 from pipeline.config import PrepareConfig
@@ -30,8 +31,13 @@ def one_blas_thread() -> AbstractContextManager[object]:
 
     With several threads, BLAS adds in another order, which can change the last bit of a voxel.
     """
-    context: AbstractContextManager[object] = threadpool_limits(limits=1, user_api="blas")
+    context: AbstractContextManager[object] = _threadpools().limit(limits=1, user_api="blas")
     return context
+
+
+@cache
+def _threadpools() -> ThreadpoolController:
+    return ThreadpoolController()  # looks through all loaded libraries, which takes a millisecond
 
 
 def axis_weights(

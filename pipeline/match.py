@@ -11,34 +11,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from scipy import fft, ndimage
+from scipy import fft
 
-from pipeline.crops import axis_weights
-
-Floats = NDArray[np.float32]
-Point = NDArray[np.float64]
-
-_HU: Final = (-1000, -850, -500, -150, -60, 20, 80, 200, 600, 1000)
-_GREY: Final = (0, 0.12, 0.3, 0.42, 0.5, 0.66, 0.8, 0.9, 1.05, 1.1)
-"""Grey values by HU, linear between. Soft tissue gets a large part of the range."""
+from pipeline.features import Features, Floats, Grid, Point, Thumbnail, contract, describe, outer
 
 MIN_SCORE: Final = 0.4
 MAX_CYCLE_MM: Final = 10.0
 """Limits of a match that can be trusted."""
 
-_SLICE_MM, _CELLS = 6.0, (16, 20)
-_SLICE_STD, _SLICE_STEP_MM = 0.02, 3.0
+_SLICE_MM, _SLICE_STEP_MM = 6.0, 3.0
 _SLICE_SIGMA_MM, _SLICE_REACH_MM = 100.0, 300.0
 _SECOND_SLICE_DROP, _SECOND_SLICE_MM = 0.15, 45.0
 _MIN_OVERLAP = 0.5
-_FEATURE_SIGMA_MM, _FEATURE_STD = 24.0, 0.03
 _CUT_SIGMAS = 2.0
-_AIR_MARGIN_MM = 10.0
-"""Beyond the frame box is air where the box ends at least so far inside the scan."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,16 +54,21 @@ class _Search:
 
     @cached_property
     def windows(self) -> Floats:
-        """(2, Z, Y, X) weights."""
+        """(2, 2 radius + 1) weights along any axis: a window is the product of three."""
         return np.stack([_window(sigma, self.step_mm, self.radius) for sigma in self.sigmas_mm])
+
+    @cached_property
+    def costs(self) -> Floats:
+        """(Z, Y, X) what the distance of each offset costs."""
+        z, y, x = (np.square(np.arange(-r, r + 1) * self.step_mm) for r in self.reach)
+        return np.asarray((z[:, None, None] + y[:, None] + x) / self.penalty_mm**2, np.float32)
 
 
 def _window(sigma_mm: float, step_mm: float, radius: int) -> Floats:
-    """(Z, Y, X) Gaussian, cut at 2 sigma; `radius` steps to each side."""
+    """(2 radius + 1,) Gaussian, cut at 2 sigma."""
     along = np.square(np.arange(-radius, radius + 1) * step_mm)
-    square = along[:, None, None] + along[:, None] + along
-    within = square <= (_CUT_SIGMAS * sigma_mm) ** 2
-    return np.asarray(np.exp(-0.5 * square / sigma_mm**2) * within, np.float32)
+    within = along <= (_CUT_SIGMAS * sigma_mm) ** 2
+    return np.asarray(np.exp(-0.5 * along / sigma_mm**2) * within, np.float32)
 
 
 _SEARCHES: Final = (
@@ -83,7 +78,8 @@ _SEARCHES: Final = (
 )
 
 _FIT_STEP_MM, _FIT_RADIUS = 3.0, 10
-_FIT_WINDOW: Final = _window(16.0, _FIT_STEP_MM, _FIT_RADIUS)
+_FIT_OFFSET_MM: Final[Point] = _FIT_STEP_MM * np.arange(-_FIT_RADIUS, _FIT_RADIUS + 1.0)
+_FIT_WINDOW: Final = outer(*[_window(16.0, _FIT_STEP_MM, _FIT_RADIUS)] * 3)
 _FIT_REACH_MM, _FIT_ROUNDS, _FIT_STD = 6.0, 3, 2.5
 
 
@@ -125,97 +121,6 @@ class Match:
         return "did not lead back" if self.cycle_mm > max_cycle_mm else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Grid:
-    """Features of a scan on an even grid; beyond the grid, nothing is known."""
-
-    step_mm: float
-    origin_mm: Point
-    """Position of the first sample."""
-    values: NDArray[np.float16]
-    """(Z, Y, X) grey values, normalised by their surroundings; 0 where `known` is false."""
-    known: NDArray[np.bool_]
-    """(Y, X) whether the scan shows this, at every z of the grid."""
-
-    def around(self, place_mm: Point, reach_mm: Point) -> _Grid:
-        """The part of the grid within reach of a place along each axis."""
-        index = (place_mm - self.origin_mm) / self.step_mm
-        steps = np.ceil(np.divide(reach_mm, self.step_mm)) + 1
-        size = self.values.shape
-        low = np.clip(np.floor(index) - steps, 0, size).astype(int)
-        high = np.clip(np.floor(index) + steps + 1, low, size).astype(int)
-        z, y, x = (slice(a, b) for a, b in zip(low, high, strict=True))
-        origin_mm = self.origin_mm + low * self.step_mm
-        return _Grid(self.step_mm, origin_mm, self.values[z, y, x].copy(), self.known[y, x].copy())
-
-
-@dataclass(frozen=True, slots=True)
-class _Thumbnail:
-    """Grey values of the frame box, or of a part of it; beyond, nothing is known."""
-
-    spacing_mm: Point
-    origin_mm: Point
-    """Position of the first voxel."""
-    values: NDArray[np.uint8]
-    """(Z, Y, X)."""
-
-    def around(self, place_mm: Point, reach_mm: float) -> _Thumbnail:
-        """The part within reach of a place."""
-        size = self.values.shape
-        low, high = (
-            (place_mm + side * reach_mm - self.origin_mm) / self.spacing_mm for side in (-1, 1)
-        )
-        low = np.clip(np.floor(low), 0, np.subtract(size, 2)).astype(int)
-        high = np.clip(np.ceil(high) + 1, low + 2, size).astype(int)
-        z, y, x = (slice(a, b) for a, b in zip(low, high, strict=True))
-        origin_mm = self.origin_mm + low * self.spacing_mm
-        return _Thumbnail(self.spacing_mm, origin_mm, self.values[z, y, x].copy())
-
-    def sample(self, centre_mm: Point) -> tuple[Floats, Floats]:
-        """Values and `known` on the grid of `_FIT_WINDOW` around a point, linear between."""
-        steps_mm = _FIT_STEP_MM * np.arange(-_FIT_RADIUS, _FIT_RADIUS + 1)
-        values: NDArray[Any] = self.values
-        known = np.ones((), np.float32)
-        for axis, size in enumerate(self.values.shape):
-            at = (centre_mm[axis] + steps_mm - self.origin_mm[axis]) / self.spacing_mm[axis]
-            known = known[..., None] * ((at >= -0.5) & (at <= size - 0.5)).astype(np.float32)
-            at = np.clip(at, 0, size - 1)
-            first = np.minimum(at.astype(int), size - 2)
-            share = (at - first).astype(np.float32).reshape(-1, *[1] * (2 - axis))
-            before, after = (
-                np.take(values, i, axis).astype(np.float32) for i in (first, first + 1)
-            )
-            values = before + share * (after - before)
-        return values, known
-
-
-@dataclass(frozen=True, slots=True)
-class Features:
-    """What matching knows of one scan."""
-
-    box_mm: Point
-    """(2, 3) low and high corner of the frame box."""
-    slices: NDArray[np.float16]
-    """(n, cells) description of each slice: its cells, with mean 0 and mean square 1."""
-    grids: tuple[_Grid, ...]
-    """One for each local search."""
-    thumbnail: _Thumbnail
-
-    def around(self, place_mm: Sequence[float] | Point) -> Features:
-        """What `match_place` needs of this scan for one place, there and back; about 0.5 MB.
-
-        Where the match can be trusted, the result is the same as with the whole scan.
-        """
-        place, grids = np.asarray(place_mm, np.float64), []
-        thumbnail = self.thumbnail.around(
-            place, MAX_CYCLE_MM + 2 * _FIT_REACH_MM + _FIT_RADIUS * _FIT_STEP_MM
-        )
-        for search, grid, beyond_mm in zip(_SEARCHES, self.grids, _BEYOND_MM[:-1], strict=True):
-            reach_mm = beyond_mm + search.reach_mm + search.radius * search.step_mm
-            grids.append(grid.around(place, reach_mm))
-        return Features(self.box_mm, self.slices, tuple(grids), thumbnail)
-
-
 def describe_scan(
     thumbnail: NDArray[np.uint8],
     *,
@@ -223,22 +128,24 @@ def describe_scan(
     edges_mm: NDArray[np.float64],
     window_hu: tuple[float, float],
 ) -> Features:
-    """Compute the features of a scan from its thumbnail.
+    """Compute what `match_place` needs of a scan; arguments as of `pipeline.features.describe`."""
+    grids = [(search.step_mm, search.radius) for search in _SEARCHES]
+    return describe(thumbnail, box_mm=box_mm, edges_mm=edges_mm, window_hu=window_hu, grids=grids)
 
-    thumbnail
-        (Z, Y, X) uint8: the frame box, `window_hu` mapped to 0..255.
-    box_mm, edges_mm
-        (2, 3) low and high corner of the frame box, and of the scan, at voxel edges.
+
+def describe_place(features: Features, place_mm: Sequence[float] | Point) -> Features:
+    """What `match_place` needs of a scan for one place in it, there and back; about 0.5 MB.
+
+    Where the match can be trusted, the result is the same as with the whole scan.
     """
-    low, high = window_hu
-    hu = np.linspace(low, high, 256)
-    table = np.interp(hu, _HU, _GREY).astype(np.float32)
-    grey = table[thumbnail]
-    grids = tuple(_make_grid(grey, box_mm, edges_mm, search) for search in _SEARCHES)
-    spacing_mm = (box_mm[1] - box_mm[0]) / thumbnail.shape
-    values = np.rint(table * (255 / _GREY[-1])).astype(np.uint8)[thumbnail]
-    small = _Thumbnail(spacing_mm, box_mm[0] + 0.5 * spacing_mm, values)
-    return Features(np.asarray(box_mm), _describe_slices(grey, box_mm), grids, small)
+    place, grids = np.asarray(place_mm, np.float64), []
+    thumbnail = features.thumbnail.around(
+        place, MAX_CYCLE_MM + 2 * _FIT_REACH_MM + _FIT_RADIUS * _FIT_STEP_MM
+    )
+    for search, grid, beyond_mm in zip(_SEARCHES, features.grids, _BEYOND_MM[:-1], strict=True):
+        reach_mm = beyond_mm + search.reach_mm + search.radius * search.step_mm
+        grids.append(grid.around(place, reach_mm))
+    return Features(features.box_mm, features.slices, tuple(grids), thumbnail)
 
 
 def match_place(
@@ -292,32 +199,6 @@ def _find(
 # The slice
 
 
-def _describe_slices(grey: Floats, box_mm: Point) -> NDArray[np.float16]:
-    """(n, cells): slices of 6 mm, averaged over cells in-plane, normalised."""
-    depth_mm = float(box_mm[1, 0] - box_mm[0, 0])
-    num = max(2, round(depth_mm / _SLICE_MM))
-    means = grey
-    for axis, length in enumerate((num, *_CELLS)):
-        means = _average(means, axis, length)
-    cells = means.reshape(num, -1)
-    cells = cells - cells.mean(axis=1, keepdims=True)
-    return np.asarray(
-        cells / np.sqrt(np.square(cells).mean(axis=1, keepdims=True) + _SLICE_STD**2), np.float16
-    )
-
-
-def _average(values: Floats, axis: int, length: int) -> Floats:
-    """Values averaged to `length` equal parts of an axis."""
-    moved = np.moveaxis(values, axis, 0)
-    size = len(moved)
-    edges = np.arange(length + 1) * size / length
-    index = np.arange(size)
-    weights = np.minimum(index + 1, edges[1:, None]) - np.maximum(index, edges[:-1, None])
-    weights = np.clip(weights, 0, None) * (length / size)
-    averaged = np.tensordot(weights.astype(np.float32), moved, axes=1)
-    return np.asarray(np.moveaxis(averaged, 0, axis))
-
-
 def _find_slices(z_mm: float, here: Features, there: Features) -> list[float]:
     """Heights (z) of the slices that look most alike, together with those around them; best first.
 
@@ -362,74 +243,14 @@ def _interpolate(rows: NDArray[np.float16], share: Point) -> Floats:
 # The place
 
 
-def _make_grid(grey: Floats, box_mm: Point, edges_mm: Point, search: _Search) -> _Grid:
-    """Grey values on an even grid over the frame box, and beyond it where air is known."""
-    step_mm, margin = search.step_mm, search.radius
-    values, origin, pad, beyond = grey, [], [(0, 0), (margin, margin), (margin, margin)], []
-    for axis in range(3):
-        low, high = box_mm[:, axis]
-        num = max(2, round((high - low) / step_mm))
-        first = 0.5 * ((high - low) - (num - 1) * step_mm)
-        spacing = (high - low) / grey.shape[axis]
-        start, weights = axis_weights(
-            num_voxels=grey.shape[axis],
-            spacing_mm=spacing,
-            first_mm=first - 0.5 * spacing,
-            step_mm=step_mm,
-            num_samples=num,
-        )
-        moved = np.moveaxis(values, axis, 0)[start : start + weights.shape[1]]
-        values = np.moveaxis(np.tensordot(weights, moved, axes=1), 0, axis)
-        origin.append(low + first - pad[axis][0] * step_mm)
-        inside = low - edges_mm[0, axis], edges_mm[1, axis] - high
-        beyond.append(tuple(float(distance > _AIR_MARGIN_MM) for distance in inside))
-    known = np.pad(np.ones(values.shape, np.float32), pad, constant_values=beyond)
-    values = np.pad(values, pad).astype(np.float32)  # air is 0
-    sigma = _FEATURE_SIGMA_MM / step_mm
-    share = np.maximum(_smooth(known, sigma), 1e-6)
-    mean = _smooth(values * known, sigma) / share
-    square = _smooth(values * values * known, sigma) / share
-    deviation = np.sqrt(np.maximum(square - mean * mean, 0) + _FEATURE_STD**2)
-    feature = (values - mean) / deviation * known
-    return _Grid(step_mm, np.array(origin), feature.astype(np.float16), known[0] > 0)
-
-
-def _smooth(values: Floats, sigma: float) -> Floats:
-    smoothed: Floats = ndimage.gaussian_filter(values, sigma, mode="constant", truncate=3)
-    return smoothed
-
-
-def _sample(grid: _Grid, centre_mm: Point, radius: Sequence[int]) -> tuple[Floats, Floats]:
-    """Values and `known` at 2 radius + 1 steps along each axis around a point, linear between."""
-    index = (centre_mm - grid.origin_mm) / grid.step_mm
-    first = np.floor(index).astype(int)
-    size = [2 * reach + 2 for reach in radius]
-    values, known = np.zeros(size, np.float32), np.zeros(size, np.float32)
-    source, target = [], []
-    for start, reach, num in zip(first, radius, grid.values.shape, strict=True):
-        low, high = max(start - reach, 0), min(start + reach + 2, num)
-        source.append(slice(low, max(low, high)))
-        target.append(slice(low - start + reach, max(low, high) - start + reach))
-    values[tuple(target)] = grid.values[tuple(source)]
-    known[tuple(target)] = grid.known[tuple(source[1:])]
-    for axis, share in enumerate((index - first).astype(np.float32)):
-        one, other = slice(None, -1), slice(1, None)
-        before, after = (slice(None),) * axis + (one,), (slice(None),) * axis + (other,)
-        values = values[before] + share * (values[after] - values[before])
-        known = known[before] + share * (known[after] - known[before])
-    whole = (known > 0.99).astype(np.float32)
-    return values * whole, whole
-
-
 def _search(
-    search: _Search, here: _Grid, place_mm: Point, there: _Grid, start_mm: Point
+    search: _Search, here: Grid, place_mm: Point, there: Grid, start_mm: Point
 ) -> tuple[Point, float] | None:
     """The best place around a start, and its score; None where too little is known."""
-    template, known = _sample(here, place_mm, [search.radius] * 3)
-    area, known_there = _sample(there, start_mm, [search.radius + r for r in search.reach])
-    score = _correlate(template, search.windows * known, area, known_there)
-    z, y, x = (np.square(np.arange(-r, r + 1) * search.step_mm) for r in search.reach)
-    score -= (z[:, None, None] + y[:, None] + x) / search.penalty_mm**2
+    template, known = here.sample(place_mm, [search.radius] * 3)
+    area, known_there = there.sample(start_mm, [search.radius + r for r in search.reach])
+    weights = [search.windows * line for line in known]  # each (2, n)
+    score = _correlate(template, weights, area, known_there) - search.costs
     best = np.unravel_index(int(score.argmax()), score.shape)
     if not np.isfinite(score[best]):
         return None
@@ -440,27 +261,54 @@ def _search(
     return start_mm + np.array(offset), float(score[best])
 
 
-def _correlate(template: Floats, weights: Floats, area: Floats, known: Floats) -> Floats:
-    """Normalised cross-correlation at every offset, the mean over the weights (n, Z, Y, X).
+def _correlate(
+    template: Floats, weights: Sequence[Floats], area: Floats, known: Sequence[Floats]
+) -> Floats:
+    """Normalised cross-correlation at every offset, the mean over both windows.
 
-    -inf where too little is known.
+    template, area
+        (z, y, x) and (Z, Y, X) values, 0 where not known. Result: (Z - z + 1, ...), -inf where too
+        little is known.
+    weights
+        (2, z), (2, y), (2, x): the windows, 0 where the template is not known.
+    known
+        Of the area.
     """
-    shape = [fft.next_fast_len(n, real=True) for n in area.shape]
-    size = [n - m + 1 for n, m in zip(area.shape, template.shape, strict=True)]
-    ones, values, squares = fft.rfftn(np.stack([known, area, area * area]), shape, axes=(1, 2, 3))
-    parts = np.stack([weights, weights * template, weights * template * template], axis=1)
-    products = np.conj(fft.rfftn(parts, shape, axes=(2, 3, 4)))[:, [0, 1, 2, 0, 0, 1]]
-    products *= np.stack([ones, ones, ones, values, squares, values])
-    for axis in (2, 3):  # only the offsets that are needed
-        products = fft.ifft(products, axis=axis, overwrite_x=True)
-        products = products[(slice(None),) * axis + (slice(size[axis - 2]),)]
-    sums = fft.irfft(products, shape[2], axis=4)[..., : size[2]]
-    n, a, aa, b, bb, ab = np.moveaxis(sums, 1, 0)
-    n = np.maximum(n, 1e-6)
+    # Windows, and what is known, are products over the axes: all sums but one are contractions.
+    shifted = [sliding_window_view(k, w.shape[1]) for k, w in zip(known, weights, strict=True)]
+    windows = [_shift_rows(w, len(k)) for k, w in zip(known, weights, strict=True)]
+    n_z, n_y, n_x = (w @ s.T for w, s in zip(weights, shifted, strict=True))  # (2, offsets)
+    n = np.maximum(n_z[:, :, None, None] * n_y[:, None, :, None] * n_x[:, None, None, :], 1e-6)
+    weighted = template * np.stack([outer(*axes) for axes in zip(*weights, strict=True)])
+    a, aa = contract(np.stack([weighted, weighted * template]), shifted)
+    b, bb = contract(np.stack([area, area * area])[:, None], windows)
+    ab = _slide(weighted, area)
     variance = np.maximum(aa - a * a / n, 0) * np.maximum(bb - b * b / n, 0)
     correlation = (ab - a * b / n) / np.sqrt(variance + (1e-3 * n) ** 2)
-    least = _MIN_OVERLAP * weights.sum(axis=(1, 2, 3), keepdims=True)
-    return np.asarray(np.where(n >= least, correlation, -np.inf).mean(axis=0))
+    least = _MIN_OVERLAP * np.prod([window.sum(axis=1) for window in weights], axis=0)
+    enough = n >= least[:, None, None, None]
+    return np.asarray(np.where(enough, correlation, -np.inf).mean(axis=0))
+
+
+def _shift_rows(weights: Floats, size: int) -> Floats:
+    """(2, n) -> (2, size - n + 1, size): row i has the weights from column i on."""
+    two, n = weights.shape
+    num = size - n + 1
+    rows = np.zeros((two, num, size + 1), np.float32)
+    rows[:, :, :n] = weights[:, None]
+    return rows.reshape(two, -1)[:, : num * size].reshape(two, num, size)
+
+
+def _slide(templates: Floats, area: Floats) -> Floats:
+    """Sums of products of templates (2, z, y, x) with the area (Z, Y, X) at every offset."""
+    shape = [fft.next_fast_len(n, real=True) for n in area.shape]
+    size = [n - m + 1 for n, m in zip(area.shape, templates.shape[1:], strict=True)]
+    products = np.conj(fft.rfftn(templates, shape, axes=(1, 2, 3)))
+    products *= fft.rfftn(area, shape)
+    for axis in (1, 2):  # only the offsets that are needed
+        products = fft.ifft(products, axis=axis, overwrite_x=True)
+        products = products[(slice(None),) * axis + (slice(size[axis - 1]),)]
+    return np.asarray(fft.irfft(products, shape[2], axis=3)[..., : size[2]])
 
 
 def _peak(score: Floats, best: Sequence[np.intp], axis: int) -> float:
@@ -476,17 +324,17 @@ def _peak(score: Floats, best: Sequence[np.intp], axis: int) -> float:
     return float(np.clip(0.5 * (before - after) / curve, -0.5, 0.5))
 
 
-def _fit(here: _Thumbnail, place_mm: Point, there: _Thumbnail, start_mm: Point) -> Point:
+def _fit(here: Thumbnail, place_mm: Point, there: Thumbnail, start_mm: Point) -> Point:
     """The best place near a start, by least squares.
 
     Both surroundings get mean 0 and mean square 1. A shift along the mean of their gradients
     explains their difference. The sum of squares is least where the correlation is highest.
     """
-    template, known = here.sample(place_mm)
-    found = start_mm
+    template, known = here.sample(place_mm, _FIT_OFFSET_MM)
+    window, found = _FIT_WINDOW * outer(*known), start_mm
     for _ in range(_FIT_ROUNDS):
-        area, known_there = there.sample(found)
-        weight = _FIT_WINDOW * known * known_there
+        area, known_there = there.sample(found, _FIT_OFFSET_MM)
+        weight = window * outer(*known_there)
         total = weight.sum()
         if total < _MIN_OVERLAP * _FIT_WINDOW.sum():
             return found

@@ -17,8 +17,9 @@ from pipeline.archive.headers import read_folder
 from pipeline.archive.volume import Volume, read_volume
 from pipeline.config import PrepareConfig
 from pipeline.crops import make_thumbnail, one_blas_thread
+from pipeline.features import Features
 from pipeline.frame import frame_box
-from pipeline.match import Features, Match, describe_scan, match_place
+from pipeline.match import Match, describe_scan, match_place
 from store.atomic import replace_file
 from store.errors import SemgenError
 from store.format import THUMBNAIL_SHAPE

@@ -41,9 +41,9 @@ _MIN_DRAFTS, _DRAFTS = 8, 64
 and seldom overlap each other."""
 _CACHED_SCANS = 32
 """Scans whose body is kept in memory, of 2 MiB each."""
-_FIRST_WAVE, _WAVE = 8, 16
-"""Scans that are tried for one class at first, and at least later: the first ones show most of the
-overlap with other classes."""
+_FIRST_WAVE, _WAVE = 4, 16
+"""Scans that are tried for one class at first, and at least later. The first ones show most of the
+overlap with other classes; where none of them is a member, the coordinate is given up."""
 _FAILURES = 50
 """With matching, at least so many drafts in a row must fail before discovery ends."""
 
@@ -366,7 +366,9 @@ class _Walk:
     def next_wave(self) -> NDArray[np.intp]:
         """The scans to try next; empty when the walk is over, or cannot end with a class."""
         missing, left = self.most - self.num_found, len(self.scans) - self.tried
-        if missing <= 0 or self.overlaps or self.num_found + left < self.least:
+        hopeless = self.tried > 0 and self.num_found < min(2, self.least)
+        too_few = hopeless or self.num_found + left < self.least
+        if missing <= 0 or self.overlaps or too_few:
             return np.empty(0, np.intp)
         stop = self.tried + (max(_WAVE, missing + missing // 4) if self.tried else _FIRST_WAVE)
         return np.asarray(self.scans[self.tried : stop])

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from pipeline.cluster import raise_if_failed, run_bounded
 from pipeline.config import PrepareConfig
 from pipeline.crops import one_blas_thread
-from pipeline.match import Features, describe_scan, match_place
+from pipeline.features import Features
+from pipeline.match import describe_place, describe_scan, match_place
 from pipeline.place import Floats, Scans
 from store.atomic import replace_file
 from store.progress import Advance
@@ -175,7 +176,7 @@ def _read_results(file: Path, request: Floats) -> Floats | None:
 
 def make_template(source: Source, place_mm: Floats) -> tuple[Floats, Features]:
     """A place of a reference, and what matching needs of its surroundings."""
-    return place_mm, describe(source).around(place_mm)
+    return place_mm, describe_place(describe(source), place_mm)
 
 
 def match_scan(

@@ -14,8 +14,9 @@ from PIL import Image
 from pipeline.archive.volume import Volume
 from pipeline.config import PrepareConfig
 from pipeline.crops import make_thumbnail
+from pipeline.features import Features
 from pipeline.frame import frame_box
-from pipeline.match import Features, describe_scan, match_place
+from pipeline.match import describe_place, describe_scan, match_place
 from pipeline.match_files import match_files
 from pipeline.phantom.files import write_nifti
 from pipeline.phantom.patients import Phantom, draw_phantom
@@ -77,14 +78,18 @@ def test_places_in_another_patient_are_those_of_the_same_anatomy() -> None:
     assert np.median(errors) < 6
 
 
-@pytest.mark.parametrize("name", ["carina", "heart_centre"])
-def test_anatomy_that_the_other_scan_does_not_show_is_rejected(name: str) -> None:
-    """Of the chest, in abdomens. Nearer to the end of its scan, some is accepted (note 12)."""
+def test_most_anatomy_that_the_other_scan_does_not_show_is_rejected() -> None:
+    """Landmarks of the chest in abdomens; most that are accepted are near the end (note 12)."""
+    rejected, absent = 0, 0
     for index in range(3):
-        phantom, volume = scan(index, "chest")
-        place = np.array(phantom.landmarks()[name])
-        match = match_place(place, describe(volume), describe(scan(index, "abdomen")[1]))
-        assert match is None or match.problem() is not None
+        (phantom, chest), (other, abdomen) = scan(index, "chest"), scan(index, "abdomen")
+        here, there = describe(chest), describe(abdomen)
+        for name in sorted(phantom.landmarks().keys() - other.landmarks().keys()):
+            match = match_place(np.array(phantom.landmarks()[name]), here, there)
+            absent += 1
+            rejected += match is None or match.problem() is not None
+    assert absent >= 30
+    assert rejected >= 0.8 * absent
 
 
 def test_the_same_scans_give_the_same_match() -> None:
@@ -101,7 +106,7 @@ def test_what_one_place_needs_of_a_scan_is_small_and_gives_the_same_match() -> N
     phantom, volume = scan(0, "chest-abdomen")
     here, there = describe(volume), describe(scan(1, "chest-abdomen")[1])
     for place in inside(phantom, 4):
-        data = pickle.dumps(here.around(place))
+        data = pickle.dumps(describe_place(here, place))
         assert len(data) < 1e6
         match, again = (match_place(place, f, there) for f in (here, pickle.loads(data)))
         assert match is not None
