@@ -2,14 +2,17 @@
 
     export OMP_NUM_THREADS=1
     python -m benchmarks.anatomy landmarks --ct ../shared/ct --seeds 101 102 103 [--varied]
-    python -m benchmarks.anatomy masks --seeds 101 [--varied]
+    python -m benchmarks.anatomy masks --ct ../shared/ct --seeds 101 [--varied]
     python -m benchmarks.anatomy store STORE
 
 landmarks: distance to the true place in mm, for the body frame and for matching, the share of pairs
 kept, and the share kept of anatomy that the other scan does not show. A pair is kept when the match
 can be trusted and its place is at least `--margin` mm inside the scan along z.
 
-masks: organ masks of one phantom carried to another one by matches on a grid. Dice, by organ.
+masks: organ masks carried to another scan by matches on a grid. Dice, by organ, where the true mask
+is known: phantoms, altered copies of real scans, and lungs, which are the air in the body. Else the
+place of the carina, and whether a carried mask holds one tissue. "By frame" is the mask carried by
+the body frame, without matching.
 
 store: by class, the probability that two members (of different patients) have more similar tissue
 than a member and a crop of another class. This is no correlation, unlike `store.quality`: it
@@ -20,9 +23,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,77 +35,29 @@ from scipy.interpolate import RBFInterpolator
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
-from pipeline.archive.volume import Volume
-from pipeline.features import Features
+from benchmarks.scans import (
+    AIR_IN_BODY_HU,
+    Labels,
+    Place,
+    Scan,
+    abdomen_with_organs,
+    altered_copy,
+    chests_with_lungs,
+    phantom_scans,
+    real_abdomens,
+    real_chests,
+)
 from pipeline.match import match_place
-from pipeline.match_files import describe_volume, read_scan
-from pipeline.phantom.patients import draw_phantom
-from pipeline.phantom.solids import LABELS
 from store.quality import TISSUES, share_above
 from store.reader import PatchStore
 
-Points = NDArray[np.int64]
-
-PHANTOMS, CUT_MM = 6, 90.0
+PHANTOMS = 6
 MIN_MATCHES = 20
 """Fewest trusted places from which a mask is carried; and how many decide each displacement."""
-CHESTS = {
-    "LIDC-IDRI-0001": "LIDC-IDRI-0001.nii.gz",
-    "TCGA-34-2605": "TCGA-34-2605.nii.gz",
-    "CMB-CRC-MSB-01068": "CMB-CRC-MSB-01068.nii.gz",
-    "4D-Lung-113_HM10395": "4D-Lung-113_HM10395.nii.gz",
-    "Lung_Dx-A0002": "Lung_Dx-A0002",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Scan:
-    """One scan: its features, the true places of its landmarks, its length along z, its organs."""
-
-    features: Features
-    landmarks: dict[str, NDArray[np.float64]]
-    depth_mm: float
-    labels: NDArray[np.uint8]
-    """(Z, Y, X) true organs of a phantom; empty for a real scan."""
-    spacing_mm: NDArray[np.float64]
-
-    def shows(self, place: NDArray[np.float64], margin_mm: float) -> bool:
-        return bool(margin_mm <= place[0] <= self.depth_mm - margin_mm)
-
-
-def real_scans(ct: Path) -> list[Scan]:
-    marks = json.loads((ct / "landmarks.json").read_text())
-    scans = []
-    for name, file in CHESTS.items():
-        volume = read_scan(ct / "archive" / file)
-        places = {k: np.array(v, float) for k, v in marks[name].items()}
-        scans.append(make_scan(volume, places, np.zeros((0, 0, 0), np.uint8)))
-    return scans
-
-
-def phantom_scans(
-    seed: int, *, varied: bool = False, num: int = PHANTOMS, matrix: int = 128
-) -> list[Scan]:
-    """Trunks of one population, each cut at random at both ends."""
-    scans = []
-    for index in range(num):
-        phantom = draw_phantom(seed, index, matrix=matrix, protocol="chest-abdomen", varied=varied)
-        hu = np.maximum(phantom.render(), -1024).astype(np.int16)
-        rng = np.random.default_rng([seed, index])
-        first, last = (int(mm / phantom.spacing_mm[0]) for mm in rng.uniform(0, 2 * CUT_MM, 2))
-        part = slice(first, len(hu) - last)
-        shift = np.array([first * phantom.spacing_mm[0], 0, 0])
-        places = {k: np.array(v) - shift for k, v in phantom.landmarks().items()}
-        volume = Volume(hu=hu[part], spacing_mm=phantom.spacing_mm)
-        scans.append(make_scan(volume, places, phantom.render_masks()[part]))
-    return scans
-
-
-def make_scan(
-    volume: Volume, places: dict[str, NDArray[np.float64]], labels: NDArray[np.uint8]
-) -> Scan:
-    depth_mm, spacing_mm = float(volume.edges_mm[1, 0]), np.array(volume.spacing_mm)
-    return Scan(describe_volume(volume), places, depth_mm, labels, spacing_mm)
+MASK_STEP_MM, MIN_VOXELS = 4.0, 30
+"""Distance of the voxels at which masks are compared; fewest of a mask whose tissue is shown."""
+BALL_MM, BONE_HU, SAME_HU = 10.0, 150, 40
+"""Radius of the ball at the carina; bone is above, one tissue is this near to its median."""
 
 
 def pairs(scans: list[Scan], margin_mm: float) -> Iterator[tuple[Scan, Scan, str]]:
@@ -128,9 +82,7 @@ def measure(title: str, scans: list[Scan], margin_mm: float) -> None:
             continue
         present += 1
         axes = slice(0, 1) if name.endswith("_z") else slice(None)
-        (low, high), (other_low, other_high) = one.features.box_mm, other.features.box_mm
-        by_frame = other_low + (place - low) / (high - low) * (other_high - other_low)
-        frame.append(np.linalg.norm((by_frame - truth)[axes]))
+        frame.append(np.linalg.norm((by_frame(place, one, other) - truth)[axes]))
         if match is not None and kept:
             found.append(np.linalg.norm((match.place_mm - truth)[axes]))
     kept_share = len(found) / max(present, 1)
@@ -145,6 +97,12 @@ def measure(title: str, scans: list[Scan], margin_mm: float) -> None:
     )
 
 
+def by_frame(place: Place, here: Scan, there: Scan) -> Place:
+    """Places (..., 3) of the same coordinate in the body box of another scan, in mm."""
+    (low, high), (other_low, other_high) = here.features.box_mm, there.features.box_mm
+    return np.asarray(other_low + (place - low) / (high - low) * (other_high - other_low))
+
+
 def middle(values_mm: list[np.floating[Any]]) -> str:
     return f"{np.median(values_mm):.1f} / {np.mean(values_mm):.1f}" if values_mm else "-"
 
@@ -157,7 +115,7 @@ def compare_landmarks(arguments: argparse.Namespace) -> None:
     print(" kept | absent kept | ms |")
     print("|---|---|---|---|---|---|---|---|")
     if arguments.ct:
-        measure("real chests", real_scans(arguments.ct), arguments.margin)
+        measure("real chests", real_chests(arguments.ct), arguments.margin)
     for seed in arguments.seeds:
         measure(f"phantoms, seed {seed}", draw_scans(arguments, seed), arguments.margin)
 
@@ -171,11 +129,23 @@ def draw_scans(arguments: argparse.Namespace, seed: int) -> list[Scan]:
 # Masks
 
 
-def carry_mask(source: Scan, target: Scan, step_mm: float) -> tuple[NDArray[np.uint8], Points]:
-    """Labels of `source` at the voxels (n, 3) of `target` within its trusted matches.
+@dataclass(frozen=True, slots=True)
+class Field:
+    """Where voxels of a target lie in a source: by matching, and by the body frame."""
 
-    Places every `step_mm` of the target are matched to the source; the displacements of the
-    trusted ones are interpolated smoothly.
+    source: Scan
+    target: Scan
+    voxels: NDArray[np.int64]
+    """(n, 3), about `MASK_STEP_MM` apart, within reach of a trusted match."""
+    matched_mm: Place
+    framed_mm: Place
+    """(n, 3) in the source."""
+
+
+def match_field(source: Scan, target: Scan, step_mm: float) -> Field:
+    """Match places every `step_mm` of the target to the source.
+
+    The displacements of the trusted ones are interpolated smoothly, up to `step_mm` from them.
     """
     low, high = target.features.box_mm
     axes = [np.arange(a + step_mm / 2, b, step_mm) for a, b in zip(low, high, strict=True)]
@@ -185,45 +155,131 @@ def carry_mask(source: Scan, target: Scan, step_mm: float) -> tuple[NDArray[np.u
         if match is not None and match.problem() is None:
             places.append(place)
             moves.append(match.place_mm - place)
-    thin = thinning(target)
-    grid = [np.arange(0, n, step) for n, step in zip(target.labels.shape, thin, strict=True)]
-    voxels = np.stack(np.meshgrid(*grid, indexing="ij"), -1).reshape(-1, 3)
     if len(places) < MIN_MATCHES:
-        return np.zeros(0, np.uint8), voxels[:0]
+        return Field(source, target, np.zeros((0, 3), np.int64), np.zeros((0, 3)), np.zeros((0, 3)))
+    thin = thinning(target)
+    grid = [np.arange(0, n, step) for n, step in zip(target.volume.hu.shape, thin, strict=True)]
+    voxels = np.stack(np.meshgrid(*grid, indexing="ij"), -1).reshape(-1, 3)
     reach = cKDTree(np.array(places)).query(voxels * target.spacing_mm)[0] <= step_mm
     voxels = voxels[reach]
     centres = voxels * target.spacing_mm
-    field = RBFInterpolator(
+    moves_at = RBFInterpolator(
         np.array(places), np.array(moves), neighbors=MIN_MATCHES, smoothing=10.0
     )
-    index = np.rint((centres + field(centres)) / source.spacing_mm).astype(int)
-    inside = ((index >= 0) & (index < source.labels.shape)).all(axis=1)
-    index, voxels = index[inside], voxels[inside]
-    return source.labels[tuple(index.T)], voxels
+    matched_mm = centres + moves_at(centres)
+    low, high = source.volume.edges_mm
+    inside = ((matched_mm >= low) & (matched_mm < high)).all(axis=1)
+    framed_mm = by_frame(centres[inside], target, source)
+    return Field(source, target, voxels[inside], matched_mm[inside], framed_mm)
 
 
 def thinning(scan: Scan) -> NDArray[np.int64]:
-    """Every how many voxels along each axis a mask is compared: about 4 mm."""
-    return np.maximum(np.rint(4.0 / scan.spacing_mm), 1).astype(np.int64)
+    """Every how many voxels along each axis a mask is compared."""
+    return np.maximum(np.rint(MASK_STEP_MM / scan.spacing_mm), 1).astype(np.int64)
+
+
+def labels_at(scan: Scan, places_mm: Place) -> Labels:
+    """Labels of the nearest voxels; 0 outside the scan."""
+    index = np.rint(places_mm / scan.spacing_mm).astype(int)
+    inside = ((index >= 0) & (index < scan.labels.shape)).all(axis=1)
+    labels = np.zeros(len(index), np.uint8)
+    labels[inside] = scan.labels[tuple(index[inside].T)]
+    return labels
+
+
+def dice_by_organ(field: Field, places_mm: Place) -> dict[str, float]:
+    """Dice of the organs that both scans have, only where the field is known."""
+    source, target, dice = field.source, field.target, {}
+    carried, truth = labels_at(source, places_mm), target.labels[tuple(field.voxels.T)]
+    for organ in source.organs.keys() & target.organs.keys():
+        one, other = carried == source.organs[organ], truth == target.organs[organ]
+        if other.any():
+            dice[organ] = float(2 * np.sum(one & other) / (np.sum(one) + np.sum(other)))
+    return dice
 
 
 def compare_masks(arguments: argparse.Namespace) -> None:
-    """Dice by organ, over consecutive patients; only where the field is known."""
-    names = {label: name for name, label in LABELS.items()}
-    dice: dict[str, list[float]] = {}
+    """Masks of phantoms are carried to the next patient, those of real scans to other scans."""
+
+    def fields(pairs: Iterable[tuple[Scan, Scan]]) -> list[Field]:
+        return [match_field(source, target, arguments.step) for source, target in pairs]
+
     for seed in arguments.seeds:
         scans = draw_scans(arguments, seed)
-        for source, target in itertools.pairwise(scans):
-            carried, voxels = carry_mask(source, target, arguments.step)
-            truth = target.labels[tuple(voxels.T)]
-            for label in np.unique(truth[truth > 0]).tolist():
-                both = np.sum((carried == label) & (truth == label))
-                total = np.sum(carried == label) + np.sum(truth == label)
-                dice.setdefault(names[label], []).append(float(2 * both / total))
-    print("| organ | pairs | Dice, median | lowest |")
-    print("|---|---|---|---|")
-    for name, values in sorted(dice.items()):
-        print(f"| {name} | {len(values)} | {np.median(values):.2f} | {min(values):.2f} |")
+        compare_dice(f"phantoms, seed {seed}", fields(itertools.pairwise(scans)))
+    if not arguments.ct:
+        return
+    abdomen, chests = abdomen_with_organs(arguments.ct), chests_with_lungs(arguments.ct)
+    for scan in (abdomen, chests[0]):
+        compare_dice(f"altered copy of {scan.name}", fields([(scan, altered_copy(scan))]))
+    to_chests = fields((chests[0], chest) for chest in chests[1:])
+    compare_dice(f"{chests[0].name} to other chests", to_chests)
+    compare_carina(to_chests)
+    compare_tissue_of_masks(fields((abdomen, scan) for scan in real_abdomens(arguments.ct)))
+
+
+def compare_dice(title: str, fields: list[Field]) -> None:
+    matched: dict[str, list[float]] = {}
+    framed: dict[str, list[float]] = {}
+    for field in fields:
+        for found, places in ((matched, field.matched_mm), (framed, field.framed_mm)):
+            for organ, dice in dice_by_organ(field, places).items():
+                found.setdefault(organ, []).append(dice)
+    print(f"\n| {title} | pairs | Dice, median | lowest | by frame, median |")
+    print("|---|---|---|---|---|")
+    for organ, values in sorted(matched.items()):
+        print(
+            f"| {organ} | {len(values)} | {np.median(values):.2f} | {min(values):.2f} |"
+            f" {np.median(framed[organ]):.2f} |"
+        )
+
+
+def compare_carina(fields: list[Field]) -> None:
+    """A ball around the centre of the mask is carried; distance of its centre to the landmark."""
+    print("\n| carina of | carried, mm | by frame, mm |")
+    print("|---|---|---|")
+    for field in fields:
+        truth, distances = field.target.landmarks["carina"], []
+        for places in (field.matched_mm, field.framed_mm):
+            ball = np.linalg.norm(places - field.source.landmarks["carina"], axis=1) <= BALL_MM
+            if ball.any():
+                centre = (field.voxels[ball] * field.target.spacing_mm).mean(axis=0)
+                distances.append(f"{np.linalg.norm(centre - truth):.1f}")
+            else:
+                distances.append("-")
+        print(f"| {field.target.name} | {' | '.join(distances)} |")
+
+
+def compare_tissue_of_masks(fields: list[Field]) -> None:
+    """Whether carried masks hold one tissue, as in the source: their true place is not known."""
+    for field in fields:
+        source, target = field.source, field.target
+        hu = target.volume.hu[tuple(field.voxels.T)]
+        matched, framed = (labels_at(source, p) for p in (field.matched_mm, field.framed_mm))
+        size = np.prod(thinning(target) * target.spacing_mm) / np.prod(source.spacing_mm)
+        print(
+            f"\n| to {target.name} | volume / source | HU | source | tissue | by frame | source |"
+        )
+        print("|---|---|---|---|---|---|---|")
+        for organ, label in source.organs.items():
+            own, found = source.volume.hu[source.labels == label], hu[matched == label]
+            middle_hu = f"{np.median(found):.0f}" if len(found) else "-"
+            print(
+                f"| {organ} | {len(found) * size / len(own):.2f} | {middle_hu} |"
+                f" {np.median(own):.0f} | {share_of_tissue(organ, found)} |"
+                f" {share_of_tissue(organ, hu[framed == label])} | {share_of_tissue(organ, own)} |"
+            )
+
+
+def share_of_tissue(organ: str, hu: NDArray[np.int16]) -> str:
+    """Share of voxels of the organ's tissue: air, bone, or within 40 HU of the median."""
+    if len(hu) < MIN_VOXELS:
+        return "-"
+    if organ == "lungs":
+        return f"{np.mean(hu < AIR_IN_BODY_HU):.0%}"
+    if organ in {"ribs", "vertebrae"}:
+        return f"{np.mean(hu > BONE_HU):.0%}"
+    return f"{np.mean(np.abs(hu - np.median(hu)) <= SAME_HU):.0%}"
 
 
 # Stores
@@ -281,6 +337,7 @@ def main() -> None:
     landmarks.add_argument("--margin", type=float, default=20.0, help="mm inside the scan along z")
     landmarks.set_defaults(compare=compare_landmarks)
     masks = commands.add_parser("masks", parents=[phantoms])
+    masks.add_argument("--ct", type=Path, help="folder of real volumes, with masks")
     masks.add_argument("--step", type=float, default=32.0, help="distance of matched places, mm")
     masks.set_defaults(compare=compare_masks)
     store = commands.add_parser("store")

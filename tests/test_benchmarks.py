@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from benchmarks.scans import abdomen_with_organs, altered_copy
 from tests.support.command import ROOT
 from tests.support.synthetic_store import make_store
 
@@ -49,3 +51,16 @@ def test_the_benchmark_of_matching_runs_at_small_size(tmp_path: Path, command: s
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) >= 3
+
+
+def test_real_masks_lie_on_their_organs_also_in_an_altered_copy(ct: Path) -> None:
+    abdomen = abdomen_with_organs(ct)
+    for scan in (abdomen, altered_copy(abdomen)):
+        hu = {
+            organ: np.median(scan.volume.hu[scan.labels == label])
+            for organ, label in scan.organs.items()
+        }
+        assert hu["lungs"] < -700
+        assert 40 < hu["liver"] < 55
+        assert hu["vertebrae"] > 120
+        assert hu["ribs"] > 150
