@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.archive.volume import Volume
 from pipeline.body import body_mask
-from pipeline.match import Features
+from pipeline.features import Features
 from pipeline.match_files import describe_volume, read_scan
 from pipeline.phantom.patients import draw_phantom
 from pipeline.phantom.solids import LABELS

@@ -187,8 +187,8 @@ def _find(
             apart = np.abs(np.array(starts).reshape(-1, 3) - home_mm)
             if not (apart <= _BEYOND_MM[number]).all(axis=1).any():
                 return None
-        one, other = here.grids[number], there.grids[number]
-        results = [_search(search, one, place_mm, other, start) for start in starts]
+        template = _Template(search, here.grids[number], place_mm)
+        results = [template.find(there.grids[number], start) for start in starts]
         found = max((r for r in results if r is not None), key=lambda r: r[1], default=None)
         if found is None:
             return None
@@ -243,51 +243,65 @@ def _interpolate(rows: NDArray[np.float16], share: Point) -> Floats:
 # The place
 
 
-def _search(
-    search: _Search, here: Grid, place_mm: Point, there: Grid, start_mm: Point
-) -> tuple[Point, float] | None:
-    """The best place around a start, and its score; None where too little is known."""
-    template, known = here.sample(place_mm, [search.radius] * 3)
-    area, known_there = there.sample(start_mm, [search.radius + r for r in search.reach])
-    weights = [search.windows * line for line in known]  # each (2, n)
-    score = _correlate(template, weights, area, known_there) - search.costs
-    best = np.unravel_index(int(score.argmax()), score.shape)
-    if not np.isfinite(score[best]):
-        return None
-    offset = [
-        (b - r + _peak(score, best, axis)) * search.step_mm
-        for axis, (b, r) in enumerate(zip(best, search.reach, strict=True))
-    ]
-    return start_mm + np.array(offset), float(score[best])
+class _Template:
+    """The surroundings of a place, to be searched for in another scan."""
 
+    def __init__(self, search: _Search, grid: Grid, place_mm: Point) -> None:
+        self.search = search
+        values, known = grid.sample(place_mm, [search.radius] * 3)
+        self.weights = [search.windows * line for line in known]
+        """(2, z), (2, y), (2, x): both windows, 0 where nothing is known."""
+        self.least = _MIN_OVERLAP * np.prod([w.sum(axis=1) for w in self.weights], axis=0)
+        windows = np.stack([outer(*axes) for axes in zip(*self.weights, strict=True)])
+        self.products = np.stack([windows * values, windows * values * values])
+        """(2, 2, z, y, x) windows times values and times squares."""
+        self.shape = [
+            fft.next_fast_len(2 * (search.radius + reach) + 1, real=True) for reach in search.reach
+        ]
+        self.spectrum = np.conj(fft.rfftn(self.products[0], self.shape, axes=(1, 2, 3)))
 
-def _correlate(
-    template: Floats, weights: Sequence[Floats], area: Floats, known: Sequence[Floats]
-) -> Floats:
-    """Normalised cross-correlation at every offset, the mean over both windows.
+    def find(self, grid: Grid, start_mm: Point) -> tuple[Point, float] | None:
+        """The best place around a start, and its score; None where too little is known."""
+        search = self.search
+        area, known = grid.sample(start_mm, [search.radius + r for r in search.reach])
+        score = self.correlate(area, known) - search.costs
+        best = np.unravel_index(int(score.argmax()), score.shape)
+        if not np.isfinite(score[best]):
+            return None
+        offset = [
+            (b - r + _peak(score, best, axis)) * search.step_mm
+            for axis, (b, r) in enumerate(zip(best, search.reach, strict=True))
+        ]
+        return start_mm + np.array(offset), float(score[best])
 
-    template, area
-        (z, y, x) and (Z, Y, X) values, 0 where not known. Result: (Z - z + 1, ...), -inf where too
-        little is known.
-    weights
-        (2, z), (2, y), (2, x): the windows, 0 where the template is not known.
-    known
-        Of the area.
-    """
-    # Windows, and what is known, are products over the axes: all sums but one are contractions.
-    shifted = [sliding_window_view(k, w.shape[1]) for k, w in zip(known, weights, strict=True)]
-    windows = [_shift_rows(w, len(k)) for k, w in zip(known, weights, strict=True)]
-    n_z, n_y, n_x = (w @ s.T for w, s in zip(weights, shifted, strict=True))  # (2, offsets)
-    n = np.maximum(n_z[:, :, None, None] * n_y[:, None, :, None] * n_x[:, None, None, :], 1e-6)
-    weighted = template * np.stack([outer(*axes) for axes in zip(*weights, strict=True)])
-    a, aa = contract(np.stack([weighted, weighted * template]), shifted)
-    b, bb = contract(np.stack([area, area * area])[:, None], windows)
-    ab = _slide(weighted, area)
-    variance = np.maximum(aa - a * a / n, 0) * np.maximum(bb - b * b / n, 0)
-    correlation = (ab - a * b / n) / np.sqrt(variance + (1e-3 * n) ** 2)
-    least = _MIN_OVERLAP * np.prod([window.sum(axis=1) for window in weights], axis=0)
-    enough = n >= least[:, None, None, None]
-    return np.asarray(np.where(enough, correlation, -np.inf).mean(axis=0))
+    def correlate(self, area: Floats, known: Sequence[Floats]) -> Floats:
+        """Normalised cross-correlation at every offset, the mean over both windows.
+
+        area
+            (Z, Y, X) values, 0 where not `known`. Result: (Z - z + 1, ...), -inf where too little
+            is known.
+        """
+        # Windows, and what is known, are products over the axes: all sums but one are contractions.
+        sides = [weights.shape[1] for weights in self.weights]
+        shifted = [sliding_window_view(line, n) for line, n in zip(known, sides, strict=True)]
+        windows = [_shift_rows(w, len(line)) for w, line in zip(self.weights, known, strict=True)]
+        n_z, n_y, n_x = (w @ s.T for w, s in zip(self.weights, shifted, strict=True))
+        n = np.maximum(n_z[:, :, None, None] * n_y[:, None, :, None] * n_x[:, None, None], 1e-6)
+        a, aa = contract(self.products, shifted)
+        b, bb = contract(np.stack([area, area * area])[:, None], windows)
+        ab = self._slide(area, n.shape[1:])
+        variance = np.maximum(aa - a * a / n, 0) * np.maximum(bb - b * b / n, 0)
+        correlation = (ab - a * b / n) / np.sqrt(variance + (1e-3 * n) ** 2)
+        enough = n >= self.least[:, None, None, None]
+        return np.asarray(np.where(enough, correlation, -np.inf).mean(axis=0))
+
+    def _slide(self, area: Floats, size: Sequence[int]) -> Floats:
+        """(2, Z, Y, X) sums of the area times windows and values, at every offset."""
+        products = self.spectrum * fft.rfftn(area, self.shape)
+        for axis in (1, 2):  # only the offsets that are needed
+            products = fft.ifft(products, axis=axis, overwrite_x=True)
+            products = products[(slice(None),) * axis + (slice(size[axis - 1]),)]
+        return np.asarray(fft.irfft(products, self.shape[2], axis=3)[..., : size[2]])
 
 
 def _shift_rows(weights: Floats, size: int) -> Floats:
@@ -297,18 +311,6 @@ def _shift_rows(weights: Floats, size: int) -> Floats:
     rows = np.zeros((two, num, size + 1), np.float32)
     rows[:, :, :n] = weights[:, None]
     return rows.reshape(two, -1)[:, : num * size].reshape(two, num, size)
-
-
-def _slide(templates: Floats, area: Floats) -> Floats:
-    """Sums of products of templates (2, z, y, x) with the area (Z, Y, X) at every offset."""
-    shape = [fft.next_fast_len(n, real=True) for n in area.shape]
-    size = [n - m + 1 for n, m in zip(area.shape, templates.shape[1:], strict=True)]
-    products = np.conj(fft.rfftn(templates, shape, axes=(1, 2, 3)))
-    products *= fft.rfftn(area, shape)
-    for axis in (1, 2):  # only the offsets that are needed
-        products = fft.ifft(products, axis=axis, overwrite_x=True)
-        products = products[(slice(None),) * axis + (slice(size[axis - 1]),)]
-    return np.asarray(fft.irfft(products, shape[2], axis=3)[..., : size[2]])
 
 
 def _peak(score: Floats, best: Sequence[np.intp], axis: int) -> float:

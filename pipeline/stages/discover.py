@@ -36,7 +36,7 @@ from store.reader import PatchStore
 from store.writer import StoreWriter
 
 _ROUNDING_MM = 1e-6
-_MIN_DRAFTS, _DRAFTS = 8, 64
+_MIN_DRAFTS, _DRAFTS = 16, 64
 """Drafts that are placed at a time: more in a large archive, where they share the features of scans
 and seldom overlap each other."""
 _CACHED_SCANS = 32
@@ -136,25 +136,12 @@ def discover(
     needed for `place = "match"`.
     """
     search = _Search(scans, config, advance)
-    num_train, found = len(search.train), search.found
-    failures = 0
-    turn = 0
-    while search.missing and failures < (_FAILURES if config.place == "match" else 1):
-        order = np.random.default_rng([config.seed, REFERENCES, turn]).permutation(search.train)
-        before, start = len(found.classes), 0
-        while start < num_train and search.missing:
-            if config.place == "frame":
-                search.place_by_frame(search.drafts(int(order[start]), turn))
-                start += 1
-                continue
-            assert find is not None
-            num = min(_DRAFTS, 2 * search.missing, max(_MIN_DRAFTS, num_train // _MIN_DRAFTS))
-            some = (search.drafts(row, turn) for row in order[start : start + num].tolist())
-            search.place_by_match([d for one in some for d in itertools.islice(one, 1)], find)
-            start += num
-        failures = failures + num_train if len(found.classes) == before else 0
-        turn += 1
-    return found
+    if config.place == "frame":
+        search.place_all_by_frame()
+    else:
+        assert find is not None
+        search.place_all_by_match(find)
+    return search.found
 
 
 class Most(NamedTuple):
@@ -219,7 +206,23 @@ class _Search:
     def _find_body(self, scan: int) -> ContentOfScan:
         return ContentOfScan(self.scans.thumbnail(scan), self.scans.frame_mm[scan], self.config)
 
+    def _references(self, turn: int) -> list[int]:
+        """The training scans in the random order of a round."""
+        rng = np.random.default_rng([self.config.seed, REFERENCES, turn])
+        return list(rng.permutation(self.train).tolist())
+
     # The same coordinate in every scan
+
+    def place_all_by_frame(self) -> None:
+        """Find classes until a round over the references adds none."""
+        for turn in itertools.count():
+            before = len(self.found.classes)
+            for reference in self._references(turn):
+                if not self.missing:
+                    return
+                self.place_by_frame(self.drafts(reference, turn))
+            if len(self.found.classes) == before:
+                return
 
     def place_by_frame(self, drafts: Iterator[Draft]) -> None:
         """Keep the first draft of a reference that makes a class."""
@@ -250,6 +253,17 @@ class _Search:
         )
 
     # The same anatomy in every scan
+
+    def place_all_by_match(self, find: Find) -> None:
+        """Find classes until many drafts in a row fail."""
+        rounds = ((row, turn) for turn in itertools.count() for row in self._references(turn))
+        failures = 0
+        while self.missing and failures < max(_FAILURES, len(self.train)):
+            num = min(_DRAFTS, 2 * self.missing, max(_MIN_DRAFTS, len(self.train) // _MIN_DRAFTS))
+            before = len(self.found.classes)
+            some = [self.drafts(*one) for one in itertools.islice(rounds, num)]
+            self.place_by_match([d for one in some for d in itertools.islice(one, 1)], find)
+            failures = failures + num if len(self.found.classes) == before else 0
 
     def place_by_match(self, drafts: Sequence[Draft], find: Find) -> None:
         """Keep the drafts that make a class, in order."""
