@@ -141,9 +141,8 @@ def _pid() -> int:
 
 
 def _peak_mib() -> float:
-    import resource  # noqa: PLC0415
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    status = Path("/proc/self/status").read_text()  # ru_maxrss starts with that of the parent
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def _ignore(_: int) -> None:
