@@ -20,6 +20,7 @@ from trainer.errors import TrainError
 from trainer.nets.unet import UNet3D, build_unet, check_shape
 from trainer.pretexts import PRETEXTS, Pretext
 from trainer.ranks import Ranks, sync_batch_norm
+from trainer.recipe import trained_weights
 from trainer.weights import load_weights, read_weights
 
 
@@ -63,7 +64,7 @@ def set_up(
     config = resolve_precision(config, device)
     config = resolve_selection(config, store, saved=saved)
     shape = store.crop_shape
-    pretext = PRETEXTS[config.pretext](shape, shuffle_blocks=config.shuffle_blocks)
+    pretext = PRETEXTS[config.pretext](shape, config)
     check_shape(shape, pretext.parts_per_axis)
     check_precision(config.precision, device, shape, pretext.parts_per_axis)
     set_precision(config.precision)
@@ -181,7 +182,7 @@ def _build_net(
         parts_per_axis=pretext.parts_per_axis,
     )
     if saved:
-        net.load_state_dict(saved["model"])
+        net.load_state_dict(trained_weights(saved))
     elif config.init:
         load_weights(net, config.init, part=config.init_part)
     return net
