@@ -21,6 +21,7 @@ from trainer.nets.unet import UNet3D, build_unet, check_shape
 from trainer.pretexts import PRETEXTS, Pretext
 from trainer.ranks import Ranks, sync_batch_norm
 from trainer.recipe import trained_weights
+from trainer.recompute import recompute_stages
 from trainer.weights import load_weights, read_weights
 
 
@@ -86,6 +87,8 @@ def set_up(
     net.to(device)
     if config.sync_batch_norm and ranks.size > 1:
         sync_batch_norm(net)
+    if config.recompute:
+        recompute_stages(net.stages())
     if config.compile:
         net.compile()
     return Setup(
