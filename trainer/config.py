@@ -12,6 +12,7 @@ Precision = Literal["auto", "fp32", "tf32", "bf16"]
 PretextName = Literal["restoration", "inpainting", "shuffling", "mae", "rotation", "rubik", "none"]
 OptimiserName = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["step", "plateau", "poly", "cosine"]
+NetName = Literal["genesis", "resenc-s", "resenc-m", "resenc-l"]
 CacheMode = Literal["auto", "none", "memory", "device"]
 Part = Literal["all", "unet", "encoder"]
 
@@ -20,6 +21,9 @@ FREE_TO_CHANGE: Final = frozenset(
      "checkpoint_every", "checkpoint_minutes", "validate_every", "log_every"}
 )  # fmt: skip
 """Settings that may differ when a run is resumed; all others must be the same."""
+_UNRECORDED: Final = {"net": "genesis"}
+"""Values of settings in runs that are older than the setting, where they differ from the
+default."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,8 +117,13 @@ class TrainConfig(LoopConfig):
     Semantic Genesis."""
     classify: bool = True
     """Learn to classify crops by pseudo-label."""
+    net: NetName | None = "genesis"
+    """Net to train: "genesis" is the U-Net of Models Genesis and of the paper; "resenc-s",
+    "resenc-m" and "resenc-l" are nnU-Net's residual-encoder U-Net with 4, 5 and 6 resolutions. From
+    Python, `pretrain(..., net=...)` takes a net of your own instead."""
     width: int = 32
-    """Channels of the first convolution; all others scale with it. 32 is the paper's."""
+    """Channels of the first convolution; all others scale with it. 32 is the paper's and
+    nnU-Net's."""
     accumulate: int = 1
     """Gradient-accumulation steps: split each batch into this many parts, to need less memory.
     Batch norm sees one part at a time."""
@@ -195,8 +204,8 @@ def check(config: LoopConfig, name: str, holds: bool, rule: str) -> None:
 def find_differences(saved: dict[str, Any], wanted: LoopConfig) -> list[str]:
     """Settings that do not allow resuming, as "name: saved -> wanted".
 
-    A setting that the saved run did not know yet had what is now its default.
+    A setting that the saved run did not know yet had its default, or what `_UNRECORDED` says.
     """
     fixed = {name: value for name, value in to_json(wanted).items() if name not in FREE_TO_CHANGE}
-    before = to_json(type(wanted)()) | saved
+    before = to_json(type(wanted)()) | _UNRECORDED | saved
     return differences(fixed, {name: before[name] for name in fixed})

@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from trainer.config import PretextName, TrainConfig
 from trainer.losses import classification_loss, masked_loss, restoration_loss
-from trainer.nets.unet import Output
+from trainer.nets.pretraining import Output
 from trainer.transforms.draws import Draws
 from trainer.transforms.mask import BlockGrid, hide
 from trainer.transforms.paint import inpaint

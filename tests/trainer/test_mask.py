@@ -7,7 +7,7 @@ from tests.support.runs import read_metrics, tiny
 from tests.support.synthetic_store import make_store
 from trainer import TrainConfig, TrainError, pretrain
 from trainer.losses import masked_loss
-from trainer.nets.unet import Output
+from trainer.nets.pretraining import Output
 from trainer.pretexts import MaskedAutoencoding
 from trainer.transforms.draws import Draws
 from trainer.transforms.mask import BlockGrid, default_block, hide
@@ -120,9 +120,7 @@ def test_a_batch_is_split_with_its_mask() -> None:
 
 def test_restoring_hidden_blocks_beats_the_mean_of_the_visible_voxels(tmp_path) -> None:  # type: ignore[no-untyped-def]
     store = make_store(tmp_path / "s", shape=(8, 16, 16), num_classes=3, num_train=16)
-    config = tiny(
-        pretext="mae", classify=False, width=4, epochs=12, learning_rate=5e-3, log_every=3
-    )
+    config = tiny(pretext="mae", classify=False, width=4, epochs=9, learning_rate=1e-2, log_every=3)
     summary = pretrain(store, tmp_path / "run", config)
     train = [line["mae"] for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
     assert train[-1] < 0.8 * train[0]

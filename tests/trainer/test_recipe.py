@@ -13,7 +13,7 @@ from store.settings import to_json
 from tests.support.runs import assert_same_run, read_metrics, tiny
 from trainer import Event, Stepped, TrainConfig, pretrain
 from trainer.config import find_differences
-from trainer.nets.unet import build_unet
+from trainer.nets.registry import build_net
 from trainer.recipe import Average, clip_gradient, learning_rate_at, make_optimiser
 from trainer.recompute import recompute_stages
 
@@ -54,26 +54,26 @@ def one_step(net: nn.Module, config: TrainConfig) -> dict[str, Tensor]:
 
 
 def test_adamw_decays_kernels_but_neither_norms_nor_biases() -> None:
-    net = build_unet(width=2, num_classes=3)
+    net = build_net(width=2, num_classes=3)
     config = TrainConfig(optimiser="adamw", learning_rate=0.1, weight_decay=0.5)
     kernels = {name for name, p in net.named_parameters() if p.ndim > 1}
     weights = {name: p.detach().clone() for name, p in net.named_parameters()}
     for name, change in one_step(net, config).items():
         expected = -0.05 * weights[name] if name in kernels else torch.zeros_like(change)
         torch.testing.assert_close(change, expected, msg=name)
-    assert {"down_tr64.ops.0.conv1.weight", "clc_out.fc1.weight"} <= kernels
+    assert {"backbone.down_tr64.ops.0.conv1.weight", "clc_out.fc1.weight"} <= kernels
 
 
 @pytest.mark.parametrize(("name", "decay"), [("adam", 0.0), ("adamw", 0.05), ("sgd", 3e-5)])
 def test_each_optimiser_has_its_own_default_of_weight_decay(name: Any, decay: float) -> None:
-    net = build_unet(width=1)
+    net = build_net(width=1)
     groups = make_optimiser(net, TrainConfig(optimiser=name), CPU).param_groups
     assert groups[0]["weight_decay"] == decay
     assert sum(len(group["params"]) for group in groups) == len(list(net.parameters()))
 
 
 def test_sgd_is_that_of_nnunet() -> None:
-    group = make_optimiser(build_unet(width=1), TrainConfig(optimiser="sgd"), CPU).param_groups[0]
+    group = make_optimiser(build_net(width=1), TrainConfig(optimiser="sgd"), CPU).param_groups[0]
     assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.99, True, 3e-5)
 
 
@@ -215,10 +215,11 @@ def test_a_run_of_before_these_settings_can_be_resumed() -> None:
 # Recomputation
 
 
-def test_recomputed_activations_give_the_same_gradients_and_statistics() -> None:
+@pytest.mark.parametrize("kind", ["genesis", "resenc-s"])
+def test_recomputed_activations_give_the_same_gradients_and_statistics(kind: Any) -> None:
     crops, found = torch.rand(2, 1, 8, 16, 16), []
     for recompute in (False, True):
-        net = build_unet(width=2, num_classes=3).train()
+        net = build_net(kind, width=2, num_classes=3).train()
         if recompute:
             recompute_stages(net.stages())
         kept: list[int] = []
