@@ -1,13 +1,17 @@
 """Masked autoencoding: which blocks are hidden, what the loss counts, what pictures show."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from tests.support.runs import read_metrics, tiny
 from tests.support.synthetic_store import make_store
 from trainer import TrainConfig, TrainError, pretrain
 from trainer.losses import masked_loss
-from trainer.nets.pretraining import Output
+from trainer.nets.pretraining import Output, PretrainingNet
 from trainer.pretexts import MaskedAutoencoding
 from trainer.transforms.draws import Draws
 from trainer.transforms.mask import BlockGrid, default_block, hide
@@ -118,7 +122,40 @@ def test_a_batch_is_split_with_its_mask() -> None:
     assert (3 * losses[0] + 2 * losses[1]) / 5 == pytest.approx(whole)  # type: ignore[operator]
 
 
-def test_restoring_hidden_blocks_beats_the_mean_of_the_visible_voxels(tmp_path) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize(
+    ("pretext", "classify", "complete"),
+    [("mae", True, True), ("mae", False, False), ("inpainting", True, False)],
+)
+def test_classes_are_learned_from_complete_crops_beside_masked_ones(
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pretext: Any,
+    classify: bool,
+    complete: bool,
+) -> None:
+    seen: list[tuple[Tensor, Tensor | None]] = []
+    forward = PretrainingNet.forward
+
+    def watched(
+        net: PretrainingNet, x: Tensor, *, originals: Tensor | None = None, **parts: bool
+    ) -> Output:
+        if net.training:
+            seen.append((x, originals))
+        return forward(net, x, originals=originals, **parts)
+
+    monkeypatch.setattr(PretrainingNet, "forward", watched)
+    config = tiny(pretext=pretext, classify=classify, steps=1, warmup_epochs=0)
+    pretrain(store, tmp_path / "run", config)
+    [(inputs, originals)] = seen
+    assert (originals is not None) == complete
+    if originals is not None:
+        hidden = inputs != originals
+        assert not inputs[hidden].any()
+        assert torch.equal(inputs[~hidden], originals[~hidden])
+
+
+def test_restoring_hidden_blocks_beats_the_mean_of_the_visible_voxels(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s", shape=(8, 16, 16), num_classes=3, num_train=16)
     config = tiny(pretext="mae", classify=False, width=4, epochs=9, learning_rate=1e-2, log_every=3)
     summary = pretrain(store, tmp_path / "run", config)
