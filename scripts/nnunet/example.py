@@ -30,6 +30,7 @@ PLANNED, ADAPTED = "nnUNetResEncUNetMPlans", "SemgenPlans"
 
 
 def main() -> None:
+    """Run all steps; each resumes or starts again."""
     options = _read_options()
     work, tools = options.work.resolve(), options.nnunet
     archive, store, run = work / "archive", work / "store", work / "run"
@@ -95,7 +96,7 @@ class NnUNet:
 
 
 def make_dataset(archive: Path, folder: Path) -> None:
-    """A raw data set of nnU-Net: the phantoms, and lungs and liver of their masks."""
+    """A raw data set of nnU-Net: the phantoms and their organ masks."""
     masks = masks_folder(archive)
     labels = json.loads((masks / "labels.json").read_text())
     images, targets = folder / "imagesTr", folder / "labelsTr"
