@@ -19,7 +19,7 @@ from trainer.errors import TrainError
 Size = tuple[int, ...]
 """z, y, x."""
 CLASS_NAME: Final = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
-SEGMENTATION: Final = ".seg_layers."
+OUTPUT: Final = ".seg_layer"
 """In the keys of the output layers, which belong to one task."""
 IN_PROJECTION: Final = ("encoder.stem.convs.0.conv", "encoder.stem.convs.0.all_modules.0")
 _STEM: Final = f"{IN_PROJECTION[0]}.weight"
@@ -150,32 +150,30 @@ def parse_architecture(description: Mapping[str, Any], *, input_channels: int) -
         ) from error
 
 
-def find_architecture_differences(
-    ours: Architecture, theirs: Architecture, description: Mapping[str, Any]
-) -> list[str]:
-    """What keeps weights of our architecture from the net of plans, as "name: ours, theirs".
-
-    description
-        `arch_kwargs` of `theirs`, for its layers.
-    """
+def compare_architectures(weights: Architecture, other: Architecture, where: str) -> list[str]:
+    """What keeps weights from another net, as "name: value in the weights, value `where`"."""
     found = []
-    if len(ours.features) != len(theirs.features):
+    if len(weights.features) != len(other.features):
         found.append(
-            f"stages: {len(ours.features)} in the weights, {len(theirs.features)} in the plans"
+            f"stages: {len(weights.features)} in the weights, {len(other.features)} {where}"
         )
     for name, label in _LABELS.items():
-        mine, other = getattr(ours, name), getattr(theirs, name)
-        if mine != other:
-            found.append(f"{label}: {_short(mine)} in the weights, {_short(other)} in the plans")
-    for name, value in _LAYERS.items():
-        other = description.get(name)
-        if _same_layer(name, value, other):
-            continue
-        found.append(f"{name}: {value} in the weights, {other} in the plans")
+        mine, wanted = getattr(weights, name), getattr(other, name)
+        if mine != wanted:
+            found.append(f"{label}: {_show(mine)} in the weights, {_show(wanted)} {where}")
     return found
 
 
-def _same_layer(name: str, mine: Any, other: Any) -> bool:
+def compare_layers(description: Mapping[str, Any]) -> list[str]:
+    """Layers in `arch_kwargs` of plans that differ from ours, as `compare_architectures`."""
+    return [
+        f"{name}: {value} in the weights, {description.get(name)} in the plans"
+        for name, value in _LAYERS.items()
+        if not _is_same_layer(name, value, description.get(name))
+    ]
+
+
+def _is_same_layer(name: str, mine: Any, other: Any) -> bool:
     if name in IMPORTED and isinstance(mine, str) and isinstance(other, str):
         return mine.rpartition(".")[2] == other.rpartition(".")[2]  # torch has aliases of modules
     if name.endswith("_kwargs"):
@@ -183,7 +181,7 @@ def _same_layer(name: str, mine: Any, other: Any) -> bool:
     return bool(mine == other)
 
 
-def _short(value: Any) -> str:
+def _show(value: Any) -> str:
     """Sizes such as 3x3x3 for a value of an architecture."""
     if isinstance(value, tuple):
         return " ".join("x".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in value)
@@ -193,15 +191,3 @@ def _short(value: Any) -> str:
 def is_alias(key: str) -> bool:
     """Whether a key is a further name of a tensor that the same file holds under another key."""
     return key.startswith(_DECODER_ALIAS) or ".all_modules." in key
-
-
-def add_aliases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under all their names, as in the state_dict of nnU-Net's net."""
-    named = {key: tensor for key, tensor in tensors.items() if not is_alias(key)}
-    for key, tensor in list(named.items()):
-        module, _, rest = key.rpartition(".")  # X.conv.weight -> X.all_modules.0.weight
-        outer, _, kind = module.rpartition(".")
-        if kind in ("conv", "norm"):
-            named[f"{outer}.all_modules.{('conv', 'norm').index(kind)}.{rest}"] = tensor
-    encoder = {key: tensor for key, tensor in named.items() if key.startswith("encoder.")}
-    return {**named, **{f"decoder.{key}": tensor for key, tensor in encoder.items()}}

@@ -15,7 +15,8 @@ from trainer.nnunet.architecture import (
     CLASS_NAME,
     IMPORTED,
     Architecture,
-    find_architecture_differences,
+    compare_architectures,
+    compare_layers,
     parse_architecture,
 )
 
@@ -69,7 +70,7 @@ def find_differences(plans: Plans, ours: Architecture) -> list[str]:
         theirs = parse_architecture(description, input_channels=channels)
     except TrainError as error:
         raise TrainError(f"{plans.file}: configuration {plans.configuration}: {error}") from error
-    found = find_architecture_differences(ours, theirs, description)
+    found = compare_architectures(ours, theirs, "in the plans") + compare_layers(description)
     if plans.settings.get("previous_stage"):
         found.append("input channels: 1 in the weights; a cascade has more, for its labels")
     return found

@@ -18,10 +18,17 @@ import torch
 from torch import Tensor
 
 from trainer.errors import TrainError
-from trainer.nnunet.architecture import SEGMENTATION, is_alias, is_residual_encoder
+from trainer.nets.registry import STAGES, build_backbone, build_encoder, find_kind
+from trainer.nnunet.architecture import (
+    OUTPUT,
+    compare_architectures,
+    find_architecture,
+    is_alias,
+    is_residual_encoder,
+)
 
 CHECKPOINT, ADAPTATION, CARD = "checkpoint_final.pth", "adaptation_plan.json", "README.md"
-WEIGHTS_KEY, PLAN_KEY = "network_weights", "nnssl_adaptation_plan"
+WEIGHTS_KEY, PLAN_KEY, METADATA_KEY = "network_weights", "nnssl_adaptation_plan", "semgen"
 UNKNOWN: Final = "unknown"
 """What a model card says instead of a licence that is not known."""
 _SCALARS: Final = (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)
@@ -83,13 +90,14 @@ def is_checkpoint(content: Any) -> bool:
 
 def parse_checkpoint(
     file: Path, content: Mapping[str, Any]
-) -> tuple[dict[str, Tensor], dict[str, Any], Origin]:
+) -> tuple[dict[str, Tensor], dict[str, Any], Origin | None]:
     """Tensors of a checkpoint's encoder and decoder, our metadata in it, and its origin.
 
     Output layers are left out, because they belong to a task; aliases, because they are the same
-    tensors. The metadata are empty unless semgen wrote the file.
+    tensors. The metadata are empty unless semgen wrote the file. The origin is None for a file that
+    a run of semgen exported for nnU-Net.
 
-    Raises TrainError for another net than the residual encoder U-Net in 3-D.
+    Raises TrainError for a net that is none of our residual encoder nets, naming what differs.
     """
     weights = content[WEIGHTS_KEY]
     tensors = {_unwrap(key): tensor for key, tensor in weights.items()}
@@ -102,9 +110,30 @@ def parse_checkpoint(
             f"{file}: not a 3-D residual encoder U-Net{of_trainer}; of nnU-Net and nnssl, only"
             " ResEnc nets can be read"
         )
-    kept = {k: t for k, t in tensors.items() if not is_alias(k) and SEGMENTATION not in k}
-    metadata = content.get("semgen")
-    return kept, dict(metadata) if isinstance(metadata, dict) else {}, _find_origin(file, content)
+    kept = {k: t for k, t in tensors.items() if not is_alias(k) and OUTPUT not in k}
+    _check_net(file, kept)
+    metadata = content.get(METADATA_KEY)
+    if not isinstance(metadata, dict):
+        return kept, {}, _find_origin(file, content)
+    return kept, dict(metadata), _find_origin(file, content) if PLAN_KEY in content else None
+
+
+def _check_net(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise TrainError, naming what differs, unless tensors are of one of our nets."""
+    theirs = find_architecture(tensors)
+    kind, width = find_kind(tensors), theirs.features[0]
+    if kind is None:
+        numbers = ", ".join(map(str, STAGES.values()))
+        raise TrainError(
+            f"{file}: the net has {len(theirs.features)} stages; only nets with {numbers} can be"
+            " read"
+        )
+    build = build_encoder if theirs.decoder_convs is None else build_backbone
+    with torch.device("meta"):
+        ours = find_architecture(build(kind, width).state_dict())
+    found = compare_architectures(theirs, ours, f"in {kind}")
+    if found:
+        raise TrainError(f"{file}: the net is none of ours ({'; '.join(found)})")
 
 
 def _unwrap(key: str) -> str:

@@ -14,13 +14,12 @@ from torch import Tensor
 from store.atomic import replace_file
 from trainer.checkpoint import write_torch
 from trainer.errors import TrainError
+from trainer.nets.resenc import add_aliases
 from trainer.nnunet.architecture import (
     CLASS_NAME,
     IMPORTED,
     IN_PROJECTION,
-    SEGMENTATION,
     Architecture,
-    add_aliases,
     find_architecture,
     is_residual_encoder,
 )
@@ -36,6 +35,7 @@ from trainer.nnunet.read import (
     ADAPTATION,
     CARD,
     CHECKPOINT,
+    METADATA_KEY,
     PLAN_KEY,
     WEIGHTS_KEY,
     parse_origins,
@@ -89,7 +89,7 @@ def write_nnunet(
             check_fit(chosen, architecture)
         else:
             adapted = adapt_plans(chosen, architecture, adapt)
-    content = {WEIGHTS_KEY: _list_weights(tensors), "semgen": dict(metadata)}
+    content = {WEIGHTS_KEY: _list_weights(tensors), METADATA_KEY: dict(metadata)}
     file.parent.mkdir(parents=True, exist_ok=True)
     write_torch(file, content)
     return adapted
@@ -154,7 +154,7 @@ def write_nnssl(
         ),
         "trainer_name": "semgen",
         "init_args": {},
-        "semgen": {**public, "num_scans": facts.num_scans},
+        METADATA_KEY: {**public, "num_scans": facts.num_scans},
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_torch(folder / CHECKPOINT, content)
@@ -168,10 +168,8 @@ _FILES: Final = {CHECKPOINT, ADAPTATION, CONFIG, CARD}
 
 
 def _list_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Under all names of nnU-Net's net, without the output layers; a tensor is stored once."""
-    named = add_aliases(tensors)
-    return {k: t for k, t in named.items() if k.startswith(("encoder.", "decoder."))
-            and SEGMENTATION not in k}  # fmt: skip
+    """Encoder and decoder under all names of nnU-Net's net; each tensor is stored once."""
+    return add_aliases({k: t for k, t in tensors.items() if k.startswith(("encoder.", "decoder."))})
 
 
 def _require_residual_encoder(target: Path, tensors: Mapping[str, Tensor]) -> Architecture:
