@@ -65,7 +65,7 @@ class NnUNet:
             "nnUNet_results": str(self.results),
             "nnUNet_extTrainer": str(HERE / "trainers"),
             "nnUNet_compile": "false",
-            "nnUNet_n_proc_DA": "0",
+            "nnUNet_n_proc_DA": "1",
             "SHORT_ITERATIONS": str(iterations),
         }
         self.environment.pop("PYTHONPATH", None)
