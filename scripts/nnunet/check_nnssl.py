@@ -1,11 +1,11 @@
 """Load a folder of `semgen export --format nnssl` with nnU-Net's own code, and compare tensors.
 
-    NNUNET_ENVIRONMENT/bin/python scripts/nnunet/check_nnssl.py CHECKOUT FOLDER [--nnssl CHECKOUT]
+    PYTHONPATH=NNUNET:NNSSL/src ENVIRONMENT/bin/python scripts/nnunet/check_nnssl.py FOLDER --nnssl
 
-CHECKOUT is a checkout of github.com/MIC-DKFZ/nnUNet; PyPI's 2.8.1 lacks this code. Builds the net as
-`nnUNetv2_train_pretrained` does, from the plan in the file, loads the encoder, and compares every
-tensor of it, bit for bit. With a checkout of github.com/MIC-DKFZ/nnssl, also reads the plan with
-nnssl's classes. Exits with 1 where a tensor differs.
+NNUNET and NNSSL are checkouts of github.com/MIC-DKFZ/nnUNet and nnssl: nnU-Net 2.8.1 of PyPI lacks
+this code. Builds the net as `nnUNetv2_train_pretrained` does, from the plan in the file, loads the
+encoder, and compares every tensor of it, bit for bit. With --nnssl, also reads the plan with the
+classes of nnssl. Exits with 1 where a tensor differs.
 """
 
 from __future__ import annotations
@@ -16,19 +16,16 @@ import sys
 from pathlib import Path
 
 import torch
+from nnunetv2.training.nnUNetTrainer.pretraining.pretrainedTrainer import PretrainedTrainer
 
 
 def main() -> None:
     """Load and compare."""
     parser = argparse.ArgumentParser(description="Load an export with nnU-Net's own code.")
-    parser.add_argument("checkout", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--nnssl", type=Path)
+    parser.add_argument("--nnssl", action="store_true")
     parser.add_argument("--channels", type=int, default=1, help="input channels of the task")
     options = parser.parse_args()
-    sys.path.insert(0, str(options.checkout))
-    from nnunetv2.training.nnUNetTrainer.pretraining.pretrainedTrainer import PretrainedTrainer
-
     file = options.folder / "checkpoint_final.pth"
     content = torch.load(file, weights_only=True)
     plan, weights = content["nnssl_adaptation_plan"], content["network_weights"]
@@ -68,14 +65,13 @@ def main() -> None:
         f" are equal, bit for bit; {len(first)} repeated for {options.channels} channels"
     )
     if options.nnssl:
-        _read_with_nnssl(options.nnssl, written)
+        _read_with_nnssl(written)
     if len(equal) != len(compared):
         sys.exit(1)
 
 
-def _read_with_nnssl(checkout: Path, written: dict[str, object]) -> None:
-    sys.path.insert(0, str(checkout / "src"))
-    from nnssl.adaptation_planning.adaptation_plan import AdaptationPlan
+def _read_with_nnssl(written: dict[str, object]) -> None:
+    from nnssl.adaptation_planning.adaptation_plan import AdaptationPlan  # noqa: PLC0415 - optional
 
     plan = {key: value for key, value in written.items() if key != "trainer_name"}
     again = AdaptationPlan.from_dict(json.loads(json.dumps(plan))).serialize()
