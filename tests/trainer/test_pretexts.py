@@ -68,7 +68,7 @@ class TestEveryTask:
             head = net.backbone.up_tr64 if task.decodes else net.pretext_out
             assert head is not None
             assert all(p.grad is not None and p.grad.any() for p in head.parameters())
-            assert net.down_tr64.ops[0].conv1.weight.grad.any()
+            assert net.backbone.down_tr64.ops[0].conv1.weight.grad.any()
         assert all(0 <= value <= 1 for value in task.measure(output, example).values())
 
     def test_the_loss_of_perfect_predictions_is_almost_zero(self, task: Pretext) -> None:
