@@ -1,6 +1,7 @@
 """Weights for nnU-Net and nnssl, and from them."""
 
 import collections
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.finetuning import CONFIG, make_task
 from tests.support.runs import SHAPE, tiny
 from trainer import Noticed, TrainError, export_weights, load_unet, pretrain, read_weights
 from trainer.config import NetName
+from trainer.finetuning import finetune
+from trainer.finetuning.starts import make_start
 from trainer.nets.registry import build_backbone
 from trainer.nets.resenc import add_aliases
 from trainer.nnunet.architecture import find_architecture
@@ -357,3 +361,21 @@ def test_an_export_for_nnunet_starts_a_run_and_remembers_its_scans(
     assert weights.metadata["scans"] == read_weights(run).metadata["scans"]
     assert weights.metadata["origins"] == [], "it is our own"
     pretrain(store, tmp_path / "run", settings(init=str(tmp_path / "weights.pth")))
+
+
+def test_fine_tuning_starts_from_a_published_folder(tmp_path: Path) -> None:
+    tensors = published_folder(tmp_path / "openmind")
+    config = dataclasses.replace(CONFIG, init=str(tmp_path / "openmind"), steps=2, batch_size=4)
+    for segments, prefix in ((True, ("encoder.", "decoder.")), (False, ("encoder.",))):
+        net = make_start(config, outputs=2, segments=segments).net.state_dict()
+        for key, tensor in tensors.items():
+            if key.startswith(prefix):
+                assert torch.equal(net[f"body.{key}"], tensor), key
+    events: list[Any] = []
+    task = make_task(tmp_path / "task", range(5))
+    summary = finetune(task, tmp_path / "tuned", config, on_event=events.append)
+    assert summary.training.steps == 2
+    (text,) = (event.text for event in events if isinstance(event, Noticed))
+    assert "cc-by-4.0" in text
+    origins = parse_origins(read_weights(tmp_path / "tuned").metadata["origins"])
+    assert [origin.licence for origin in origins] == ["cc-by-4.0"]
