@@ -26,6 +26,7 @@ from store.options import (
     NUMBERS,
     POSITION,
     LocalPath,
+    Vector,
     options_from,
 )
 from store.progress import Terminal
@@ -564,30 +565,66 @@ def pretrain(store: Path, run: Path, config: TrainConfig, as_json: bool) -> None
 
 @main.command()
 @_RUN
-@click.argument("file", type=LocalPath(dir_okay=False))
+@click.argument("file", type=LocalPath())
 @click.option(
     "--format",
-    type=click.Choice(["safetensors", "torch", "genesis"]),
-    help='"genesis" is what the official Semantic and Models Genesis code loads.  [default: by the'
-    " suffix of FILE: .safetensors, .pt or .pth]",
+    type=click.Choice(["safetensors", "torch", "genesis", "nnunet", "nnssl"]),
+    help='"genesis" is what the official Semantic and Models Genesis code loads, "nnunet" what'
+    ' nnUNetv2_train -pretrained_weights loads, "nnssl" a folder as nnssl publishes it.  [default:'
+    " by the suffix of FILE: .safetensors, .pt or .pth]",
 )
 @click.option(
     "--part",
     type=click.Choice(get_args(Part)),
     default="all",
     show_default=True,
-    help='Part of the net; "unet" is encoder and decoder.',
+    help='Part of the net: "backbone" is encoder and decoder, "unet" these and the layer that'
+    " restores crops.",
 )
-def export(run: Path, file: Path, format: Any, part: Any) -> None:
+@click.option(
+    "--plans",
+    type=FILE,
+    help="With nnunet: plans of nnU-Net that the weights must fit, such as nnUNet_preprocessed/"
+    "Dataset001_NAME/nnUNetResEncUNetLPlans.json.",
+)
+@click.option(
+    "--configuration",
+    default="3d_fullres",
+    show_default=True,
+    help="Configuration in --plans.",
+)
+@click.option(
+    "--adapt",
+    metavar="NAME",
+    help="With --plans: write a copy of the plans with the net of the weights, NAME.json beside"
+    " them, for nnUNetv2_train -p NAME.",
+)
+@click.option("--licence", help="With nnssl: licence of the weights, for the model card.")
+@click.option(
+    "--patch-size",
+    type=Vector(int, 3, None),
+    help="With nnssl: recommended patch size in voxels, z,y,x.  [default: that of the crops]",
+)
+def export(run: Path, file: Path, format: Any, part: Any, **options: Any) -> None:
     """Write the best weights of RUN to FILE.
 
-    If the run has no validation after the warm-up yet, its latest weights are written.
+    If the run has no validation after the warm-up yet, its latest weights are written. With
+    --format nnssl, FILE is a folder.
     """
     from store.inspect import format_size
     from trainer import export_weights
 
-    step = export_weights(run, file, format=format, part=part)["step"]
-    click.echo(f"{file}: {part} of {run} at step {step}, {format_size(file.stat().st_size)}")
+    done = export_weights(run, file, format=format, part=part, **options)
+    size = sum(found.stat().st_size for found in (file, *file.glob("*")) if found.is_file())
+    click.echo(f"{file}: {done['part']} of {run} at step {done['step']}, {format_size(size)}")
+    if name := options["adapt"]:
+        configuration = options["configuration"]
+        adapted = options["plans"].with_name(f"{name}.json")
+        click.echo(
+            f"{adapted}: plans with the net of the weights; next:\n"
+            f"  nnUNetv2_preprocess -d ID -plans_name {name} -c {configuration}\n"
+            f"  nnUNetv2_train ID {configuration} FOLD -p {name} -pretrained_weights {file}"
+        )
 
 
 @main.command()

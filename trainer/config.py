@@ -14,7 +14,7 @@ OptimiserName = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["step", "plateau", "poly", "cosine"]
 NetName = Literal["genesis", "resenc-s", "resenc-m", "resenc-l"]
 CacheMode = Literal["auto", "none", "memory", "device"]
-Part = Literal["all", "unet", "encoder"]
+Part = Literal["all", "unet", "backbone", "encoder"]
 
 FREE_TO_CHANGE: Final = frozenset(
     {"epochs", "steps", "patience", "device", "threads", "cache", "compile", "recompute",
@@ -169,10 +169,12 @@ class TrainConfig(LoopConfig):
     skip_corrupt: bool = False
     """Skip corrupt crops and count them, instead of stopping."""
     init: str | None = None
-    """Weights to start from: a run, a checkpoint or export of semgen, or an official Semantic
-    Genesis or Models Genesis checkpoint. Default: random weights."""
+    """Weights to start from: a run, a checkpoint or export of semgen, an official Semantic Genesis
+    or Models Genesis checkpoint, or a checkpoint or published folder of nnU-Net or nnssl. Default:
+    random weights."""
     init_part: Part = "all"
-    """Part of the weights in `init` to load; "unet" is encoder and decoder."""
+    """Part of the weights in `init` to load: "backbone" is encoder and decoder, "unet" these and
+    the layer that restores crops. Files of nnU-Net and nnssl have the backbone at most."""
 
     def __post_init__(self) -> None:
         LoopConfig.__post_init__(self)  # super() does not know classes with slots

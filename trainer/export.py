@@ -1,4 +1,4 @@
-"""Export a run's weights to a file for other programs."""
+"""Export a run's weights for other programs."""
 
 from __future__ import annotations
 
@@ -9,36 +9,65 @@ from typing import Any
 from safetensors.torch import save
 
 from store.atomic import replace_file
-from trainer.checkpoint import BEST, LAST, load_best, write_torch
+from trainer.checkpoint import BEST, LAST, in_warmup, load_best, write_torch
 from trainer.config import Part
 from trainer.errors import TrainError
 from trainer.nets.registry import PARTS, find_kind
+from trainer.nnunet.write import CONFIGURATION, write_nnssl, write_nnunet
 from trainer.weights import GENESIS_AXES, METADATA_KEY, check_choice, parse_checkpoint, reverse_axes
 
-FORMATS = ("safetensors", "torch", "genesis")
+FORMATS = ("safetensors", "torch", "genesis", "nnunet", "nnssl")
 _SUFFIXES = {".safetensors": "safetensors", ".pt": "torch", ".pth": "torch"}
 
 
 def export_weights(
-    run: str | Path, file: str | Path, *, format: str | None = None, part: Part = "all"
+    run: str | Path,
+    file: str | Path,
+    *,
+    format: str | None = None,
+    part: Part = "all",
+    plans: str | Path | None = None,
+    configuration: str = CONFIGURATION,
+    adapt: str | None = None,
+    licence: str | None = None,
+    patch_size: tuple[int, int, int] | None = None,
 ) -> dict[str, Any]:
     """Write a run's best weights (see `load_best`) to a file, and return their metadata.
 
     format
         "safetensors"; "torch", a dict with `state_dict` and `metadata`; or "genesis", which the
         official code loads: a dict with `state_dict`, its axes (x, y, z), without the head of a
-        pretext task. None: by the file's suffix, "safetensors" for .safetensors, "torch" for .pt
-        and .pth.
+        pretext task. For residual encoder nets, also "nnunet", a checkpoint for
+        `nnUNetv2_train -pretrained_weights`; and "nnssl", a folder for
+        `nnUNetv2_preprocess_like_nnssl` and `nnUNetv2_train_pretrained`. None: by the file's
+        suffix, "safetensors" for .safetensors, "torch" for .pt and .pth.
     part
-        "all", "unet" (encoder and decoder), or "encoder".
+        "all", "backbone" (encoder and decoder), "unet" (these and the layer that restores crops),
+        or "encoder". Always "backbone" for "nnunet"; for "nnssl", too, or "encoder" where the
+        decoder is not trained.
+    plans, configuration, adapt
+        For "nnunet": a plans file of nnU-Net and its configuration that the weights must fit; or,
+        with a name in `adapt`, a copy of the plans with the net of the weights is written beside
+        them, NAME.json.
+    licence, patch_size
+        For "nnssl": the licence in the model card, and the patch size (z, y, x) that it recommends,
+        by default that of the crops.
 
-    Raises TrainError when the suffix contradicts the format, and for a decoder that is still
-    untrained because the run is in its warm-up.
+    Raises TrainError when the suffix contradicts the format, for a decoder that is still untrained
+    because the run is in its warm-up, and for plans that do not fit, naming what differs.
     """
     run, file = Path(run), Path(file)
     check_choice("part", part, PARTS)
     best, content = load_best(run)
     chosen = _choose_format(file, format)
+    _check_options(
+        chosen, nnunet={"plans": plans, "adapt": adapt},
+        nnssl={"licence": licence, "patch_size": patch_size},
+    )  # fmt: skip
+    if chosen == "nnunet":
+        part = "backbone"
+    elif chosen == "nnssl":
+        part = "encoder" if in_warmup(content) else "backbone"
     if file.resolve() in {(run / name).resolve() for name in (BEST, LAST)}:
         raise TrainError(f"{file}: this is a checkpoint of the run itself; give another FILE")
     weights = parse_checkpoint(best, content, part)
@@ -53,12 +82,18 @@ def export_weights(
         if key.startswith(prefixes)
     }
     metadata = {**weights.metadata, "part": part}
-    file.parent.mkdir(parents=True, exist_ok=True)
+    if chosen != "nnssl":
+        file.parent.mkdir(parents=True, exist_ok=True)
     if chosen == "safetensors":
         # one key: safetensors writes several in any order, and the bytes must always be the same
         packed = save(tensors, metadata={METADATA_KEY: json.dumps(metadata)})
         with replace_file(file) as partial:
             partial.write_bytes(packed)
+    elif chosen == "nnunet":
+        write_nnunet(file, tensors, metadata, plans=plans, configuration=configuration, adapt=adapt)
+    elif chosen == "nnssl":
+        config = content["config"]
+        write_nnssl(file, tensors, metadata, config, licence=licence, patch_size=patch_size)
     elif chosen == "torch":
         write_torch(file, {"state_dict": tensors, "metadata": metadata})
     else:
@@ -66,6 +101,15 @@ def export_weights(
         write_torch(file, {"state_dict": reverse_axes(published)})
         metadata["axes"] = GENESIS_AXES
     return metadata
+
+
+def _check_options(chosen: str, **options: dict[str, Any]) -> None:
+    """Raise TrainError for an option that belongs to another format than the chosen one."""
+    for owner, values in options.items():
+        for name, value in values.items():
+            if value is not None and chosen != owner:
+                option = name.replace("_", "-")
+                raise TrainError(f"{option} is for format {owner} only; the format is {chosen}")
 
 
 def _choose_format(file: Path, wanted: str | None) -> str:
@@ -79,6 +123,8 @@ def _choose_format(file: Path, wanted: str | None) -> str:
             )
         return by_suffix
     check_choice("format", wanted, FORMATS)
+    if wanted == "nnssl":
+        return wanted  # a folder
     if by_suffix and (by_suffix == "safetensors") != (wanted == "safetensors"):
         raise TrainError(f"{file}: the suffix contradicts format {wanted!r}; change one of the two")
     return wanted

@@ -20,10 +20,11 @@ from trainer.checkpoint import LAST, RunState, load_checkpoint
 from trainer.config import TrainConfig
 from trainer.data.plan import thin
 from trainer.data.stream import Batch
-from trainer.events import Ended, Event, TrainSummary, ignore
+from trainer.events import Ended, Event, Noticed, TrainSummary, ignore
 from trainer.folder import open_run, write_config
 from trainer.learner import Losses, Validation
 from trainer.loop import Loop
+from trainer.nnunet.read import parse_origins
 from trainer.objective import Objective
 from trainer.pretexts import Example
 from trainer.ranks import join_ranks
@@ -90,6 +91,8 @@ def pretrain(
         if ranks.is_main:
             own = {name: setup.facts[name] for name in ("own_net",) if name in setup.facts}
             write_config(run, setup.config, store_fingerprint=setup.facts["fingerprint"], **own)
+        for origin in parse_origins(setup.facts["origins"]) if not saved else ():
+            on_event(Noticed(text=f"init: {origin}"))
         loop.announce(
             num_train=len(setup.train.plan.rows),
             num_validation=len(setup.validation.plan.rows),

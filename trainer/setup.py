@@ -26,7 +26,7 @@ from trainer.pretexts import PRETEXTS, Pretext
 from trainer.ranks import Ranks, sync_batch_norm
 from trainer.recipe import trained_weights
 from trainer.recompute import recompute_stages
-from trainer.weights import load_weights, read_weights
+from trainer.weights import Weights, copy_weights, read_weights
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,8 @@ def set_up(
         )
 
     num_classes = store.num_classes if config.classify else None
-    net = _build_net(config, pretext, num_classes, own_net, saved=saved)
+    initial = None if saved or not config.init else read_weights(config.init, part=config.init_part)
+    net = _build_net(config, pretext, num_classes, own_net, initial, saved=saved)
     net.to(device)
     if config.sync_batch_norm and ranks.size > 1:
         sync_batch_norm(net)
@@ -121,8 +122,10 @@ def set_up(
         facts={
             "fingerprint": fingerprint,
             "num_classes": num_classes,
-            "scans": _list_scans(store, train, validation, config, saved=saved),
+            **_inherit(initial, saved=saved, used=_list_scans(store, train, validation)),
             "window_hu": list(store.window_hu),
+            "crop_shape": list(shape),
+            "spacing_mm": store.config.get("spacing_mm"),
             **({"own_net": own} if own else {}),
         },
     )
@@ -201,6 +204,7 @@ def _build_net(
     pretext: Pretext,
     num_classes: int | None,
     own_net: Any,
+    initial: Weights | None,
     *,
     saved: dict[str, Any] | None,
 ) -> PretrainingNet:
@@ -222,8 +226,9 @@ def _build_net(
             net = PretrainingNet(copy.deepcopy(own_net).cpu(), **parts)
     if saved:
         net.load_state_dict(trained_weights(saved))
-    elif config.init:
-        load_weights(net, config.init, part=config.init_part)
+    elif initial:
+        assert config.init is not None
+        copy_weights(net, initial, config.init, part=config.init_part)
     return net
 
 
@@ -260,21 +265,24 @@ def _refuse_other_net(path: Path, own: dict[str, Any] | None, *, saved: dict[str
         )
 
 
-def _list_scans(
-    store: PatchStore,
-    train: Stream,
-    validation: Stream,
-    config: TrainConfig,
-    *,
-    saved: dict[str, Any] | None,
-) -> list[str]:
-    """Ids of all scans that the weights depend on, so that nobody tests on them by mistake."""
-    earlier: list[str] = []
-    if saved:
-        earlier = saved["scans"]
-    elif config.init:
-        earlier = read_weights(config.init, part=config.init_part).metadata.get("scans", [])
-    used = np.concatenate(
+def _inherit(
+    initial: Weights | None, *, saved: dict[str, Any] | None, used: list[str]
+) -> dict[str, Any]:
+    """Scans that the weights depend on, so that nobody tests on them, and others' initial weights.
+
+    used
+        Ids of the scans of this run.
+    """
+    earlier = saved or (initial.metadata if initial else {})
+    return {
+        "scans": sorted({*earlier.get("scans", []), *used}),
+        "origins": earlier.get("origins", []),
+    }
+
+
+def _list_scans(store: PatchStore, train: Stream, validation: Stream) -> list[str]:
+    """Ids of all scans of a run."""
+    rows = np.concatenate(
         [store.train.scan[train.plan.rows], store.validation.scan[validation.plan.rows]]
     )
-    return sorted({*earlier, *(scan_name(store.scans.id[row]) for row in np.unique(used))})
+    return [scan_name(store.scans.id[row]) for row in np.unique(rows)]

@@ -36,6 +36,7 @@ from trainer.nets.registry import (
 )
 from trainer.nets.resenc import ResEncEncoder
 from trainer.nets.unet import Encoder3D
+from trainer.nnunet import read as nnunet
 
 OUR_AXES, GENESIS_AXES = "z,y,x", "x,y,z"
 METADATA_KEY = "semgen"
@@ -50,8 +51,10 @@ class Weights:
     tensors: dict[str, Tensor]
     metadata: dict[str, Any]
     """net, width, num_classes, fingerprint, axes, part, pretext, step, scans (ids of the scans that
-    the weights depend on), window_hu; for a net of one's own, own_net. Official files have none of
-    these; for them, axes is "x,y,z", although `tensors` are in our order already."""
+    the weights depend on), window_hu, crop_shape, spacing_mm, origins (others' weights that they
+    started from, see `trainer.nnunet.read.Origin`); for a net of one's own, own_net. Official files
+    have none of these; for them, axes is "x,y,z", although `tensors` are in our order already.
+    Files of nnU-Net and nnssl have part "backbone", or "encoder" without a decoder."""
 
     @property
     def keys(self) -> NetKeys:
@@ -76,11 +79,12 @@ class KeyReport:
 
 
 def read_weights(file: str | Path, *, part: Part = "all") -> Weights:
-    """Read the best weights of a run directory, a checkpoint, an export, or an official checkpoint.
+    """Read the best weights of a run directory, a checkpoint, an export, or others' weights.
 
-    The kind of file is found by its content. A file without our metadata counts as an official
-    checkpoint: the axes of its kernels are reversed, and `module.` before keys is dropped. Raises
-    TrainError for anything else.
+    The kind of file is found by its content. Others' weights are a checkpoint of nnU-Net or nnssl,
+    or a folder with checkpoint_final.pth as they publish it, and official Genesis checkpoints: a
+    file without our metadata counts as one of these, the axes of its kernels are reversed, and
+    `module.` before keys is dropped. Raises TrainError for anything else.
 
     part
         The part that is needed. All tensors are returned anyway, but more than the "encoder" is
@@ -88,7 +92,10 @@ def read_weights(file: str | Path, *, part: Part = "all") -> Weights:
     """
     file = Path(file)
     if file.is_dir():
-        return parse_checkpoint(*load_best(file), part)
+        published = nnunet.find_checkpoint(file)
+        if published is None:
+            return parse_checkpoint(*load_best(file), part)
+        file = published
     if not file.is_file():
         raise TrainError(f"{file}: no such run or weights file")
     if _is_safetensors(file):
@@ -96,6 +103,8 @@ def read_weights(file: str | Path, *, part: Part = "all") -> Weights:
     content = _load_torch(file)
     if isinstance(content, dict) and {"model", "config", "fingerprint"} <= content.keys():
         return parse_checkpoint(file, content, part)
+    if nnunet.is_checkpoint(content):
+        return _from_nnunet(file, content)
     return _with_axes(file, *_take_tensors(file, content))
 
 
@@ -106,8 +115,8 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 def _load_torch(file: Path) -> Any:
     try:
-        with warnings.catch_warnings():  # warnings about files of another kind
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(), nnunet.allow_numpy_scalars():
+            warnings.simplefilter("ignore")  # warnings about files of another kind
             return torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise TrainError(
@@ -135,7 +144,7 @@ def load_encoder(file: str | Path) -> Encoder3D | ResEncEncoder:
     """
     weights = read_weights(file, part="encoder")
     net = build_encoder(*describe_net(file, weights))
-    _copy(net, weights, file, part="encoder")
+    copy_weights(net, weights, file, part="encoder")
     return _set_eval_mode(net, weights)
 
 
@@ -162,7 +171,7 @@ def load_unet(file: str | Path) -> PretrainingNet:
         num_classes=None if head is None else len(head),
         decoder=weights.keys.has_decoder(own),
     )
-    _copy(net, Weights(own, weights.metadata), file)
+    copy_weights(net, Weights(own, weights.metadata), file)
     return _set_eval_mode(net, weights)
 
 
@@ -172,24 +181,28 @@ def load_weights(
     """Copy a file's weights into a net.
 
     part
-        "unet" and "encoder" compare and load only the keys of that part.
+        "unet", "backbone" and "encoder" compare and load only the keys of that part. Of files of
+        nnU-Net and nnssl, "all" and "unet" are the backbone, too.
     strict
         Raise TrainError that lists every missing key, unexpected key and wrong shape, before
         anything is changed; otherwise load what fits and return the report.
     """
     check_choice("part", part, PARTS)
-    return _copy(net, read_weights(file, part=part), file, part=part, strict=strict)
+    return copy_weights(net, read_weights(file, part=part), file, part=part, strict=strict)
 
 
-def _copy(
+def copy_weights(
     net: nn.Module, weights: Weights, file: str | Path, *, part: Part = "all", strict: bool = True
 ) -> KeyReport:
+    """Copy weights that were read from a file into a net; see `load_weights`."""
+    if weights.metadata.get("part") == "backbone" and part in ("all", "unet"):
+        part = "backbone"  # all that the file has
     theirs, ours = find_kind(weights.tensors), find_kind(net.state_dict())
     if strict and theirs and ours and theirs != ours:
         raise TrainError(
             f"{file}: holds weights of the net {theirs}, not of {ours}; use net {theirs}"
         )
-    hint = '; use the same width, or load only part "unet" or "encoder"'
+    hint = '; use the same width, or load only part "unet", "backbone" or "encoder"'
     prefixes = weights.keys.prefixes(part)
     return copy_tensors(net, weights.tensors, file, prefixes=prefixes, strict=strict, hint=hint)
 
@@ -264,7 +277,12 @@ def parse_checkpoint(file: Path, content: dict[str, Any], part: Part) -> Weights
         "step": content["progress"]["step"],
         "scans": content["scans"],
         "window_hu": content.get("window_hu"),  # None in older runs
+        "crop_shape": content.get("crop_shape"),
+        "spacing_mm": content.get("spacing_mm"),
+        "origins": content.get("origins", []),
     }
+    if "normalise" in content:
+        metadata["normalise"] = content["normalise"]
     own = content.get("own_net")
     if own:
         metadata |= {"net": None, "width": None, "own_net": own}
@@ -280,6 +298,21 @@ def parse_checkpoint(file: Path, content: dict[str, Any], part: Part) -> Weights
             " which trains encoder and head only; train longer, or use part encoder"
         )
     return weights
+
+
+def _from_nnunet(file: Path, content: dict[str, Any]) -> Weights:
+    """Weights of a checkpoint of nnU-Net or nnssl, or of our exports for them."""
+    tensors, earlier, origin = nnunet.parse_checkpoint(file, content)
+    kind = find_kind(tensors)
+    metadata = {
+        **earlier,
+        "net": kind,
+        "width": find_width(tensors),
+        "axes": OUR_AXES,
+        "part": "backbone" if keys_of(kind).has_decoder(tensors) else "encoder",
+        "origins": [*earlier.get("origins", []), *([origin.to_json()] if origin else [])],
+    }
+    return Weights(tensors, metadata)
 
 
 def _with_axes(file: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Weights:

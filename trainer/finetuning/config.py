@@ -22,7 +22,8 @@ class FinetuneConfig(LoopConfig):
     lr_minimum: float = 1e-6
     init: str = "scratch"
     """Where to start: "scratch" for random weights, a run, a weights file of semgen, an official
-    Genesis checkpoint, medicalnet:FILE or i3d:FILE."""
+    Genesis checkpoint, a checkpoint or published folder of nnU-Net or nnssl, medicalnet:FILE or
+    i3d:FILE."""
     init_part: Literal["unet", "encoder"] = "unet"
     """Part of a U-Net's weights to load; "unet" is the encoder, and the decoder if the file has
     one."""

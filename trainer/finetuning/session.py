@@ -97,6 +97,8 @@ def finetune(
         grid = choose_grid(loaded, config, start.window_hu)
         if config.window_hu is not None and grid.intensity != "ct":
             on_event(Noticed(text=f"window_hu has no effect with intensity {grid.intensity!r}"))
+        for origin in start.origins if not (run / LAST).exists() else ():
+            on_event(Noticed(text=f"init: {origin}"))
         folder = Path(cases_path or run / "cases")
         cases = prepare_cases(loaded, grid, folder, threads=config.threads, progress=progress)
         leaked = find_leaks(cases, start.scans)
@@ -182,6 +184,7 @@ def _list_facts(task: Task, cases: Sequence[Prepared], grid: Grid, start: Start)
             "channel": task.channel,
         },
         "scans": sorted({*start.scans, *learned}),
+        "origins": [origin.to_json() for origin in start.origins],
         "window_hu": list(grid.window_hu),
     }
 

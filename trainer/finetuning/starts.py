@@ -18,6 +18,7 @@ from trainer.finetuning.heads import Classifier, Segmenter, UNetSegmenter
 from trainer.nets.backbone import check_shape
 from trainer.nets.pretraining import seeded_weights
 from trainer.nets.registry import build_backbone, build_encoder, channels_last
+from trainer.nnunet.read import Origin, parse_origins
 from trainer.weights import Weights, copy_tensors, describe_net, read_tensors, read_weights
 
 SCRATCH = "scratch"
@@ -40,6 +41,8 @@ class Start:
     """Ids of the scans that the weights were pretrained on; empty where the file does not say."""
     window_hu: tuple[float, float] = PUBLISHED_WINDOW_HU
     """HU range mapped to 0..1 in pretraining."""
+    origins: tuple[Origin, ...] = ()
+    """Others' weights that these started from."""
 
 
 def make_start(config: FinetuneConfig, *, outputs: int, segments: bool) -> Start:
@@ -88,7 +91,8 @@ def _start_unet(config: FinetuneConfig, *, outputs: int, segments: bool) -> Star
     copy_tensors(net.body, weights.tensors, config.init, prefixes=wanted)
     scans, window = (weights.metadata.get(name) for name in ("scans", "window_hu"))
     low, high = window or PUBLISHED_WINDOW_HU
-    return Start(channels_last(net), "unet", tuple(scans or ()), (low, high))
+    origins = parse_origins(weights.metadata.get("origins"))
+    return Start(channels_last(net), "unet", tuple(scans or ()), (low, high), origins)
 
 
 def _unet(kind: NetName, width: int, *, outputs: int, segments: bool) -> UNetSegmenter | Classifier:

@@ -33,12 +33,13 @@ class NetKeys:
     decoder: tuple[str, ...]
 
     def prefixes(self, part: Part) -> tuple[str, ...]:
-        """Prefixes of a part: "all", "unet" (the net without heads but its output), "encoder"."""
+        """Prefixes of a part: "backbone" is encoder and decoder, "unet" these and the output."""
         if part == "all":
             return ("",)
         if part == "encoder":
             return self.encoder
-        return (*self.encoder, *self.decoder, "out_tr.")
+        backbone = (*self.encoder, *self.decoder)
+        return backbone if part == "backbone" else (*backbone, "out_tr.")
 
     def has_decoder(self, keys: Iterable[str]) -> bool:
         """Whether any key is the decoder's."""
