@@ -114,15 +114,6 @@ def test_metrics_cover_all_processes_and_are_written_once(
         assert ours[0][name] == pytest.approx(theirs[0][name], rel=1e-3)
 
 
-def test_a_run_of_two_is_resumed_bit_for_bit(store: Path, together: Path, tmp_path: Path) -> None:
-    run = tmp_path / "resumed"
-    assert torchrun(store, run, steps=8).returncode == 0
-    done = torchrun(store, run)
-    assert done.returncode == 0, done.stderr
-    ours, theirs = weights(run), weights(together)
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-
-
 SIGNAL_ONE = """
 import os, signal
 from trainer.pretraining import Pretrainer
