@@ -275,9 +275,10 @@ def test_outputs_are_those_of_the_package(kind: NetName) -> None:
     net, stages = build_backbone(kind, 2), STAGES[kind]
     strides, blocks = (1, 2, 2, 2, 2, 2)[:stages], (1, 3, 4, 6, 6, 6)[:stages]
     assert isinstance(net, ResEncUNet)
+    norm, activation = {"eps": 1e-5, "affine": True}, {"inplace": True}
     theirs = unet.ResidualEncoderUNet(
-        1, stages, net.channels, nn.Conv3d, 3, strides, blocks, 3, 1, True, nn.InstanceNorm3d, {"eps": 1e-5, "affine": True}, None, None, nn.LeakyReLU,
-        {"inplace": True},
+        1, stages, net.channels, nn.Conv3d, 3, strides, blocks, 3, 1, True,
+        nn.InstanceNorm3d, norm, None, None, nn.LeakyReLU, activation,
     )  # fmt: skip
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.3)
