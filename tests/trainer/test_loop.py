@@ -177,7 +177,7 @@ def test_accumulated_gradients_are_the_mean_over_the_batch(store: Path, tmp_path
 
 def test_a_plateau_cuts_the_learning_rate(store: Path, tmp_path: Path) -> None:
     config = tiny(
-        pretext="none", epochs=14, lr_schedule="plateau", lr_step_epochs=2, learning_rate=0.5
+        pretext="none", epochs=14, lr_schedule="plateau", lr_step_epochs=1, learning_rate=0.5
     )
     pretrain(store, tmp_path / "run", config)
     lines = read_metrics(tmp_path / "run")
@@ -188,7 +188,7 @@ def test_a_plateau_cuts_the_learning_rate(store: Path, tmp_path: Path) -> None:
             continue
         waited = 0 if line["loss"] < best else waited + 1
         best = min(best, line["loss"])
-        if waited == 2:
+        if waited == 1:
             rate, waited = rate / 2, 0
     assert all(ours == pytest.approx(expected) for ours, expected in seen)
     assert rate < 0.5
