@@ -144,8 +144,17 @@ def test_an_output_that_is_not_an_image_is_refused_before_prediction(
         predict(segmenter, balls.parent / "0.nii.gz", tmp_path / "mask.png")
 
 
-def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(balls: Path, tmp_path: Path) -> None:
-    config = replace(CONFIG, steps=7, checkpoint_every=1, log_every=1)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {},
+        {"optimiser": "sgd", "lr_schedule": "poly", "clip_norm": 1.0, "ema_decay": 0.9},
+    ],
+)
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
+    balls: Path, tmp_path: Path, recipe: dict[str, Any]
+) -> None:
+    config = replace(CONFIG, steps=7, checkpoint_every=1, log_every=1, **recipe)
     finetune(balls, tmp_path / "whole", config)
 
     class KilledError(Exception):

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from store.settings import to_json
 from tests.support.runs import assert_same_run, read_metrics, tiny
-from trainer import Event, Stepped, TrainConfig, pretrain
+from trainer import Event, Stepped, TrainConfig, TrainError, pretrain
 from trainer.config import find_differences
+from trainer.nets.pretraining import PretrainingNet
 from trainer.nets.registry import build_net
 from trainer.recipe import Average, clip_gradient, learning_rate_at, make_optimiser
 from trainer.recompute import recompute_stages
@@ -239,3 +240,11 @@ def test_recomputed_activations_give_the_same_gradients_and_statistics(kind: Any
     assert plain.state_dict().keys() == recomputed.state_dict().keys()
     for (name, ours), theirs in zip(recomputed.named_buffers(), plain.buffers(), strict=True):
         assert torch.equal(ours, theirs), name
+
+
+def test_recomputing_a_net_without_stages_is_refused(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PretrainingNet, "stages", lambda net: [])
+    with pytest.raises(TrainError, match="recompute needs a net with a method stages"):
+        pretrain(store, tmp_path / "run", tiny(recompute=True))
