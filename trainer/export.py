@@ -67,6 +67,8 @@ def export_weights(
     if chosen == "nnunet":
         part = "backbone"
     elif chosen == "nnssl":
+        if "task" in content:
+            raise TrainError(f"{run}: a fine-tuned run; format nnssl is for pretrained ones")
         part = "encoder" if in_warmup(content) else "backbone"
     if file.resolve() in {(run / name).resolve() for name in (BEST, LAST)}:
         raise TrainError(f"{file}: this is a checkpoint of the run itself; give another FILE")

@@ -159,12 +159,18 @@ def load_unet(file: str | Path) -> PretrainingNet:
     Official weights are meant to be used with the statistics of each batch in batch norm, in
     evaluation, too; nets loaded from them do so.
 
-    Raises TrainError that lists every missing key, unexpected key and wrong shape.
+    Raises TrainError that lists every missing key, unexpected key and wrong shape; and for a file
+    of nnU-Net or nnssl, which has no layer that restores crops.
     """
     weights = read_weights(file)
     head = weights.tensors.get(_HEAD)
     own = {k: t for k, t in weights.tensors.items() if not k.startswith("pretext_out.")}
     kind, width = describe_net(file, weights)
+    if weights.metadata.get("part") == "backbone":
+        raise TrainError(
+            f"{file}: holds encoder and decoder, but no layer that restores crops; use load_encoder"
+            ' or, with a bare net such as ResEncUNet, load_weights(net, file, part="backbone")'
+        )
     net = build_net(
         kind,
         width=width,
@@ -181,8 +187,8 @@ def load_weights(
     """Copy a file's weights into a net.
 
     part
-        "unet", "backbone" and "encoder" compare and load only the keys of that part. Of files of
-        nnU-Net and nnssl, "all" and "unet" are the backbone, too.
+        "unet", "backbone" and "encoder" compare and load only the keys of that part. Of a file that
+        holds the backbone only, as those of nnU-Net and nnssl, "all" and "unet" are that.
     strict
         Raise TrainError that lists every missing key, unexpected key and wrong shape, before
         anything is changed; otherwise load what fits and return the report.
