@@ -1,13 +1,14 @@
 """Does pretraining help? From scans to a comparison on real data, small enough for a CPU.
 
     python -m benchmarks.transfer --ct CT --work DIR [--width 8] [--pretrain-epochs 16]
-        [--steps 300] [--trials 3] [--devices cpu,cpu]
+        [--steps 300] [--trials 3] [--devices cpu,cpu] [--nets genesis resenc-s]
+        [--pretexts restoration classification joint mae mae-joint] [--tasks sarcoma-ct]
 
-Prepares a store from CT/archive, which has no patient of the tasks; pretrains with restoration,
-with self-classification, and with both; and compares them with random weights on three tasks:
-soft-tissue sarcomas of CT/sts in CT and in MR, cross-validated by patient, and AdrenalMNIST3D at
-64^3 with its official split. DIR/plan.toml is the plan, which `semgen compare` reads, too. Run
-again to resume.
+Prepares a store from CT/archive, which has no patient of the tasks; pretrains each net with
+restoration, with self-classification, and with both; and compares them with random weights on three
+tasks: soft-tissue sarcomas of CT/sts in CT and in MR, cross-validated by patient, and
+AdrenalMNIST3D at 64^3 with its official split. DIR/plan.toml is the plan, which `semgen compare`
+reads, too. Run again to resume.
 """
 
 from __future__ import annotations
@@ -23,12 +24,17 @@ from click.testing import CliRunner
 from cli import main as semgen
 from trainer import TrainConfig, pretrain
 from trainer.finetuning.datasets import MANIFEST, convert
+from trainer.nets.registry import KINDS
 
 PRETEXTS = {
     "restoration": {"pretext": "restoration", "classify": False},
     "classification": {"pretext": "none"},
     "joint": {"pretext": "restoration"},
+    "mae": {"pretext": "mae", "classify": False},
+    "mae-joint": {"pretext": "mae"},
 }
+ADDS_TO = {"joint": "restoration", "mae-joint": "mae"}
+"""Starts that add self-classification to another one."""
 STORE = """classes = 44
 validation_fraction = 0.2
 window_hu = [{window[0]}, {window[1]}]
@@ -43,16 +49,17 @@ batch_size = 8
 steps = {steps}
 validate_every = 4
 patience = 1000
-
-[tasks.sarcoma-ct]
+"""
+TASKS = {
+    "sarcoma-ct": """[tasks.sarcoma-ct]
 path = "sarcoma-ct.csv"
 folds = 3
 window_hu = [{window[0]}, {window[1]}]
 learning_rate = 4e-3
 spacing_mm = [4.0, 3.0, 3.0]
 shape = [16, 48, 48]
-
-[tasks.sarcoma-mr]
+""",
+    "sarcoma-mr": """[tasks.sarcoma-mr]
 path = "sarcoma-mr.csv"
 folds = 3
 validation_fraction = 0.0
@@ -61,25 +68,14 @@ learning_rate = 4e-3
 intensity = "per-image"
 spacing_mm = [4.0, 3.0, 3.0]
 shape = [16, 48, 48]
-
-[tasks.adrenal]
+""",
+    "adrenal": """[tasks.adrenal]
 path = "adrenal/task.csv"
 shape = [64, 64, 64]
 label_fraction = 0.25
 steps = {half}
-
-[starts.scratch]
-
-[starts.restoration]
-init = "runs/restoration"
-
-[starts.classification]
-init = "runs/classification"
-
-[starts.joint]
-init = "runs/joint"
-adds_to = "restoration"
-"""
+""",
+}
 
 
 def run_semgen(*arguments: object) -> str:
@@ -109,6 +105,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--trials", type=int, default=3)
     parser.add_argument("--devices", default="auto")
+    parser.add_argument("--nets", nargs="+", choices=KINDS, default=["genesis"])
+    parser.add_argument("--pretexts", nargs="*", choices=list(PRETEXTS), default=list(PRETEXTS)[:3])
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     arguments = parser.parse_args()
     work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)
@@ -117,28 +116,39 @@ def main() -> None:
     store, settings = work / "archive.store", work / "archive.toml"
     settings.write_text(STORE.format(window=WINDOW_HU))
     print(run_semgen("prepare", arguments.ct / "archive", store, "--config", settings))
-    for name, pretext in PRETEXTS.items():
-        config = TrainConfig(
-            width=arguments.width,
-            batch_size=16,
-            epochs=arguments.pretrain_epochs,
-            warmup_epochs=arguments.pretrain_epochs // 2,  # of `joint`
-            **pretext,
-        )
-        done = pretrain(store, work / "runs" / name, config)
-        print(f"{name}: {done.best} in {done.seconds:.0f} s", flush=True)
+    starts = {}
+    for net in arguments.nets:
+        starts[f"{net}-scratch"] = {"net": net}
+        for name in arguments.pretexts:
+            config = TrainConfig(
+                net=net,
+                width=arguments.width,
+                batch_size=16,
+                epochs=arguments.pretrain_epochs,
+                warmup_epochs=arguments.pretrain_epochs // 2,  # of those with classes
+                **PRETEXTS[name],
+            )
+            start = f"{net}-{name}"
+            done = pretrain(store, work / "runs" / start, config)
+            print(f"{start}: {done.best} in {done.seconds:.0f} s", flush=True)
+            starts[start] = {"init": f"runs/{start}"}
+            if ADDS_TO.get(name) in arguments.pretexts:
+                starts[start]["adds_to"] = f"{net}-{ADDS_TO[name]}"
     write_sarcomas(arguments.ct, "CT", work / "sarcoma-ct.csv")
     write_sarcomas(arguments.ct, "MR_T1", work / "sarcoma-mr.csv")
     if not (work / "adrenal" / MANIFEST).exists():
         source = arguments.ct / "downstream" / "adrenalmnist3d_64.npz"
         convert("medmnist", source, work / "adrenal")
-    plan = PLAN.format(
+    plan = "\n".join([PLAN, *(TASKS[name] for name in arguments.tasks)]).format(
         width=arguments.width,
         steps=arguments.steps,
         half=arguments.steps // 2,
         trials=arguments.trials,
         window=WINDOW_HU,
     )
+    for start, values in starts.items():
+        plan += f"\n[starts.{start}]\n"
+        plan += "".join(f'{name} = "{value}"\n' for name, value in values.items())
     (work / "plan.toml").write_text(plan)
     compared = ("compare", work / "plan.toml", work / "compared")
     print(run_semgen(*compared, "--devices", arguments.devices))
