@@ -45,7 +45,8 @@ class Finetuner:
             Patches(self.cases[split], config, segments=task.segments, role=split)
             for split in ("train", "validation")
         )
-        check_precision(config.precision, device, config.shape)
+        factor: int = getattr(start.net.get_submodule("body"), "factor", 8)
+        check_precision(config.precision, device, config.shape, factor=factor)
         set_precision(config.precision)
         self.loss = make_loss(config.loss, segments=task.segments, ignored=task.ignored)
         self.net = start.net
