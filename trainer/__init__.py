@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     )
     from trainer.export import export_weights
     from trainer.interrupt import Interrupted
-    from trainer.nets.unet import Encoder3D, Output, UNet3D
+    from trainer.nets.pretraining import Output, PretrainingNet
+    from trainer.nets.resenc import ResEncEncoder, ResEncUNet
+    from trainer.nets.unet import Encoder3D, UNet3D
     from trainer.pretraining import pretrain
     from trainer.weights import (
         KeyReport,
@@ -38,6 +40,9 @@ __all__ = [
     "KeyReport",
     "Noticed",
     "Output",
+    "PretrainingNet",
+    "ResEncEncoder",
+    "ResEncUNet",
     "Saved",
     "Started",
     "Stepped",
@@ -72,7 +77,9 @@ __getattr__, __dir__ = lazy_names(
         ),
         "export": ("export_weights",),
         "interrupt": ("Interrupted",),
-        "nets.unet": ("Encoder3D", "Output", "UNet3D"),
+        "nets.pretraining": ("Output", "PretrainingNet"),
+        "nets.resenc": ("ResEncEncoder", "ResEncUNet"),
+        "nets.unet": ("Encoder3D", "UNet3D"),
         "pretraining": ("pretrain",),
         "weights": (
             "KeyReport",

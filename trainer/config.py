@@ -10,6 +10,7 @@ from trainer.errors import TrainError
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 PretextName = Literal["restoration", "inpainting", "shuffling", "rotation", "rubik", "none"]
+NetName = Literal["genesis", "resenc-s", "resenc-m", "resenc-l"]
 CacheMode = Literal["auto", "none", "memory", "device"]
 Part = Literal["all", "unet", "encoder"]
 
@@ -18,6 +19,8 @@ FREE_TO_CHANGE: Final = frozenset(
      "checkpoint_minutes", "validate_every", "log_every"}
 )  # fmt: skip
 """Settings that may differ when a run is resumed; all others must be the same."""
+_UNRECORDED: Final = {"net": "genesis"}
+"""Values of settings in runs that are older than the setting."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,8 +90,13 @@ class TrainConfig(LoopConfig):
     Semantic Genesis."""
     classify: bool = True
     """Learn to classify crops by pseudo-label."""
+    net: NetName | None = "genesis"
+    """Net to train: "genesis" is the U-Net of Models Genesis and of the paper; "resenc-s",
+    "resenc-m" and "resenc-l" are nnU-Net's residual-encoder U-Net with 4, 5 and 6 resolutions. From
+    Python, `pretrain(..., net=...)` takes a net of your own instead."""
     width: int = 32
-    """Channels of the first convolution; all others scale with it. 32 is the paper's."""
+    """Channels of the first convolution; all others scale with it. 32 is the paper's and
+    nnU-Net's."""
     accumulate: int = 1
     """Gradient-accumulation steps: split each batch into this many parts, to need less memory.
     Batch norm sees one part at a time."""
@@ -158,4 +166,4 @@ def check(config: LoopConfig, name: str, holds: bool, rule: str) -> None:
 def find_differences(saved: dict[str, Any], wanted: LoopConfig) -> list[str]:
     """Settings that do not allow resuming, as "name: saved -> wanted"."""
     fixed = {name: value for name, value in to_json(wanted).items() if name not in FREE_TO_CHANGE}
-    return differences(fixed, {name: saved.get(name) for name in fixed})
+    return differences(fixed, {name: saved.get(name, _UNRECORDED.get(name)) for name in fixed})

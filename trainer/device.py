@@ -54,20 +54,28 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def check_precision(
-    precision: str, device: torch.device, shape: tuple[int, ...], parts_per_axis: int = 1
+    precision: str,
+    device: torch.device,
+    shape: tuple[int, ...],
+    parts_per_axis: int = 1,
+    *,
+    factor: int = 8,
 ) -> None:
     """Raise TrainError where gradients of the weights would be wrong.
 
     On the CPU, oneDNN's bf16 gradient of a 3x3x3 kernel reads uninitialised memory when the input
-    has exactly two slices (torch 2.13: wrong numbers without a warning, or NaN). The net reduces
-    crops of 8 and 16 slices to two.
+    has exactly two slices (torch 2.13: wrong numbers without a warning, or NaN). A net of factor 8
+    reduces crops of 8 and 16 slices to two.
 
     shape
         (Z, Y, X) of a crop in voxels.
     parts_per_axis
         Sub-cubes along each axis of a crop; each is encoded alone.
+    factor
+        How many times coarser the net's deepest features are.
     """
-    if precision == "bf16" and device.type == "cpu" and shape[0] // parts_per_axis in (8, 16):
+    slices = shape[0] // parts_per_axis
+    if precision == "bf16" and device.type == "cpu" and slices in (factor, 2 * factor):
         raise TrainError(
             f"precision bf16 gives wrong gradients on the CPU for crops of {shape[0]} slices; "
             "use --precision fp32, or a GPU"

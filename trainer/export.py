@@ -10,8 +10,9 @@ from safetensors.torch import save
 
 from store.atomic import replace_file
 from trainer.checkpoint import BEST, LAST, load_best, write_torch
+from trainer.config import Part
 from trainer.errors import TrainError
-from trainer.nets.unet import PARTS
+from trainer.nets.registry import PARTS, find_kind
 from trainer.weights import GENESIS_AXES, METADATA_KEY, check_choice, parse_checkpoint, reverse_axes
 
 FORMATS = ("safetensors", "torch", "genesis")
@@ -19,7 +20,7 @@ _SUFFIXES = {".safetensors": "safetensors", ".pt": "torch", ".pth": "torch"}
 
 
 def export_weights(
-    run: str | Path, file: str | Path, *, format: str | None = None, part: str = "all"
+    run: str | Path, file: str | Path, *, format: str | None = None, part: Part = "all"
 ) -> dict[str, Any]:
     """Write a run's best weights (see `load_best`) to a file, and return their metadata.
 
@@ -35,16 +36,21 @@ def export_weights(
     untrained because the run is in its warm-up.
     """
     run, file = Path(run), Path(file)
-    check_choice("part", part, tuple(PARTS))
+    check_choice("part", part, PARTS)
     best, content = load_best(run)
     chosen = _choose_format(file, format)
     if file.resolve() in {(run / name).resolve() for name in (BEST, LAST)}:
         raise TrainError(f"{file}: this is a checkpoint of the run itself; give another FILE")
     weights = parse_checkpoint(best, content, part)
+    if chosen == "genesis" and find_kind(weights.tensors) != "genesis":
+        raise TrainError(
+            f"{best}: format genesis is for the net genesis only; use safetensors or torch"
+        )
+    prefixes = weights.keys.prefixes(part)
     tensors = {
         key: tensor.contiguous()
         for key, tensor in weights.tensors.items()
-        if key.startswith(PARTS[part])
+        if key.startswith(prefixes)
     }
     metadata = {**weights.metadata, "part": part}
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from trainer.data.stream import Stream
 from trainer.device import autocast
 from trainer.learner import Validation
 from trainer.losses import Means, classification_loss, weigh
-from trainer.nets.unet import Output, UNet3D
+from trainer.nets.pretraining import Output, PretrainingNet
 from trainer.pretexts import Example, Pretext
 from trainer.ranks import Ranks
 from trainer.transforms.draws import Draws
@@ -73,7 +73,7 @@ class Objective:
     @torch.no_grad()
     def measure(
         self,
-        net: UNet3D,
+        net: PretrainingNet,
         stream: Stream,
         *,
         joint: bool,
@@ -116,7 +116,7 @@ class Objective:
         return Validation(metrics=means.values(), confusion=confusion)
 
     @torch.no_grad()
-    def restore(self, net: UNet3D, crops: Tensor) -> dict[str, Tensor]:
+    def restore(self, net: PretrainingNet, crops: Tensor) -> dict[str, Tensor]:
         """Perturbed (always the same way), restored and original crops, each (n, 1, Z, Y, X)."""
         net.eval()
         inputs = self.perturb(crops, "picture", rows=range(len(crops))).inputs

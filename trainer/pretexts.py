@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from trainer.config import PretextName
 from trainer.losses import classification_loss, restoration_loss
-from trainer.nets.unet import Output
+from trainer.nets.pretraining import Output
 from trainer.transforms.draws import Draws
 from trainer.transforms.paint import inpaint
 from trainer.transforms.perturb import perturb

@@ -37,6 +37,7 @@ def pretrain(
     run: str | Path,
     config: TrainConfig | None = None,
     *,
+    net: nn.Module | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> TrainSummary:
     """Pretrain on a patch store; when called again on the same run, resume it.
@@ -46,10 +47,15 @@ def pretrain(
     run
         Run directory: config.json, metrics.jsonl, last.pt, best.pt, samples.png, tensorboard/.
         Created when missing.
+    net
+        A net of your own to train instead of the one that `config` names: any module that meets the
+        protocol `trainer.nets.backbone.Backbone`, or `Encoder` for tasks that do not restore crops.
+        Training starts from its weights and leaves the module itself unchanged; `load_weights`
+        copies the trained weights into it. To resume, pass the same net again.
     on_event
         Called with each event of `trainer.events` as it happens, in this thread.
 
-    Raises TrainError when the run belongs to another store or other settings, when another process
+    Raises TrainError when the run belongs to another store, settings or net, when another process
     is training in it, or when the loss is not finite; Interrupted (a KeyboardInterrupt), after a
     checkpoint, on Ctrl-C or SIGTERM; StoreError when the store cannot be read; CorruptStore naming
     split and rows when crops are corrupt.
@@ -63,7 +69,7 @@ def pretrain(
         ranks.wait()
         on_event = on_event if on_event and ranks.is_main else ignore
         saved = load_checkpoint(run / LAST) if (run / LAST).exists() else None
-        setup = set_up(store, run, config, saved=saved, ranks=ranks)
+        setup = set_up(store, run, config, own_net=net, saved=saved, ranks=ranks)
         state = RunState.resume(saved, warmup_epochs=setup.warmup_epochs)
         pretrainer = Pretrainer(setup, state, saved=saved)
         loop = Loop(
@@ -80,7 +86,8 @@ def pretrain(
             on_event=on_event,
         )
         if ranks.is_main:
-            write_config(run, setup.config, store_fingerprint=setup.facts["fingerprint"])
+            own = {name: setup.facts[name] for name in ("own_net",) if name in setup.facts}
+            write_config(run, setup.config, store_fingerprint=setup.facts["fingerprint"], **own)
         loop.announce(
             num_train=len(setup.train.plan.rows),
             num_validation=len(setup.validation.plan.rows),

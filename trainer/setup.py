@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from store import PatchStore, read_annotation
 from store.format import format_rows
@@ -17,7 +19,9 @@ from trainer.config import TrainConfig
 from trainer.data.stream import Stream, open_stream
 from trainer.device import check_precision, pick_device, resolve_precision, set_precision
 from trainer.errors import TrainError
-from trainer.nets.unet import UNet3D, build_unet, check_shape
+from trainer.nets.backbone import check_outputs, check_protocol, check_shape
+from trainer.nets.pretraining import PretrainingNet, seeded_weights
+from trainer.nets.registry import build_backbone, build_net
 from trainer.pretexts import PRETEXTS, Pretext
 from trainer.ranks import Ranks, sync_batch_norm
 from trainer.weights import load_weights, read_weights
@@ -34,7 +38,7 @@ class Setup:
     pretext: Pretext
     train: Stream
     validation: Stream
-    net: UNet3D
+    net: PretrainingNet
     num_classes: int
     """Classes of the store, those not used included."""
     facts: dict[str, Any]
@@ -51,12 +55,16 @@ def set_up(
     run: Path,
     config: TrainConfig,
     *,
+    own_net: nn.Module | None = None,
     saved: dict[str, Any] | None = None,
     ranks: Ranks | None = None,
 ) -> Setup:
     """Set up a new run, or the one of a checkpoint's content `saved`.
 
-    Raises TrainError when settings do not suit the store, the device or the checkpoint.
+    own_net
+        A net to train instead of the one that the settings name.
+
+    Raises TrainError when settings or net do not suit the store, the device or the checkpoint.
     """
     ranks = ranks or Ranks()
     device = pick_device(config.device, ranks)
@@ -64,8 +72,10 @@ def set_up(
     config = resolve_selection(config, store, saved=saved)
     shape = store.crop_shape
     pretext = PRETEXTS[config.pretext](shape, shuffle_blocks=config.shuffle_blocks)
-    check_shape(shape, pretext.parts_per_axis)
-    check_precision(config.precision, device, shape, pretext.parts_per_axis)
+    config = resolve_net(config, own_net)
+    sketch = _sketch_net(config, pretext, own_net)
+    check_shape(shape, sketch, pretext.parts_per_axis)
+    check_precision(config.precision, device, shape, pretext.parts_per_axis, factor=sketch.factor)
     set_precision(config.precision)
 
     train = open_stream(store, store.train, config, device, ranks)
@@ -74,14 +84,16 @@ def set_up(
         raise TrainError(f"{store.path.name}: no train crops left; choose more scales or classes")
     config = resolve_warmup(config, len(train.plan), saved=saved)
     fingerprint = store.fingerprint or ""
+    own = _describe_own(own_net, pretext)
     if saved:
         config = resolve_init(config, saved=saved)
+        _refuse_other_net(run / LAST, own, saved=saved)
         refuse_other_run(
             run / LAST, saved, fingerprint=fingerprint, config=config, num_processes=ranks.size
         )
 
     num_classes = store.num_classes if config.classify else None
-    net = _build_net(config, pretext, num_classes, saved=saved)
+    net = _build_net(config, pretext, num_classes, own_net, saved=saved)
     net.to(device)
     if config.sync_batch_norm and ranks.size > 1:
         sync_batch_norm(net)
@@ -101,6 +113,7 @@ def set_up(
             "num_classes": num_classes,
             "scans": _list_scans(store, train, validation, config, saved=saved),
             "window_hu": list(store.window_hu),
+            **({"own_net": own} if own else {}),
         },
     )
 
@@ -138,6 +151,15 @@ def resolve_init(config: TrainConfig, *, saved: dict[str, Any]) -> TrainConfig:
     return dataclasses.replace(config, init=before["init"], init_part=before["init_part"])
 
 
+def resolve_net(config: TrainConfig, own_net: nn.Module | None) -> TrainConfig:
+    """The config with `net` None for a net of one's own; TrainError when there is no net."""
+    if own_net is not None:
+        return dataclasses.replace(config, net=None)
+    if config.net is None:
+        raise TrainError("net is None: name a net, or pass one as pretrain(..., net=...)")
+    return config
+
+
 def resolve_warmup(
     config: TrainConfig, steps_per_epoch: int, *, saved: dict[str, Any] | None = None
 ) -> TrainConfig:
@@ -168,23 +190,64 @@ def _build_net(
     config: TrainConfig,
     pretext: Pretext,
     num_classes: int | None,
+    own_net: Any,
     *,
     saved: dict[str, Any] | None,
-) -> UNet3D:
-    """The net on the CPU, with weights of the checkpoint, of `init`, or drawn by the seed."""
-    net = build_unet(
-        seed=config.seed,
-        width=config.width,
-        num_classes=num_classes,
-        decoder=pretext.decodes,
-        head=pretext.make_head,
-        parts_per_axis=pretext.parts_per_axis,
-    )
+) -> PretrainingNet:
+    """The net on the CPU, with weights of the checkpoint, of `init`, or drawn by the seed.
+
+    A net of one's own is copied, and brings its initial weights; those of heads are drawn.
+    """
+    parts: dict[str, Any] = {
+        "num_classes": num_classes,
+        "decoder": pretext.decodes,
+        "head": pretext.make_head,
+        "parts_per_axis": pretext.parts_per_axis,
+    }
+    if own_net is None:
+        assert config.net is not None
+        net = build_net(config.net, width=config.width, seed=config.seed, **parts)
+    else:
+        with seeded_weights(config.seed):
+            net = PretrainingNet(copy.deepcopy(own_net).cpu(), **parts)
     if saved:
         net.load_state_dict(saved["model"])
     elif config.init:
         load_weights(net, config.init, part=config.init_part)
     return net
+
+
+def _sketch_net(config: TrainConfig, pretext: Pretext, own_net: nn.Module | None) -> Any:
+    """The net to train without its weights, or one's own, checked."""
+    if own_net is not None:
+        check_protocol(own_net, decoder=pretext.decodes)
+        check_outputs(own_net, decoder=pretext.decodes)
+        return own_net
+    assert config.net is not None
+    with torch.device("meta"):
+        return build_backbone(config.net, config.width)
+
+
+def _describe_own(own_net: Any, pretext: Pretext) -> dict[str, Any] | None:
+    """What checkpoints record of a net of one's own; None without one."""
+    if own_net is None:
+        return None
+    return {
+        "class": type(own_net).__name__,
+        "encoder_keys": list(own_net.encoder_keys),
+        "decoder_keys": list(getattr(own_net, "decoder_keys", ())),
+        "decodes": pretext.decodes,
+    }
+
+
+def _refuse_other_net(path: Path, own: dict[str, Any] | None, *, saved: dict[str, Any]) -> None:
+    """Raise TrainError when a checkpoint is of another net of one's own than is given."""
+    before = saved.get("own_net")
+    if before != own and before is not None:
+        raise TrainError(
+            f"{path}: trains a net of your own, {before['class']}; resume it from Python with"
+            " pretrain(..., net=...) and the same net"
+        )
 
 
 def _list_scans(

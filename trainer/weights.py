@@ -20,13 +20,27 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from trainer.checkpoint import in_warmup, load_best
+from trainer.config import NetName, Part
 from trainer.errors import TrainError
-from trainer.nets.unet import PARTS, Encoder3D, UNet3D
+from trainer.nets.pretraining import PretrainingNet
+from trainer.nets.registry import (
+    FIRST_OF_GENESIS,
+    PARTS,
+    NetKeys,
+    build_encoder,
+    build_net,
+    channels_last,
+    find_kind,
+    find_width,
+    keys_of,
+)
+from trainer.nets.resenc import ResEncEncoder
+from trainer.nets.unet import Encoder3D
 
 OUR_AXES, GENESIS_AXES = "z,y,x", "x,y,z"
 METADATA_KEY = "semgen"
 Net = TypeVar("Net", bound=nn.Module)
-_FIRST, _HEAD = "down_tr64.ops.0.conv1.weight", "clc_out.fc1.weight"
+_HEAD = "clc_out.fc1.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +49,17 @@ class Weights:
 
     tensors: dict[str, Tensor]
     metadata: dict[str, Any]
-    """width, num_classes, fingerprint, axes, part, pretext, step, scans (ids of the scans that the
-    weights depend on), window_hu. Official files have none of these; for them, axes is "x,y,z",
-    although `tensors` are in our order already."""
+    """net, width, num_classes, fingerprint, axes, part, pretext, step, scans (ids of the scans that
+    the weights depend on), window_hu; for a net of one's own, own_net. Official files have none of
+    these; for them, axes is "x,y,z", although `tensors` are in our order already."""
+
+    @property
+    def keys(self) -> NetKeys:
+        """Which keys belong to which part."""
+        own = self.metadata.get("own_net")
+        if own:
+            return NetKeys(tuple(own["encoder_keys"]), tuple(own["decoder_keys"]))
+        return keys_of(find_kind(self.tensors))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +75,7 @@ class KeyReport:
     """In both, but with different shapes, as "key (file shape) for (net shape)"."""
 
 
-def read_weights(file: str | Path, *, part: str = "all") -> Weights:
+def read_weights(file: str | Path, *, part: Part = "all") -> Weights:
     """Read the best weights of a run directory, a checkpoint, an export, or an official checkpoint.
 
     The kind of file is found by its content. A file without our metadata counts as an official
@@ -103,25 +125,27 @@ def _take_tensors(file: Path, content: Any) -> tuple[dict[str, Tensor], dict[str
     raise TrainError(f"{file}: expected a dict of tensors, or one with `state_dict`")
 
 
-def load_encoder(file: str | Path) -> Encoder3D:
+def load_encoder(file: str | Path) -> Encoder3D | ResEncEncoder:
     """The encoder of a weights file, in eval mode, as a starting point for other nets.
 
-    Input: crops (n, 1, Z, Y, X) float32, HU window mapped to [0, 1], sides multiples of 8. Output:
-    features (n, 16 width, Z/8, Y/8, X/8); `encode` returns the skip connections, too. See
-    `load_unet` for official weights and errors.
+    Input: crops (n, 1, Z, Y, X) float32, HU window mapped to [0, 1], sides multiples of the net's
+    `factor`, 8 for the net "genesis". Output: features (n, c, Z/factor, Y/factor, X/factor), c =
+    `bottleneck_channels`; `encode` returns the skip connections, too. See `load_unet` for official
+    weights and errors.
     """
     weights = read_weights(file, part="encoder")
-    net = Encoder3D(width=find_width(file, weights))
+    net = build_encoder(*describe_net(file, weights))
     _copy(net, weights, file, part="encoder")
     return _set_eval_mode(net, weights)
 
 
-def load_unet(file: str | Path) -> UNet3D:
+def load_unet(file: str | Path) -> PretrainingNet:
     """The net of a weights file, in eval mode.
 
-    Input: crops (n, 1, Z, Y, X) float32, HU window mapped to [0, 1], sides multiples of 8. Output:
-    `Output` with `restored` (n, 1, Z, Y, X) if the file has a decoder, and `logits` (n, classes) if
-    it has a classification head. The head of a pretext task is left out.
+    Input: crops (n, 1, Z, Y, X) float32, HU window mapped to [0, 1], sides multiples of the factor
+    of its `backbone`, 8 for the net "genesis". Output: `Output` with `restored` (n, 1, Z, Y, X) if
+    the file has a decoder, and `logits` (n, classes) if it has a classification head. The head of a
+    pretext task is left out.
 
     Official weights are meant to be used with the statistics of each batch in batch norm, in
     evaluation, too; nets loaded from them do so.
@@ -131,17 +155,19 @@ def load_unet(file: str | Path) -> UNet3D:
     weights = read_weights(file)
     head = weights.tensors.get(_HEAD)
     own = {k: t for k, t in weights.tensors.items() if not k.startswith("pretext_out.")}
-    net = UNet3D(
-        width=find_width(file, weights),
+    kind, width = describe_net(file, weights)
+    net = build_net(
+        kind,
+        width=width,
         num_classes=None if head is None else len(head),
-        decoder=any(key.startswith("up_tr") for key in own),
+        decoder=weights.keys.has_decoder(own),
     )
     _copy(net, Weights(own, weights.metadata), file)
     return _set_eval_mode(net, weights)
 
 
 def load_weights(
-    net: nn.Module, file: str | Path, *, part: str = "all", strict: bool = True
+    net: nn.Module, file: str | Path, *, part: Part = "all", strict: bool = True
 ) -> KeyReport:
     """Copy a file's weights into a net.
 
@@ -151,15 +177,21 @@ def load_weights(
         Raise TrainError that lists every missing key, unexpected key and wrong shape, before
         anything is changed; otherwise load what fits and return the report.
     """
-    check_choice("part", part, tuple(PARTS))
+    check_choice("part", part, PARTS)
     return _copy(net, read_weights(file, part=part), file, part=part, strict=strict)
 
 
 def _copy(
-    net: nn.Module, weights: Weights, file: str | Path, *, part: str = "all", strict: bool = True
+    net: nn.Module, weights: Weights, file: str | Path, *, part: Part = "all", strict: bool = True
 ) -> KeyReport:
+    theirs, ours = find_kind(weights.tensors), find_kind(net.state_dict())
+    if strict and theirs and ours and theirs != ours:
+        raise TrainError(
+            f"{file}: holds weights of the net {theirs}, not of {ours}; use net {theirs}"
+        )
     hint = '; use the same width, or load only part "unet" or "encoder"'
-    return copy_tensors(net, weights.tensors, file, prefixes=PARTS[part], strict=strict, hint=hint)
+    prefixes = weights.keys.prefixes(part)
+    return copy_tensors(net, weights.tensors, file, prefixes=prefixes, strict=strict, hint=hint)
 
 
 def copy_tensors(
@@ -211,25 +243,19 @@ def copy_tensors(
     return report
 
 
-def parse_checkpoint(file: Path, content: dict[str, Any], part: str) -> Weights:
-    """Weights of a pretrained run, or the U-Net in a fine-tuned one, from a checkpoint's content.
+def parse_checkpoint(file: Path, content: dict[str, Any], part: Part) -> Weights:
+    """Weights of a pretrained run, or the net in a fine-tuned one, from a checkpoint's content.
 
     part
         See `read_weights`.
     """
     config, tensors = content["config"], content["model"]
-    has_decoder = any(key.startswith("up_tr") for key in tensors)
-    if part != "encoder" and has_decoder and in_warmup(content):
-        step = content["progress"]["step"]
-        raise TrainError(
-            f"{file}: the decoder is untrained: these weights are of step {step}, in the warm-up,"
-            " which trains encoder and head only; train longer, or use part encoder"
-        )
     if "task" in content:
         body = "body."
         tensors = {k.removeprefix(body): t for k, t in tensors.items() if k.startswith(body)}
     metadata = {
-        "width": len(tensors[_FIRST]) if _FIRST in tensors else None,
+        "net": find_kind(tensors),
+        "width": find_width(tensors),
         "num_classes": content.get("num_classes"),
         "fingerprint": content["fingerprint"],
         "axes": OUR_AXES,
@@ -239,7 +265,21 @@ def parse_checkpoint(file: Path, content: dict[str, Any], part: str) -> Weights:
         "scans": content["scans"],
         "window_hu": content.get("window_hu"),  # None in older runs
     }
-    return Weights(tensors, metadata)
+    own = content.get("own_net")
+    if own:
+        metadata |= {"net": None, "width": None, "own_net": own}
+    weights = Weights(tensors, metadata)
+    if own and not own["decodes"]:  # its decoder was not trained
+        decoder = weights.keys.decoder
+        tensors = {key: t for key, t in tensors.items() if not key.startswith(decoder)}
+        weights = Weights(tensors, metadata)
+    if part != "encoder" and weights.keys.has_decoder(tensors) and in_warmup(content):
+        step = content["progress"]["step"]
+        raise TrainError(
+            f"{file}: the decoder is untrained: these weights are of step {step}, in the warm-up,"
+            " which trains encoder and head only; train longer, or use part encoder"
+        )
+    return weights
 
 
 def _with_axes(file: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Weights:
@@ -247,8 +287,8 @@ def _with_axes(file: Path, tensors: dict[str, Tensor], metadata: dict[str, Any])
     if metadata.get("axes") == OUR_AXES:
         return Weights(tensors, metadata)
     tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
-    if _FIRST not in tensors:
-        raise TrainError(f"{file}: not U-Net weights; expected keys such as {_FIRST}")
+    if FIRST_OF_GENESIS not in tensors:
+        raise TrainError(f"{file}: not U-Net weights; expected keys such as {FIRST_OF_GENESIS}")
     return Weights(reverse_axes(tensors), {**metadata, "axes": GENESIS_AXES})
 
 
@@ -260,11 +300,18 @@ def reverse_axes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def find_width(file: str | Path, weights: Weights) -> int:
-    """Channels of the first convolution; TrainError when the weights hold no encoder."""
-    if _FIRST not in weights.tensors:
+def describe_net(file: str | Path, weights: Weights) -> tuple[NetName, int]:
+    """Name and width of the net; TrainError for a net of one's own, and without an encoder."""
+    own = weights.metadata.get("own_net")
+    if own:
+        raise TrainError(
+            f"{file}: holds weights of a net of your own ({own['class']}); build that net, and load"
+            " them from Python with load_weights"
+        )
+    kind, width = find_kind(weights.tensors), find_width(weights.tensors)
+    if kind is None or width is None:
         raise TrainError(f"{file}: holds no encoder; export it with --part encoder or all")
-    return len(weights.tensors[_FIRST])
+    return kind, width
 
 
 def _set_eval_mode(net: Net, weights: Weights) -> Net:
@@ -274,7 +321,7 @@ def _set_eval_mode(net: Net, weights: Weights) -> Net:
             if isinstance(module, nn.BatchNorm3d):
                 module.track_running_stats = False
                 module.running_mean = module.running_var = module.num_batches_tracked = None
-    return net.to(memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload,no-any-return]
+    return channels_last(net).eval()
 
 
 def _is_safetensors(file: Path) -> bool:

@@ -12,7 +12,7 @@ from trainer.finetuning import FinetuneConfig
 from trainer.finetuning.starts import make_start, rebuild
 from trainer.nets.i3d import I3D
 from trainer.nets.medicalnet import MedicalNet
-from trainer.nets.unet import UNet3D
+from trainer.nets.registry import build_net
 
 SHAPE = (16, 32, 32)
 CUBES = torch.rand(2, 1, *SHAPE, generator=torch.Generator().manual_seed(0))
@@ -203,7 +203,7 @@ def test_an_export_loads_the_same_parts_as_its_run(
 
 
 def test_kernels_of_an_official_checkpoint_are_transposed(tmp_path: Path) -> None:
-    net = UNet3D(width=2)
+    net = build_net(width=2)
     official = {
         f"module.{key}": t.permute(0, 1, 4, 3, 2) if t.ndim == 5 else t
         for key, t in net.state_dict().items()

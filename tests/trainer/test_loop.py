@@ -36,7 +36,7 @@ from trainer import (
 )
 from trainer.data.plan import EpochPlan, draw_patients
 from trainer.data.stream import Stream, open_stream
-from trainer.nets.unet import build_unet
+from trainer.nets.registry import build_net
 from trainer.objective import Objective
 from trainer.pretexts import PRETEXTS
 from trainer.ranks import Ranks
@@ -87,7 +87,7 @@ def test_the_warm_up_does_not_change_the_decoder(store: Path, tmp_path: Path) ->
 
     with pytest.raises(Interrupted):
         pretrain(store, tmp_path / "run", TINY, on_event=stop)
-    before = build_unet(width=2, num_classes=6, seed=TINY.seed).state_dict()
+    before = build_net(width=2, num_classes=6, seed=TINY.seed).state_dict()
     after = torch.load(tmp_path / "run/last.pt", weights_only=True)["model"]
     same = {key for key in before if torch.equal(before[key], after[key])}
     assert {key for key in before if key.startswith(("up_tr", "out_tr"))} <= same
@@ -163,7 +163,7 @@ def test_accumulated_gradients_are_the_mean_over_the_batch(store: Path, tmp_path
     crops, labels = batch.images(), batch.labels
     draws = Draws.keyed(config.seed, "train", 0, rows=batch.rows)
     inputs = perturb(crops, draws, num_blocks=config.shuffle_blocks)
-    net = build_unet(width=2, num_classes=6, decoder=False, seed=config.seed).train()
+    net = build_net(width=2, num_classes=6, decoder=False, seed=config.seed).train()
     loss = sum(
         F.cross_entropy(net(part).logits, named, reduction="sum")
         for part, named in zip(inputs.tensor_split(3), labels.tensor_split(3), strict=True)
@@ -350,7 +350,7 @@ def test_validation_of_the_same_weights_gives_the_same_numbers(
     config = dataclasses.replace(TINY, batch_size=7, excluded_classes=(), precision="fp32")
     device, opened = torch.device("cpu"), PatchStore(store)
     pretext = PRETEXTS[config.pretext](SHAPE, shuffle_blocks=config.shuffle_blocks)
-    net = build_unet(width=2, num_classes=6)
+    net = build_net(width=2, num_classes=6)
     net.load_state_dict(torch.load(whole[0] / "last.pt", weights_only=True)["model"])
     objective = Objective(config, pretext, num_classes=6, device=device)
     stream = open_stream(opened, opened.validation, config, device, Ranks())
@@ -384,7 +384,7 @@ def test_validation_classifies_unperturbed_crops(
     store: Path, whole: tuple[Path, list[Event]]
 ) -> None:
     run, _ = whole
-    net = build_unet(width=2, num_classes=6)
+    net = build_net(width=2, num_classes=6)
     net.load_state_dict(torch.load(run / "last.pt", weights_only=True)["model"])
     crops = PatchStore(store).validation
     hu = torch.from_numpy(crops.read(range(len(crops))).astype(np.float32))[:, None]

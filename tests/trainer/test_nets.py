@@ -5,7 +5,10 @@ import torch
 
 from trainer import TrainError
 from trainer.losses import Means, classification_loss, restoration_loss, weigh
-from trainer.nets.unet import ClassificationHead, UNet3D, build_unet, check_shape
+from trainer.nets.backbone import check_shape
+from trainer.nets.pretraining import ClassificationHead, PretrainingNet
+from trainer.nets.registry import build_net
+from trainer.nets.unet import UNet3D
 
 PAPERS = {"pretext_weight": 1.0, "classification_weight": 0.01}
 PUBLISHED_KEYS = [
@@ -23,16 +26,16 @@ PUBLISHED_KEYS = [
 
 
 @pytest.fixture(scope="module")
-def paper_net() -> UNet3D:
+def paper_net() -> PretrainingNet:
     with torch.device("meta"):
-        return UNet3D(width=32, num_classes=44)
+        return PretrainingNet(UNet3D(width=32), num_classes=44)
 
 
-def test_the_papers_net_has_33_28_million_parameters(paper_net: UNet3D) -> None:
+def test_the_papers_net_has_33_28_million_parameters(paper_net: PretrainingNet) -> None:
     assert round(sum(p.numel() for p in paper_net.parameters()) / 1e6, 2) == 33.28
 
 
-def test_keys_are_those_of_the_published_checkpoints(paper_net: UNet3D) -> None:
+def test_keys_are_those_of_the_published_checkpoints(paper_net: PretrainingNet) -> None:
     assert set(PUBLISHED_KEYS) <= paper_net.state_dict().keys()
 
 
@@ -52,53 +55,53 @@ def test_keys_are_those_of_the_published_checkpoints(paper_net: UNet3D) -> None:
     ],
 )
 def test_layers_have_the_published_shapes(
-    paper_net: UNet3D, key: str, shape: tuple[int, ...]
+    paper_net: PretrainingNet, key: str, shape: tuple[int, ...]
 ) -> None:
     assert tuple(paper_net.state_dict()[key].shape) == shape
 
 
 @pytest.mark.parametrize("width", [1, 3])
 def test_any_width_restores_and_classifies(width: int) -> None:
-    net = build_unet(width=width, num_classes=5)
+    net = build_net(width=width, num_classes=5)
     restored, logits, _ = net(torch.rand(2, 1, 8, 16, 24))
     assert (restored.shape, logits.shape) == ((2, 1, 8, 16, 24), (2, 5))
 
 
 def test_restored_crops_lie_between_zero_and_one() -> None:
-    restored = build_unet(width=2, num_classes=None)(50 * torch.randn(2, 1, 8, 8, 8),
+    restored = build_net(width=2, num_classes=None)(50 * torch.randn(2, 1, 8, 8, 8),
                                                      classify=False).restored  # fmt: skip
     assert restored.min() >= 0
     assert restored.max() <= 1
 
 
 def test_a_part_not_asked_for_is_not_computed() -> None:
-    net = build_unet(width=1, num_classes=3)
+    net = build_net(width=1, num_classes=3)
     assert net(torch.rand(2, 1, 8, 8, 8), pretext=False).restored is None
     assert net(torch.rand(2, 1, 8, 8, 8), classify=False).logits is None
 
 
 def test_a_net_without_decoder_has_no_decoder_weights() -> None:
-    keys = build_unet(width=1, num_classes=3, decoder=False).state_dict()
+    keys = build_net(width=1, num_classes=3, decoder=False).state_dict()
     assert {key.split(".")[0] for key in keys} == {
         "down_tr64", "down_tr128", "down_tr256", "down_tr512", "clc_out"}  # fmt: skip
 
 
 def test_initial_weights_follow_from_the_seed_alone() -> None:
     torch.manual_seed(1)
-    one = build_unet(width=2, num_classes=3, seed=7).state_dict()
+    one = build_net(width=2, num_classes=3, seed=7).state_dict()
     torch.manual_seed(2)
-    other = build_unet(width=2, num_classes=3, seed=7).state_dict()
+    other = build_net(width=2, num_classes=3, seed=7).state_dict()
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_building_a_net_leaves_global_random_state_alone() -> None:
     before = torch.get_rng_state()
-    build_unet(width=1, num_classes=2, seed=3)
+    build_net(width=1, num_classes=2, seed=3)
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_eval_outputs_do_not_depend_on_the_rest_of_the_batch() -> None:
-    net = build_unet(width=2, num_classes=3).eval()
+    net = build_net(width=2, num_classes=3).eval()
     crops = torch.rand(3, 1, 8, 8, 8)
     torch.testing.assert_close(net(crops).logits[:1], net(crops[:1]).logits)
 
@@ -113,7 +116,7 @@ def test_the_head_pools_over_the_whole_bottleneck() -> None:
 @pytest.mark.parametrize("shape", [(32, 64, 60), (4, 64, 64)])
 def test_crops_that_do_not_suit_the_net_are_refused(shape: tuple[int, int, int]) -> None:
     with pytest.raises(TrainError, match="multiples of 8"):
-        check_shape(shape)
+        check_shape(shape, UNet3D(width=1))
 
 
 def test_a_width_below_one_is_refused() -> None:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from trainer.config import PretextName
+from trainer.nets.pretraining import Output
+from trainer.nets.registry import build_net
 from trainer.nets.subcubes import join_subcubes, split_subcubes
-from trainer.nets.unet import Output, UNet3D, build_unet
 from trainer.pretexts import PRETEXTS, Pretext
 from trainer.transforms.draws import Draws
 from trainer.transforms.rotate import find_rotations, rotate
@@ -49,7 +50,7 @@ class TestEveryTask:
         assert torch.equal(crops, before)
 
     def test_the_loss_trains_the_head_and_the_encoder(self, task: Pretext) -> None:
-        net = build_unet(
+        net = build_net(
             width=2,
             num_classes=3,
             decoder=task.decodes,
@@ -64,10 +65,10 @@ class TestEveryTask:
         assert (loss is None) == (task.metric is None)
         if loss is not None:
             loss.backward()  # type: ignore[no-untyped-call]
-            head = net.up_tr64 if task.decodes else net.pretext_out
+            head = net.backbone.up_tr64 if task.decodes else net.pretext_out
             assert head is not None
             assert all(p.grad is not None and p.grad.any() for p in head.parameters())
-            assert net.down_tr64.ops[0].conv1.weight.grad.any()
+            assert net.backbone.down_tr64.ops[0].conv1.weight.grad.any()
         assert all(0 <= value <= 1 for value in task.measure(output, example).values())
 
     def test_the_loss_of_perfect_predictions_is_almost_zero(self, task: Pretext) -> None:
@@ -199,7 +200,7 @@ class TestRubik:
         assert len(set(chosen.tolist())) == 100
 
     def test_every_block_is_encoded_alone(self) -> None:
-        net = UNet3D(
+        net = build_net(
             width=1, decoder=False, parts_per_axis=2, head=lambda _: torch.nn.Identity()
         ).eval()
         crops = torch.rand(2, 1, *SHAPE)

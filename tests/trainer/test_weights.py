@@ -26,7 +26,8 @@ from trainer import (
     pretrain,
     read_weights,
 )
-from trainer.nets.unet import UNet3D, build_unet
+from trainer.nets.pretraining import PretrainingNet
+from trainer.nets.registry import build_net
 
 
 @pytest.fixture(scope="module")
@@ -38,25 +39,27 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def net() -> UNet3D:
-    return build_unet(width=2, num_classes=3, seed=99)
+def net() -> PretrainingNet:
+    return build_net(width=2, num_classes=3, seed=99)
 
 
-def same(net: UNet3D, run: Path, prefix: str = "") -> bool:
+def same(net: PretrainingNet, run: Path, prefix: str = "") -> bool:
     saved = torch.load(run / "best.pt", weights_only=True)["model"]
     ours = net.state_dict()
     return all(torch.equal(ours[key], saved[key]) for key in saved if key.startswith(prefix))
 
 
 @pytest.mark.parametrize("format", ["safetensors", "torch"])
-def test_an_export_loads_back_exactly(run: Path, net: UNet3D, tmp_path: Path, format: str) -> None:
+def test_an_export_loads_back_exactly(
+    run: Path, net: PretrainingNet, tmp_path: Path, format: str
+) -> None:
     export_weights(run, tmp_path / "weights", format=format)
     report = load_weights(net, tmp_path / "weights")
     assert same(net, run)
     assert set(report.loaded) == net.state_dict().keys()
 
 
-def test_a_checkpoint_loads_like_an_export(run: Path, net: UNet3D) -> None:
+def test_a_checkpoint_loads_like_an_export(run: Path, net: PretrainingNet) -> None:
     load_weights(net, run / "best.pt")
     assert same(net, run)
 
@@ -98,14 +101,16 @@ def test_an_encoder_export_holds_the_encoder_only(run: Path, tmp_path: Path) -> 
 
 
 def test_the_encoder_alone_fits_another_head(run: Path) -> None:
-    other = build_unet(width=2, num_classes=9, seed=4)
+    other = build_net(width=2, num_classes=9, seed=4)
     head = other.clc_out.fc1.weight.clone()
     load_weights(other, run / "best.pt", part="encoder")
     assert same(other, run, "down_tr")
     assert torch.equal(other.clc_out.fc1.weight, head)
 
 
-def test_every_key_that_does_not_fit_is_named(run: Path, net: UNet3D, tmp_path: Path) -> None:
+def test_every_key_that_does_not_fit_is_named(
+    run: Path, net: PretrainingNet, tmp_path: Path
+) -> None:
     saved = read_weights(run / "best.pt").tensors
     tensors = {key: value.contiguous() for key, value in saved.items()}
     del tensors["out_tr.final_conv.bias"]
@@ -120,7 +125,7 @@ def test_every_key_that_does_not_fit_is_named(run: Path, net: UNet3D, tmp_path: 
 
 
 def test_a_refused_file_does_not_change_the_net(run: Path) -> None:
-    other = build_unet(width=2, num_classes=9, seed=4)
+    other = build_net(width=2, num_classes=9, seed=4)
     before = {key: value.clone() for key, value in other.state_dict().items()}
     with pytest.raises(TrainError, match="wrong shape"):
         load_weights(other, run / "best.pt")
@@ -128,7 +133,7 @@ def test_a_refused_file_does_not_change_the_net(run: Path) -> None:
 
 
 def test_without_strict_matching_keys_are_loaded_and_the_rest_reported(run: Path) -> None:
-    other = build_unet(width=2, num_classes=9, seed=4)
+    other = build_net(width=2, num_classes=9, seed=4)
     report = load_weights(other, run / "best.pt", strict=False)
     assert same(other, run, "up_tr")
     assert len(report.wrong_shape) == 2
@@ -141,7 +146,7 @@ class Bomb:
         return pytest.fail, ("code was executed",)
 
 
-def test_a_file_that_would_execute_code_is_refused(net: UNet3D, tmp_path: Path) -> None:
+def test_a_file_that_would_execute_code_is_refused(net: PretrainingNet, tmp_path: Path) -> None:
     torch.save({"state_dict": {"a": Bomb()}}, tmp_path / "bomb.pt")
     (tmp_path / "bomb.pkl").write_bytes(pickle.dumps(Bomb()))
     for name in ("bomb.pt", "bomb.pkl"):
@@ -150,13 +155,15 @@ def test_a_file_that_would_execute_code_is_refused(net: UNet3D, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing of the kind", b"\x10" + bytes(7) + b"{broken"])
-def test_a_file_that_is_no_weights_is_refused(net: UNet3D, tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_weights_is_refused(
+    net: PretrainingNet, tmp_path: Path, content: bytes
+) -> None:
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(TrainError, match="file"):
         load_weights(net, tmp_path / "file")
 
 
-def test_a_missing_file_and_an_empty_run_are_refused(net: UNet3D, tmp_path: Path) -> None:
+def test_a_missing_file_and_an_empty_run_are_refused(net: PretrainingNet, tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="no such run or weights file"):
         load_weights(net, tmp_path / "nowhere")
     with pytest.raises(TrainError, match="no checkpoint here"):
@@ -229,7 +236,7 @@ class TestARunInItsWarmUp:
         assert load_encoder(tmp_path / "w.safetensors").state_dict().keys()
 
     @pytest.mark.parametrize("name", ["", "best.pt"])
-    def test_its_decoder_is_not_loaded(self, begun: Path, net: UNet3D, name: str) -> None:
+    def test_its_decoder_is_not_loaded(self, begun: Path, net: PretrainingNet, name: str) -> None:
         for load in (load_unet, lambda file: load_weights(net, file, part="unet")):
             with pytest.raises(TrainError, match="decoder is untrained"):
                 load(begun / name)
@@ -355,13 +362,13 @@ def test_an_official_checkpoint_gives_the_outputs_of_the_published_net(
 
 
 def test_the_published_width_has_the_published_weights() -> None:
-    net = UNet3D(width=32, num_classes=44)
+    net = build_net(width=32, num_classes=44)
     published = {key: tuple(tensor.shape) for key, tensor in official(32, 44).items()}
     assert {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()} == published
     assert round(sum(p.numel() for p in net.parameters()) / 1e6, 2) == 33.28
 
 
-def test_models_genesis_weights_load_as_part_unet(tmp_path: Path, net: UNet3D) -> None:
+def test_models_genesis_weights_load_as_part_unet(tmp_path: Path, net: PretrainingNet) -> None:
     torch.save({"state_dict": official(2, None)}, tmp_path / "Genesis_Chest_CT.pt")
     with pytest.raises(TrainError, match=r"missing: clc_out\.conv1\.weight.*part \"unet\""):
         load_weights(net, tmp_path / "Genesis_Chest_CT.pt")
@@ -393,7 +400,9 @@ def test_a_genesis_export_is_what_the_official_code_loads(run: Path, tmp_path: P
     torch.testing.assert_close(ours.logits, logits, atol=1e-5, rtol=1e-4)
 
 
-def test_a_genesis_export_loads_back_exactly(run: Path, net: UNet3D, tmp_path: Path) -> None:
+def test_a_genesis_export_loads_back_exactly(
+    run: Path, net: PretrainingNet, tmp_path: Path
+) -> None:
     export_weights(run, tmp_path / "genesis.pt", format="genesis")
     load_weights(net, tmp_path / "genesis.pt")
     assert same(net, run)

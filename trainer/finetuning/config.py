@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from trainer.config import LoopConfig, check
+from trainer.config import LoopConfig, NetName, check
 
 Intensity = Literal["auto", "ct", "per-image", "unit"]
 Loss = Literal["auto", "dice", "dice+cross-entropy", "cross-entropy"]
@@ -26,6 +26,8 @@ class FinetuneConfig(LoopConfig):
     init_part: Literal["unet", "encoder"] = "unet"
     """Part of a U-Net's weights to load; "unet" is the encoder, and the decoder if the file has
     one."""
+    net: NetName = "genesis"
+    """Net if `init` is scratch; see the net of pretraining. A weights file sets its own."""
     width: int = 32
     """Channels of the first convolution if `init` is scratch. A weights file sets its own."""
     shape: tuple[int, int, int] = (32, 64, 64)

@@ -6,22 +6,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
+from trainer.nets.pretraining import OutputTransition
+from trainer.nets.resenc import ResEncUNet
 from trainer.nets.unet import ConvUnit, UNet3D
 
 _FINEST_CHANNELS = 32
 
 
 class UNetSegmenter(nn.Module):
-    """The pretraining U-Net with a new 1 x 1 x 1 convolution that classifies voxels."""
+    """A net that was pretrained, with a new 1 x 1 x 1 convolution that classifies voxels."""
 
-    def __init__(self, *, width: int, outputs: int) -> None:
+    def __init__(self, body: UNet3D | ResEncUNet, *, outputs: int) -> None:
         super().__init__()
-        self.body = UNet3D(width=width)
-        del self.body.out_tr  # the layer that restores crops
-        self.head = nn.Conv3d(2 * width, outputs, kernel_size=1)
+        self.body = body
+        channels = body.decoded_channels
+        OutputTransition(channels)  # unused: its draws keep the head's weights those of older runs
+        self.head = nn.Conv3d(channels, outputs, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:  # (n, 1, Z, Y, X) -> logits (n, outputs, Z, Y, X)
-        logits: Tensor = self.head(self.body.decode(*self.body.encode(x)))
+        logits: Tensor = self.head(self.body.decode(self.body.encode(x)))
         return logits
 
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
+from trainer.config import NetName
 from trainer.errors import TrainError
 from trainer.finetuning.config import FinetuneConfig
 from trainer.finetuning.heads import Classifier, Segmenter, UNetSegmenter
-from trainer.nets.unet import Encoder3D, check_shape, seeded_weights
-from trainer.weights import Weights, copy_tensors, find_width, read_tensors, read_weights
+from trainer.nets.backbone import check_shape
+from trainer.nets.pretraining import seeded_weights
+from trainer.nets.registry import build_backbone, build_encoder, channels_last
+from trainer.weights import Weights, copy_tensors, describe_net, read_tensors, read_weights
 
 SCRATCH = "scratch"
 PUBLISHED_WINDOW_HU = (-1000.0, 1000.0)
@@ -53,46 +55,48 @@ def make_start(config: FinetuneConfig, *, outputs: int, segments: bool) -> Start
         raise TrainError(f"{file}: no such file; download {_DOWNLOADS[kind]} and give its path")
     with seeded_weights(config.seed):
         net = _build(kind, read_tensors(file), file, outputs=outputs, segments=segments)
-    return Start(_channels_last(net), kind, ())
+    return Start(channels_last(net), kind, ())
 
 
 def rebuild(kind: str, weights: dict[str, Tensor], *, outputs: int, segments: bool) -> nn.Module:
     """The net of a fine-tuned run, with the weights of its checkpoint, in eval mode."""
     body = {k.removeprefix("body."): v for k, v in weights.items() if k.startswith("body.")}
     if kind == "unet":
-        width = find_width("the run", Weights(body, {}))
-        net = _unet(width, outputs=outputs, segments=segments)
+        name, width = describe_net("the run", Weights(body, {}))
+        net: nn.Module = _unet(name, width, outputs=outputs, segments=segments)
     else:
         net = _with_body(kind, body, outputs=outputs, segments=segments)
     net.load_state_dict(weights)
-    return _channels_last(net).eval()
+    return channels_last(net).eval()
 
 
 def _start_unet(config: FinetuneConfig, *, outputs: int, segments: bool) -> Start:
-    check_shape(config.shape)
     if config.init == SCRATCH:
         with seeded_weights(config.seed):
-            net = _unet(config.width, outputs=outputs, segments=segments)
-        return Start(_channels_last(net), "unet", ())
+            net = _unet(config.net, config.width, outputs=outputs, segments=segments)
+        check_shape(config.shape, net.body)
+        return Start(channels_last(net), "unet", ())
     wants_decoder = segments and config.init_part == "unet"
     weights = read_weights(config.init, part="unet" if wants_decoder else "encoder")
+    kind, width = describe_net(config.init, weights)
     with seeded_weights(config.seed):
-        net = _unet(find_width(config.init, weights), outputs=outputs, segments=segments)
-    has_decoder = any(key.startswith("up_tr") for key in weights.tensors)
-    wanted = ["down_tr"]
-    if has_decoder and wants_decoder:
-        wanted.append("up_tr")
-    body = net.get_submodule("body")
-    copy_tensors(body, weights.tensors, config.init, prefixes=tuple(wanted))
+        net = _unet(kind, width, outputs=outputs, segments=segments)
+    check_shape(config.shape, net.body)
+    wanted = weights.keys.encoder
+    if wants_decoder and weights.keys.has_decoder(weights.tensors):
+        wanted += weights.keys.decoder
+    copy_tensors(net.body, weights.tensors, config.init, prefixes=wanted)
     scans, window = (weights.metadata.get(name) for name in ("scans", "window_hu"))
     low, high = window or PUBLISHED_WINDOW_HU
-    return Start(_channels_last(net), "unet", tuple(scans or ()), (low, high))
+    return Start(channels_last(net), "unet", tuple(scans or ()), (low, high))
 
 
-def _unet(width: int, *, outputs: int, segments: bool) -> nn.Module:
+def _unet(kind: NetName, width: int, *, outputs: int, segments: bool) -> UNetSegmenter | Classifier:
+    """A net that can be pretrained, for a task."""
     if segments:
-        return UNetSegmenter(width=width, outputs=outputs)
-    return Classifier(Encoder3D(width=width), 16 * width, outputs=outputs)
+        return UNetSegmenter(build_backbone(kind, width), outputs=outputs)
+    encoder = build_encoder(kind, width)
+    return Classifier(encoder, encoder.bottleneck_channels, outputs=outputs)
 
 
 def _build(
@@ -120,7 +124,3 @@ def _with_body(kind: str, tensors: dict[str, Tensor], *, outputs: int, segments:
     if segments:
         return Segmenter(body, body.channels, outputs=outputs)
     return Classifier(body, body.channels[-1], outputs=outputs)
-
-
-def _channels_last(net: nn.Module) -> nn.Module:
-    return net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload,no-any-return]
