@@ -9,18 +9,21 @@ from store.settings import check_types, differences, require, to_json
 from trainer.errors import TrainError
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
-PretextName = Literal["restoration", "inpainting", "shuffling", "rotation", "rubik", "none"]
+PretextName = Literal["restoration", "inpainting", "shuffling", "mae", "rotation", "rubik", "none"]
+OptimiserName = Literal["adam", "adamw", "sgd"]
+Schedule = Literal["step", "plateau", "poly", "cosine"]
 NetName = Literal["genesis", "resenc-s", "resenc-m", "resenc-l"]
 CacheMode = Literal["auto", "none", "memory", "device"]
 Part = Literal["all", "unet", "encoder"]
 
 FREE_TO_CHANGE: Final = frozenset(
-    {"epochs", "steps", "patience", "device", "threads", "cache", "compile", "checkpoint_every",
-     "checkpoint_minutes", "validate_every", "log_every"}
+    {"epochs", "steps", "patience", "device", "threads", "cache", "compile", "recompute",
+     "checkpoint_every", "checkpoint_minutes", "validate_every", "log_every"}
 )  # fmt: skip
 """Settings that may differ when a run is resumed; all others must be the same."""
 _UNRECORDED: Final = {"net": "genesis"}
-"""Values of settings in runs that are older than the setting."""
+"""Values of settings in runs that are older than the setting, where they differ from the
+default."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,17 +36,35 @@ class LoopConfig:
     """Maximum number of epochs."""
     steps: int | None = None
     """Maximum number of optimiser steps. Default: no limit besides `epochs`."""
+    optimiser: OptimiserName = "adam"
+    """Optimiser; "adamw" decays weights apart from the gradient, "sgd" has Nesterov momentum."""
     learning_rate: float = 1e-3
-    """Initial learning rate of Adam."""
-    lr_schedule: Literal["step", "plateau"] = "step"
-    """When the learning rate is cut: "step" every `lr_step_epochs` epochs, "plateau" after that
-    many epochs without a better validation loss."""
+    """Highest learning rate. Usual are 0.001 with adam, 0.01 with sgd, 0.0001 to 0.001 with
+    adamw."""
+    lr_schedule: Schedule = "step"
+    """How the learning rate falls: "step" is a cut every `lr_step_epochs` epochs, "plateau" a cut
+    after that many epochs without a better validation loss; "poly" (as nnU-Net) and "cosine" fall
+    with every step, down to `lr_minimum` at the end of the run. In a run that is made longer they
+    continue at the rate of the longer run."""
+    lr_warmup_steps: int = 0
+    """Steps at the start in which the learning rate rises linearly from 0."""
     lr_step_epochs: int = 40
     """Epochs between two cuts of the learning rate."""
     lr_gamma: float = 0.5
     """Factor of each cut of the learning rate."""
     lr_minimum: float = 0.0
-    """Lower limit of the learning rate."""
+    """Lower limit of the learning rate, except at its rise."""
+    momentum: float = 0.99
+    """Momentum of "sgd"; 0.99 is nnU-Net's."""
+    weight_decay: float | None = None
+    """Weight decay. Default: 0 with "adam", 3e-5 with "sgd" as nnU-Net, 0.05 with "adamw", which
+    spares biases and the weights of norms."""
+    clip_norm: float | None = None
+    """Highest norm of the gradient: a longer one is shortened to it; nnU-Net's is 12. Default: no
+    limit."""
+    ema_decay: float | None = None
+    """Average the weights over the steps with this decay, such as 0.999; validation, best weights
+    and exports are the average. Default: no average."""
     patience: int = 50
     """Epochs without a better validation loss after which training stops."""
     seed: int = 0
@@ -75,6 +96,12 @@ class LoopConfig:
         check(self, "lr_gamma", 0 < self.lr_gamma <= 1, "in (0, 1]")
         above = 0 <= self.lr_minimum <= self.learning_rate
         check(self, "lr_minimum", above, "in [0, learning_rate]")
+        check(self, "lr_warmup_steps", self.lr_warmup_steps >= 0, ">= 0")
+        check(self, "momentum", 0 < self.momentum < 1, "in (0, 1)")
+        decay, norm, average = self.weight_decay, self.clip_norm, self.ema_decay
+        check(self, "weight_decay", decay is None or decay >= 0, ">= 0")
+        check(self, "clip_norm", norm is None or norm > 0, "> 0")
+        check(self, "ema_decay", average is None or 0 < average < 1, "in (0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,8 +137,16 @@ class TrainConfig(LoopConfig):
     crops, as published; 1 with one that classifies."""
     shuffle_blocks: int = 10_000
     """Blocks of one local shuffling; 10000 in Models Genesis, 5 in the published code."""
+    mask_ratio: float = 0.75
+    """Share of a crop's blocks that pretext "mae" hides."""
+    mask_block: int | None = None
+    """Side of these blocks in voxels. Default: the largest power of two that fits six times into
+    the crop's longest side, from 4 to 16: 16 for sides of 96 and more, 8 for 64."""
     compile: bool = False
     """Compile the net with torch.compile: faster steps on a GPU, after minutes of compiling."""
+    recompute: bool = False
+    """Recompute activations in the backward pass instead of keeping them (activation
+    checkpointing): less memory, slower steps, same numbers."""
     sync_batch_norm: bool = False
     """Compute batch norm over the batches of all processes."""
     threads: int = 2
@@ -152,6 +187,9 @@ class TrainConfig(LoopConfig):
             check(self, name, value is None or value >= 0, ">= 0")
         for name in ("classes", "scales"):
             check(self, name, getattr(self, name) != (), "at least one number, or None for all")
+        check(self, "mask_ratio", 0 < self.mask_ratio < 1, "in (0, 1)")
+        block = self.mask_block
+        check(self, "mask_block", block is None or block >= 1, ">= 1")
         check(self, "fraction", 0 < self.fraction <= 1, "in (0, 1]")
         check(self, "accumulate", self.accumulate <= self.batch_size, "<= batch_size")
         if self.pretext == "none" and not self.classify:
@@ -164,6 +202,10 @@ def check(config: LoopConfig, name: str, holds: bool, rule: str) -> None:
 
 
 def find_differences(saved: dict[str, Any], wanted: LoopConfig) -> list[str]:
-    """Settings that do not allow resuming, as "name: saved -> wanted"."""
+    """Settings that do not allow resuming, as "name: saved -> wanted".
+
+    A setting that the saved run did not know yet had its default, or what `_UNRECORDED` says.
+    """
     fixed = {name: value for name, value in to_json(wanted).items() if name not in FREE_TO_CHANGE}
-    return differences(fixed, {name: saved.get(name, _UNRECORDED.get(name)) for name in fixed})
+    before = to_json(type(wanted)()) | _UNRECORDED | saved
+    return differences(fixed, {name: before[name] for name in fixed})

@@ -27,6 +27,7 @@ from trainer.interrupt import Interrupted, Interruption, watch_signals
 from trainer.learner import BatchT, Learner
 from trainer.losses import Means
 from trainer.ranks import Ranks
+from trainer.recipe import Average, learning_rate_at
 from trainer.record import Recorder
 
 
@@ -47,6 +48,7 @@ class Loop(Generic[BatchT]):
         on_event: Callable[[Event], None],
         warmup_epochs: int = 0,
         ranks: Ranks | None = None,
+        average: Average | None = None,
     ) -> None:
         """Start a run, or resume one at `state`.
 
@@ -54,7 +56,10 @@ class Loop(Generic[BatchT]):
             Gives an epoch's batches from the given one on: always the same for the same epoch.
         facts
             Further content of checkpoints, `fingerprint` of the data among it.
+        average
+            Average of the learner's weights, to update, and to validate and save instead of them.
         """
+        self.average = average
         self.learner, self.batches, self.steps_per_epoch = learner, batches, steps_per_epoch
         self.run, self.config, self.state, self.facts = run, config, state, facts
         self.device, self.on_event, self.warmup_epochs = device, on_event, warmup_epochs
@@ -145,7 +150,6 @@ class Loop(Generic[BatchT]):
         state, config = self.state, self.config
         if state.batch == 0:
             self._epoch = Means(self.device, ranks=self.ranks)
-        self._set_learning_rate()
         self.learner.net.train()
         self._start_clock()
         for batch in self._count_waiting(self.batches(state.epoch, state.batch)):
@@ -154,10 +158,13 @@ class Loop(Generic[BatchT]):
             state.batch = batch.index + 1
             if not len(batch) and self.ranks.size == 1:  # all of its rows were corrupt
                 continue
+            self._set_learning_rate()
             for losses, num in self.learner.step(batch):
                 self._line.add(losses, num)
                 self._epoch.add(losses, num)
             state.step += 1
+            if self.average:
+                self.average.update(state.step)
             self._num_steps += 1
             self._num_examples += len(batch) * self.ranks.size
             if state.step % config.log_every == 0:
@@ -188,8 +195,9 @@ class Loop(Generic[BatchT]):
     def _validate(self) -> None:
         """Measure, and keep the weights when they are the best so far."""
         state = self.state
-        self.ranks.share_buffers(self.learner.net)
-        result = self.learner.validate(self._raise_if_interrupted)
+        with self.average.swapped() if self.average else contextlib.nullcontext():
+            self.ranks.share_buffers(self.learner.net)
+            result = self.learner.validate(self._raise_if_interrupted)
         metrics = result.metrics or self._epoch.values()  # without validation data: of training
         self._check_finite(metrics["loss"])
         best = not state.best or metrics["loss"] < state.best["loss"]
@@ -210,15 +218,19 @@ class Loop(Generic[BatchT]):
         self.on_event(Validated(step=state.step, epoch=state.epoch, metrics=metrics, best=best))
 
     def _set_learning_rate(self) -> None:
+        """Set the rate of the next step. Warm-up and joint phase have a schedule each."""
         config, state = self.config, self.state
         phase_began = self.warmup_epochs if state.joint else 0
-        by_schedule = {
-            "step": (state.epoch - phase_began) // config.lr_step_epochs,
-            "plateau": state.lr_cuts,
-        }
-        rate = config.learning_rate * config.lr_gamma ** by_schedule[config.lr_schedule]
+        first = phase_began * self.steps_per_epoch
+        last = self.total_steps if state.joint else self.warmup_epochs * self.steps_per_epoch
+        cuts = state.lr_cuts
+        if config.lr_schedule == "step":
+            cuts = (state.epoch - phase_began) // config.lr_step_epochs
+        rate = learning_rate_at(
+            config, max(0, state.step - first), num_steps=last - first, num_cuts=cuts
+        )
         for group in self.learner.optimiser.param_groups:
-            group["lr"] = max(rate, config.lr_minimum)
+            group["lr"] = rate
 
     def _reason_to_stop(self) -> str | None:
         state, config = self.state, self.config
@@ -331,9 +343,16 @@ class Loop(Generic[BatchT]):
                 **self.facts,
                 "config": to_json(self.config),
                 "num_processes": self.ranks.size,
-                "model": net.state_dict(),
+                **self._weights(),
                 "optimiser": self.learner.optimiser.state_dict(),
                 "progress": dataclasses.asdict(state),
             },
         )
         self.on_event(Saved(step=state.step, path=self.run / name))
+
+    def _weights(self) -> dict[str, Any]:
+        """The net's weights as checkpoints keep them: with an average, as "trained" beside it."""
+        weights = self.learner.net.state_dict()
+        if not self.average:
+            return {"model": weights}
+        return {"model": self.average.state_dict(), "trained": weights}

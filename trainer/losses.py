@@ -14,6 +14,16 @@ def restoration_loss(restored: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(restored.float(), target)
 
 
+def masked_loss(restored: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error over the voxels where `mask` is true, in float32; all (n, 1, Z, Y, X).
+
+    The mean of each crop's own mean: crops weigh the same, however many voxels they hide. Every
+    crop must hide at least one.
+    """
+    squares = (restored.float() - target).square() * mask
+    return (squares.flatten(1).sum(1) / mask.flatten(1).sum(1)).mean()
+
+
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of (n, classes) logits and (n,) labels, in float32."""
     return F.cross_entropy(logits.float(), labels)

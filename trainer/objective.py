@@ -44,6 +44,12 @@ class Objective:
         draws = Draws.keyed(self.config.seed, role, *index, rows=rows, device=self.device)
         return self.pretext.perturb(crops, draws)
 
+    def originals(self, example: Example) -> Tensor | None:
+        """What the classification head learns from, unless it is the perturbed crops."""
+        return (
+            example.target if self.config.classify and self.pretext.classifies_originals else None
+        )
+
     def losses(self, output: Output, example: Example | None, labels: Tensor) -> dict[str, Tensor]:
         """The weighted sum as `loss`, and its unweighted parts.
 
@@ -119,7 +125,8 @@ class Objective:
     def restore(self, net: PretrainingNet, crops: Tensor) -> dict[str, Tensor]:
         """Perturbed (always the same way), restored and original crops, each (n, 1, Z, Y, X)."""
         net.eval()
-        inputs = self.perturb(crops, "picture", rows=range(len(crops))).inputs
+        example = self.perturb(crops, "picture", rows=range(len(crops)))
         with self.autocast():
-            restored = net(inputs, classify=False).restored
-        return {"perturbed": inputs, "restored": restored, "original": crops}
+            restored = net(example.inputs, classify=False).restored
+        assert restored is not None
+        return self.pretext.show(restored, example)

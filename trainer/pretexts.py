@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from trainer.config import PretextName
-from trainer.losses import classification_loss, restoration_loss
+from trainer.config import PretextName, TrainConfig
+from trainer.losses import classification_loss, masked_loss, restoration_loss
 from trainer.nets.pretraining import Output
 from trainer.transforms.draws import Draws
+from trainer.transforms.mask import BlockGrid, hide
 from trainer.transforms.paint import inpaint
 from trainer.transforms.perturb import perturb
 from trainer.transforms.rotate import find_rotations, rotate
@@ -33,6 +34,16 @@ class Example(NamedTuple):
     """(n, 1, Z, Y, X) perturbed crops, the net's input."""
     target: Tensor
     """What the net is trained to predict: the original crops, or labels."""
+    mask: Tensor | None = None
+    """(n, 1, Z, Y, X) bool: voxels that the loss counts; None where it counts all."""
+
+    def split(self, num_parts: int) -> list[Example]:
+        """The batch in parts of almost equal size, some of them empty where crops are few."""
+        columns = [
+            [None] * num_parts if values is None else values.tensor_split(num_parts)
+            for values in self
+        ]
+        return [Example(*parts) for parts in zip(*columns, strict=True)]
 
 
 class Pretext:
@@ -50,10 +61,13 @@ class Pretext:
     """Sub-cubes along each axis into which a crop is split; each is encoded alone."""
     classification_weight: ClassVar[float] = 1.0
     """Default weight of the classification loss when it is added to this task."""
+    classifies_originals: ClassVar[bool] = False
+    """Whether the classification head learns from the original crops, encoded in the same pass as
+    the perturbed ones, instead of from the perturbed ones. The task's target must be the crops."""
 
-    def __init__(self, shape: tuple[int, ...], *, shuffle_blocks: int) -> None:
-        """A task for crops of (Z, Y, X) `shape`; `shuffle_blocks` are for local shuffling."""
-        self.shape, self.shuffle_blocks = shape, shuffle_blocks
+    def __init__(self, shape: tuple[int, ...], config: TrainConfig) -> None:
+        """A task for crops of (Z, Y, X) `shape`; raises TrainError where settings do not fit."""
+        self.shape, self.config = shape, config
 
     def make_head(self, channels: int) -> nn.Module | None:
         """The task's own head: bottleneck (n, channels, z, y, x) -> logits (n, outputs)."""
@@ -61,7 +75,7 @@ class Pretext:
 
     def perturb(self, crops: Tensor, draws: Draws) -> Example:
         """Perturb a batch; `crops` are not changed."""
-        return Example(perturb(crops, draws, num_blocks=self.shuffle_blocks), crops)
+        return Example(perturb(crops, draws, num_blocks=self.config.shuffle_blocks), crops)
 
     def loss(self, output: Output, example: Example) -> Tensor | None:
         """The task's loss, unweighted."""
@@ -74,6 +88,10 @@ class Pretext:
     def baseline(self, example: Example) -> dict[str, Tensor]:
         """Metrics of a trivial prediction to compare with, by name."""
         return {}
+
+    def show(self, restored: Tensor, example: Example) -> dict[str, Tensor]:
+        """What a picture shows of a task with a decoder: crops (n, 1, Z, Y, X) by caption."""
+        return {"perturbed": example.inputs, "restored": restored, "original": example.target}
 
 
 class Restoration(Pretext):
@@ -108,6 +126,53 @@ class Shuffling(Restoration):
 
     def perturb(self, crops: Tensor, draws: Draws) -> Example:
         return Example(swap_patches(crops, draws), crops)
+
+
+class MaskedAutoencoding(Restoration):
+    """Restore hidden blocks from the visible ones (He et al. 2022; in 3-D: Wald et al. 2025).
+
+    Dense: hidden voxels are air, and the whole crop is encoded. An ordinary convolution net needs
+    no sparse convolutions for it, and its weights suit complete images as they are; the price is
+    computing on the hidden three quarters, too.
+
+    The loss counts hidden voxels only. Classes are learned from complete crops, which the encoder
+    gets in the same pass: a crop of which a quarter is visible is not what is classified later,
+    and batch norm collects its statistics from both kinds of input.
+    """
+
+    metric = "mae"
+    classifies_originals = True
+
+    def __init__(self, shape: tuple[int, ...], config: TrainConfig) -> None:
+        super().__init__(shape, config)
+        self.grid = BlockGrid(shape, ratio=config.mask_ratio, block=config.mask_block)
+
+    def perturb(self, crops: Tensor, draws: Draws) -> Example:
+        mask = self.grid.draw(draws)
+        return Example(hide(crops, mask), crops, mask)
+
+    def loss(self, output: Output, example: Example) -> Tensor | None:
+        assert output.restored is not None
+        assert example.mask is not None
+        return masked_loss(output.restored, example.target, example.mask)
+
+    def baseline(self, example: Example) -> dict[str, Tensor]:
+        """`visible_mean`: the loss when the mean of a crop's visible voxels is predicted."""
+        assert example.mask is not None
+        visible = ~example.mask
+        axes = (1, 2, 3, 4)
+        total = (example.target * visible).sum(axes, keepdim=True)
+        mean = total / visible.sum(axes, keepdim=True)  # (n, 1, 1, 1, 1)
+        return {"visible_mean": masked_loss(mean, example.target, example.mask)}
+
+    def show(self, restored: Tensor, example: Example) -> dict[str, Tensor]:
+        assert example.mask is not None
+        return {
+            "masked": example.inputs,
+            "restored": restored,
+            "pasted": torch.where(example.mask, restored.to(example.target), example.target),
+            "original": example.target,
+        }
 
 
 class Rotation(Pretext):
@@ -183,6 +248,7 @@ PRETEXTS: dict[PretextName, type[Pretext]] = {
     "restoration": Restoration,
     "inpainting": Inpainting,
     "shuffling": Shuffling,
+    "mae": MaskedAutoencoding,
     "rotation": Rotation,
     "rubik": Rubik,
     "none": Pretext,

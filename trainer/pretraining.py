@@ -27,6 +27,7 @@ from trainer.loop import Loop
 from trainer.objective import Objective
 from trainer.pretexts import Example
 from trainer.ranks import join_ranks
+from trainer.recipe import Average, clip_gradient, make_optimiser
 from trainer.setup import Setup, set_up
 
 NUM_PICTURED = 8
@@ -84,6 +85,7 @@ def pretrain(
             ranks=ranks,
             facts=setup.facts,
             on_event=on_event,
+            average=Average.resume(setup.net, setup.config, saved),
         )
         if ranks.is_main:
             own = {name: setup.facts[name] for name in ("own_net",) if name in setup.facts}
@@ -130,7 +132,8 @@ class Pretrainer:
             device=setup.device,
             ranks=setup.ranks,
         )
-        self.model, self.optimiser = self._wrap(), self._make_optimiser()
+        self.model = self._wrap()
+        self.optimiser = make_optimiser(self.net, self.config, self.device)
         if saved:
             self.optimiser.load_state_dict(saved["optimiser"])
         shown = setup.validation if len(setup.validation.plan) else setup.train
@@ -144,12 +147,14 @@ class Pretrainer:
         self.optimiser.zero_grad(set_to_none=True)
         for number, (example, labels, num) in enumerate(parts, 1):
             with self._exchange_gradients(last=number == len(parts)):
+                originals = self.objective.originals(example)
                 with self.objective.autocast():
-                    output = self.model(example.inputs, pretext=joint)
+                    output = self.model(example.inputs, pretext=joint, originals=originals)
                 losses = self.objective.losses(output, example if joint else None, labels)
                 (losses["loss"] * (weight * num)).backward()
             if num:
                 found.append(({name: value.detach() for name, value in losses.items()}, num))
+        clip_gradient(self.net, self.config)
         self.optimiser.step()
         return found
 
@@ -168,7 +173,8 @@ class Pretrainer:
 
     def begin_joint_phase(self) -> None:
         """Train all weights with a new optimiser."""
-        self.model, self.optimiser = self._wrap(), self._make_optimiser()
+        self.model = self._wrap()
+        self.optimiser = make_optimiser(self.net, self.config, self.device)
 
     def close(self) -> None:
         """Stop exchanging gradients; must come before the processes disconnect."""
@@ -185,12 +191,8 @@ class Pretrainer:
         parts: list[tuple[Example, Tensor, int]] = []
         if len(batch):
             example = self.objective.perturb(batch.images(), "train", epoch, rows=batch.rows)
-            split = (values.tensor_split(num_parts) for values in (*example, batch.labels))
-            parts = [
-                (Example(inputs, target), labels, len(labels))
-                for inputs, target, labels in zip(*split, strict=True)
-                if len(labels)
-            ]
+            split = zip(example.split(num_parts), batch.labels.tensor_split(num_parts), strict=True)
+            parts = [(part, labels, len(labels)) for part, labels in split if len(labels)]
         if self.ranks.size > 1 and len(parts) < num_parts:
             empty = torch.zeros_like(self.pictured[:1])
             example = self.objective.perturb(empty, "train", epoch, rows=np.zeros(1, np.int64))
@@ -212,7 +214,3 @@ class Pretrainer:
         # DDP warns about 1x1x1 kernels, whose two layouts are the same bytes
         warnings.filterwarnings("ignore", message="Grad strides do not match")
         return DistributedDataParallel(self.net, find_unused_parameters=not self.state.joint)
-
-    def _make_optimiser(self) -> torch.optim.Adam:
-        fused = self.device.type == "cuda"
-        return torch.optim.Adam(self.net.parameters(), lr=self.config.learning_rate, fused=fused)

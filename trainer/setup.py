@@ -24,6 +24,8 @@ from trainer.nets.pretraining import PretrainingNet, seeded_weights
 from trainer.nets.registry import build_backbone, build_net
 from trainer.pretexts import PRETEXTS, Pretext
 from trainer.ranks import Ranks, sync_batch_norm
+from trainer.recipe import trained_weights
+from trainer.recompute import recompute_stages
 from trainer.weights import load_weights, read_weights
 
 
@@ -71,7 +73,7 @@ def set_up(
     config = resolve_precision(config, device)
     config = resolve_selection(config, store, saved=saved)
     shape = store.crop_shape
-    pretext = PRETEXTS[config.pretext](shape, shuffle_blocks=config.shuffle_blocks)
+    pretext = PRETEXTS[config.pretext](shape, config)
     config = resolve_net(config, own_net)
     sketch = _sketch_net(config, pretext, own_net)
     check_shape(shape, sketch, pretext.parts_per_axis)
@@ -97,6 +99,14 @@ def set_up(
     net.to(device)
     if config.sync_batch_norm and ranks.size > 1:
         sync_batch_norm(net)
+    if config.recompute:
+        stages = net.stages()
+        if not stages:
+            raise TrainError(
+                "recompute needs a net with a method stages, which lists its blocks; add one, or"
+                " leave recompute out"
+            )
+        recompute_stages(stages)
     if config.compile:
         net.compile()
     return Setup(
@@ -211,7 +221,7 @@ def _build_net(
         with seeded_weights(config.seed):
             net = PretrainingNet(copy.deepcopy(own_net).cpu(), **parts)
     if saved:
-        net.load_state_dict(saved["model"])
+        net.load_state_dict(trained_weights(saved))
     elif config.init:
         load_weights(net, config.init, part=config.init_part)
     return net

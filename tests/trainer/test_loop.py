@@ -349,7 +349,7 @@ def test_validation_of_the_same_weights_gives_the_same_numbers(
     """Measured again, in other batches, and compared with the run's metrics."""
     config = dataclasses.replace(TINY, batch_size=7, excluded_classes=(), precision="fp32")
     device, opened = torch.device("cpu"), PatchStore(store)
-    pretext = PRETEXTS[config.pretext](SHAPE, shuffle_blocks=config.shuffle_blocks)
+    pretext = PRETEXTS[config.pretext](SHAPE, config)
     net = build_net(width=2, num_classes=6)
     net.load_state_dict(torch.load(whole[0] / "last.pt", weights_only=True)["model"])
     objective = Objective(config, pretext, num_classes=6, device=device)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.config import PretextName
+from trainer.config import PretextName, TrainConfig
 from trainer.nets.pretraining import Output
 from trainer.nets.registry import build_net
 from trainer.nets.subcubes import join_subcubes, split_subcubes
@@ -34,7 +34,7 @@ def many(num: int) -> Tensor:
 class TestEveryTask:
     @pytest.fixture(params=PRETEXTS)
     def task(self, request: pytest.FixtureRequest) -> Pretext:
-        return PRETEXTS[request.param](SHAPE, shuffle_blocks=200)
+        return PRETEXTS[request.param](SHAPE, TrainConfig(shuffle_blocks=200))
 
     def test_the_perturbation_of_a_crop_does_not_depend_on_its_batch(self, task: Pretext) -> None:
         crops = torch.rand(6, 1, *SHAPE)

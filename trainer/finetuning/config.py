@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from trainer.config import LoopConfig, NetName, check
+from trainer.config import LoopConfig, NetName, Schedule, check
 
 Intensity = Literal["auto", "ct", "per-image", "unit"]
 Loss = Literal["auto", "dice", "dice+cross-entropy", "cross-entropy"]
@@ -17,7 +17,7 @@ class FinetuneConfig(LoopConfig):
 
     batch_size: int = 16
     """Patches of one optimiser step; for classification, cases."""
-    lr_schedule: Literal["step", "plateau"] = "plateau"
+    lr_schedule: Schedule = "plateau"
     lr_step_epochs: int = 6
     lr_minimum: float = 1e-6
     init: str = "scratch"

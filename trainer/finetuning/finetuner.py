@@ -20,6 +20,7 @@ from trainer.finetuning.starts import Start
 from trainer.finetuning.task import SPLITS, Task
 from trainer.learner import Losses, Validation
 from trainer.losses import Means
+from trainer.recipe import clip_gradient, make_optimiser, trained_weights
 
 
 class Finetuner:
@@ -49,9 +50,9 @@ class Finetuner:
         self.loss = make_loss(config.loss, segments=task.segments, ignored=task.ignored)
         self.net = start.net
         if saved:
-            self.net.load_state_dict(saved["model"])
+            self.net.load_state_dict(trained_weights(saved))
         self.net.to(device)
-        self.optimiser = torch.optim.Adam(self.net.parameters(), lr=config.learning_rate)
+        self.optimiser = make_optimiser(self.net, config, device)
         if saved:
             self.optimiser.load_state_dict(saved["optimiser"])
 
@@ -60,6 +61,7 @@ class Finetuner:
         self.optimiser.zero_grad(set_to_none=True)
         loss = self.loss(self._predict(batch), batch.truths.to(self.device))
         loss.backward()
+        clip_gradient(self.net, self.config)
         self.optimiser.step()
         return [({"loss": loss.detach()}, len(batch))]
 

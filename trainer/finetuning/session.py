@@ -28,6 +28,7 @@ from trainer.finetuning.task import Task
 from trainer.folder import CONFIG, open_run, write_config
 from trainer.loop import Loop
 from trainer.ranks import Ranks
+from trainer.recipe import Average
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +151,7 @@ def _set_up(
         device=device,
         facts=facts,
         on_event=on_event,
+        average=Average.resume(finetuner.net, config, saved),
     )
     loop.announce(
         num_train=finetuner.train_patches.num_examples,
