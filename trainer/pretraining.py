@@ -137,7 +137,7 @@ class Pretrainer:
         if saved:
             self.optimiser.load_state_dict(saved["optimiser"])
         shown = setup.validation if len(setup.validation.plan) else setup.train
-        self.pictured = shown.read(thin(shown.plan.rows, NUM_PICTURED)).images()
+        self.pictured = shown.read(thin(shown.plan.rows, NUM_PICTURED))
 
     def step(self, batch: Batch) -> list[Losses]:
         """Do one optimiser step; return the losses of each part of the batch."""
@@ -190,11 +190,13 @@ class Pretrainer:
         num_parts, epoch = self.config.accumulate, self.state.epoch
         parts: list[tuple[Example, Tensor, int]] = []
         if len(batch):
-            example = self.objective.perturb(batch.images(), "train", epoch, rows=batch.rows)
+            example = self.objective.perturb(
+                batch.images(), "train", epoch, rows=batch.rows, zscores=batch.zscores
+            )
             split = zip(example.split(num_parts), batch.labels.tensor_split(num_parts), strict=True)
             parts = [(part, labels, len(labels)) for part, labels in split if len(labels)]
         if self.ranks.size > 1 and len(parts) < num_parts:
-            empty = torch.zeros_like(self.pictured[:1])
+            empty = torch.zeros_like(self.pictured.images()[:1])
             example = self.objective.perturb(empty, "train", epoch, rows=np.zeros(1, np.int64))
             label = torch.zeros(1, dtype=torch.long, device=self.device)
             parts += [(example, label, 0)] * (num_parts - len(parts))

@@ -72,6 +72,7 @@ def set_up(
     device = pick_device(config.device, ranks)
     config = resolve_precision(config, device)
     config = resolve_selection(config, store, saved=saved)
+    config = resolve_normalise(config, saved=saved)
     shape = store.crop_shape
     pretext = PRETEXTS[config.pretext](shape, config)
     config = resolve_net(config, own_net)
@@ -123,6 +124,7 @@ def set_up(
             "num_classes": num_classes,
             "scans": _list_scans(store, train, validation, config, saved=saved),
             "window_hu": list(store.window_hu),
+            "normalise": config.normalise,
             **({"own_net": own} if own else {}),
         },
     )
@@ -159,6 +161,19 @@ def resolve_init(config: TrainConfig, *, saved: dict[str, Any]) -> TrainConfig:
         return config
     before = saved["config"]
     return dataclasses.replace(config, init=before["init"], init_part=before["init_part"])
+
+
+def resolve_normalise(config: TrainConfig, *, saved: dict[str, Any] | None = None) -> TrainConfig:
+    """The config with `normalise` as given, else of the checkpoint, else of the weights in `init`.
+
+    "window" where none of them says.
+    """
+    found: Any = config.normalise
+    if found is None and saved:
+        found = saved["config"].get("normalise")
+    elif found is None and config.init:
+        found = read_weights(config.init, part=config.init_part).metadata.get("normalise")
+    return dataclasses.replace(config, normalise=found or "window")
 
 
 def resolve_net(config: TrainConfig, own_net: nn.Module | None) -> TrainConfig:
@@ -213,6 +228,7 @@ def _build_net(
         "decoder": pretext.decodes,
         "head": pretext.make_head,
         "parts_per_axis": pretext.parts_per_axis,
+        "activation": "linear" if config.normalise == "zscore" else "sigmoid",
     }
     if own_net is None:
         assert config.net is not None
