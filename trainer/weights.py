@@ -131,8 +131,8 @@ def load_encoder(file: str | Path) -> Encoder3D | ResEncEncoder:
 
     Input: crops (n, 1, Z, Y, X) float32, HU window mapped to [0, 1], or z-scores if trained so
     (`read_weights(file).metadata["normalise"]`); sides multiples of the net's `factor`, 8 for the
-    net "genesis". Output: features (n, c, Z/factor, Y/factor, X/factor), c = `bottleneck_channels`; `encode` returns the skip connections, too. See `load_unet` for official
-    weights and errors.
+    net "genesis". Output: features (n, c, Z/factor, Y/factor, X/factor), c = `bottleneck_channels`;
+    `encode` returns the skip connections, too. See `load_unet` for official weights and errors.
     """
     weights = read_weights(file, part="encoder")
     net = build_encoder(*describe_net(file, weights))

@@ -94,8 +94,8 @@ def finetune(
     with open_run(run):
         if not (run / CONFIG).exists():  # marks the folder as a run from now on
             write_config(run, config, task=loaded.name)
-        grid = choose_grid(loaded, config, start.window_hu)
-        if config.window_hu is not None and grid.intensity != "ct":
+        grid = choose_grid(loaded, config, start.window_hu, start.normalise)
+        if config.window_hu is not None and not grid.is_hu:
             on_event(Noticed(text=f"window_hu has no effect with intensity {grid.intensity!r}"))
         folder = Path(cases_path or run / "cases")
         cases = prepare_cases(loaded, grid, folder, threads=config.threads, progress=progress)
@@ -183,6 +183,7 @@ def _list_facts(task: Task, cases: Sequence[Prepared], grid: Grid, start: Start)
         },
         "scans": sorted({*start.scans, *learned}),
         "window_hu": list(grid.window_hu),
+        "normalise": "zscore" if grid.is_zscore else "window",
     }
 
 
