@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -201,6 +203,15 @@ class TrainConfig(LoopConfig):
         check(self, "accumulate", self.accumulate <= self.batch_size, "<= batch_size")
         if self.pretext == "none" and not self.classify:
             raise TrainError('nothing to learn: pretext "none" needs classify')
+
+
+def suggest_batch_size(shape: Sequence[int]) -> int:
+    """Crops of (Z, Y, X) `shape` in a batch that needs about the memory of the default one.
+
+    >>> suggest_batch_size((32, 64, 64)), suggest_batch_size((96, 96, 96))
+    (64, 9)
+    """
+    return max(2, min(64, 64 * 32 * 64 * 64 // math.prod(shape)))
 
 
 def check(config: LoopConfig, name: str, holds: bool, rule: str) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from store.progress import SILENT, Progress
 from trainer.checkpoint import BEST, LAST, RunState, load_checkpoint, refuse_other_run
-from trainer.device import pick_device, resolve_precision
+from trainer.device import memory_explained, pick_device, resolve_precision
 from trainer.errors import TrainError
 from trainer.events import Ended, Event, Noticed, TrainSummary, format_metrics, ignore
 from trainer.finetuning.cases import Prepared, fingerprint, prepare_cases
@@ -107,7 +107,8 @@ def finetune(
                 " on them anyway"
             )
         finetuner, loop = _set_up(loaded, cases, grid, start, config, device, run, on_event)
-        training = loop.train()
+        with memory_explained(config.batch_size, "lower batch_size or shape in a new RUN"):
+            training = loop.train()
         scores = read_scores(run, training.best_step) if training.already_complete else None
         if scores is None:
             scores = _test(finetuner, loop, grid, leaked, progress)
