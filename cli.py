@@ -30,7 +30,7 @@ from store.options import (
     options_from,
 )
 from store.progress import Terminal
-from trainer.config import Part, TrainConfig
+from trainer.config import Part, TrainConfig, suggest_batch_size
 from trainer.finetuning.config import FinetuneConfig
 
 # Threads that wait by spinning make every step many times slower where other processes use the same
@@ -286,7 +286,11 @@ def prepare(
     if as_json:
         _echo_json(summary)
     else:
-        _echo_next(summary, f"semgen report {store} classes.html", f"semgen pretrain {store} RUN")
+        size = suggest_batch_size(config.shape)
+        batch = f" --batch-size {size}" if size < TrainConfig().batch_size else ""
+        _echo_next(
+            summary, f"semgen report {store} classes.html", f"semgen pretrain {store} RUN{batch}"
+        )
 
 
 def _list_series(

@@ -1,6 +1,7 @@
 """`semgen prepare` against only reading the files, and against the published procedure.
 
     python -m benchmarks.prepare --archive ARCHIVE --work DIR [--rounds 3] [--workers 2]
+        [--config FILE.toml] [--real-only]
     python -m benchmarks.prepare --archive ARCHIVE --work DIR --published
 
 ARCHIVE holds a few real scans; DIR keeps what is made of them: six copies of each, that differ by
@@ -35,7 +36,7 @@ from benchmarks.archives import large_phantoms, pack, replicate
 from pipeline.archive.lookup import catalogue_folder, read_series
 from pipeline.archive.series import Series
 from pipeline.cluster import WORKER_MODULES, connect
-from pipeline.config import PrepareConfig
+from pipeline.config import PrepareConfig, load_config
 from pipeline.job import prepare
 from store import PatchStore
 
@@ -131,10 +132,11 @@ def run_job(archive: Path, store: Path, config: PrepareConfig, workers: int, **m
     return watch
 
 
-def compare(name: str, archive: Path, work: Path, rounds: int, workers: int) -> None:
+def compare(
+    name: str, archive: Path, work: Path, rounds: int, workers: int, config: PrepareConfig
+) -> None:
     """Jobs and floors of one archive in turn; print the table."""
     store, weights = work / "store", work / "autoencoder.safetensors"
-    config = PrepareConfig()
     watches, floors = [run_job(archive, store, config, workers)], []
     series = list_series(store)
     shutil.copy(store / "scans/embedding/autoencoder.safetensors", weights)
@@ -144,7 +146,11 @@ def compare(name: str, archive: Path, work: Path, rounds: int, workers: int) -> 
     opened = PatchStore(store)
     num_crops = len(opened.train) + len(opened.validation)
     floor = statistics.median(floors)
-    print(f"\n### {name}: {len(series)} scans, {opened.num_classes} classes, {num_crops} crops")
+    stored = sum(file.stat().st_size for file in store.glob("*/patch/**/*") if file.is_file())
+    print(
+        f"\n### {name}: {len(series)} scans, {opened.num_classes} classes, {num_crops} crops of"
+        f" {opened.crop_shape}, {stored / num_crops / 2**20:.2f} MiB each on disk"
+    )
     print(f"\nfloor {floor:.2f} s ({min(floors):.2f} to {max(floors):.2f}), {workers} processes\n")
     print("| stage | s | x floor | computing | waiting for disks | idle |")
     print("|---|---|---|---|---|---|")
@@ -232,6 +238,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--config", type=Path, help="settings; by default those of prepare")
+    parser.add_argument("--real-only", action="store_true", help="no phantoms")
     parser.add_argument("--published", action="store_true")
     arguments = parser.parse_args()
     work: Path = arguments.work
@@ -240,14 +248,14 @@ def main() -> None:
     if arguments.published:
         compare_published(many, work, arguments.workers)
         return
-    plain = large_phantoms(work / "large", _LARGE_SCANS)
-    archives = {
-        f"real scans, {_COPIES} of each": many,
-        "phantoms of 512 x 512 x 300, plain": plain,
-        "phantoms of 512 x 512 x 300, gzip": pack(plain, work / "large-gz"),
-    }
+    archives = {f"real scans, {_COPIES} of each": many}
+    if not arguments.real_only:
+        plain = large_phantoms(work / "large", _LARGE_SCANS)
+        archives["phantoms of 512 x 512 x 300, plain"] = plain
+        archives["phantoms of 512 x 512 x 300, gzip"] = pack(plain, work / "large-gz")
+    config = load_config(arguments.config)
     for name, archive in archives.items():
-        compare(name, archive, work, arguments.rounds, arguments.workers)
+        compare(name, archive, work, arguments.rounds, arguments.workers, config)
 
 
 if __name__ == "__main__":

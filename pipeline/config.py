@@ -6,6 +6,7 @@ workers, scheduler and paths do not and live elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,12 @@ from store.settings import build, check_types, read_toml, require
 
 Frame = Literal["body", "scan", "voxel"]
 Place = Literal["match", "frame"]
+_BY_SHAPE: Any = None
+"""Default of a setting that is chosen by `shape`: see `PrepareConfig.__post_init__`."""
+_SIDE_SHARES, _SHIFT_SHARE = (50 / 64, 80 / 64), 10 / 64
+"""Side and shift of a randomly drawn scale, as shares of the crop's in-plane side (the paper's)."""
+_MAX_ROWS, _SHARD_BYTES = 64, 2**24
+"""Crops of a shard, and their bytes before they are compressed: what a worker holds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,12 +107,14 @@ class PrepareConfig:
     scales: int = 3
     """Scales of a training crop, 1 to 3: the base crop, and up to two larger or smaller ones drawn
     at random."""
-    side_steps: tuple[int, int] = (50, 80)
+    side_steps: tuple[int, int] = _BY_SHAPE
     """In-plane side of a randomly drawn scale, in voxels of the base crop: first number included,
-    second excluded."""
-    shift_steps: tuple[int, int] = (-10, 10)
+    second excluded. Default: 25/32 and 5/4 of the base crop's smaller side: 50,80 of 64 voxels,
+    75,120 of 96."""
+    shift_steps: tuple[int, int] = _BY_SHAPE
     """In-plane shift of a randomly drawn scale, in voxels of the base crop: first number
-    included, second excluded."""
+    included, second excluded. Default: 5/32 of the base crop's smaller side: -10,10 of 64 voxels,
+    -15,15 of 96."""
 
     border: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Minimum distance of a reference's base crop from the edge of its scan, in voxels of the
@@ -147,13 +156,19 @@ class PrepareConfig:
     """Maximum angle between a scan's axes and the patient's axes, in degrees."""
     max_read_seconds: int = 600
     """Maximum time for reading one series, in seconds."""
-    rows_per_shard: int = 64
-    """Crops in one shard file."""
+    rows_per_shard: int = _BY_SHAPE
+    """Crops in one shard file. Default: as many as 16 MiB hold uncompressed, at most 64; 9 of
+    96 x 96 x 96 voxels."""
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     """Table [autoencoder]: how scans are embedded."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError naming the setting, the allowed and the given value."""
+        """Fill in what is chosen by `shape`, and check.
+
+        Raises ConfigError naming the setting, the allowed and the given value.
+        """
+        with contextlib.suppress(TypeError, ValueError):  # a shape that is refused below
+            self._choose_by_shape()
         check_types(self)
         for name in (
             "classes",
@@ -200,6 +215,19 @@ class PrepareConfig:
             self.min_tissue,
         )
 
+    def _choose_by_shape(self) -> None:
+        z, y, x = self.shape
+        side, row_bytes = min(y, x), 2 * z * y * x
+        shift = round(_SHIFT_SHARE * side)
+        chosen = {
+            "side_steps": tuple(round(share * side) for share in _SIDE_SHARES),
+            "shift_steps": (-shift, shift),
+            "rows_per_shard": min(_MAX_ROWS, max(1, _SHARD_BYTES // max(1, row_bytes))),
+        }
+        for name, value in chosen.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)  # settings are frozen
+
 
 PRESETS: Final[dict[str, dict[str, Any]]] = {
     "default": {},
@@ -224,8 +252,6 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "validation_fraction": 0.2,
         "shape": (16, 32, 32),
         "spacing_mm": (3.0, 2.0, 2.0),
-        "side_steps": (25, 40),
-        "shift_steps": (-5, 5),
         "autoencoder": {"width": 8, "max_steps": 150},
     },
 }

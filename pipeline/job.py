@@ -24,6 +24,7 @@ from pipeline.archive.catalogue import Catalogue
 from pipeline.archive.lookup import catalogue_folder
 from pipeline.cluster import check_scheduler, connect
 from pipeline.config import PrepareConfig
+from pipeline.place import count_too_small
 from pipeline.preflight import Job, PrepareError, check_job, find_state
 from pipeline.stages.cut import cut_crops
 from pipeline.stages.seal import seal_store
@@ -111,13 +112,15 @@ def prepare(
                 f"no usable CT series in the archive ({reasons or 'no images found'});"
                 " semgen prepare ... --dry-run shows why"
             )
-        quality = load_quality(PatchStore(job.path), progress=timed)
+        made = PatchStore(job.path)
+        quality = load_quality(made, progress=timed)
         return summarise(
             job.name,
             catalogue.seconds(),
             already_complete=False,
             archive_checked=True,
             quality=quality,
+            too_small=count_too_small(made, job.config),
         )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import PrepareConfig
+from store.reader import PatchStore
 
 Floats: TypeAlias = NDArray[np.float64]
 _ROUNDING_MM = 1e-7
@@ -127,6 +128,19 @@ class Geometry:
                 return None
             return np.asarray(rng.integers(first, last + 1) + half, np.float64)
         return np.asarray(rng.uniform(least, most))
+
+
+def count_too_small(store: PatchStore, config: PrepareConfig) -> int:
+    """Surveyed scans in which the crops of a class do not fit anywhere."""
+    scans = Scans(
+        split=store.scans.split,
+        spacing_mm=store.scans.spacing_mm,
+        size=store.scans.size,
+        frame_mm=store.scans.frame_mm,
+        embedding=np.empty((len(store.scans.id), 0), np.float32),  # not needed
+        thumbnail=lambda row: np.asarray(store.thumbnails.read([row])[0]),
+    )
+    return int((~Geometry(scans, config).is_large_enough()).sum())
 
 
 class TakenPlaces:

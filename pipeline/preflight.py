@@ -20,7 +20,7 @@ from pipeline.archive.lookup import (
 from pipeline.archive.manifest import Manifest
 from pipeline.config import PrepareConfig
 from store.errors import SemgenError, check_local
-from store.format import AUTOENCODER_FILE, FORMAT, SURVEY_VERSION, StoreError
+from store.format import AUTOENCODER_FILE, FORMAT, SURVEY_VERSION, StoreError, survey_version
 from store.reader import PatchStore
 from store.settings import differences, to_json
 
@@ -172,7 +172,7 @@ def check_same_job(store: PatchStore, config: PrepareConfig, inputs: dict[str, s
             " use those, or give another folder"
         )
     surveyed = store.state == "building" and "survey" in store.stages
-    if surveyed and survey_version(store) != SURVEY_VERSION:
+    if surveyed and survey_version(store.stages) != SURVEY_VERSION:
         raise StoreError(
             f"{store.path}: started by another version of semgen; finish it with that one, or"
             " delete the store and prepare it again"
@@ -251,13 +251,8 @@ def check_extension(old: Path, config: PrepareConfig) -> None:
             f"{old}: surveyed with other settings ({'; '.join(changed)}); prepare the new store"
             " without --extend, or with the same settings"
         )
-    if survey_version(store) != SURVEY_VERSION:
+    if survey_version(store.stages) != SURVEY_VERSION:
         raise StoreError(
             f"{old}: surveyed by another version of semgen, which found other frame boxes or scans;"
             " prepare the new store without --extend"
         )
-
-
-def survey_version(store: PatchStore) -> int:
-    """Version of a store's finished survey; 1 where none was recorded."""
-    return int(store.stages["survey"].get("version", 1))

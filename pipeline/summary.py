@@ -27,6 +27,9 @@ class Summary:
     """Accepted scans."""
     rejected: dict[str, int]
     """Rejected series by reason."""
+    too_small: int | None
+    """Accepted scans in which no crop fits, which are in no class; None where it was not
+    computed."""
     classes: int
     classes_wanted: int
     members: int
@@ -53,8 +56,12 @@ class Summary:
         fewer = ""
         if self.classes < self.classes_wanted:
             fewer = f" of {self.classes_wanted} wanted: no further class fits the limits"
+            if self.redrawn and max(self.redrawn, key=self.redrawn.__getitem__) == "overlap":
+                fewer += " (most coordinates overlap another class; max_overlap allows more)"
+        small = f"; {self.too_small} too small for the crops" if self.too_small else ""
+        rejected = f"{sum(self.rejected.values())} rejected{reasons}"
         lines = [
-            f"scans    {self.accepted} accepted, {sum(self.rejected.values())} rejected{reasons}",
+            f"scans    {self.accepted} accepted, {rejected}{small}",
             f"classes  {self.classes}{fewer}; {self.members} members in all classes",
             *self._on_matching(),
             *self._on_quality(),
@@ -105,6 +112,7 @@ def summarise(
     already_complete: bool,
     archive_checked: bool,
     quality: list[Quality] | None = None,
+    too_small: int | None = None,
 ) -> Summary:
     """The summary of a complete store.
 
@@ -112,6 +120,8 @@ def summarise(
         By stage.
     quality
         Of all classes.
+    too_small
+        Number of accepted scans in which no crop fits.
     """
     store = PatchStore(path)
     members = (store.classes.neighbour, store.classes.validation_neighbour)
@@ -122,6 +132,7 @@ def summarise(
         already_complete=already_complete,
         accepted=store.stages["survey"]["accepted"],
         rejected=store.stages["survey"]["rejected"],
+        too_small=too_small,
         classes=store.num_classes,
         classes_wanted=store.config["classes"],
         members=sum(int((rows >= 0).sum()) for rows in members),

@@ -5,6 +5,7 @@ docs/store-format.md describes the same for other readers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,9 +21,10 @@ DIGESTS: Final = "shard_sha256"
 """Name of the attribute of a sharded array with the SHA-256 of each shard's decoded values."""
 AUTOENCODER_FILE: Final = "scans/embedding/autoencoder.safetensors"
 """The weights that made `scans/embedding`, in the folder of that array."""
-SURVEY_VERSION: Final = 2
+SURVEY_VERSION: Final = 3
 """Version of the survey; increased when the same files and settings give another scan, frame box or
-thumbnail. Stored as `version` of stage `survey`; older stores have none, which means 1."""
+thumbnail, or more tables. Stored as `version` of stage `survey`; older stores have none, which
+means 1. From version 3 on, there are the tables of `STATISTICS`."""
 SPLITS: Final = ("train", "validation")
 THUMBNAIL_SHAPE: Final = (64, 128, 128)
 
@@ -72,6 +74,8 @@ SCAN_TABLES: Final = {
     "spacing_mm": Table("float64", (3,)),
     "size": Table("int32", (3,)),
     "frame_mm": Table("float64", (2, 3)),
+    "mean_hu": Table("float64"),
+    "std_hu": Table("float64"),
     "embedding": Table("float32", (None,)),
 }
 CLASS_TABLES: Final = {
@@ -110,13 +114,24 @@ _NEW_IN_2 = {
           ("place_mm", "score", "cycle_mm")),
     )
 }  # fmt: skip
+STATISTICS: Final = ("scans/mean_hu", "scans/std_hu")
 SHARDED: Final = ("scans/thumbnail", "train/patch", "validation/patch")
 """The arrays that are written shard by shard."""
 
 
-def tables_of(version: int) -> dict[str, Table]:
-    """The tables of a store of format 1 or 2, by path."""
-    return {name: table for name, table in TABLES.items() if version > 1 or name not in _NEW_IN_2}
+def tables_of(attribute: Mapping[str, Any]) -> dict[str, Table]:
+    """The tables of a store by path, from its group attribute; a format 1 store has fewer."""
+    missing: set[str] = set()
+    if attribute["format"] == 1:
+        missing |= _NEW_IN_2
+    if survey_version(attribute["stages"]) < 3:
+        missing |= {*STATISTICS}
+    return {name: table for name, table in TABLES.items() if name not in missing}
+
+
+def survey_version(stages: Mapping[str, Any]) -> int:
+    """Version of a store's finished survey, from what its stages recorded; 1 if none is."""
+    return int(stages.get("survey", {}).get("version", 1))
 
 
 def format_rows(rows: list[int], limit: int = 8) -> str:

@@ -85,7 +85,7 @@ def compute_fingerprint(path: Path) -> str:
     total = hashlib.sha256(
         json.dumps([attribute["format"], attribute["config"]], sort_keys=True).encode()
     )
-    for name in sorted(tables_of(attribute["format"])):
+    for name in sorted(tables_of(attribute)):
         table: Any = group[name]
         total.update(f"{name} {table.dtype} {table.shape} {_digest_table(table)}".encode())
     for name in SHARDED:

@@ -33,6 +33,7 @@ def describe_store(store: PatchStore) -> Facts:
         "scans": surveyed["accepted"],
         "patients": len(np.unique(store.scans.patient)) if surveyed["accepted"] else 0,
         "rejected": surveyed["rejected"],
+        "statistics": store.has_statistics,
         "crops": {split: len(store.split(split)) if planned else 0 for split in SPLITS},
         "shape": store.config["shape"],
         "spacing_mm": store.config["spacing_mm"],
@@ -97,6 +98,11 @@ def format_store(name: object, facts: Facts) -> str:
         f" {format_counts(facts['rejected']) or 'none'}",
         *(f"  {scan['file']}: scan {scan['scan']}" for scan in facts.get("scan_files", ())),
     ]
+    if "survey" in facts["stages"] and not facts["statistics"]:
+        lines.append(
+            "made by an earlier version, without mean and deviation of each scan:"
+            " `semgen pretrain --normalise zscore` needs a store that is prepared again"
+        )
     for series in facts.get("rejected_files", ()):
         lines.append(f"  {series['file']}: {format_reason(series['reason'], series['detail'])}")
     lines.append(

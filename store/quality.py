@@ -50,7 +50,6 @@ TISSUES: Final = {
 MIXED_BELOW: Final = 0.8
 """Consistency below which the members of a class may show different anatomy."""
 _VERSION = 4
-_BATCH = 256
 
 Features = NDArray[np.float32]
 
@@ -226,10 +225,9 @@ def _draw_null(
 
 
 def _read(split: Split, rows: NDArray[np.intp], advance: Advance) -> Iterator[NDArray[np.int16]]:
-    for start in range(0, len(rows), _BATCH):
-        part = rows[start : start + _BATCH]
-        yield split.read(part)
-        advance(len(part))
+    for crops in split.read_batches(rows):
+        yield crops
+        advance(len(crops))
 
 
 def _count_crops(store: PatchStore) -> int:

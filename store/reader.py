@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from store.format import SCAN_TABLES, SPLITS, StoreError, tables_of
+from store.format import SPLITS, STATISTICS, StoreError, tables_of
 from store.group import open_group, read_attribute
 from store.sharded import Rows, ShardedReader
+
+_BATCH_BYTES = 2**26
 
 
 def _read_table(group: Any, name: str) -> NDArray[Any]:
@@ -71,6 +74,12 @@ class Split:
         """Crops of the given rows in that order, (n, Z, Y, X) HU; see `ShardedReader.read`."""
         return self.patch.read(rows)
 
+    def read_batches(self, rows: NDArray[np.integer[Any]]) -> Iterator[NDArray[np.int16]]:
+        """The same crops in batches of at most 64 MiB: any number of rows fits into memory."""
+        at_once = max(1, _BATCH_BYTES // (2 * math.prod(self.patch.shape[1:])))
+        for start in range(0, len(rows), at_once):
+            yield self.read(rows[start : start + at_once])
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Members:
@@ -112,6 +121,7 @@ class PatchStore:
         self.config: dict[str, Any] = attribute["config"]
         self.software: dict[str, str] = attribute["software"]
         self.stages: dict[str, Any] = attribute["stages"]
+        self.tables = tables_of(attribute)
         if self.state != "complete" and not allow_building:
             raise StoreError(f"{path}: still building; run the same `semgen prepare` to finish it")
 
@@ -121,14 +131,17 @@ class PatchStore:
 
     @cached_property
     def scans(self) -> Tables:
-        """Tables of `store.format.SCAN_TABLES`."""
-        return Tables(self.group, "scans", tuple(SCAN_TABLES))
+        """Tables of `store.format.SCAN_TABLES`; of an older store, those that it has."""
+        return self._tables("scans")
 
     @cached_property
     def classes(self) -> Tables:
-        """Tables of `store.format.CLASS_TABLES`; of a store of format 1, those that it has."""
-        names = [name.removeprefix("classes/") for name in tables_of(self.format)]
-        return Tables(self.group, "classes", names)
+        """Tables of `store.format.CLASS_TABLES`; of an older store, those that it has."""
+        return self._tables("classes")
+
+    def _tables(self, group: str) -> Tables:
+        names = [name.removeprefix(f"{group}/") for name in self.tables if name.startswith(group)]
+        return Tables(self.group, group, names)
 
     @cached_property
     def thumbnails(self) -> ShardedReader:
@@ -169,6 +182,14 @@ class PatchStore:
     def is_matched(self) -> bool:
         """Whether members were placed by matching; if not, by the frame, without scores."""
         return bool(self.config.get("place") == "match")  # no such setting in format 1
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether `scans` has the mean and standard deviation of each scan's HU, for z-scores.
+
+        Stores of earlier versions have none.
+        """
+        return self.tables.keys() >= {*STATISTICS}
 
     @property
     def num_scales(self) -> int:

@@ -20,7 +20,8 @@ from store.format import CorruptStore
 from store.group import digest_values, open_sharded, shard_key
 from store.shards import MISSING, decode_chunk, read_index
 
-_CACHED_INDEXES = 4096
+_CACHED_ROWS = 2**18
+"""Rows whose offsets are kept in memory, after their shard was first read."""
 
 Rows: TypeAlias = Sequence[int] | slice | NDArray[np.integer[Any]] | NDArray[np.bool_]
 """Rows of a split: their numbers, a slice, or a mask of all."""
@@ -37,7 +38,8 @@ class ShardedReader:
         self.dtype: np.dtype[Any] = array.dtype
         self._rows_per_shard = self.grid.rows_per_shard
         self._path, self._folder = path, path / name
-        self._index = lru_cache(maxsize=_CACHED_INDEXES)(self._read_index)
+        cached_shards = max(1, _CACHED_ROWS // self._rows_per_shard)
+        self._index = lru_cache(maxsize=cached_shards)(self._read_index)
 
     def __len__(self) -> int:
         return self.shape[0]

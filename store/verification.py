@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from store.format import DIGESTS, SHARDED, SPLITS, StoreError, format_rows, tables_of
+from store.format import DIGESTS, SHARDED, SPLITS, StoreError, format_rows
 from store.group import compute_fingerprint, digest_values, open_group
 from store.progress import SILENT, Advance, Progress
 from store.reader import PatchStore
@@ -48,7 +48,7 @@ def verify(path: str | Path, *, progress: Progress = SILENT) -> Iterator[Problem
         return
     intact = True
     groups = [(name, _check_group(store, name)) for name in ("scans", "classes", *SPLITS)]
-    tables = [(name, _check_table(store, name)) for name in tables_of(store.format)]
+    tables = [(name, _check_table(store, name)) for name in store.tables]
     for name, check in (*groups, *tables):
         for problem in _guarded(name, check):
             intact = False
@@ -87,7 +87,7 @@ def _check_group(store: PatchStore, name: str) -> Iterator[Problem]:
 
 def _check_table(store: PatchStore, name: str) -> Iterator[Problem]:
     array: Any = store.group[name]
-    table = tables_of(store.format)[name]
+    table = store.tables[name]
     if array.dtype != table.dtype or array.ndim != 1 + len(table.columns):
         yield Problem(name, f"must be {table.dtype} with {1 + len(table.columns)} axes")
     elif array.nchunks_initialized != array.nchunks:
@@ -127,6 +127,9 @@ def _check_consistency(store: PatchStore) -> Iterator[Problem]:
     for patient in np.unique(scans.patient):
         if len(np.unique(scans.split[scans.patient == patient])) > 1:
             yield Problem("scans/split", f"patient {patient} is in both splits")
+    if store.has_statistics:
+        wrong = ~(np.isfinite(scans.mean_hu) & (scans.std_hu > 0) & np.isfinite(scans.std_hu))
+        yield from _name_rows("scans/std_hu", "mean and deviation must be finite, above 0", wrong)
     if store.format > 1:
         yield from _check_classes(store)
     for number, name in enumerate(SPLITS):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -13,6 +15,7 @@ PretextName = Literal["restoration", "inpainting", "shuffling", "mae", "rotation
 OptimiserName = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["step", "plateau", "poly", "cosine"]
 NetName = Literal["genesis", "resenc-s", "resenc-m", "resenc-l"]
+Normalise = Literal["window", "zscore"]
 CacheMode = Literal["auto", "none", "memory", "device"]
 Part = Literal["all", "unet", "backbone", "encoder"]
 
@@ -21,7 +24,7 @@ FREE_TO_CHANGE: Final = frozenset(
      "checkpoint_every", "checkpoint_minutes", "validate_every", "log_every"}
 )  # fmt: skip
 """Settings that may differ when a run is resumed; all others must be the same."""
-_UNRECORDED: Final = {"net": "genesis"}
+_UNRECORDED: Final = {"net": "genesis", "normalise": "window"}
 """Values of settings in runs that are older than the setting, where they differ from the
 default."""
 
@@ -124,6 +127,11 @@ class TrainConfig(LoopConfig):
     width: int = 32
     """Channels of the first convolution; all others scale with it. 32 is the paper's and
     nnU-Net's."""
+    normalise: Normalise | None = None
+    """What the net sees of a crop, and restores: "window" is the store's HU window mapped to 0..1;
+    "zscore" is the HU less the mean of the scan, over its standard deviation, as nnU-Net and nnssl
+    do, and crops are restored without a sigmoid. Default: as the weights in `init` were trained,
+    else "window"."""
     accumulate: int = 1
     """Gradient-accumulation steps: split each batch into this many parts, to need less memory.
     Batch norm sees one part at a time."""
@@ -134,7 +142,8 @@ class TrainConfig(LoopConfig):
     """Weight of the pretext task's loss in the sum."""
     classification_weight: float | None = None
     """Weight of the classification loss in the sum. Default: 0.01 with a pretext task that restores
-    crops, as published; 1 with one that classifies."""
+    crops, as published, and 0.2 if it restores z-scores, since its loss is then about 20 times as
+    large; 1 with a task that classifies."""
     shuffle_blocks: int = 10_000
     """Blocks of one local shuffling; 10000 in Models Genesis, 5 in the published code."""
     mask_ratio: float = 0.75
@@ -196,6 +205,15 @@ class TrainConfig(LoopConfig):
         check(self, "accumulate", self.accumulate <= self.batch_size, "<= batch_size")
         if self.pretext == "none" and not self.classify:
             raise TrainError('nothing to learn: pretext "none" needs classify')
+
+
+def suggest_batch_size(shape: Sequence[int]) -> int:
+    """Crops of (Z, Y, X) `shape` in a batch that needs about the memory of the default one.
+
+    >>> suggest_batch_size((32, 64, 64)), suggest_batch_size((96, 96, 96))
+    (64, 9)
+    """
+    return max(2, min(64, 64 * 32 * 64 * 64 // math.prod(shape)))
 
 
 def check(config: LoopConfig, name: str, holds: bool, rule: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
@@ -80,3 +82,14 @@ def check_precision(
             f"precision bf16 gives wrong gradients on the CPU for crops of {shape[0]} slices; "
             "use --precision fp32, or a GPU"
         )
+
+
+@contextlib.contextmanager
+def memory_explained(batch_size: int, remedy: str) -> Iterator[None]:
+    """Raise TrainError, which says what to change, where a GPU's memory is too small."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainError(
+            f"the GPU's memory is too small for batches of {batch_size}; {remedy}"
+        ) from error

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from trainer.config import TrainConfig
-from trainer.data.stream import Stream
+from trainer.data.intensity import ZScores
+from trainer.data.stream import Batch, Stream
 from trainer.device import autocast
 from trainer.learner import Validation
 from trainer.losses import Means, classification_loss, weigh
@@ -16,6 +17,10 @@ from trainer.nets.pretraining import Output, PretrainingNet
 from trainer.pretexts import Example, Pretext
 from trainer.ranks import Ranks
 from trainer.transforms.draws import Draws
+
+_ZSCORE_LOSS = 20
+"""Mean squared error in z-scores over that in the HU window mapped to [0, 1], about: the window is
+2000 HU, the standard deviation of a scan 380 to 530 HU."""
 
 
 class Objective:
@@ -33,16 +38,33 @@ class Objective:
         self.config, self.pretext, self.num_classes = config, pretext, num_classes
         self.device, self.ranks = device, ranks or Ranks()
         weight = config.classification_weight
-        self.classification_weight = pretext.classification_weight if weight is None else weight
+        if weight is None:
+            scaled = pretext.decodes and config.normalise == "zscore"
+            weight = pretext.classification_weight * (_ZSCORE_LOSS if scaled else 1)
+        self.classification_weight = weight
 
     def autocast(self) -> torch.autocast:
         """A context in which the net runs at the run's precision."""
         return autocast(self.config.precision, self.device)
 
-    def perturb(self, crops: Tensor, role: str, *index: int, rows: Iterable[int]) -> Example:
-        """Perturb crops (n, 1, Z, Y, X); the result depends only on seed, role, index and rows."""
+    def perturb(
+        self,
+        crops: Tensor,
+        role: str,
+        *index: int,
+        rows: Iterable[int],
+        zscores: ZScores | None = None,
+    ) -> Example:
+        """Perturb crops (n, 1, Z, Y, X) in [0, 1]; then map inputs and restored target to z-scores.
+
+        The result depends only on crops, seed, role, index and rows.
+        """
         draws = Draws.keyed(self.config.seed, role, *index, rows=rows, device=self.device)
-        return self.pretext.perturb(crops, draws)
+        example = self.pretext.perturb(crops, draws)
+        if zscores is None:
+            return example
+        target = zscores.apply(example.target) if self.pretext.decodes else example.target
+        return example._replace(inputs=zscores.apply(example.inputs), target=target)
 
     def originals(self, example: Example) -> Tensor | None:
         """What the classification head learns from, unless it is the perturbed crops."""
@@ -105,7 +127,9 @@ class Objective:
             crops, labels = batch.images(), batch.labels  # (n, 1, Z, Y, X), (n,)
             output, example = Output(), None
             if joint and self.pretext.metric is not None:  # in full precision, as in training
-                example = self.perturb(crops, "validation", rows=batch.rows)
+                example = self.perturb(crops, "validation", rows=batch.rows, zscores=batch.zscores)
+            if batch.zscores is not None:
+                crops = batch.zscores.apply(crops)
             with self.autocast():
                 if self.config.classify:
                     output = net(crops, pretext=False)
@@ -122,11 +146,18 @@ class Objective:
         return Validation(metrics=means.values(), confusion=confusion)
 
     @torch.no_grad()
-    def restore(self, net: PretrainingNet, crops: Tensor) -> dict[str, Tensor]:
-        """Perturbed (always the same way), restored and original crops, each (n, 1, Z, Y, X)."""
+    def restore(self, net: PretrainingNet, batch: Batch) -> dict[str, Tensor]:
+        """Perturbed (always the same way), restored and original crops, each (n, 1, Z, Y, X).
+
+        All are in [0, 1], the HU window; restored z-scores may leave it.
+        """
         net.eval()
-        example = self.perturb(crops, "picture", rows=range(len(crops)))
+        zscores = batch.zscores
+        example = self.perturb(batch.images(), "picture", rows=range(len(batch)), zscores=zscores)
         with self.autocast():
             restored = net(example.inputs, classify=False).restored
         assert restored is not None
-        return self.pretext.show(restored, example)
+        shown = self.pretext.show(restored, example)
+        if zscores is None:
+            return shown
+        return {caption: zscores.undo(crops) for caption, crops in shown.items()}

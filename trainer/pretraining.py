@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -17,9 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from store import PatchStore
 from trainer.checkpoint import LAST, RunState, load_checkpoint
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, suggest_batch_size
 from trainer.data.plan import thin
 from trainer.data.stream import Batch
+from trainer.device import memory_explained
 from trainer.events import Ended, Event, Noticed, TrainSummary, ignore
 from trainer.folder import open_run, write_config
 from trainer.learner import Losses, Validation
@@ -32,6 +34,8 @@ from trainer.recipe import Average, clip_gradient, make_optimiser
 from trainer.setup import Setup, set_up
 
 NUM_PICTURED = 8
+_LARGE_BATCH = 2
+"""Times the default batch, in voxels, beyond which a run says how to need less memory."""
 
 
 def pretrain(
@@ -98,8 +102,14 @@ def pretrain(
             num_validation=len(setup.validation.plan.rows),
             num_classes=setup.num_classes,
         )
+        fitting = suggest_batch_size(store.crop_shape) * ranks.size
+        at_once = setup.config.batch_size / setup.config.accumulate
+        if at_once > _LARGE_BATCH * fitting:
+            on_event(Noticed(text=_describe_batch(setup.config, store.crop_shape, fitting)))
+        remedy = "lower batch_size or raise accumulate in a new RUN, or resume with recompute"
         try:
-            summary = loop.train()
+            with memory_explained(setup.config.batch_size, remedy):
+                summary = loop.train()
         finally:
             pretrainer.close()
         num_skipped = torch.tensor(
@@ -108,6 +118,16 @@ def pretrain(
         summary = dataclasses.replace(summary, num_skipped=int(ranks.sum(num_skipped)))
         on_event(Ended(summary=summary))
     return summary
+
+
+def _describe_batch(config: TrainConfig, shape: tuple[int, ...], fitting: int) -> str:
+    """What to do about a batch of so many large crops."""
+    times = config.batch_size / config.accumulate / fitting
+    return (
+        f"batches of {config.batch_size} crops of {' x '.join(map(str, shape))} voxels need about"
+        f" {times:.0f} times the memory of the default; to need less, use batch_size {fitting}, or"
+        f" accumulate {math.ceil(config.batch_size / fitting)}"
+    )
 
 
 class Pretrainer:
@@ -140,7 +160,7 @@ class Pretrainer:
         if saved:
             self.optimiser.load_state_dict(saved["optimiser"])
         shown = setup.validation if len(setup.validation.plan) else setup.train
-        self.pictured = shown.read(thin(shown.plan.rows, NUM_PICTURED)).images()
+        self.pictured = shown.read(thin(shown.plan.rows, NUM_PICTURED))
 
     def step(self, batch: Batch) -> list[Losses]:
         """Do one optimiser step; return the losses of each part of the batch."""
@@ -193,11 +213,13 @@ class Pretrainer:
         num_parts, epoch = self.config.accumulate, self.state.epoch
         parts: list[tuple[Example, Tensor, int]] = []
         if len(batch):
-            example = self.objective.perturb(batch.images(), "train", epoch, rows=batch.rows)
+            example = self.objective.perturb(
+                batch.images(), "train", epoch, rows=batch.rows, zscores=batch.zscores
+            )
             split = zip(example.split(num_parts), batch.labels.tensor_split(num_parts), strict=True)
             parts = [(part, labels, len(labels)) for part, labels in split if len(labels)]
         if self.ranks.size > 1 and len(parts) < num_parts:
-            empty = torch.zeros_like(self.pictured[:1])
+            empty = torch.zeros_like(self.pictured.images()[:1])
             example = self.objective.perturb(empty, "train", epoch, rows=np.zeros(1, np.int64))
             label = torch.zeros(1, dtype=torch.long, device=self.device)
             parts += [(example, label, 0)] * (num_parts - len(parts))

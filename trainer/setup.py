@@ -72,6 +72,8 @@ def set_up(
     device = pick_device(config.device, ranks)
     config = resolve_precision(config, device)
     config = resolve_selection(config, store, saved=saved)
+    initial = None if saved or not config.init else read_weights(config.init, part=config.init_part)
+    config = resolve_normalise(config, initial, saved=saved)
     shape = store.crop_shape
     pretext = PRETEXTS[config.pretext](shape, config)
     config = resolve_net(config, own_net)
@@ -95,7 +97,6 @@ def set_up(
         )
 
     num_classes = store.num_classes if config.classify else None
-    initial = None if saved or not config.init else read_weights(config.init, part=config.init_part)
     net = _build_net(config, pretext, num_classes, own_net, initial, saved=saved)
     net.to(device)
     if config.sync_batch_norm and ranks.size > 1:
@@ -124,6 +125,7 @@ def set_up(
             "num_classes": num_classes,
             **_inherit(initial, saved=saved, used=_list_scans(store, train, validation)),
             "window_hu": list(store.window_hu),
+            "normalise": config.normalise,
             "crop_shape": list(shape),
             "spacing_mm": store.config.get("spacing_mm"),
             **({"own_net": own} if own else {}),
@@ -162,6 +164,21 @@ def resolve_init(config: TrainConfig, *, saved: dict[str, Any]) -> TrainConfig:
         return config
     before = saved["config"]
     return dataclasses.replace(config, init=before["init"], init_part=before["init_part"])
+
+
+def resolve_normalise(
+    config: TrainConfig, initial: Weights | None = None, *, saved: dict[str, Any] | None = None
+) -> TrainConfig:
+    """The config with `normalise` as given, else of the checkpoint, else of the initial weights.
+
+    "window" where none of them says.
+    """
+    found: Any = config.normalise
+    if found is None and saved:
+        found = saved["config"].get("normalise")
+    elif found is None and initial:
+        found = initial.metadata.get("normalise")
+    return dataclasses.replace(config, normalise=found or "window")
 
 
 def resolve_net(config: TrainConfig, own_net: nn.Module | None) -> TrainConfig:
@@ -217,6 +234,7 @@ def _build_net(
         "decoder": pretext.decodes,
         "head": pretext.make_head,
         "parts_per_axis": pretext.parts_per_axis,
+        "activation": "linear" if config.normalise == "zscore" else "sigmoid",
     }
     if own_net is None:
         assert config.net is not None

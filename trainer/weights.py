@@ -51,10 +51,11 @@ class Weights:
     tensors: dict[str, Tensor]
     metadata: dict[str, Any]
     """net, width, num_classes, fingerprint, axes, part, pretext, step, scans (ids of the scans that
-    the weights depend on), window_hu, crop_shape, spacing_mm, origins (others' weights that they
-    started from, see `trainer.nnunet.read.Origin`); for a net of one's own, own_net. Official files
-    have none of these; for them, axes is "x,y,z", although `tensors` are in our order already.
-    Files of nnU-Net and nnssl have part "backbone", or "encoder" without a decoder."""
+    the weights depend on), window_hu, normalise (see `TrainConfig`; "window" if it is missing),
+    crop_shape, spacing_mm, origins (others' weights that they started from, see
+    `trainer.nnunet.read.Origin`); for a net of one's own, own_net. Official files have none of
+    these; for them, axes is "x,y,z", although `tensors` are in our order already. Files of nnU-Net
+    and nnssl have part "backbone", or "encoder" without a decoder."""
 
     @property
     def keys(self) -> NetKeys:
@@ -137,10 +138,10 @@ def _take_tensors(file: Path, content: Any) -> tuple[dict[str, Tensor], dict[str
 def load_encoder(file: str | Path) -> Encoder3D | ResEncEncoder:
     """The encoder of a weights file, in eval mode, as a starting point for other nets.
 
-    Input: crops (n, 1, Z, Y, X) float32, HU window mapped to [0, 1], sides multiples of the net's
-    `factor`, 8 for the net "genesis". Output: features (n, c, Z/factor, Y/factor, X/factor), c =
-    `bottleneck_channels`; `encode` returns the skip connections, too. See `load_unet` for official
-    weights and errors.
+    Input: crops (n, 1, Z, Y, X) float32, HU window mapped to [0, 1], or z-scores if trained so
+    (`read_weights(file).metadata["normalise"]`); sides multiples of the net's `factor`, 8 for the
+    net "genesis". Output: features (n, c, Z/factor, Y/factor, X/factor), c = `bottleneck_channels`;
+    `encode` returns the skip connections, too. See `load_unet` for official weights and errors.
     """
     weights = read_weights(file, part="encoder")
     net = build_encoder(*describe_net(file, weights))
@@ -151,10 +152,9 @@ def load_encoder(file: str | Path) -> Encoder3D | ResEncEncoder:
 def load_unet(file: str | Path) -> PretrainingNet:
     """The net of a weights file, in eval mode.
 
-    Input: crops (n, 1, Z, Y, X) float32, HU window mapped to [0, 1], sides multiples of the factor
-    of its `backbone`, 8 for the net "genesis". Output: `Output` with `restored` (n, 1, Z, Y, X) if
-    the file has a decoder, and `logits` (n, classes) if it has a classification head. The head of a
-    pretext task is left out.
+    Input: as for `load_encoder`. Output: `Output` with `restored` (n, 1, Z, Y, X), in the range of
+    the input, if the file has a decoder, and `logits` (n, classes) if it has a classification head.
+    The head of a pretext task is left out.
 
     Official weights are meant to be used with the statistics of each batch in batch norm, in
     evaluation, too; nets loaded from them do so.
@@ -176,6 +176,7 @@ def load_unet(file: str | Path) -> PretrainingNet:
         width=width,
         num_classes=None if head is None else len(head),
         decoder=weights.keys.has_decoder(own),
+        activation="linear" if weights.metadata.get("normalise") == "zscore" else "sigmoid",
     )
     copy_weights(net, Weights(own, weights.metadata), file)
     return _set_eval_mode(net, weights)
@@ -283,12 +284,11 @@ def parse_checkpoint(file: Path, content: dict[str, Any], part: Part) -> Weights
         "step": content["progress"]["step"],
         "scans": content["scans"],
         "window_hu": content.get("window_hu"),  # None in older runs
+        "normalise": content.get("normalise", "window"),
         "crop_shape": content.get("crop_shape"),
         "spacing_mm": content.get("spacing_mm"),
         "origins": content.get("origins", []),
     }
-    if "normalise" in content:
-        metadata["normalise"] = content["normalise"]
     own = content.get("own_net")
     if own:
         metadata |= {"net": None, "width": None, "own_net": own}

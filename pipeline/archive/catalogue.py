@@ -39,7 +39,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS series (
     key TEXT PRIMARY KEY, kind TEXT, files TEXT, num_files INTEGER, patient TEXT, study TEXT,
     uid TEXT, axial INTEGER, slice_gap_mm REAL, split INTEGER, stamp TEXT, reason TEXT, detail TEXT,
-    scan_id TEXT, spacing_mm TEXT, size TEXT, frame_mm TEXT, scan_row INTEGER
+    scan_id TEXT, spacing_mm TEXT, size TEXT, frame_mm TEXT, scan_row INTEGER, statistics_hu TEXT
 );
 CREATE INDEX IF NOT EXISTS series_by_row ON series (scan_row);
 CREATE INDEX IF NOT EXISTS series_by_study ON series (study);
@@ -63,6 +63,8 @@ class Surveyed:
     spacing_mm: tuple[float, ...] = ()
     size: tuple[int, ...] = ()
     frame_mm: tuple[tuple[float, ...], ...] = ()
+    statistics_hu: tuple[float, ...] = ()
+    """Mean and standard deviation of all voxels."""
 
 
 class Catalogue:
@@ -84,12 +86,25 @@ class Catalogue:
         self.db = sqlite3.connect(folder / DATABASE)
         try:
             self.db.executescript(_SCHEMA)
+            self._add_columns()
         except sqlite3.Error as error:
             self.close()
             raise StoreError(
                 f"{folder}: {error}; free disk space or check write permission"
             ) from error
         self._committed = time.monotonic()
+
+    def _add_columns(self) -> None:
+        """Add the columns that the catalogue of an earlier version lacks."""
+        columns = {row[1] for row in self.db.execute("PRAGMA table_info(series)")}
+        if "statistics_hu" not in columns:
+            self.db.execute("ALTER TABLE series ADD COLUMN statistics_hu TEXT")
+
+    def forget_incomplete(self) -> None:
+        """Make series pending again that an earlier version surveyed, without statistics."""
+        self.db.execute(
+            "UPDATE series SET scan_id = NULL WHERE reason IS NULL AND statistics_hu IS NULL"
+        )
 
     def close(self) -> None:
         self.db.close()
@@ -169,19 +184,20 @@ class Catalogue:
             ).fetchall()
             for key, stamp in pending:
                 result = other.execute(
-                    "SELECT scan_id, spacing_mm, size, frame_mm, scan_row FROM series"
-                    " WHERE key = ? AND stamp = ? AND scan_row IS NOT NULL",
+                    "SELECT scan_id, spacing_mm, size, frame_mm, statistics_hu, scan_row"
+                    " FROM series WHERE key = ? AND stamp = ? AND scan_row IS NOT NULL",
                     (key, stamp),
                 ).fetchone()
                 if result is None:
                     continue
-                scan_id, spacing, size, frame, row = result
+                scan_id, spacing, size, frame, statistics, row = result
                 surveyed = Surveyed(
                     key=key,
                     scan_id=int(scan_id, 16),
                     spacing_mm=tuple(json.loads(spacing)),
                     size=tuple(json.loads(size)),
                     frame_mm=tuple(tuple(corner) for corner in json.loads(frame)),
+                    statistics_hu=tuple(json.loads(statistics)),
                 )
                 yield surveyed, row
 
@@ -189,7 +205,7 @@ class Catalogue:
         """Store the result of surveying one series."""
         self.db.execute(
             "UPDATE series SET reason = ?, detail = ?, scan_id = ?, spacing_mm = ?, size = ?,"
-            " frame_mm = ? WHERE key = ?",
+            " frame_mm = ?, statistics_hu = ? WHERE key = ?",
             (
                 surveyed.reason,
                 surveyed.detail,
@@ -197,6 +213,7 @@ class Catalogue:
                 json.dumps(surveyed.spacing_mm),
                 json.dumps(surveyed.size),
                 json.dumps(surveyed.frame_mm),
+                json.dumps(surveyed.statistics_hu),
                 surveyed.key,
             ),
         )
@@ -227,17 +244,20 @@ class Catalogue:
         return select_series(self.db, "scan_row", scan_row)
 
     def scan_tables(self) -> dict[str, NDArray[Any]]:
-        """Tables of the accepted scans in row order: `id`, `spacing_mm`, `size`, `frame_mm`."""
+        """Tables of the accepted scans in row order: what `Surveyed` says of them."""
         rows = self.db.execute(
-            "SELECT scan_id, spacing_mm, size, frame_mm FROM series"
+            "SELECT scan_id, spacing_mm, size, frame_mm, statistics_hu FROM series"
             " WHERE scan_row IS NOT NULL ORDER BY scan_row"
         ).fetchall()
-        ids, spacing, size, frame = zip(*rows, strict=True)
+        ids, spacing, size, frame, statistics = zip(*rows, strict=True)
+        mean_hu, std_hu = np.array([json.loads(s) for s in statistics], np.float64).T
         return {
             "id": np.array([int(i, 16) for i in ids], np.uint64),
             "spacing_mm": np.array([json.loads(s) for s in spacing], np.float64),
             "size": np.array([json.loads(s) for s in size], np.int32),
             "frame_mm": np.array([json.loads(f) for f in frame], np.float64),
+            "mean_hu": mean_hu,
+            "std_hu": std_hu,
         }
 
     def scan_keys(self) -> list[str]:

@@ -41,11 +41,15 @@ from pipeline.splits import split_patients
 from store.atomic import replace_file
 from store.errors import SemgenError
 from store.format import SURVEY_VERSION, THUMBNAIL_SHAPE
+from store.geometry import mean_and_std
 from store.images import Rejected
 from store.progress import Advance, Progress
 from store.reader import PatchStore
 from store.shards import decode_chunk, encode_chunk
 from store.writer import StoreWriter, write_shard
+
+_THUMBNAILS_PER_SHARD = 64
+"""Thumbnails in one shard file, of 1 MiB each before they are compressed."""
 
 
 def survey_archive(
@@ -71,6 +75,7 @@ def survey_archive(
     num_folders = sum(1 for _ in find_folders(archive))  # a list of all files may not fit in memory
     with progress.stage("list series", num_folders, "folders") as advance:
         _catalogue_series(client, archive, catalogue, config, manifest, advance)
+    catalogue.forget_incomplete()
     while True:
         if extend is not None:
             _reuse_survey(extend, catalogue, progress)
@@ -190,7 +195,7 @@ def _write_scans(
         "scans/thumbnail",
         shape=(num_scans, *THUMBNAIL_SHAPE),
         dtype="uint8",
-        rows_per_shard=config.rows_per_shard,
+        rows_per_shard=_THUMBNAILS_PER_SHARD,
     )
     keys = catalogue.scan_keys()
     shards = [
@@ -241,6 +246,7 @@ def survey_series(series: Series, config: PrepareConfig, survey_folder: str) -> 
         spacing_mm=volume.spacing_mm,
         size=volume.hu.shape,
         frame_mm=tuple(tuple(corner) for corner in box.tolist()),
+        statistics_hu=mean_and_std(volume.hu),
     )
 
 

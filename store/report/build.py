@@ -42,7 +42,6 @@ CLASSES_PER_SHEET = 50
 MAPPED_SCANS = 1000
 """How many scans of the map have a picture."""
 SCAN_COLUMNS, CROP_COLUMNS = 16, 8
-_CROPS_AT_ONCE = 64
 
 
 def write_report(store: PatchStore, out: Path, *, progress: Progress = SILENT) -> int:
@@ -194,13 +193,15 @@ def class_sheet(store: PatchStore, label: int, mean: NDArray[np.float64]) -> byt
     """Pictures of a class's own view: reference, mean, members, the same place in non-members."""
     members = list(_members(store, label))
     shown = [members[number] for number in _shown(members)]
-    crops = dict(_read_scales(store, shown))
-    tiles = [fit(t, TILE) for t in planes(crops[0, 0], REFERENCE_SLICES)]
+    reference = store.split(shown[0]["split"]).read([shown[0]["rows"][0]])[0]
+    tiles = [fit(t, TILE) for t in planes(reference, REFERENCE_SLICES)]
     tiles += [fit(t, TILE) for t in planes(mean, MEMBER_SLICES)]
-    for number in range(len(shown)):
-        tiles += [fit(t, TILE) for t in planes(crops[number, 0], MEMBER_SLICES)]
+    for member in shown:  # one in memory at a time
+        crops = store.split(member["split"]).read(list(member["rows"].values()))
+        by_scale = dict(zip(member["rows"], crops, strict=True))
+        tiles += [fit(t, TILE) for t in planes(by_scale[0], MEMBER_SLICES)]
         for scale in (1, 2):
-            crop = crops.get((number, scale))
+            crop = by_scale.get(scale)
             middle = np.zeros((TILE, TILE)) - 1000 if crop is None else crop[len(crop) // 2]
             tiles.append(fit(to_grey(middle), TILE))
     tiles += [_place_in(store, label, scan) for scan in _non_members(store, label)]
@@ -264,23 +265,14 @@ def _members(store: PatchStore, label: int) -> Iterator[dict[str, Any]]:
             yield member
 
 
-def _read_scales(
-    store: PatchStore, shown: list[dict[str, Any]]
-) -> Iterator[tuple[tuple[int, int], NDArray[np.int16]]]:
-    for number, member in enumerate(shown):
-        crops = store.split(member["split"]).read(list(member["rows"].values()))
-        for scale, crop in zip(member["rows"], crops, strict=True):
-            yield (number, scale), crop
-
-
 def mean_crop(store: PatchStore, label: int) -> NDArray[np.float64]:
     """The mean of a class's base crops, in HU."""
     total, count = np.zeros(store.crop_shape), 0
     for name in SPLITS:
         rows = store.rows(name, label, scale=0)
-        for part in np.array_split(rows, -(-len(rows) // _CROPS_AT_ONCE) or 1):
-            total += store.split(name).read(part).sum(axis=0, dtype=np.float64)
-            count += len(part)
+        for crops in store.split(name).read_batches(rows):
+            total += crops.sum(axis=0, dtype=np.float64)
+            count += len(crops)
     return total / count
 
 

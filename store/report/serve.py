@@ -10,6 +10,7 @@ import asyncio
 import hmac
 import json
 import logging
+import math
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
@@ -38,7 +39,8 @@ from store.report.build import (
 from store.report.pictures import encode_tiles
 
 LOOPBACK = "127.0.0.1"
-_CACHED_SHEETS = 256
+_CACHED_SHEETS, _CACHED_VOXELS = 256, 2**26
+"""Pictures that are kept, and the voxels of crops that they may show: a byte each at most."""
 _FIELDS = {"name": (str, 200), "note": (str, 2000), "excluded": (bool, 0)}
 """Fields that can be changed: type, and maximum number of characters."""
 
@@ -49,7 +51,8 @@ class ReportApp:
     def __init__(self, store: PatchStore, quality: list[Quality], *, any_host: bool) -> None:
         self.store, self.quality, self.any_host = store, quality, any_host
         self.token = secrets.token_urlsafe(24)
-        self.draw = lru_cache(_CACHED_SHEETS)(self._draw)
+        cached = min(_CACHED_SHEETS, max(8, _CACHED_VOXELS // math.prod(store.crop_shape)))
+        self.draw = lru_cache(cached)(self._draw)
 
     def page(self) -> str:
         """The page with the present annotation."""

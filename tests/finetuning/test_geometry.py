@@ -315,6 +315,28 @@ def test_per_image_does_not_depend_on_scale_and_offset() -> None:
     assert (one.min(), one.max()) == (0, 1)
 
 
+@pytest.mark.parametrize("intensity", ["ct-zscore", "zscore"])
+def test_z_scores_are_those_of_the_image_before_resampling(intensity: str) -> None:
+    """Padding counts as air in CT only, and only HU are clipped."""
+    values = np.random.default_rng(0).integers(-3024, 3000, (12, 14, 16)).astype(np.int16)
+    image = sitk.GetImageFromArray(values)
+    window = (-900.0, 700.0)
+    grid = Grid(spacing_mm=(1, 1, 1), shape=(8, 8, 8), intensity=intensity, window_hu=window)
+    known, wanted = values.astype(np.float64), values.astype(np.float64)
+    if intensity == "ct-zscore":
+        known[known <= -2000] = -1000
+        wanted = np.clip(values, *window)
+    seen = grid.to_input(grid.resample(image), image)
+    assert seen.dtype == np.float16
+    np.testing.assert_allclose(seen, (wanted - known.mean()) / known.std(), atol=5e-3)
+    coarse = Grid(spacing_mm=(2, 2, 2), shape=(8, 8, 8), intensity=intensity, window_hu=window)
+    smooth = sitk.GetArrayFromImage(coarse.resample(image)).astype(np.float64)
+    if intensity == "ct-zscore":
+        smooth = np.clip(smooth, *window)
+    seen = coarse.to_input(coarse.resample(image), image)
+    np.testing.assert_allclose(seen, (smooth - known.mean()) / known.std(), atol=5e-3)
+
+
 def test_a_grid_of_an_older_checkpoint_is_read() -> None:
     """The first versions saved only whether images are CT."""
     old = {"spacing_mm": None, "shape": [8, 8, 8], "window_hu": [-150, 250]}

@@ -36,14 +36,14 @@ NEW_SETTINGS = ("place", "min_score", "max_cycle_mm", "candidates_per_member")
 def old(patches: PatchStore, tmp_path_factory: pytest.TempPathFactory) -> PatchStore:
     """The prepared store as format 1 would hold it."""
     path = shutil.copytree(patches.path, tmp_path_factory.mktemp("old") / "old.store")
-    for name in TABLES.keys() - tables_of(1).keys():
+    for name in TABLES.keys() - tables_of({"format": 1, "stages": {}}).keys():
         shutil.rmtree(path / name)
+    survey = {name: fact for name, fact in patches.stages["survey"].items() if name != "version"}
     config = {name: value for name, value in patches.config.items() if name not in NEW_SETTINGS}
     change_attribute(path, "format", 1)
     change_attribute(path, "config", config)
-    change_attribute(
-        path, "stages", {**patches.stages, "discover": {"classes": patches.num_classes}}
-    )
+    discover = {"classes": patches.num_classes}
+    change_attribute(path, "stages", {**patches.stages, "survey": survey, "discover": discover})
     change_attribute(path, "fingerprint", compute_fingerprint(path))
     return PatchStore(path)
 
@@ -74,7 +74,7 @@ def test_unknown_numbers_are_dashes_and_null(old: PatchStore, patches: PatchStor
     facts, one = describe_store(old), describe_class(old, 0)
     rows = describe_classes(old, quality=True)
     assert facts["format"] == 1
-    for text in (format_store("s", facts).splitlines()[3:], format_classes(rows).splitlines()):
+    for text in (format_store("s", facts).splitlines()[4:], format_classes(rows).splitlines()):
         head, *lines = text
         assert len(lines) == old.num_classes
         for column in ("median score", "body"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from store.format import AUTOENCODER_FILE, THUMBNAIL_SHAPE
+from store.format import AUTOENCODER_FILE, SURVEY_VERSION, THUMBNAIL_SHAPE
 from store.writer import StoreWriter, write_shard
 
 SHAPE = (16, 32, 32)
@@ -41,8 +41,14 @@ def make_store(
     shape: Shape = SHAPE,
     seed: int = 0,
     window_hu: tuple[int, int] = (-1000, 1000),
+    statistics: bool = True,
+    rows_per_shard: int = 16,
 ) -> Path:
-    """A complete store with `num_train` and `num_validation` crops of each class."""
+    """A complete store with `num_train` and `num_validation` crops of each class.
+
+    statistics
+        False: a store of an earlier version, without mean and deviation of its scans.
+    """
     writer = StoreWriter.create(
         path, config={"window_hu": list(window_hu), "scales": 3}, software={}
     )
@@ -54,6 +60,12 @@ def make_store(
     writer.write_table("scans/size", np.full((num_scans, 3), 64, np.int32))
     writer.write_table("scans/frame_mm", np.zeros((num_scans, 2, 3)))
     writer.write_table("scans/embedding", np.zeros((num_scans, 8), np.float32))
+    version = 2
+    if statistics:
+        version = SURVEY_VERSION
+        writer.write_table("scans/mean_hu", -300.0 - 100 * np.arange(num_scans))
+        writer.write_table("scans/std_hu", 400.0 + 50 * np.arange(num_scans))
+    writer.finish_stage("survey", {"accepted": num_scans, "rejected": {}, "version": version})
     writer.write_table("classes/reference", np.zeros(num_classes, np.int32))
     writer.write_table("classes/centre", np.zeros((num_classes, 3)))
     for prefix in ("", "validation_"):
@@ -75,7 +87,7 @@ def make_store(
         writer.write_table(f"{split}/extent_mm", np.ones((rows, 3)))
         crops = make_crops(labels, shape=shape, seed=seed + offset)
         grid = writer.create_sharded(
-            f"{split}/patch", shape=(rows, *shape), dtype="int16", rows_per_shard=16
+            f"{split}/patch", shape=(rows, *shape), dtype="int16", rows_per_shard=rows_per_shard
         )
         digests[f"{split}/patch"] = [
             write_shard(path, f"{split}/patch", shard, crops[list(grid.rows_of(shard))])

@@ -104,7 +104,13 @@ def field_checkpoint(file: Path, kind: NetName = "resenc-s", **changes: Any) -> 
 def published_folder(folder: Path) -> dict[str, Tensor]:
     """Write a folder as nnssl publishes it."""
     folder.mkdir()
-    plan = {"key_to_encoder": "encoder.stages", "key_to_stem": "encoder.stem"}
+    plan = {
+        "key_to_encoder": "encoder.stages",
+        "key_to_stem": "encoder.stem",
+        "pretrain_plan": {
+            "configurations": {"onemmiso": {"normalization_schemes": ["ZScoreNormalization"]}}
+        },
+    }
     tensors = field_checkpoint(
         folder / "checkpoint_final.pth", nnssl_adaptation_plan=plan, citations=CITATIONS
     )
@@ -340,9 +346,10 @@ def test_a_run_from_a_published_folder_tells_and_keeps_licence_and_papers(
     pretrain(store, tmp_path / "run", config, on_event=events.append)
     (text,) = (event.text for event in events if isinstance(event, Noticed))
     assert all(word in text for word in ("nnssl", "cc-by-4.0", *PAPERS))
-    trained = read_weights(tmp_path / "run").tensors
+    trained = read_weights(tmp_path / "run")
+    assert trained.metadata["normalise"] == "zscore"
     for key, tensor in tensors.items():
-        torch.testing.assert_close(trained[key], tensor, rtol=0, atol=1e-20)
+        torch.testing.assert_close(trained.tensors[key], tensor, rtol=0, atol=1e-20)
 
     resumed: list[Any] = []
     pretrain(

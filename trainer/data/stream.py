@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,9 +15,13 @@ from torch import Tensor
 from store import CorruptStore, PatchStore, Split
 from trainer.config import TrainConfig
 from trainer.data.cache import CropCache, make_cache
+from trainer.data.intensity import ZScores
 from trainer.data.plan import EpochPlan, draw_patients, select_rows, thin
 from trainer.data.readahead import read_ahead
+from trainer.errors import TrainError
 from trainer.ranks import Ranks
+
+_AHEAD_BYTES = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +38,17 @@ class Batch:
     """(n, 1, Z, Y, X) int16 HU."""
     window_hu: tuple[float, float]
     """The HU values that `images` maps to 0 and 1."""
+    zscores: ZScores | None = None
+    """Maps `images` to what the net sees, if these are z-scores."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def images(self) -> Tensor:
-        """The crops as the net sees them: (n, 1, Z, Y, X) float32, HU window mapped to [0, 1]."""
+        """The crops as perturbations take them: (n, 1, Z, Y, X) float32, window mapped to [0, 1].
+
+        The net sees the same, or their z-scores.
+        """
         low, high = self.window_hu
         return self.crops.float().sub_(low).mul_(1.0 / (high - low)).clamp_(0.0, 1.0)
 
@@ -59,6 +69,7 @@ class Stream:
         threads: int = 2,
         skip_corrupt: bool = False,
         cache: CropCache | None = None,
+        statistics_hu: NDArray[np.float64] | None = None,
     ) -> None:
         """Stream `split` in the order of `plan`.
 
@@ -67,6 +78,8 @@ class Stream:
             A batch may then be shorter, or empty.
         cache
             Keeps every crop after it was read once.
+        statistics_hu
+            (scans, 2) mean and standard deviation of each scan, for z-scores.
         """
         self.plan = plan
         self.device = torch.device(device)
@@ -76,15 +89,18 @@ class Stream:
         self._threads = threads
         self._skip_corrupt = skip_corrupt
         self._cache = cache
+        self._statistics_hu = statistics_hu
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch in order, from batch `start` on.
 
-        Raises CorruptStore naming split and rows, unless corrupt rows are skipped.
+        At most `threads` + 1 batches are read ahead, fewer where they would exceed 2 GiB. Raises
+        CorruptStore naming split and rows, unless corrupt rows are skipped.
         """
         planned = itertools.islice(enumerate(self.plan.batches(epoch)), start, None)
-        ahead = read_ahead(lambda item: (item[0], *self._read(item[1])), planned,
-                           threads=self._threads)  # fmt: skip
+        batch_bytes = 2 * self.plan.batch_size * math.prod(self._split.patch.shape[1:])
+        threads = min(self._threads, max(1, _AHEAD_BYTES // batch_bytes))
+        ahead = read_ahead(lambda item: (item[0], *self._read(item[1])), planned, threads=threads)
         return (self._load(*read) for read in ahead)
 
     def read(self, rows: NDArray[np.int64], index: int = 0) -> Batch:
@@ -122,7 +138,12 @@ class Stream:
             assert self._cache is not None
             crops = self._cache.take(rows).to(self.device, non_blocking=True)
         labels = torch.from_numpy(self._split.label[rows].astype(np.int64))
-        return Batch(index, rows, labels.to(self.device, non_blocking=True), crops, self.window_hu)
+        labels, zscores = labels.to(self.device, non_blocking=True), None
+        if self._statistics_hu is not None:
+            statistics = torch.from_numpy(self._statistics_hu[self._split.scan[rows]]).float()
+            statistics = statistics.to(self.device, non_blocking=True)
+            zscores = ZScores.of_scans(statistics, self.window_hu)
+        return Batch(index, rows, labels, crops, self.window_hu, zscores)
 
 
 def open_stream(
@@ -130,7 +151,8 @@ def open_stream(
 ) -> Stream:
     """The stream of a run's crops of one split.
 
-    `scales` and `fraction` select train crops only.
+    `scales` and `fraction` select train crops only. Raises TrainError when z-scores are wanted and
+    the store has no statistics of its scans.
     """
     training = split.name == "train"
     rows = select_rows(
@@ -161,4 +183,19 @@ def open_stream(
         threads=config.threads,
         skip_corrupt=config.skip_corrupt,
         cache=make_cache(config.cache, rows, split.patch.shape[1:], device),
+        statistics_hu=read_statistics(store) if config.normalise == "zscore" else None,
     )
+
+
+def read_statistics(store: PatchStore) -> NDArray[np.float64]:
+    """(scans, 2) mean and standard deviation of each scan's HU.
+
+    Raises TrainError for a store of an earlier version, which has none.
+    """
+    if not store.has_statistics:
+        raise TrainError(
+            f"{store.path}: was made by an earlier version, without mean and deviation of each"
+            " scan, which normalise zscore needs; prepare the archive again into another folder, or"
+            " use normalise window"
+        )
+    return np.stack([store.scans.mean_hu, store.scans.std_hu], axis=1)

@@ -42,7 +42,7 @@ class Prepared:
 
     @property
     def image(self) -> NDArray[np.float16]:
-        """(Z, Y, X) in [0, 1], memory-mapped."""
+        """(Z, Y, X) as the net sees it, memory-mapped."""
         values: NDArray[np.float16] = np.load(self.folder / "image.npy", mmap_mode="r")
         return values
 
@@ -134,7 +134,7 @@ def _prepare_case(
     partial_folder.mkdir()
     image, scan = read()
     on_grid = grid.resample(image, centre_mm=case.centre_mm)
-    arrays: dict[str, NDArray[Any]] = {"image": grid.to_unit(on_grid)}
+    arrays: dict[str, NDArray[Any]] = {"image": grid.to_input(on_grid, image)}
     if case.mask is not None:
         mask = read_mask(case.mask, image, task.num_labels)
         arrays["mask"] = sitk.GetArrayFromImage(grid.resample(mask, nearest=True))

@@ -7,7 +7,7 @@ from typing import Literal
 
 from trainer.config import LoopConfig, NetName, Schedule, check
 
-Intensity = Literal["auto", "ct", "per-image", "unit"]
+Intensity = Literal["auto", "ct", "per-image", "unit", "ct-zscore", "zscore"]
 Loss = Literal["auto", "dice", "dice+cross-entropy", "cross-entropy"]
 
 
@@ -37,14 +37,17 @@ class FinetuneConfig(LoopConfig):
     """Voxel spacing to which images are resampled, in mm. Default: to segment, the median of all
     cases; to classify, each image is resized to `shape`."""
     intensity: Intensity = "auto"
-    """How values are mapped to 0..1: "ct" by `window_hu`, "per-image" by each image's 0.5th and
-    99.5th percentile, "unit" not at all (8-bit values are divided by 255), "auto" as the task
-    defines it (name of the channel, or column `intensity`)."""
+    """How the net sees values. Mapped to 0..1: "ct" by `window_hu`, "per-image" by each image's
+    0.5th and 99.5th percentile, "unit" not at all (8-bit values are divided by 255). Less the
+    image's mean, over its standard deviation: "ct-zscore" clipped to `window_hu`, "zscore" not
+    clipped. "auto": as the task defines it (name of the channel, or column `intensity`); if the
+    weights were pretrained on z-scores, "ct-zscore" for "ct" and "zscore" for "per-image"."""
     channel: int | None = None
     """Channel to use of images with several channels, from 0. A manifest's column `channel` takes
     precedence."""
     window_hu: tuple[float, float] | None = None
-    """HU range that is mapped to 0..1. Default: the one used for pretraining, or -1000,1000."""
+    """HU range that is mapped to 0..1, or to which HU are clipped. Default: the one used for
+    pretraining, or -1000,1000."""
     loss: Loss = "auto"
     """Loss; cross-entropy is binary where there are two classes. "auto" is dice to segment and
     cross-entropy to classify."""

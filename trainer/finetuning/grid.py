@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
-from store.geometry import AIR_HU
+from store.geometry import AIR_HU, PADDING_HU, mean_and_std
 from trainer.errors import TrainError
 from trainer.finetuning.config import FinetuneConfig
 from trainer.finetuning.images import read_image, read_spacing, to_lps
@@ -23,6 +23,9 @@ from trainer.finetuning.task import Task
 
 _PERCENTILES = (0.5, 99.5)
 _TOLERANCE = 1e-3
+_IN_HU = ("ct", "ct-zscore")
+_ZSCORES: Final = {"ct": "ct-zscore", "per-image": "zscore"}
+"""Intensity of a task that starts from weights pretrained on z-scores."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,9 +37,19 @@ class Grid:
     shape: tuple[int, int, int]
     """(Z, Y, X) voxels of the net's input."""
     intensity: str
-    """"ct", "per-image" or "unit" (see `FinetuneConfig.intensity`)."""
+    """See `FinetuneConfig.intensity`; never "auto"."""
     window_hu: tuple[float, float]
-    """HU range mapped to 0..1, for intensity "ct"."""
+    """HU range mapped to 0..1 for intensity "ct", and to which HU are clipped for "ct-zscore"."""
+
+    @property
+    def is_hu(self) -> bool:
+        """Whether images are in HU, so that `window_hu` counts."""
+        return self.intensity in _IN_HU
+
+    @property
+    def is_zscore(self) -> bool:
+        """Whether the net sees z-scores."""
+        return self.intensity in _ZSCORES.values()
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Grid:
@@ -81,28 +94,50 @@ class Grid:
                 centre_mm,
                 spacing_mm=self.spacing_mm,
                 shape=self.shape,
-                fill=AIR_HU if self.intensity == "ct" else 0,
+                fill=AIR_HU if self.is_hu else 0,
             )
         if self.spacing_mm is None:
             return resample(image, shape=self.shape, nearest=nearest)
         return resample(image, spacing_mm=self.spacing_mm, nearest=nearest)
 
+    def to_input(self, on_grid: sitk.Image, image: sitk.Image) -> NDArray[np.float16]:
+        """(Z, Y, X) values as the net sees them (see `FinetuneConfig.intensity`).
+
+        image
+            The image as it was read, whose mean and standard deviation count. As in `prepare`,
+            padding outside the field of view is air.
+        """
+        if not self.is_zscore:
+            return self.to_unit(on_grid)
+        original = sitk.GetArrayViewFromImage(image)
+        values = sitk.GetArrayFromImage(on_grid).astype(np.float32)
+        if self.is_hu:
+            original = np.where(original <= PADDING_HU, AIR_HU, original)
+            values = np.clip(values, *self.window_hu)
+        mean, std = mean_and_std(original)
+        return ((values - mean) / max(std, 1e-6)).astype(np.float16)
+
     def to_unit(self, image: sitk.Image) -> NDArray[np.float16]:
-        """(Z, Y, X) values mapped to 0..1 (see `FinetuneConfig.intensity`)."""
+        """(Z, Y, X) values mapped to 0..1; for z-scores, to what they are easiest to look at."""
         if self.intensity == "unit":
             image = _scale_bytes(image)
         values = sitk.GetArrayFromImage(image).astype(np.float32)
-        ranges = {"ct": self.window_hu, "unit": (0.0, 1.0)}
+        ranges = {"unit": (0.0, 1.0)} | dict.fromkeys(_IN_HU, self.window_hu)
         low, high = ranges.get(self.intensity) or np.percentile(values, _PERCENTILES)
         scaled = (values - low) / max(float(high - low), 1e-6)
         return np.clip(scaled, 0, 1).astype(np.float16)
 
 
-def choose_grid(task: Task, config: FinetuneConfig, window_hu: tuple[float, float]) -> Grid:
+def choose_grid(
+    task: Task,
+    config: FinetuneConfig,
+    window_hu: tuple[float, float],
+    normalise: str = "window",
+) -> Grid:
     """The grid from the settings; by default its spacing is the median of the images'.
 
-    window_hu
-        Used where the settings give none.
+    window_hu, normalise
+        Of the pretraining; used where the settings say nothing.
     """
     spacing = config.spacing_mm
     if spacing is None and task.segments:
@@ -111,14 +146,16 @@ def choose_grid(task: Task, config: FinetuneConfig, window_hu: tuple[float, floa
     return Grid(
         spacing_mm=spacing,
         shape=config.shape,
-        intensity=choose_intensity(task, config),
+        intensity=choose_intensity(task, config, normalise),
         window_hu=config.window_hu or window_hu,
     )
 
 
-def choose_intensity(task: Task, config: FinetuneConfig) -> str:
-    """How values are mapped to 0..1: from the settings, or what the task says for "auto"."""
-    return task.intensity if config.intensity == "auto" else config.intensity
+def choose_intensity(task: Task, config: FinetuneConfig, normalise: str) -> str:
+    """How the net sees values: from the settings, or for "auto" by the task and the pretraining."""
+    if config.intensity != "auto":
+        return config.intensity
+    return _ZSCORES.get(task.intensity, task.intensity) if normalise == "zscore" else task.intensity
 
 
 def resample(

@@ -38,7 +38,7 @@ def slide_window(
     device: torch.device,
     autocast: torch.autocast,
 ) -> NDArray[np.float32]:
-    """(classes, Z, Y, X) probabilities of an image of any size, (Z, Y, X) in [0, 1].
+    """(classes, Z, Y, X) probabilities of an image of any size, (Z, Y, X).
 
     The net sees overlapping windows of `shape`. Where they overlap, probabilities are averaged with
     Gaussian weights: the middle of a window counts more than its edge.
@@ -93,7 +93,12 @@ def segment(
     """The predicted mask of an image, on the image's own grid."""
     on_grid = grid.resample(image)
     probability = slide_window(
-        net, grid.to_unit(on_grid), grid.shape, overlap=overlap, device=device, autocast=autocast
+        net,
+        grid.to_input(on_grid, image),
+        grid.shape,
+        overlap=overlap,
+        device=device,
+        autocast=autocast,
     )
     return to_mask(probability, on_grid, image)
 
@@ -102,7 +107,7 @@ def segment(
 def classify(
     net: nn.Module, images: Tensor, *, device: torch.device, autocast: torch.autocast
 ) -> NDArray[np.float32]:
-    """(n, classes) probabilities of (n, 1, Z, Y, X) images in [0, 1]."""
+    """(n, classes) probabilities of (n, 1, Z, Y, X) images."""
     with autocast:
         logits = net(images.to(device).float())
     probability: NDArray[np.float32] = to_probability(logits).cpu().numpy()

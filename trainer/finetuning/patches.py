@@ -25,7 +25,7 @@ class Examples:
     index: int
     """Position in the epoch, from 0."""
     images: Tensor
-    """(n, 1, Z, Y, X) float16 in [0, 1]."""
+    """(n, 1, Z, Y, X) float16, as the net sees them."""
     truths: Tensor
     """(n, Z, Y, X) uint8 class of each voxel, or (n,) int64 class of each image."""
 
@@ -101,7 +101,10 @@ class Patches:
         image: NDArray[np.float16],
         truth: NDArray[np.uint8],
     ) -> None:
-        """Fill one patch; a case that is smaller than the patch is surrounded by zeros."""
+        """Fill one patch; a case that is smaller than the patch is surrounded by zeros.
+
+        Among z-scores, zero is the mean of the image, as in nnU-Net.
+        """
         full, mask, foreground = case.image, case.mask, case.foreground
         shape = np.array(self.config.shape)
         spare = np.array(full.shape) - shape

@@ -31,7 +31,7 @@ def draw_tile(
 ) -> Tile:
     """The axial slice with the largest true mask: truth outlined in green, prediction in red.
 
-    The image is grey, in the value range that the net sees.
+    The image is grey, in the range of values that the net sees (z-scores: in the HU window).
     """
     turned = to_lps(image)
     values = grid.to_unit(turned)  # (Z, Y, X), as the masks

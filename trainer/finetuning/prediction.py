@@ -10,7 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import SimpleITK as sitk  # noqa: N813
 import torch
 
@@ -130,7 +129,7 @@ class _Predictor:
         """The probability of each class."""
         image = self._read(case.image, case.channel)
         on_grid = self.grid.resample(image, centre_mm=case.centre_mm)
-        values = torch.from_numpy(np.asarray(self.grid.to_unit(on_grid)))[None, None]
+        values = torch.from_numpy(self.grid.to_input(on_grid, image))[None, None]
         found = classify(self.net, values, device=self.device, autocast=self.autocast)[0]
         probabilities: list[float] = found.tolist()
         return probabilities

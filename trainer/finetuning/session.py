@@ -13,7 +13,7 @@ import torch
 
 from store.progress import SILENT, Progress
 from trainer.checkpoint import BEST, LAST, RunState, load_checkpoint, refuse_other_run
-from trainer.device import pick_device, resolve_precision
+from trainer.device import memory_explained, pick_device, resolve_precision
 from trainer.errors import TrainError
 from trainer.events import Ended, Event, Noticed, TrainSummary, format_metrics, ignore
 from trainer.finetuning.cases import Prepared, fingerprint, prepare_cases
@@ -94,8 +94,8 @@ def finetune(
     with open_run(run):
         if not (run / CONFIG).exists():  # marks the folder as a run from now on
             write_config(run, config, task=loaded.name)
-        grid = choose_grid(loaded, config, start.window_hu)
-        if config.window_hu is not None and grid.intensity != "ct":
+        grid = choose_grid(loaded, config, start.window_hu, start.normalise)
+        if config.window_hu is not None and not grid.is_hu:
             on_event(Noticed(text=f"window_hu has no effect with intensity {grid.intensity!r}"))
         for origin in start.origins if not (run / LAST).exists() else ():
             on_event(Noticed(text=f"init: {origin}"))
@@ -109,7 +109,8 @@ def finetune(
                 " on them anyway"
             )
         finetuner, loop = _set_up(loaded, cases, grid, start, config, device, run, on_event)
-        training = loop.train()
+        with memory_explained(config.batch_size, "lower batch_size or shape in a new RUN"):
+            training = loop.train()
         scores = read_scores(run, training.best_step) if training.already_complete else None
         if scores is None:
             scores = _test(finetuner, loop, grid, leaked, progress)
@@ -186,6 +187,7 @@ def _list_facts(task: Task, cases: Sequence[Prepared], grid: Grid, start: Start)
         "scans": sorted({*start.scans, *learned}),
         "origins": [origin.to_json() for origin in start.origins],
         "window_hu": list(grid.window_hu),
+        "normalise": "zscore" if grid.is_zscore else "window",
     }
 
 

@@ -40,7 +40,9 @@ class Start:
     scans: tuple[str, ...]
     """Ids of the scans that the weights were pretrained on; empty where the file does not say."""
     window_hu: tuple[float, float] = PUBLISHED_WINDOW_HU
-    """HU range mapped to 0..1 in pretraining."""
+    """HU range of the crops in pretraining."""
+    normalise: str = "window"
+    """What the net saw in pretraining: see `TrainConfig.normalise`."""
     origins: tuple[Origin, ...] = ()
     """Others' weights that these started from."""
 
@@ -91,8 +93,9 @@ def _start_unet(config: FinetuneConfig, *, outputs: int, segments: bool) -> Star
     copy_tensors(net.body, weights.tensors, config.init, prefixes=wanted)
     scans, window = (weights.metadata.get(name) for name in ("scans", "window_hu"))
     low, high = window or PUBLISHED_WINDOW_HU
+    normalise = weights.metadata.get("normalise") or "window"
     origins = parse_origins(weights.metadata.get("origins"))
-    return Start(channels_last(net), "unet", tuple(scans or ()), (low, high), origins)
+    return Start(channels_last(net), "unet", tuple(scans or ()), (low, high), normalise, origins)
 
 
 def _unet(kind: NetName, width: int, *, outputs: int, segments: bool) -> UNetSegmenter | Classifier:

@@ -91,11 +91,11 @@ def is_checkpoint(content: Any) -> bool:
 def parse_checkpoint(
     file: Path, content: Mapping[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Any], Origin | None]:
-    """Tensors of a checkpoint's encoder and decoder, our metadata in it, and its origin.
+    """Tensors of a checkpoint's encoder and decoder, metadata, and its origin.
 
     Output layers are left out, because they belong to a task; aliases, because they are the same
-    tensors. The metadata are empty unless semgen wrote the file. The origin is None for a file that
-    a run of semgen exported for nnU-Net.
+    tensors. The metadata are ours if semgen wrote the file; else only `normalise`, if nnssl trained
+    on z-scores. The origin is None for a file that a run of semgen exported for nnU-Net.
 
     Raises TrainError for a net that is none of our residual encoder nets, naming what differs.
     """
@@ -114,8 +114,18 @@ def parse_checkpoint(
     _check_net(file, kept)
     metadata = content.get(METADATA_KEY)
     if not isinstance(metadata, dict):
-        return kept, {}, _find_origin(file, content)
+        return kept, _find_normalise(content), _find_origin(file, content)
     return kept, dict(metadata), _find_origin(file, content) if PLAN_KEY in content else None
+
+
+def _find_normalise(content: Mapping[str, Any]) -> dict[str, Any]:
+    """`normalise` of nnssl's plan, if all its configurations see z-scores."""
+    try:
+        configurations = content[PLAN_KEY]["pretrain_plan"]["configurations"].values()
+        schemes = {name for one in configurations for name in one["normalization_schemes"]}
+    except (KeyError, TypeError, AttributeError):
+        return {}  # nnU-Net's own, or another version's
+    return {"normalise": "zscore"} if schemes == {"ZScoreNormalization"} else {}
 
 
 def _check_net(file: Path, tensors: Mapping[str, Tensor]) -> None:

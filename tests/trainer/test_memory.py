@@ -1,0 +1,64 @@
+"""Batches that may not fit into memory: what a run says about them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from store import PatchStore
+from tests.support.runs import tiny
+from trainer import Event, Noticed, TrainError, pretrain
+from trainer.data import stream
+from trainer.data.plan import EpochPlan
+from trainer.pretraining import Pretrainer
+
+
+def notices(events: list[Event]) -> list[str]:
+    return [event.text for event in events if isinstance(event, Noticed)]
+
+
+def test_a_run_with_large_batches_says_how_to_need_less_memory(store: Path, tmp_path: Path) -> None:
+    config = {"steps": 1, "pretext": "none", "validation_batches": 1}
+    for name, settings, said in (
+        ("large", {"batch_size": 200}, True),
+        ("accumulated", {"batch_size": 200, "accumulate": 2}, False),
+        ("usual", {"batch_size": 64}, False),
+    ):
+        events: list[Event] = []
+        pretrain(store, tmp_path / name, tiny(**config, **settings), on_event=events.append)
+        expected = (
+            "batches of 200 crops of 8 x 16 x 16 voxels need about 3 times the memory of the"
+            " default; to need less, use batch_size 64, or accumulate 4"
+        )
+        assert (expected in notices(events)) == said
+
+
+def test_a_gpu_without_enough_memory_is_told_in_one_line(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
+
+    monkeypatch.setattr(Pretrainer, "step", fail)
+    with pytest.raises(TrainError, match="memory is too small for batches of 16; lower"):
+        pretrain(store, tmp_path / "run", tiny())
+
+
+def test_fewer_batches_are_read_ahead_if_they_are_large(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = PatchStore(store).train
+    plan = EpochPlan(rows=np.arange(len(split)), batch_size=10)
+    seen: list[int] = []
+    real = stream.read_ahead
+
+    def note(*arguments: object, threads: int) -> object:
+        seen.append(threads)
+        return real(*arguments, threads=threads)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stream, "read_ahead", note)
+    for limit in (2**31, 3 * 2 * 10 * 8 * 16 * 16, 1):
+        monkeypatch.setattr(stream, "_AHEAD_BYTES", limit)
+        list(stream.Stream(split, plan, threads=8).epoch(0))
+    assert seen == [8, 3, 1]
