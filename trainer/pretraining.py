@@ -219,7 +219,7 @@ class Pretrainer:
             split = zip(example.split(num_parts), batch.labels.tensor_split(num_parts), strict=True)
             parts = [(part, labels, len(labels)) for part, labels in split if len(labels)]
         if self.ranks.size > 1 and len(parts) < num_parts:
-            empty = torch.zeros_like(self.pictured.images()[:1])
+            empty = torch.zeros_like(self.pictured.crops[:1], dtype=torch.float32)
             example = self.objective.perturb(empty, "train", epoch, rows=np.zeros(1, np.int64))
             label = torch.zeros(1, dtype=torch.long, device=self.device)
             parts += [(example, label, 0)] * (num_parts - len(parts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -34,7 +35,7 @@ class ZScores:
 
     def apply(self, images: Tensor) -> Tensor:
         """Crops (n, 1, Z, Y, X) in [0, 1] as z-scores."""
-        return images * self.gain + self.offset
+        return torch.addcmul(self.offset, images, self.gain)
 
     def undo(self, scores: Tensor) -> Tensor:
         """Z-scores (n, 1, Z, Y, X) as crops in [0, 1]; outside it beyond the window."""
