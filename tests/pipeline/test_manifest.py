@@ -275,8 +275,16 @@ def survey(catalogue: Catalogue, series: list[Series], *, seed: int = 0) -> dict
     catalogue.add(series)
     for one in series:
         if one.reason is None:
-            size = {"spacing_mm": (1.0, 1.0, 1.0), "size": (9, 9, 9), "frame_mm": ((0.0,) * 3,) * 2}
-            catalogue.record(Surveyed(key=one.key, scan_id=HELD[one.key], **size))
+            catalogue.record(
+                Surveyed(
+                    key=one.key,
+                    scan_id=HELD[one.key],
+                    spacing_mm=(1.0, 1.0, 1.0),
+                    size=(9, 9, 9),
+                    frame_mm=((0.0,) * 3,) * 2,
+                    statistics_hu=(-300.0, 500.0),
+                )
+            )
     reject_duplicates(catalogue)
     number_scans(catalogue)
     config = PrepareConfig(seed=seed, validation_fraction=0.5)

@@ -461,7 +461,8 @@ def test_config_json_holds_the_settings_and_the_fingerprint(
     whole: tuple[Path, list[Event]], store: Path
 ) -> None:
     content = json.loads((whole[0] / "config.json").read_text())
-    assert content["config"] == to_json(TINY) | {"precision": "fp32", "excluded_classes": []}
+    resolved = {"precision": "fp32", "excluded_classes": [], "normalise": "window"}
+    assert content["config"] == to_json(TINY) | resolved
     assert content["store_fingerprint"] == PatchStore(store).fingerprint
 
 
