@@ -1,9 +1,11 @@
 """Training speed: precisions, share of peak, what data and perturbation cost, the published step.
 
     python -m benchmarks.pretrain_gpu STORE                  # on a GPU, about five minutes
+    python -m benchmarks.pretrain_gpu STORE-96 --nets genesis resenc-s resenc-m resenc-l \
+        --pretext mae --batch-size 8                         # every net on crops of 96 x 96 x 96
     python -m benchmarks.pretrain_gpu STORE --device cpu --width 2 --batch-size 4 --steps 2
 
-Prints a table and writes it as Markdown with --out. STORE is any prepared store.
+Prints tables and writes them as Markdown with --out. STORE is any prepared store.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +29,14 @@ from store import PatchStore
 from trainer import TrainConfig
 from trainer.checkpoint import RunState
 from trainer.data.stream import Batch, Stream
+from trainer.nets.registry import KINDS
 from trainer.pretexts import Example
 from trainer.pretraining import Pretrainer
 from trainer.setup import set_up
 
 PEAK_TFLOPS = {"H200": (67, 494, 989), "H100": (67, 494, 989), "A100": (19.5, 156, 312)}
 """Of dense fp32, tf32, bf16, as the makers state them."""
-KINDS = (
+PRECISIONS = (
     ("fp32", "fp32", True, False),
     ("tf32", "tf32", True, False),
     ("bf16, channels first", "bf16", False, False),
@@ -43,7 +47,7 @@ KINDS = (
 
 
 class Bench:
-    """One store, one size of net and batch; every measurement has a net of its own."""
+    """One store, one width and batch size; every measurement has a net of its own."""
 
     def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
         self.arguments, self.folder = arguments, folder
@@ -54,12 +58,13 @@ class Bench:
         print(text, flush=True)
         self.lines.append(text)
 
-    def set_up(self, **settings: object) -> tuple[Pretrainer, Stream]:
-        """A net in the joint phase, and its train crops."""
+    def set_up(self, *, channels_last: bool, **settings: object) -> tuple[Pretrainer, Stream]:
+        """A net in the joint phase, in a memory layout, and its train crops."""
         given = self.arguments
         config = TrainConfig(
             **{
                 "width": given.width,
+                "pretext": given.pretext,
                 "batch_size": given.batch_size,
                 "warmup_epochs": 0,
                 "device": given.device,
@@ -70,6 +75,8 @@ class Bench:
         )
         setup = set_up(self.store, self.folder, config)
         pretrainer = Pretrainer(setup, RunState.resume(None))
+        layout = torch.channels_last_3d if channels_last else torch.contiguous_format
+        pretrainer.net.to(memory_format=layout)  # type: ignore[call-overload]
         pretrainer.net.train()
         return pretrainer, setup.train
 
@@ -115,7 +122,9 @@ def fixed_step(pretrainer: Pretrainer, stream: Stream) -> Callable[[], object]:
     def step() -> None:
         pretrainer.optimiser.zero_grad(set_to_none=True)
         with pretrainer.objective.autocast():
-            output = pretrainer.model(example.inputs)
+            output = pretrainer.model(
+                example.inputs, originals=pretrainer.objective.originals(example)
+            )
         pretrainer.objective.losses(output, example, labels)["loss"].backward()  # type: ignore[no-untyped-call]
         pretrainer.optimiser.step()
 
@@ -142,30 +151,32 @@ class RealStep:
         self.pretrainer.step(batch)
 
 
-def measure_net(bench: Bench) -> dict[str, object]:
-    """The net's step on one batch at every precision; returns the settings of the fastest."""
+def measure_net(bench: Bench, net: str) -> dict[str, Any]:
+    """A net's step on one batch at every precision; returns the settings of the fastest."""
     given, on_gpu = bench.arguments, bench.arguments.device != "cpu"
     name = torch.cuda.get_device_name() if on_gpu else "CPU"
-    pretrainer, stream = bench.set_up(precision="fp32")
+    pretrainer, stream = bench.set_up(net=net, channels_last=True, precision="fp32")
+    example, _ = take(pretrainer, stream)
     with FlopCounterMode(display=False) as counter:
-        pretrainer.net(take(pretrainer, stream)[0].inputs)
+        pretrainer.net(example.inputs, originals=pretrainer.objective.originals(example))
     flops = 3 * counter.get_total_flops()  # backward costs twice the forward
+    sides = " x ".join(map(str, example.inputs.shape[2:]))
     bench.tell(
-        f"{datetime.date.today()}, {name}, torch {torch.__version__}, width {given.width}, batches"
-        f" of {given.batch_size} cubes of 32 x 64 x 64, {flops / 3e9 / given.batch_size:.0f} GFLOP"
-        " forward a cube\n"
+        f"\n{net}: {datetime.date.today()}, {name}, torch {torch.__version__}, {given.pretext},"
+        f" width {given.width}, batches of {given.batch_size} cubes of {sides},"
+        f" {flops / 3e9 / given.batch_size:.0f} GFLOP forward a cube\n"
     )
     bench.tell("| net's step on one fixed batch | cubes/s | ms | share of peak | GiB |")
     bench.tell("|---|---|---|---|---|")
     peaks = next((p for part, p in PEAK_TFLOPS.items() if part in name), (None, None, None))
-    fastest, best = float("inf"), dict[str, object]()
-    for title, precision, channels_last, compiled in KINDS:
+    fastest, best = float("inf"), dict[str, Any]()
+    for title, precision, channels_last, compiled in PRECISIONS:
         if compiled and given.no_compile:
             continue
-        settings: dict[str, object] = {"precision": precision, "compile": compiled}
+        settings = {
+            "net": net, "precision": precision, "compile": compiled, "channels_last": channels_last
+        }  # fmt: skip
         pretrainer, stream = bench.set_up(**settings)
-        if not channels_last:
-            pretrainer.net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         seconds = bench.seconds(fixed_step(pretrainer, stream))
@@ -176,15 +187,16 @@ def measure_net(bench: Bench) -> dict[str, object]:
             f"| {title} | {given.batch_size / seconds:.0f} | {seconds * 1e3:.1f} | {share}"
             f" | {memory} |"
         )
-        if channels_last and seconds < fastest:
+        if seconds < fastest:
             fastest, best = seconds, settings
     return best
 
 
-def measure_whole(bench: Bench, settings: dict[str, object]) -> float:
+def measure_whole(bench: Bench, settings: dict[str, Any]) -> float:
     """The complete step with every cache against the fixed batch; returns the best's seconds."""
     given = bench.arguments
-    words = " + compile" if settings["compile"] else ""
+    words = " + channels last" if settings["channels_last"] else ""
+    words += " + compile" if settings["compile"] else ""
     bench.tell(f"\n| {settings['precision']}{words} | cubes/s | ms | over fixed batch | waiting |")
     bench.tell("|---|---|---|---|---|")
     plain = bench.running(fixed_step(*bench.set_up(**settings)))
@@ -213,8 +225,7 @@ def measure_whole(bench: Bench, settings: dict[str, object]) -> float:
 def measure_published(bench: Bench, ours: float) -> None:
     """The published step, against the seconds of ours."""
     given = bench.arguments
-    pretrainer, _ = bench.set_up(precision="fp32")
-    pretrainer.net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    pretrainer, _ = bench.set_up(channels_last=False, precision="fp32")
     rows = np.arange(min(len(bench.store.train), 8 * given.batch_size))
     hu = bench.store.train.read(rows).astype(np.float32)
     loader = plain_batches(
@@ -251,6 +262,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("store", type=Path, metavar="STORE")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--nets", nargs="+", choices=KINDS, default=["genesis"])
+    parser.add_argument("--pretext", choices=("restoration", "mae"), default="restoration")
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=20)
@@ -261,7 +274,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(parser.parse_args(), Path(folder))
-        measure_published(bench, measure_whole(bench, measure_net(bench)))
+        for net in bench.arguments.nets:
+            seconds = measure_whole(bench, measure_net(bench, net))
+            if (net, bench.arguments.pretext) == ("genesis", "restoration"):
+                measure_published(bench, seconds)
     if bench.arguments.out:
         bench.arguments.out.write_text("\n".join(bench.lines) + "\n")
 

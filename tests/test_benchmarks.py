@@ -16,9 +16,11 @@ from tests.support.synthetic_store import make_store
 def test_the_benchmark_for_gpus_runs_on_the_cpu(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", num_train=3, num_validation=1, shape=(32, 64, 64))
     small = "--device cpu --width 1 --batch-size 2 --steps 1 --warm-up 1 --threads 1"
+    nets = "--nets genesis resenc-s"
     done = subprocess.run(
         [
             *(sys.executable, "-m", "benchmarks.pretrain_gpu", str(store), *small.split()),
+            *nets.split(),
             *("--plain-workers", "1", "--no-compile", "--out", str(tmp_path / "table.md")),
         ],
         cwd=ROOT,
@@ -29,7 +31,13 @@ def test_the_benchmark_for_gpus_runs_on_the_cpu(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "table.md").read_text()
-    for words in ("bf16 + channels_last_3d |", "cache device", "Perturbation alone", "as fast"):
+    for words in (
+        "resenc-s: ",
+        "bf16 + channels_last_3d |",
+        "cache device",
+        "Perturbation alone",
+        "as fast",
+    ):
         assert words in table
 
 
