@@ -241,11 +241,12 @@ class Bench:
 
 
 def quality(batches: list[list[int]], of: np.ndarray, permutations: int = 20) -> float:
-    """Mean distinct values of `of` in a full batch, over that under random permutations."""
+    """Mean distinct values of `of` in a largest batch, over that under random permutations."""
     rng = np.random.default_rng(SEED)
-    whole = len(of) // BATCH_SIZE * BATCH_SIZE
-    drawn = [rng.permutation(of)[:whole].reshape(-1, BATCH_SIZE) for _ in range(permutations)]
-    full = of[[rows for rows in batches if len(rows) == BATCH_SIZE]]
+    size = max(map(len, batches))
+    whole = len(of) // size * size
+    drawn = [rng.permutation(of)[:whole].reshape(-1, size) for _ in range(permutations)]
+    full = of[[rows for rows in batches if len(rows) == size]]
     return _num_distinct(full) / _num_distinct(np.concatenate(drawn))
 
 
