@@ -127,6 +127,7 @@ def run_job(archive: Path, store: Path, config: PrepareConfig, workers: int, **m
     """One whole job, from nothing."""
     for folder in (store, catalogue_folder(store)):
         shutil.rmtree(folder, ignore_errors=True)
+    store.with_name(f"{store.name}.quality.json").unlink(missing_ok=True)
     watch = Watch()
     prepare([archive], store, config, workers=workers, progress=watch, **more)
     return watch
