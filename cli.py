@@ -588,8 +588,8 @@ def pretrain(store: Path, run: Path, config: TrainConfig, as_json: bool) -> None
 @click.option(
     "--plans",
     type=FILE,
-    help="With nnunet: plans of nnU-Net that the weights must fit, such as nnUNet_preprocessed/"
-    "Dataset001_NAME/nnUNetResEncUNetLPlans.json.",
+    help="With nnunet: plans of nnU-Net that the weights must fit, such as"
+    " nnUNetResEncUNetLPlans.json.",
 )
 @click.option(
     "--configuration",

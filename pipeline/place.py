@@ -130,17 +130,24 @@ class Geometry:
         return np.asarray(rng.uniform(least, most))
 
 
-def count_too_small(store: PatchStore, config: PrepareConfig) -> int:
-    """Surveyed scans in which the crops of a class do not fit anywhere."""
-    scans = Scans(
+def load_scans(store: PatchStore, *, embedding: NDArray[np.float32] | None = None) -> Scans:
+    """What the store knows of its scans; without embeddings unless these are given."""
+    thumbnails = store.thumbnails
+    if embedding is None:
+        embedding = np.empty((len(store.scans.id), 0), np.float32)
+    return Scans(
         split=store.scans.split,
         spacing_mm=store.scans.spacing_mm,
         size=store.scans.size,
         frame_mm=store.scans.frame_mm,
-        embedding=np.empty((len(store.scans.id), 0), np.float32),  # not needed
-        thumbnail=lambda row: np.asarray(store.thumbnails.read([row])[0]),
+        embedding=embedding,
+        thumbnail=lambda row: np.asarray(thumbnails.read([row])[0]),
     )
-    return int((~Geometry(scans, config).is_large_enough()).sum())
+
+
+def count_too_small(store: PatchStore, config: PrepareConfig) -> int:
+    """Surveyed scans in which the crops of a class do not fit anywhere."""
+    return int((~Geometry(load_scans(store), config).is_large_enough()).sum())
 
 
 class TakenPlaces:

@@ -25,7 +25,7 @@ from pipeline.archive.catalogue import Catalogue
 from pipeline.config import PrepareConfig
 from pipeline.content import ContentOfScan
 from pipeline.neighbours import Neighbours
-from pipeline.place import Floats, Geometry, Scans, TakenPlaces
+from pipeline.place import Floats, Geometry, Scans, TakenPlaces, load_scans
 from pipeline.plan import ClassPlan, PlannedMembers, class_tables, row_tables
 from pipeline.preflight import PrepareError
 from pipeline.seeds import COORDINATE, REFERENCES
@@ -36,7 +36,7 @@ from store.reader import PatchStore
 from store.writer import StoreWriter
 
 _ROUNDING_MM = 1e-6
-_MIN_DRAFTS, _DRAFTS = 16, 64
+_MIN_DRAFTS, _DRAFTS, _SCANS_PER_DRAFT = 16, 64, 16
 """Drafts that are placed at a time: more in a large archive, where they share the features of scans
 and seldom overlap each other."""
 _CACHED_SCANS = 32
@@ -65,7 +65,7 @@ def write_plan(
     if "discover" in writer.stages:
         return
     store = PatchStore(writer.path, allow_building=True)
-    scans = _load_scans(store, embedding=store.scans.embedding)
+    scans = load_scans(store, embedding=store.scans.embedding)
     with progress.stage("discover", config.classes, "classes") as advance:
         placing = Placing(client, writer.path, scans, config, catalogue.placing_folder, advance)
         found = discover(scans, config, find=placing.match, advance=advance)
@@ -89,18 +89,6 @@ def write_plan(
                 rows_per_shard=config.rows_per_shard,
             )
     writer.finish_stage("discover", found.to_facts())
-
-
-def _load_scans(store: PatchStore, *, embedding: NDArray[np.float32]) -> Scans:
-    thumbnails = store.thumbnails
-    return Scans(
-        split=store.scans.split,
-        spacing_mm=store.scans.spacing_mm,
-        size=store.scans.size,
-        frame_mm=store.scans.frame_mm,
-        embedding=embedding,
-        thumbnail=lambda row: np.asarray(thumbnails.read([row])[0]),
-    )
 
 
 @dataclass(slots=True)
@@ -129,7 +117,10 @@ def discover(
     find: Find | None = None,
     advance: Advance = lambda _: None,
 ) -> Discovery:
-    """Find up to `config.classes` classes; fewer when a full round over the references adds none.
+    """Find up to `config.classes` classes.
+
+    Fewer when a full round over the references adds none (`place = "frame"`), or when as many
+    drafts in a row fail as there are training scans, and at least 50 (`place = "match"`).
 
     References are drawn without replacement; when all were used, a new round begins, so that
     several coordinates of one reference may become classes. `advance` counts classes; `find` is
@@ -259,7 +250,8 @@ class _Search:
         rounds = ((row, turn) for turn in itertools.count() for row in self._references(turn))
         failures = 0
         while self.missing and failures < max(_FAILURES, len(self.train)):
-            num = min(_DRAFTS, 2 * self.missing, max(_MIN_DRAFTS, len(self.train) // _MIN_DRAFTS))
+            fitting = max(_MIN_DRAFTS, len(self.train) // _SCANS_PER_DRAFT)
+            num = min(_DRAFTS, 2 * self.missing, fitting)
             before = len(self.found.classes)
             some = [self.drafts(*one) for one in itertools.islice(rounds, num)]
             self.place_by_match([d for one in some for d in itertools.islice(one, 1)], find)
@@ -417,7 +409,7 @@ def check_crops_fit(store: PatchStore, config: PrepareConfig) -> None:
 
     Needs no embeddings, so it is checked before the autoencoder is trained.
     """
-    scans = _load_scans(store, embedding=np.empty((len(store.scans.id), 0), np.float32))
+    scans = load_scans(store)
     geometry = Geometry(scans, config)
     train = np.flatnonzero(scans.split == 0)
     least = min_members(config, scans.split)

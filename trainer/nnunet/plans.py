@@ -86,8 +86,8 @@ def check_fit(plans: Plans, ours: Architecture) -> None:
         )
 
 
-def adapt_plans(plans: Plans, ours: Architecture, name: str) -> Path:
-    """Write a copy of plans with our net, as NAME.json beside them, and return its path.
+def adapt_plans(plans: Plans, ours: Architecture, name: str) -> None:
+    """Write a copy of plans with our net, as NAME.json beside them.
 
     The copy has the one configuration. Spacing and normalisation stay, so data that were
     preprocessed with the plans serve for the copy, too. Patch sides are rounded up to what our
@@ -125,7 +125,6 @@ def adapt_plans(plans: Plans, ours: Architecture, name: str) -> Path:
         raise TrainError(f"{file}: exists with other content; give another name to --adapt")
     with replace_file(file) as partial:
         partial.write_text(text, encoding="utf-8")
-    return file
 
 
 def round_up(patch_size: tuple[int, ...], ours: Architecture) -> tuple[int, ...]:

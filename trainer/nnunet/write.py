@@ -61,8 +61,8 @@ def write_nnunet(
     plans: str | Path | None,
     configuration: str = CONFIGURATION,
     adapt: str | None = None,
-) -> Path | None:
-    """Write a checkpoint for `nnUNetv2_train -pretrained_weights`; return adapted plans, if any.
+) -> None:
+    """Write a checkpoint for `nnUNetv2_train -pretrained_weights`, and adapted plans if wanted.
 
     tensors
         Of encoder and decoder, by the keys of nnU-Net, with or without aliases.
@@ -80,7 +80,6 @@ def write_nnunet(
             f"{file}: the weights have no decoder, which nnU-Net's -pretrained_weights needs;"
             " export with --format nnssl, which needs the encoder only"
         )
-    adapted = None
     if adapt is not None and plans is None:
         raise TrainError("adapt needs plans to adapt; give --plans PLANS.json")
     if plans is not None:
@@ -88,11 +87,10 @@ def write_nnunet(
         if adapt is None:
             check_fit(chosen, architecture)
         else:
-            adapted = adapt_plans(chosen, architecture, adapt)
+            adapt_plans(chosen, architecture, adapt)
     content = {WEIGHTS_KEY: _list_weights(tensors), METADATA_KEY: dict(metadata)}
     file.parent.mkdir(parents=True, exist_ok=True)
     write_torch(file, content)
-    return adapted
 
 
 def write_nnssl(
