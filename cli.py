@@ -496,6 +496,26 @@ def verify(store: Path, against_archive: bool, sample: int, as_json: bool) -> No
 
 
 @main.command()
+@_STORE
+@click.argument("url")
+@_JSON
+def push(store: Path, url: str, as_json: bool) -> None:
+    """Upload STORE to URL in object storage: s3://, gs:// or az://.
+
+    Run again to resume, or to update the annotation (semgen classes): what is already at URL is not
+    sent again, and no other store is overwritten. Credentials come from the environment.
+    STORE.catalogue is never uploaded.
+    """
+    from store.push import push
+
+    done = push(store, url, progress=Terminal())
+    if as_json:
+        _echo_json(done)
+    else:
+        _echo_next(done, f"semgen verify {done.url}", f"semgen pretrain {done.url} RUN")
+
+
+@main.command()
 @click.argument("here", type=LocalPath(), metavar="SCAN_A")
 @click.argument("there", type=LocalPath(), metavar="SCAN_B")
 @click.option(
