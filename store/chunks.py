@@ -12,8 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from store.format import Unreachable
 from store.layout import shard_key
-from store.remote import Unreachable
 from store.shards import MISSING, index_size, is_intact, is_sound, read_index
 
 if TYPE_CHECKING:

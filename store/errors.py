@@ -28,6 +28,6 @@ def check_local(path: str | Path) -> None:
     """Raise SemgenError for a URL."""
     if is_url(path):
         raise SemgenError(
-            f"{path}: is a URL; only files and folders are supported. Copy it to a folder, or mount"
-            " it as one"
+            f"{path}: is a URL; only files and folders are supported here. Copy it to a folder, or"
+            " mount it as one; to upload a store, use `semgen push STORE URL`"
         )

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
 from zarr.storage import ObjectStore as ZarrStore
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_OPENING_S = 20.0
-"""Patience while a store is opened: a wrong address should be told soon."""
+_OPENING_S, _READING_S = 20.0, 180.0
+"""How long requests are repeated: a wrong address is told soon, a training waits for the network."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Folder:
     """A store in a folder."""
 
     path: Path
+    finished_by: ClassVar = "semgen prepare"
 
     def __str__(self) -> str:
         return str(self.path)
@@ -91,6 +92,7 @@ class Remote:
     """A store at a URL."""
 
     url: str
+    finished_by: ClassVar = "semgen push"
 
     def __str__(self) -> str:
         return self.url
@@ -116,15 +118,10 @@ class Remote:
 
     def check(self) -> None:
         """Raise StoreError unless there is something to open, Unreachable if that is unknown."""
-        opening = self._for_zarr.store
         try:
             with self.explained():
-                opening.get("zarr.json")
+                self._for_zarr.store.get("zarr.json")
         except FileNotFoundError:
-            if self.exists("scans/zarr.json"):
-                raise StoreError(
-                    f"{self}: its upload is not complete; run the same `semgen push` to finish it"
-                ) from None
             raise StoreError(f"{self}: no such store") from None
 
     def for_zarr(self) -> ZarrStore[Any]:
@@ -137,7 +134,7 @@ class Remote:
 
     @cached_property
     def _client(self) -> ObjectStore:
-        return connect(self.url)
+        return connect(self.url, patience_s=_READING_S)
 
     def read(self, key: str) -> bytes:
         """An object, whole; FileNotFoundError if there is none."""
@@ -156,10 +153,10 @@ class Remote:
                 found = self._client.get(key, options={"range": (max(0, size - length), size)})
             return bytes(found.bytes()), found.meta["size"]
 
-    def read_ranges(self, key: str, starts: Sequence[int], ends: Sequence[int]) -> list[Any]:
+    def read_ranges(self, key: str, starts: Sequence[int], ends: Sequence[int]) -> list[bytes]:
         """Parts of an object that must lie within it; near ones come in one request."""
         with self.explained():
-            return list(self._client.get_ranges(key, starts=starts, ends=ends))
+            return list(map(bytes, self._client.get_ranges(key, starts=starts, ends=ends)))
 
     def exists(self, key: str) -> bool:
         try:

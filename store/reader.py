@@ -132,7 +132,8 @@ class PatchStore:
         self.tables = tables_of(attribute)
         if self.state != "complete" and not allow_building:
             raise StoreError(
-                f"{self.location}: still building; run the same `semgen prepare` to finish it"
+                f"{self.location}: still building; run the same `{self.location.finished_by}` to"
+                " finish it"
             )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -17,14 +17,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from store.errors import ConfigError
-from store.format import StoreError, Unreachable
+from store.format import Unreachable
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "http", "https")
-PATIENCE_S = 180.0
-"""How long a request is repeated while the server does not answer or fails."""
 _TIMEOUTS = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "10m"}
 _CREDENTIALS = "give credentials in the environment (docs/remote.md)"
 
@@ -52,7 +50,7 @@ def clean_url(url: str | Path) -> str:
     return text
 
 
-def connect(url: str | Path, *, patience_s: float = PATIENCE_S) -> ObjectStore:
+def connect(url: str | Path, *, patience_s: float = 180.0) -> ObjectStore:
     """The object store at a URL, with keys relative to it; nothing is requested yet.
 
     patience_s
@@ -96,9 +94,9 @@ def connect(url: str | Path, *, patience_s: float = PATIENCE_S) -> ObjectStore:
 
 
 def refuse_fork(url: object) -> None:
-    """Raise StoreError in a forked process: the threads behind obstore exist in its parent only."""
+    """Raise Unreachable in a forked process: the threads of obstore exist in its parent only."""
     if _first_process() != os.getpid():
-        raise StoreError(
+        raise Unreachable(
             f"{url}: object storage was already used in the parent of this forked process; start"
             ' worker processes with "spawn" or "forkserver"'
         )

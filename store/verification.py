@@ -44,7 +44,7 @@ def verify(path: Where, *, progress: Progress = SILENT) -> Iterator[Problem]:
     """
     store = PatchStore(path, allow_building=True)
     if store.state != "complete":
-        todo = "run the same `semgen prepare` to finish it"
+        todo = f"run the same `{store.location.finished_by}` to finish it"
         yield Problem("store", f'state is "{store.state}", not "complete"; {todo}')
         return
     intact = True
