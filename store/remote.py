@@ -6,6 +6,7 @@ or the library says is reduced to a status and an error code.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from store.errors import ConfigError
-from store.format import StoreError
+from store.format import StoreError, Unreachable
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -61,6 +62,7 @@ def connect(url: str | Path, *, patience_s: float = PATIENCE_S) -> ObjectStore:
     the environment lacks a setting.
     """
     url = clean_url(url)
+    refuse_fork(url)
     try:
         from obstore.exceptions import BaseError  # noqa: PLC0415 (optional)
         from obstore.store import from_url  # noqa: PLC0415
@@ -93,11 +95,26 @@ def connect(url: str | Path, *, patience_s: float = PATIENCE_S) -> ObjectStore:
     return store
 
 
+def refuse_fork(url: object) -> None:
+    """Raise StoreError in a forked process: the threads behind obstore exist in its parent only."""
+    if _first_process() != os.getpid():
+        raise StoreError(
+            f"{url}: object storage was already used in the parent of this forked process; start"
+            ' worker processes with "spawn" or "forkserver"'
+        )
+
+
+@functools.cache
+def _first_process() -> int:
+    """The process that first used obstore; a fork inherits the answer."""
+    return os.getpid()
+
+
 @contextmanager
 def explained(url: object) -> Iterator[None]:
-    """Raise StoreError, in one line, for what goes wrong with a request.
+    """Raise Unreachable, in one line, for a request that fails.
 
-    FileNotFoundError for a missing object is passed on; a missing bucket is a StoreError.
+    FileNotFoundError for a missing object is passed on; a missing bucket is Unreachable.
     """
     from obstore.exceptions import (  # noqa: PLC0415
         BaseError,
@@ -105,21 +122,22 @@ def explained(url: object) -> Iterator[None]:
         UnauthenticatedError,
     )
 
+    refuse_fork(url)
     try:
         yield
     except FileNotFoundError as error:
         if "<Code>NoSuchBucket</Code>" in str(error):
-            raise StoreError(f"{url}: no such bucket") from None
+            raise Unreachable(f"{url}: no such bucket") from None
         raise
     except (PermissionDeniedError, UnauthenticatedError) as error:
-        raise StoreError(
+        raise Unreachable(
             f"{url}: access denied{_answer(error)}; {_CREDENTIALS}, or AWS_SKIP_SIGNATURE=true for"
             " a public bucket"
         ) from None
     except BaseError as error:
         if "169.254.169.254" in str(error) or "TokenRequest" in str(error):
-            raise StoreError(f"{url}: no credentials found; {_CREDENTIALS}") from None
-        raise StoreError(
+            raise Unreachable(f"{url}: no credentials found; {_CREDENTIALS}") from None
+        raise Unreachable(
             f"{url}: the server cannot be reached or fails{_answer(error)}; check the URL, the"
             " endpoint and the network, then run the same command again"
         ) from None

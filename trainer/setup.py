@@ -85,7 +85,8 @@ def set_up(
     train = open_stream(store, store.train, config, device, ranks)
     validation = open_stream(store, store.validation, config, device, ranks)
     if not len(train.plan):
-        raise TrainError(f"{store.path.name}: no train crops left; choose more scales or classes")
+        name = store.location.name
+        raise TrainError(f"{name}: no train crops left; choose more scales or classes")
     config = resolve_warmup(config, len(train.plan), saved=saved)
     fingerprint = store.fingerprint or ""
     own = _describe_own(own_net, pretext)
@@ -154,7 +155,7 @@ def resolve_selection(
         return config
     excluded = saved["config"].get("excluded_classes") if saved else None
     if excluded is None:
-        excluded = read_annotation(store.path).excluded
+        excluded = read_annotation(store.location).excluded
     return dataclasses.replace(config, excluded_classes=tuple(excluded))
 
 
