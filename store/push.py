@@ -1,8 +1,8 @@
 """Upload a complete store to object storage (docs/design/0016-remote-stores.md).
 
 Objects are created, never overwritten, except for two: the metadata of the root and of the group
-`classes`, which holds the annotation. The root's is created first, with the state "building" and
-the fingerprint, so that a URL belongs to one store; at the end, the complete one replaces it.
+`classes`, which holds the annotation. The root's is created first, with the fingerprint and the
+state "building", so that a URL belongs to one store; at the end, the complete one replaces it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ _ROOT: Final = "zarr.json"
 _ANNOTATED: Final = "classes/zarr.json"
 _WORKERS, _MEMORY_BYTES = 8, 2**29
 """Maximum number of uploads at a time, and of bytes that their shards take in memory."""
+_SENDING_S: Final = 600
+"""Maximum time for sending one object over a slow line."""
 _QUEUED: Final = 4096
 _MIB: Final = 2**20
 
@@ -101,7 +103,7 @@ class _Upload:
                 f"{self._path}: the fingerprint does not match the content; run `semgen verify"
                 f" {self._path}`"
             )
-        self._remote = connect(url)
+        self._remote = connect(url, answer_s=_SENDING_S)
         self._there: dict[str, Mapping[str, Any]] = {}
         """What was at the URL when the upload began, by key."""
         self._was_complete = False
@@ -138,7 +140,7 @@ class _Upload:
             if stray := next(filter(None, found), None):  # the marker of a folder has no name
                 raise StoreError(f"{self._url}: holds something else ({stray}); give another URL")
             root = json.loads(self._root)
-            root["attributes"][ATTRIBUTE]["state"] = "building"
+            root["attributes"][ATTRIBUTE] |= {"state": "building", "stages": {}}
             with contextlib.suppress(AlreadyExistsError):  # checked below, whoever made it
                 self._remote.put(_ROOT, json.dumps(root).encode(), mode="create")
         state = self._check_owner(self._get(_ROOT))
