@@ -28,7 +28,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _OPENING_S, _READING_S = 20.0, 180.0
-"""How long requests are repeated: a wrong address is told soon, a training waits for the network."""
+"""How long requests are repeated: a wrong address is told soon, a lost network is waited for."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Upload a complete store to object storage (docs/design/0016-remote-stores.md).
 
 Objects are created, never overwritten, except for two: the metadata of the root and of the group
-`classes`, which holds the annotation. The root's is created first, with the state "building" and
-the fingerprint, so that a URL belongs to one store; at the end, the complete one replaces it.
+`classes`, which holds the annotation. The root's is created first, with the fingerprint and the
+state "building", so that a URL belongs to one store; at the end, the complete one replaces it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ _ROOT: Final = "zarr.json"
 _ANNOTATED: Final = "classes/zarr.json"
 _WORKERS, _MEMORY_BYTES = 8, 2**29
 """Maximum number of uploads at a time, and of bytes that their shards take in memory."""
+_SENDING_S: Final = 600
+"""Maximum time for sending one object over a slow line."""
 _QUEUED: Final = 4096
 _MIB: Final = 2**20
 
@@ -101,7 +103,7 @@ class _Upload:
                 f"{self._path}: the fingerprint does not match the content; run `semgen verify"
                 f" {self._path}`"
             )
-        self._remote = connect(url)
+        self._remote = connect(url, answer_s=_SENDING_S)
         self._there: dict[str, Mapping[str, Any]] = {}
         """What was at the URL when the upload began, by key."""
         self._was_complete = False
@@ -114,14 +116,14 @@ class _Upload:
         new = [key for key in self._sizes if key not in self._there]
         sent = self._settle_all("compare", old, progress) if old else []
         sent += self._settle_all("upload", new, progress, done=old) if new else []
-        if not self._was_complete:
-            sent.append(self._replace(_ROOT, self._root))
+        if not self._was_complete and self._replace(_ROOT, self._root):
+            sent.append(len(self._root))
         return Pushed(
             url=self._url,
             fingerprint=self._fingerprint,
             objects=len(self._sizes) + 1,
             bytes=sum(self._sizes.values()) + len(self._root),
-            sent=sum(size > 0 for size in sent),
+            sent=len(sent),
             sent_bytes=sum(sent),
             seconds=time.perf_counter() - begun,
         )
@@ -138,7 +140,7 @@ class _Upload:
             if stray := next(filter(None, found), None):  # the marker of a folder has no name
                 raise StoreError(f"{self._url}: holds something else ({stray}); give another URL")
             root = json.loads(self._root)
-            root["attributes"][ATTRIBUTE]["state"] = "building"
+            root["attributes"][ATTRIBUTE] |= {"state": "building", "stages": {}}
             with contextlib.suppress(AlreadyExistsError):  # checked below, whoever made it
                 self._remote.put(_ROOT, json.dumps(root).encode(), mode="create")
         state = self._check_owner(self._get(_ROOT))
@@ -164,7 +166,7 @@ class _Upload:
     def _settle_all(
         self, stage: str, keys: Sequence[str], progress: Progress, done: Sequence[str] = ()
     ) -> list[int]:
-        """Bytes sent by key; `done` are the keys of an earlier stage."""
+        """Sizes of the objects that were sent; `done` are the keys of an earlier stage."""
         sizes = self._sizes
         count = sum(sizes[key] for key in done)
         total = count + sum(sizes[key] for key in keys)
@@ -175,8 +177,9 @@ class _Upload:
         ):
             for first in range(0, len(keys), _QUEUED):
                 some = keys[first : first + _QUEUED]
-                for key, size in zip(some, pool.map(self._settle, some), strict=True):
-                    sent.append(size)
+                for key, was_sent in zip(some, pool.map(self._settle, some), strict=True):
+                    if was_sent:
+                        sent.append(sizes[key])
                     advance((count + sizes[key]) // _MIB - count // _MIB)
                     count += sizes[key]
         return sent
@@ -189,11 +192,11 @@ class _Upload:
         )
         return min(_WORKERS, max(1, _MEMORY_BYTES // largest))
 
-    def _settle(self, key: str) -> int:
-        """See to it that one object is at the URL; the number of bytes sent."""
+    def _settle(self, key: str) -> bool:
+        """See to it that one object is at the URL; True if it was sent."""
         from obstore.exceptions import AlreadyExistsError  # noqa: PLC0415 (optional)
 
-        known, sent = self._there.get(key), 0
+        known, sent = self._there.get(key), False
         if known and self._was_complete and key != _ANNOTATED:
             same = known["size"] == self._sizes[key]
         else:
@@ -204,7 +207,7 @@ class _Upload:
                 self._check_shard(key)
                 with contextlib.suppress(AlreadyExistsError):  # by another push of this store
                     known = self._remote.put(key, content, mode="create")
-                    sent = len(content)
+                    sent = True
             digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
             tag = str((known or {}).get("e_tag")).strip('"')
             same = tag == digest or self._get(key) == content
@@ -215,15 +218,15 @@ class _Upload:
             )
         return sent
 
-    def _replace(self, key: str, content: bytes) -> int:
-        """Overwrite an object unless someone else does at this moment; the bytes sent."""
+    def _replace(self, key: str, content: bytes) -> bool:
+        """Overwrite an object that differs, unless someone else does; True if it was sent."""
         from obstore.exceptions import PreconditionError  # noqa: PLC0415 (optional)
 
         try:
             found = self._remote.get(key)
             old = bytes(found.bytes())
             if old == content:
-                return 0
+                return False
             if key == _ROOT:
                 self._check_owner(old)
             version: Any = {
@@ -236,7 +239,7 @@ class _Upload:
                     f"{self._url}/{key}: was changed or deleted during the upload; run the same"
                     " command again"
                 ) from None
-        return len(content)
+        return True
 
     def _get(self, key: str) -> bytes | None:
         """Content of an object; None if there is none."""

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "http", "https")
-_TIMEOUTS = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "10m"}
+PATIENCE_S = 180.0
+"""How long a request is repeated while the server does not answer or fails."""
+ANSWER_S = 60
+_TIMEOUTS = {"connect_timeout": "10s", "timeout": "10m"}
 _CREDENTIALS = "give credentials in the environment (docs/remote.md)"
 
 
@@ -50,11 +53,15 @@ def clean_url(url: str | Path) -> str:
     return text
 
 
-def connect(url: str | Path, *, patience_s: float = 180.0) -> ObjectStore:
+def connect(
+    url: str | Path, *, patience_s: float = PATIENCE_S, answer_s: int = ANSWER_S
+) -> ObjectStore:
     """The object store at a URL, with keys relative to it; nothing is requested yet.
 
     patience_s
         Maximum time in seconds for repeating a request that failed for want of an answer.
+    answer_s
+        Maximum time in seconds from the start of a request, which may be an upload, to its answer.
 
     Raises ConfigError where obstore is not installed, for a URL with credentials in it, and where
     the environment lacks a setting.
@@ -70,7 +77,7 @@ def connect(url: str | Path, *, patience_s: float = 180.0) -> ObjectStore:
         ) from error
     options: dict[str, Any] = {
         # plain HTTP is used only where the URL or an endpoint in the environment says http://
-        "client_options": {"allow_http": True, **_TIMEOUTS},
+        "client_options": {"allow_http": True, **_TIMEOUTS, "read_timeout": f"{answer_s}s"},
         "retry_config": {
             "max_retries": 1000,  # the time is the limit
             "retry_timeout": timedelta(seconds=patience_s),

@@ -15,9 +15,10 @@ from typing import Literal, Self, TypeAlias
 
 _PIECE = 2**18
 Streams: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-Fault: TypeAlias = int | Literal["drop", "cut"] | None
+Fault: TypeAlias = int | Literal["drop", "lose", "cut"] | None
 """What happens to a request: nothing; a status that the proxy answers in place of the server;
-"drop": the connection is closed without an answer; "cut": it is closed in the middle of the body.
+"drop": the connection is closed before the server gets it; "lose": after the server answered;
+"cut": in the middle of the answer's body.
 """
 
 
@@ -99,6 +100,8 @@ class SlowProxy:
             server[1].write(piece)
             await server[1].drain()
         head = await server[0].readuntil(b"\r\n\r\n")
+        if fault == "lose":
+            return False
         client[1].write(head)
         if request.startswith("HEAD ") or head.split()[1] in {b"204", b"304"}:
             return True
