@@ -1,4 +1,4 @@
-"""Set up a pretraining run: resolved settings, streams of crops, the net with its weights."""
+"""Set up a pretraining run: resolved settings, datasets, the net with its weights."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ import torch
 from torch import nn
 
 from store import PatchStore, read_annotation
-from store.format import format_rows
 from store.geometry import scan_name
 from trainer.checkpoint import LAST, refuse_other_run
 from trainer.config import TrainConfig
-from trainer.data.stream import Stream, open_stream
+from trainer.data.dataset import PatchDataset
 from trainer.device import check_precision, pick_device, resolve_precision, set_precision
 from trainer.errors import TrainError
 from trainer.nets.backbone import check_outputs, check_protocol, check_shape
@@ -38,8 +37,8 @@ class Setup:
     device: torch.device
     ranks: Ranks
     pretext: Pretext
-    train: Stream
-    validation: Stream
+    train: PatchDataset
+    validation: PatchDataset
     net: PretrainingNet
     num_classes: int
     """Classes of the store, those not used included."""
@@ -82,11 +81,10 @@ def set_up(
     check_precision(config.precision, device, shape, pretext.parts_per_axis, factor=sketch.factor)
     set_precision(config.precision)
 
-    train = open_stream(store, store.train, config, device, ranks)
-    validation = open_stream(store, store.validation, config, device, ranks)
-    if not len(train.plan):
+    train, validation = _open_datasets(store, config, device, ranks)
+    if not len(train):
         raise TrainError(f"{store.path.name}: no train crops left; choose more scales or classes")
-    config = resolve_warmup(config, len(train.plan), saved=saved)
+    config = resolve_warmup(config, len(train), saved=saved)
     fingerprint = store.fingerprint or ""
     own = _describe_own(own_net, pretext)
     if saved:
@@ -139,17 +137,7 @@ def set_up(
 def resolve_selection(
     config: TrainConfig, store: PatchStore, *, saved: dict[str, Any] | None = None
 ) -> TrainConfig:
-    """The config with `excluded_classes` set: from the checkpoint, else from the annotations.
-
-    Raises TrainError for a class that the store does not have.
-    """
-    for name in ("classes", "excluded_classes"):
-        unknown = [c for c in getattr(config, name) or () if not 0 <= c < store.num_classes]
-        if unknown:
-            raise TrainError(
-                f"{name}: the store has classes 0 to {store.num_classes - 1},"
-                f" not {format_rows(unknown)}"
-            )
+    """The config with `excluded_classes` set: from the checkpoint, else from the annotations."""
     if config.excluded_classes is not None:
         return config
     excluded = saved["config"].get("excluded_classes") if saved else None
@@ -213,7 +201,39 @@ def resolve_warmup(
     return dataclasses.replace(config, warmup_epochs=warmup)
 
 
-# Net and facts
+# Data, net and facts
+
+
+def _open_datasets(
+    store: PatchStore, config: TrainConfig, device: torch.device, ranks: Ranks
+) -> tuple[PatchDataset, PatchDataset]:
+    """The training and the validation crops. `scales` and `fraction` select training crops only."""
+    common: dict[str, Any] = {
+        "classes": config.classes,
+        "excluded_classes": config.excluded_classes,
+        "seed": config.seed,
+        "threads": config.threads,
+        "cache": config.cache,
+        "device": device,
+        "normalise": config.normalise,
+        "skip_corrupt": config.skip_corrupt,
+        "ranks": ranks,
+    }
+    batches = config.validation_batches
+    return PatchDataset(
+        store,
+        "train",
+        batch_size=config.batch_size,
+        scales=config.scales,
+        fraction=config.fraction,
+        **common,
+    ), PatchDataset(
+        store,
+        "validation",
+        batch_size=config.batch_size // config.accumulate,
+        max_batches=None if batches is None else batches * config.accumulate,
+        **common,
+    )
 
 
 def _build_net(
@@ -298,7 +318,7 @@ def _inherit(
     }
 
 
-def _list_scans(store: PatchStore, train: Stream, validation: Stream) -> list[str]:
+def _list_scans(store: PatchStore, train: PatchDataset, validation: PatchDataset) -> list[str]:
     """Ids of all scans of a run."""
     rows = np.concatenate(
         [store.train.scan[train.plan.rows], store.validation.scan[validation.plan.rows]]
