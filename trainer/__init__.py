@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from trainer.nets.pretraining import Output, PretrainingNet
     from trainer.nets.resenc import ResEncEncoder, ResEncUNet
     from trainer.nets.unet import Encoder3D, UNet3D
-    from trainer.pretexts import Example, perturb
+    from trainer.pretexts import Example, Pretext, perturb
     from trainer.pretraining import pretrain
     from trainer.weights import (
         KeyReport,
@@ -45,6 +45,7 @@ __all__ = [
     "Noticed",
     "Output",
     "PatchDataset",
+    "Pretext",
     "PretrainingNet",
     "ResEncEncoder",
     "ResEncUNet",
@@ -87,7 +88,7 @@ __getattr__, __dir__ = lazy_names(
         "nets.pretraining": ("Output", "PretrainingNet"),
         "nets.resenc": ("ResEncEncoder", "ResEncUNet"),
         "nets.unet": ("Encoder3D", "UNet3D"),
-        "pretexts": ("Example", "perturb"),
+        "pretexts": ("Example", "Pretext", "perturb"),
         "pretraining": ("pretrain",),
         "weights": (
             "KeyReport",

@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from trainer.config import PretextName, TrainConfig
 from trainer.data.dataset import Batch
+from trainer.errors import TrainError
 from trainer.losses import classification_loss, masked_loss, restoration_loss
 from trainer.nets.pretraining import Output
 from trainer.transforms.draws import Draws
@@ -276,6 +277,16 @@ PRETEXTS: dict[PretextName, type[Pretext]] = {
 """All tasks by their names in `TrainConfig.pretext`."""
 
 
+def find_pretext(config: TrainConfig) -> type[Pretext]:
+    """The task that `config` names; TrainError where it names none."""
+    if config.pretext is None:
+        raise TrainError(
+            "pretext is None: name a task, or pass one as pretrain(..., pretext=...); to perturb"
+            " with your own task, use its make_example"
+        )
+    return PRETEXTS[config.pretext]
+
+
 def perturb(batch: Batch, config: TrainConfig | None = None) -> Example:
     """Perturb a batch for the pretext task in `config`, as `pretrain` with these settings does.
 
@@ -295,4 +306,4 @@ def perturb(batch: Batch, config: TrainConfig | None = None) -> Example:
 
 @lru_cache
 def _make_pretext(shape: tuple[int, ...], config: TrainConfig) -> Pretext:
-    return PRETEXTS[config.pretext](shape, config)
+    return find_pretext(config)(shape, config)

@@ -28,12 +28,14 @@ from trainer.learner import Losses, Validation
 from trainer.loop import Loop
 from trainer.nnunet.read import parse_origins
 from trainer.objective import Objective
-from trainer.pretexts import Example
+from trainer.pretexts import Example, Pretext
 from trainer.ranks import join_ranks
 from trainer.recipe import Average, clip_gradient, make_optimiser
 from trainer.setup import Setup, set_up
 
 NUM_PICTURED = 8
+_OWN = ("own_net", "own_pretext")
+"""Facts of a run that its config.json contains, too."""
 _LARGE_BATCH = 2
 """Times the default batch, in voxels, beyond which a run says how to need less memory."""
 
@@ -44,6 +46,7 @@ def pretrain(
     config: TrainConfig | None = None,
     *,
     net: nn.Module | None = None,
+    pretext: type[Pretext] | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> TrainSummary:
     """Pretrain on a patch store; when called again on the same run, resume it.
@@ -58,6 +61,9 @@ def pretrain(
         protocol `trainer.nets.backbone.Backbone`, or `Encoder` for tasks that do not restore crops.
         Training starts from its weights and leaves the module itself unchanged; `load_weights`
         copies the trained weights into it. To resume, pass the same net again.
+    pretext
+        A pretext task of your own instead of the one that `config` names: a subclass of `Pretext`,
+        called with the crops' (Z, Y, X) shape and `config`. To resume, pass it again.
     on_event
         Called with each event of `trainer.events` as it happens, in this thread.
 
@@ -75,7 +81,9 @@ def pretrain(
         ranks.wait()
         on_event = on_event if on_event and ranks.is_main else ignore
         saved = load_checkpoint(run / LAST) if (run / LAST).exists() else None
-        setup = set_up(store, run, config, own_net=net, saved=saved, ranks=ranks)
+        setup = set_up(
+            store, run, config, own_net=net, own_pretext=pretext, saved=saved, ranks=ranks
+        )
         state = RunState.resume(saved, warmup_epochs=setup.warmup_epochs)
         pretrainer = Pretrainer(setup, state, saved=saved)
         loop = Loop(
@@ -93,7 +101,7 @@ def pretrain(
             average=Average.resume(setup.net, setup.config, saved),
         )
         if ranks.is_main:
-            own = {name: setup.facts[name] for name in ("own_net",) if name in setup.facts}
+            own = {name: setup.facts[name] for name in _OWN if name in setup.facts}
             write_config(run, setup.config, store_fingerprint=setup.facts["fingerprint"], **own)
         for origin in parse_origins(setup.facts["origins"]) if not saved else ():
             on_event(Noticed(text=f"init: {origin}"))

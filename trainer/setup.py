@@ -21,7 +21,7 @@ from trainer.errors import TrainError
 from trainer.nets.backbone import check_outputs, check_protocol, check_shape
 from trainer.nets.pretraining import PretrainingNet, seeded_weights
 from trainer.nets.registry import build_backbone, build_net
-from trainer.pretexts import PRETEXTS, Pretext
+from trainer.pretexts import Pretext, find_pretext
 from trainer.ranks import Ranks, sync_batch_norm
 from trainer.recipe import trained_weights
 from trainer.recompute import recompute_stages
@@ -57,13 +57,14 @@ def set_up(
     config: TrainConfig,
     *,
     own_net: nn.Module | None = None,
+    own_pretext: type[Pretext] | None = None,
     saved: dict[str, Any] | None = None,
     ranks: Ranks | None = None,
 ) -> Setup:
     """Set up a new run, or the one of a checkpoint's content `saved`.
 
-    own_net
-        A net to train instead of the one that the settings name.
+    own_net, own_pretext
+        A net and a pretext task to train instead of those that the settings name.
 
     Raises TrainError when settings or net do not suit the store, the device or the checkpoint.
     """
@@ -74,8 +75,8 @@ def set_up(
     initial = None if saved or not config.init else read_weights(config.init, part=config.init_part)
     config = resolve_normalise(config, initial, saved=saved)
     shape = store.crop_shape
-    pretext = PRETEXTS[config.pretext](shape, config)
-    config = resolve_net(config, own_net)
+    config = resolve_own(config, net=own_net, pretext=own_pretext)
+    pretext = (own_pretext or find_pretext(config))(shape, config)
     sketch = _sketch_net(config, pretext, own_net)
     check_shape(shape, sketch, pretext.parts_per_axis)
     check_precision(config.precision, device, shape, pretext.parts_per_axis, factor=sketch.factor)
@@ -84,12 +85,12 @@ def set_up(
     train, validation = _open_datasets(store, config, device, ranks)
     if not len(train):
         raise TrainError(f"{store.path.name}: no train crops left; choose more scales or classes")
-    config = resolve_warmup(config, len(train), saved=saved)
+    config = resolve_warmup(config, pretext, len(train), saved=saved)
     fingerprint = store.fingerprint or ""
-    own = _describe_own(own_net, pretext)
+    own = _describe_own(own_net, own_pretext, pretext)
     if saved:
         config = resolve_init(config, saved=saved)
-        _refuse_other_net(run / LAST, own, saved=saved)
+        _refuse_other_own(run / LAST, own, saved=saved)
         refuse_other_run(
             run / LAST, saved, fingerprint=fingerprint, config=config, num_processes=ranks.size
         )
@@ -126,7 +127,7 @@ def set_up(
             "normalise": config.normalise,
             "crop_shape": list(shape),
             "spacing_mm": store.config.get("spacing_mm"),
-            **({"own_net": own} if own else {}),
+            **own,
         },
     )
 
@@ -169,17 +170,25 @@ def resolve_normalise(
     return dataclasses.replace(config, normalise=found or "window")
 
 
-def resolve_net(config: TrainConfig, own_net: nn.Module | None) -> TrainConfig:
-    """The config with `net` None for a net of one's own; TrainError when there is no net."""
-    if own_net is not None:
-        return dataclasses.replace(config, net=None)
-    if config.net is None:
+def resolve_own(
+    config: TrainConfig, *, net: nn.Module | None, pretext: type[Pretext] | None
+) -> TrainConfig:
+    """The config with None for what is one's own; TrainError where there is no net."""
+    if net is None and config.net is None:
         raise TrainError("net is None: name a net, or pass one as pretrain(..., net=...)")
-    return config
+    return dataclasses.replace(
+        config,
+        net=config.net if net is None else None,
+        pretext=config.pretext if pretext is None else None,
+    )
 
 
 def resolve_warmup(
-    config: TrainConfig, steps_per_epoch: int, *, saved: dict[str, Any] | None = None
+    config: TrainConfig,
+    pretext: Pretext,
+    steps_per_epoch: int,
+    *,
+    saved: dict[str, Any] | None = None,
 ) -> TrainConfig:
     """The config with `warmup_epochs` as given, else of the checkpoint, else a tenth of the run.
 
@@ -187,7 +196,7 @@ def resolve_warmup(
     """
     before = saved["config"].get("warmup_epochs") if saved else None
     epochs = min(config.epochs, -(-(config.steps or 2**62) // steps_per_epoch))
-    if not (config.classify and PRETEXTS[config.pretext].metric):
+    if not (config.classify and pretext.metric):
         warmup = 0
     elif config.warmup_epochs is None:
         warmup = epochs // 10 if before is None else before
@@ -281,26 +290,31 @@ def _sketch_net(config: TrainConfig, pretext: Pretext, own_net: nn.Module | None
         return build_backbone(config.net, config.width)
 
 
-def _describe_own(own_net: Any, pretext: Pretext) -> dict[str, Any] | None:
-    """What checkpoints record of a net of one's own; None without one."""
-    if own_net is None:
-        return None
-    return {
-        "class": type(own_net).__name__,
-        "encoder_keys": list(own_net.encoder_keys),
-        "decoder_keys": list(getattr(own_net, "decoder_keys", ())),
-        "decodes": pretext.decodes,
-    }
+def _describe_own(net: Any, own_pretext: type[Pretext] | None, pretext: Pretext) -> dict[str, Any]:
+    """What checkpoints record of a net and a pretext task of one's own."""
+    facts: dict[str, Any] = {}
+    if own_pretext is not None:
+        facts["own_pretext"] = own_pretext.__name__
+    if net is not None:
+        facts["own_net"] = {
+            "class": type(net).__name__,
+            "encoder_keys": list(net.encoder_keys),
+            "decoder_keys": list(getattr(net, "decoder_keys", ())),
+            "decodes": pretext.decodes,
+        }
+    return facts
 
 
-def _refuse_other_net(path: Path, own: dict[str, Any] | None, *, saved: dict[str, Any]) -> None:
-    """Raise TrainError when a checkpoint is of another net of one's own than is given."""
-    before = saved.get("own_net")
-    if before != own and before is not None:
-        raise TrainError(
-            f"{path}: trains a net of your own, {before['class']}; resume it from Python with"
-            " pretrain(..., net=...) and the same net"
-        )
+def _refuse_other_own(path: Path, own: dict[str, Any], *, saved: dict[str, Any]) -> None:
+    """Raise TrainError when a checkpoint is of another net or task of one's own than is given."""
+    for kind, fact, text in (("net", "own_net", "net"), ("pretext", "own_pretext", "pretext task")):
+        before = saved.get(fact)
+        if before is not None and before != own.get(fact):
+            name = before["class"] if fact == "own_net" else before
+            raise TrainError(
+                f"{path}: trains a {text} of your own, {name}; resume it from Python with"
+                f" pretrain(..., {kind}=...) and the same {text}"
+            )
 
 
 def _inherit(

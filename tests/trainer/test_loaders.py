@@ -16,6 +16,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from store import PatchStore
 from tests.support.synthetic_store import make_store
 from trainer import Batch, PatchDataset, TrainConfig, TrainError, perturb
+from trainer.data.epochs import EpochCounter
 from trainer.ranks import Ranks
 
 NUM_ROWS, BATCH_SIZE = 72, 8  # 9 batches: two workers have different numbers of them
@@ -108,6 +109,27 @@ def test_workers_agree_on_the_epoch_after_a_pass_was_left_at_once(store: Path) -
     loader = load(dataset, num_workers=2, multiprocessing_context="fork")
     next(iter(loader))
     assert rows_of(loader) in (planned(dataset, 0), planned(dataset, 1))
+
+
+def note_epochs(counter: EpochCounter, barrier: Any, results: Any) -> None:
+    found = []
+    for _ in range(200):
+        barrier.wait()
+        found.append(counter.begin(key=7))
+    results.put(found)
+
+
+def test_workers_that_begin_a_pass_at_the_same_moment_take_the_same_epoch() -> None:
+    context = torch.multiprocessing.get_context("fork")
+    counter, barrier, results = EpochCounter(), context.Barrier(4), context.Queue()
+    arguments = (counter, barrier, results)
+    workers = [context.Process(target=note_epochs, args=arguments) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for _ in workers:
+        assert results.get(timeout=60) == list(range(200))
+    for worker in workers:
+        worker.join()
 
 
 def test_a_copy_counts_its_own_epochs(store: Path) -> None:

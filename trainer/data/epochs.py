@@ -12,8 +12,8 @@ class EpochCounter:
 
     A DataLoader may start new workers for each pass, with new copies of the dataset, and may stop
     them before they begin. Still, all workers of a pass must take the same epoch. So the counter is
-    in memory that is shared by all copies, and a pass is known by a key that its workers share. Two
-    workers that enter the same pass at the same time write the same number: no lock is needed.
+    in memory that is shared by all copies, and a pass is known by a key that its workers share. No
+    lock is needed: workers that enter a pass at the same time find, and write, the same number.
     """
 
     def __init__(self) -> None:
@@ -42,8 +42,9 @@ class EpochCounter:
         """
         self._num_local += 1  # workers that are kept have one key for all passes
         key = hash((key, self._num_local)) % 2**32
+        epoch = self.peek()  # first: without an entry after it, nobody of this pass was counted
         entry = int(self._table[1 + key % _SLOTS])
-        known = entry and entry >> _EPOCH_BITS == key
-        epoch = entry % 2**_EPOCH_BITS - 1 if known else self.peek()
+        if entry and entry >> _EPOCH_BITS == key:
+            epoch = entry % 2**_EPOCH_BITS - 1
         self._table[1 + key % _SLOTS] = key << _EPOCH_BITS | (epoch + 1)
         return epoch
