@@ -33,6 +33,10 @@ class StoreError(SemgenError):
     """The store cannot be used as requested."""
 
 
+class Unreachable(StoreError):
+    """A server does not answer, fails or denies access; this says nothing about the store."""
+
+
 class CorruptStore(StoreError):
     """Stored crops fail their checksum or are missing.
 

@@ -53,7 +53,7 @@ def describe_class(store: PatchStore, label: int) -> Facts:
         known = "the store has no classes yet"
         if "discover" in store.stages:
             known = f"classes are 0 to {store.num_classes - 1}"
-        raise StoreError(f"{store.path}: no class {label}; {known}")
+        raise StoreError(f"{store.location}: no class {label}; {known}")
     lines = []
     for split in SPLITS:
         members = store.members(label, split)
@@ -76,7 +76,7 @@ def describe_classes(
     store: PatchStore, *, quality: bool = False, progress: Progress = SILENT
 ) -> list[Facts]:
     """One entry for each class, with its annotation; with its quality, too, the best first."""
-    annotation = read_annotation(store.path)
+    annotation = read_annotation(store.location)
     found = [
         {"class": label, **dataclasses.asdict(annotation[label]), "members": int(members)}
         for label, members in enumerate((store.classes.neighbour >= 0).sum(1))

@@ -23,9 +23,8 @@ from store.group import (
     open_group,
     open_sharded,
     read_attribute,
-    shard_key,
 )
-from store.layout import ShardGrid
+from store.layout import ShardGrid, shard_key
 from store.shards import encode_shard
 
 _TABLE_CHUNK_ROWS, _TABLE_CHUNK_BYTES = 2**16, 2**23

@@ -84,7 +84,8 @@ def set_up(
 
     train, validation = _open_datasets(store, config, device, ranks)
     if not len(train):
-        raise TrainError(f"{store.path.name}: no train crops left; choose more scales or classes")
+        name = store.location.name
+        raise TrainError(f"{name}: no train crops left; choose more scales or classes")
     config = resolve_warmup(config, pretext, len(train), saved=saved)
     fingerprint = store.fingerprint or ""
     own = _describe_own(own_net, own_pretext, pretext)
@@ -143,7 +144,7 @@ def resolve_selection(
         return config
     excluded = saved["config"].get("excluded_classes") if saved else None
     if excluded is None:
-        excluded = read_annotation(store.path).excluded
+        excluded = read_annotation(store.location).excluded
     return dataclasses.replace(config, excluded_classes=tuple(excluded))
 
 

@@ -165,7 +165,7 @@ class PatchDataset(IterableDataset[Batch]):
         self._device = torch.device(device)
         self._statistics_hu = read_statistics(store) if normalise == "zscore" else None
         if excluded_classes is None:
-            excluded_classes = read_annotation(store.path).excluded
+            excluded_classes = read_annotation(store.location).excluded
         _check_classes(store, classes=classes, excluded_classes=excluded_classes)
         selected = select_rows(
             self._split.label,
@@ -372,7 +372,7 @@ def read_statistics(store: PatchStore) -> NDArray[np.float64]:
     """
     if not store.has_statistics:
         raise TrainError(
-            f"{store.path}: was made by an earlier version, without mean and deviation of each"
+            f"{store.location}: was made by an earlier version, without mean and deviation of each"
             " scan, which normalise zscore needs; prepare the archive again into another folder, or"
             " use normalise window"
         )
