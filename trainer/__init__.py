@@ -32,6 +32,8 @@ if TYPE_CHECKING:
         read_weights,
     )
 
+__version__: str
+
 __all__ = [
     "Encoder3D",
     "Ended",
