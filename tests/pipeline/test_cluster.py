@@ -11,7 +11,9 @@ import pytest
 from distributed import LocalCluster
 
 from pipeline import cluster
-from pipeline.cluster import ClusterError, connect, run_bounded
+from pipeline.batch import ClusterError
+from pipeline.cluster import connect
+from pipeline.tasks import run_bounded
 from tests.support.command import ENVIRONMENT, run
 
 

@@ -367,7 +367,8 @@ def test_rejected_series_are_counted_by_reason(patches: PatchStore) -> None:
 
 CRASHES = """
 import json, os
-from pipeline.cluster import connect, run_bounded
+from pipeline.cluster import connect
+from pipeline.tasks import run_bounded
 
 # shell commands stand for series; PPID is the worker that runs them
 crash, fine = "kill -9 $PPID", "sleep 0.1"
@@ -396,7 +397,8 @@ def test_a_series_that_crashes_the_reader_costs_only_itself() -> None:
 
 HANGS = """
 import json, re
-from pipeline.cluster import connect, run_bounded
+from pipeline.cluster import connect
+from pipeline.tasks import run_bounded
 from pipeline.stages.survey import time_limit
 
 def read(text):
