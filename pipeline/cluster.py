@@ -210,26 +210,27 @@ def _check_software(client: Client, progress: Progress) -> None:
 
 def _compare_versions(client: Client, progress: Progress) -> None:
     found = client.get_versions(packages=["semgen", *_COMPARED])
-    ours = found["client"]["packages"]
+    ours, differing = found["client"]["packages"], []
     for address, software in {"scheduler": found["scheduler"], **found["workers"]}.items():
         theirs = software["packages"]
         others = [name for name in ("semgen", *_COMPARED) if theirs[name] not in (None, ours[name])]
-        if not others:
-            continue
         text = ", ".join(f"{name} {theirs[name]}, not {ours[name]}" for name in others)
         if "semgen" in others:
             raise ClusterError(f"Dask {address} has {text}; install the same version everywhere")
-        progress.note(f"Dask {address} has other versions than this process: {text}")
-        return
+        if others:
+            differing.append(f"{address} has {text}")
+    if differing:
+        more = f" (and {len(differing) - 1} more)" if differing[1:] else ""
+        progress.note(f"other versions than in this process: Dask {differing[0]}{more}")
 
 
 @contextlib.contextmanager
 def _open_jobs(config: ClusterConfig, folder: Path) -> Iterator[Jobs]:
-    with dask.config.set(_SETTINGS), _interrupts_ignored(), contextlib.ExitStack() as stack:
+    with dask.config.set(_SETTINGS):
         jobs = Jobs(config, folder)
-        stack.enter_context(jobs.cluster)
-        jobs.cluster.sync(jobs.adapt, 1)  # a refused job is an error here
-        yield jobs
+        with jobs.cluster:
+            jobs.cluster.sync(jobs.adapt, 1)  # here, a refused job is an error
+            yield jobs
 
 
 @contextlib.contextmanager
@@ -266,7 +267,7 @@ def _watch(
     client: Client, progress: Progress, hint: str, jobs: Jobs | None, ended: threading.Event
 ) -> None:
     joined = said = False
-    last_fine = last_note = time.monotonic()
+    due = time.monotonic() + _PATIENCE_SECONDS
     while not ended.wait(_WATCH_SECONDS):
         now, problem = time.monotonic(), ""
         num_waiting = sum(future.status == "pending" for future in list(client.futures.values()))
@@ -281,14 +282,11 @@ def _watch(
         if num_workers or not num_waiting:
             if said and num_workers:
                 progress.note(f"workers joined: {num_workers}")
-                said = False
-            joined, last_fine = joined or num_workers > 0, now
-        elif now - last_fine > _PATIENCE_SECONDS and not (
-            said and now - last_note < _REPEAT_SECONDS
-        ):
+            joined, said, due = joined or num_workers > 0, False, now + _PATIENCE_SECONDS
+        elif now >= due:
             state = "all were lost" if joined else "none has joined yet"
             progress.note(f"waiting for workers: {state}; {hint}{problem}")
-            said, last_note = True, now
+            said, due = True, now + _REPEAT_SECONDS
 
 
 @contextlib.contextmanager
