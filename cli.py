@@ -252,6 +252,13 @@ def _read_prepare_config(file: Path | None, options: dict[str, Any]) -> PrepareC
     "--workers", type=click.IntRange(1), help="Worker processes.  [default: one per core]"
 )
 @click.option("--scheduler", metavar="ADDRESS", help="Address of a running Dask scheduler.")
+@click.option("--scheduler-file", type=FILE, help="File that the Dask scheduler wrote.")
+@click.option(
+    "--cluster",
+    type=FILE,
+    metavar="FILE.toml",
+    help="Settings of a batch system (SLURM, PBS, LSF, SGE) whose jobs are the workers.",
+)
 @_JSON
 @click.option(
     "--preset",

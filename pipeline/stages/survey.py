@@ -31,13 +31,14 @@ from pipeline.archive.selection import (
     reject_duplicates,
     series_in_parts,
 )
-from pipeline.archive.series import CRASHED, INTERNAL, Series
+from pipeline.archive.series import CRASHED, INTERNAL, OUT_OF_MEMORY, Series
 from pipeline.archive.volume import read_volume
-from pipeline.cluster import raise_if_failed, run_bounded
 from pipeline.config import PrepareConfig
 from pipeline.crops import make_thumbnail, one_blas_thread
 from pipeline.frame import frame_box
+from pipeline.isolation import ProcessEnded, ProcessKilled
 from pipeline.splits import split_patients
+from pipeline.tasks import raise_if_failed, run_bounded
 from store.atomic import replace_file
 from store.errors import SemgenError
 from store.format import SURVEY_VERSION, THUMBNAIL_SHAPE
@@ -128,12 +129,12 @@ def _catalogue_series(
         Counts folders.
     """
     for folder, result in _read_headers(client, read_folder, find_folders(archive), config):
-        crashed = isinstance(result, BaseException)
-        series = [crashed_folder(folder)] if crashed else result
+        ended = isinstance(result, ProcessEnded)
+        series = [crashed_folder(folder, _reason(result))] if ended else result
         catalogue.add(manifest.apply(series) if manifest else series)
         advance(1)
     for parts, joined in _read_headers(client, join_parts, series_in_parts(catalogue), config):
-        if not isinstance(joined, BaseException):  # else the parts stay as they are
+        if not isinstance(joined, ProcessEnded):  # else the parts stay as they are
             catalogue.add(select_parts(parts, joined), again=True)
     if manifest:
         catalogue.add(manifest.unused())
@@ -148,7 +149,7 @@ def _read_headers(
     items: Iterable[Any],
     config: PrepareConfig,
 ) -> Iterator[tuple[Any, Any]]:
-    """(item, function(item, config)) in any order; an exception where the worker crashed."""
+    """(item, function(item, config)) in any order; ProcessEnded where reading ended its process."""
     if client is None:
         return ((item, function(item, config)) for item in items)
     return run_bounded(client, function, items, config)
@@ -172,10 +173,18 @@ def _survey_pending(
     with progress.stage("survey", catalogue.count_pending(), "scans") as advance:
         surveys = run_bounded(client, survey_series, catalogue.pending(), config, folder)
         for series, result in surveys:
-            crashed = isinstance(result, BaseException)
-            catalogue.record(Surveyed(key=series.key, reason=CRASHED) if crashed else result)
+            ended = isinstance(result, ProcessEnded)
+            catalogue.record(_surveyed(series, result) if ended else result)
             advance(1)
         catalogue.commit()
+
+
+def _surveyed(series: Series, ended: ProcessEnded) -> Surveyed:
+    return Surveyed(key=series.key, reason=_reason(ended), detail=str(ended))
+
+
+def _reason(ended: ProcessEnded) -> str:
+    return OUT_OF_MEMORY if isinstance(ended, ProcessKilled) else CRASHED
 
 
 def _write_scans(
@@ -215,7 +224,7 @@ def _write_scans(
 def time_limit(seconds: int) -> Iterator[None]:
     """End this process after `seconds`: nothing else stops a reading library that hangs.
 
-    For workers of one thread. The job then sees that a worker died.
+    For workers of one thread. Dask then sees a lost worker; `pipeline.isolation`, a crash.
     """
     with open(os.devnull, "w") as nowhere:
         faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
@@ -235,7 +244,9 @@ def survey_series(series: Series, config: PrepareConfig, survey_folder: str) -> 
             thumbnail = make_thumbnail(volume, box, THUMBNAIL_SHAPE, config)
     except Rejected as rejected:
         return Surveyed(key=series.key, reason=rejected.reason, detail=rejected.detail)
-    except (MemoryError, OSError) as error:
+    except MemoryError:
+        return Surveyed(key=series.key, reason=OUT_OF_MEMORY)
+    except OSError as error:
         return Surveyed(key=series.key, reason="unreadable", detail=type(error).__name__)
     except Exception:  # a bug: it costs this series, not the job
         return Surveyed(key=series.key, reason=INTERNAL, detail=traceback.format_exc())
