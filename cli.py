@@ -283,14 +283,28 @@ def prepare(
     same command again to resume after any interruption. STORE.catalogue, readable by you only,
     records which file became which scan.
     """
-    from pipeline import prepare
-
     if len(paths) < 2:
         raise click.UsageError("give at least one ARCHIVE, then STORE")
     *archive, store = paths
     if dry_run:
-        _list_series(archive, config, job["manifest"], as_json=as_json)
+        from pipeline.preview import preview
+
+        found = preview(
+            archive,
+            config,
+            workers=job["workers"],
+            scheduler=job["scheduler"],
+            manifest=job["manifest"],
+            trains=job["autoencoder"] is None,
+            progress=Terminal(),
+        )
+        if as_json:
+            _echo_json(found)
+        else:
+            click.echo(found)
         return
+    from pipeline import prepare
+
     summary = prepare(archive, store, config, **job, progress=Terminal())
     if as_json:
         _echo_json(summary)
@@ -300,29 +314,6 @@ def prepare(
         _echo_next(
             summary, f"semgen report {store} classes.html", f"semgen pretrain {store} RUN{batch}"
         )
-
-
-def _list_series(
-    archive: Sequence[Path], config: PrepareConfig, manifest: Path | None, *, as_json: bool
-) -> None:
-    from collections import Counter
-
-    from pipeline.stages.survey import list_series
-    from store.inspect import format_counts, format_reason
-
-    counts: Counter[str] = Counter()
-    rows = []
-    for file, num_files, reason, detail in list_series(archive, config, manifest):
-        counts[reason or "to read"] += 1
-        if as_json:
-            rows.append({"file": file, "files": num_files, "reason": reason, "detail": detail})
-        else:
-            state = f"rejected: {format_reason(reason, detail)}" if reason else "to read"
-            click.echo(f"{file} ({num_files} files): {state}")
-    if as_json:
-        _echo_json(rows)
-    else:
-        click.echo(f"{counts.total()} series: {format_counts(dict(counts.most_common()))}")
 
 
 @main.command()

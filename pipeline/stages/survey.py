@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
-import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from pipeline.archive.catalogue import Catalogue, Surveyed, thumbnail_path
-from pipeline.archive.folders import find_folders, resolve_archive
+from pipeline.archive.folders import find_folders
 from pipeline.archive.headers import crashed_folder, join_parts, read_folder
 from pipeline.archive.manifest import Manifest, select_parts
 from pipeline.archive.selection import (
@@ -32,7 +31,7 @@ from pipeline.archive.selection import (
     series_in_parts,
 )
 from pipeline.archive.series import CRASHED, INTERNAL, OUT_OF_MEMORY, Series
-from pipeline.archive.volume import read_volume
+from pipeline.archive.volume import read_geometry, read_volume
 from pipeline.config import PrepareConfig
 from pipeline.crops import make_thumbnail, one_blas_thread
 from pipeline.frame import frame_box
@@ -96,21 +95,33 @@ def survey_archive(
     return accepted
 
 
-def list_series(
-    archive: str | Path | Sequence[str | Path], config: PrepareConfig, manifest: Path | None
-) -> Iterator[tuple[str, int, str | None, str]]:
-    """What `prepare` would do with each series, by headers alone; writes nothing.
+def survey_headers(
+    client: Client | None,
+    archive: Sequence[Path],
+    catalogue: Catalogue,
+    config: PrepareConfig,
+    manifest: Manifest | None,
+    progress: Progress,
+) -> None:
+    """Fill a catalogue with what headers alone tell: what `survey_archive` would do; no voxels.
 
-    Yields (first file, number of files, reason to reject it or None, detail).
+    client
+        Headers are read by its workers; in this process where None.
     """
-    roots = resolve_archive(archive)
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        contextlib.closing(Catalogue(Path(scratch) / "catalogue")) as catalogue,
-    ):
-        listed = Manifest(manifest, roots) if manifest else None
-        _catalogue_series(None, roots, catalogue, config, listed, lambda _: None)
-        yield from catalogue.listing()
+    num_folders = sum(1 for _ in find_folders(archive))
+    with progress.stage("list series", num_folders, "folders") as advance:
+        _catalogue_series(client, archive, catalogue, config, manifest, advance)
+    while True:
+        with progress.stage("read headers", catalogue.count_pending(), "series") as advance:
+            for series, result in _read_headers(
+                client, inspect_header, catalogue.pending(), config
+            ):
+                crashed = isinstance(result, BaseException)
+                catalogue.record(Surveyed(key=series.key, reason=CRASHED) if crashed else result)
+                advance(1)
+            catalogue.commit()
+        if not (config.one_per_study and choose_next_best(catalogue)):
+            return
 
 
 def _catalogue_series(
@@ -145,7 +156,7 @@ def _catalogue_series(
 
 def _read_headers(
     client: Client | None,
-    function: Callable[[Any, PrepareConfig], list[Series]],
+    function: Callable[[Any, PrepareConfig], Any],
     items: Iterable[Any],
     config: PrepareConfig,
 ) -> Iterator[tuple[Any, Any]]:
@@ -232,6 +243,17 @@ def time_limit(seconds: int) -> Iterator[None]:
             yield
         finally:
             faulthandler.cancel_dump_traceback_later()
+
+
+def inspect_header(series: Series, config: PrepareConfig) -> Surveyed:
+    """Size and spacing of one series from its headers, or why they reject it."""
+    try:
+        size, spacing_mm = read_geometry(series, config)
+    except Rejected as rejected:
+        return Surveyed(key=series.key, reason=rejected.reason, detail=rejected.detail)
+    except OSError as error:
+        return Surveyed(key=series.key, reason="unreadable", detail=type(error).__name__)
+    return Surveyed(key=series.key, size=size, spacing_mm=spacing_mm)
 
 
 def survey_series(series: Series, config: PrepareConfig, survey_folder: str) -> Surveyed:
