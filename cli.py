@@ -292,8 +292,7 @@ def prepare(
         found = preview(
             archive,
             config,
-            workers=job["workers"],
-            scheduler=job["scheduler"],
+            **{name: job[name] for name in ("workers", "scheduler", "scheduler_file", "cluster")},
             manifest=job["manifest"],
             trains=job["autoencoder"] is None,
             progress=Terminal(),

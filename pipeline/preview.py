@@ -14,12 +14,14 @@ from distributed import Client
 from pipeline.archive.catalogue import Catalogue, ListedSeries
 from pipeline.archive.folders import resolve_archive
 from pipeline.archive.manifest import Manifest
-from pipeline.archive.series import CRASHED
-from pipeline.cluster import check_scheduler, connect, num_threads, run_bounded
+from pipeline.batch import ClusterConfig
+from pipeline.cluster import check_place, connect
 from pipeline.config import PrepareConfig
 from pipeline.estimate import Estimate, estimate
+from pipeline.isolation import ProcessEnded
 from pipeline.sample import SAMPLED_SCANS, Sample, sample_scan
-from pipeline.stages.survey import survey_headers
+from pipeline.stages.survey import rejection_reason, survey_headers
+from pipeline.tasks import num_threads, run_bounded
 from store.inspect import format_counts, format_reason
 from store.progress import SILENT, Progress
 
@@ -55,21 +57,25 @@ def preview(
     *,
     workers: int | None = None,
     scheduler: str | None = None,
+    scheduler_file: str | Path | None = None,
+    cluster: ClusterConfig | str | Path | None = None,
     manifest: str | Path | None = None,
     trains: bool = True,
     progress: Progress = SILENT,
 ) -> Preview:
     """List what `prepare` would do with each series, and estimate the job; writes nothing.
 
-    Reads the headers of all series, and a few scans as a sample. Arguments are those of `prepare`.
+    Reads the headers of all series, and a few scans as a sample. Arguments are those of `prepare`;
+    no jobs are started on a `cluster`, but their workers are counted.
 
     trains
         Whether the job trains its autoencoder.
     """
     roots = resolve_archive(archive)
     listed = Manifest(Path(manifest), roots) if manifest else None
-    if scheduler is not None:
-        check_scheduler(scheduler)
+    scheduler, jobs = check_place(
+        workers=workers, scheduler=scheduler, scheduler_file=scheduler_file, cluster=cluster
+    )
     with connect(workers, scheduler, progress) as client, _scratch() as catalogue:
         survey_headers(client, roots, catalogue, config, listed, progress)
         samples = _sample(client, catalogue, config, progress)
@@ -81,7 +87,7 @@ def preview(
                 samples,
                 config,
                 num_patients=catalogue.count_patients(),
-                num_workers=num_threads(client),
+                num_workers=jobs.max_jobs * jobs.workers_per_job if jobs else num_threads(client),
                 trains=trains,
             ),
         )
@@ -105,7 +111,7 @@ def _sample(
     samples = []
     with progress.stage("sample", len(chosen), "scans") as advance:
         for _, result in run_bounded(client, sample_scan, chosen, config):
-            crashed = isinstance(result, BaseException)
-            samples.append(Sample(reason=CRASHED) if crashed else result)
+            ended = isinstance(result, ProcessEnded)
+            samples.append(Sample(reason=rejection_reason(result)) if ended else result)
             advance(1)
     return samples

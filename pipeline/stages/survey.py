@@ -10,9 +10,8 @@ import contextlib
 import faulthandler
 import os
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from distributed import Client
@@ -96,28 +95,23 @@ def survey_archive(
 
 
 def survey_headers(
-    client: Client | None,
+    client: Client,
     archive: Sequence[Path],
     catalogue: Catalogue,
     config: PrepareConfig,
     manifest: Manifest | None,
     progress: Progress,
 ) -> None:
-    """Fill a catalogue with what headers alone tell: what `survey_archive` would do; no voxels.
-
-    client
-        Headers are read by its workers; in this process where None.
-    """
+    """Fill a catalogue with what headers alone tell: what `survey_archive` would do; no voxels."""
     num_folders = sum(1 for _ in find_folders(archive))
     with progress.stage("list series", num_folders, "folders") as advance:
         _catalogue_series(client, archive, catalogue, config, manifest, advance)
     while True:
         with progress.stage("read headers", catalogue.count_pending(), "series") as advance:
-            for series, result in _read_headers(
-                client, inspect_header, catalogue.pending(), config
-            ):
-                crashed = isinstance(result, BaseException)
-                catalogue.record(Surveyed(key=series.key, reason=CRASHED) if crashed else result)
+            found = run_bounded(client, inspect_header, catalogue.pending(), config)
+            for series, result in found:
+                ended = isinstance(result, ProcessEnded)
+                catalogue.record(_surveyed(series, result) if ended else result)
                 advance(1)
             catalogue.commit()
         if not (config.one_per_study and choose_next_best(catalogue)):
@@ -125,7 +119,7 @@ def survey_headers(
 
 
 def _catalogue_series(
-    client: Client | None,
+    client: Client,
     archive: Sequence[Path],
     catalogue: Catalogue,
     config: PrepareConfig,
@@ -134,17 +128,15 @@ def _catalogue_series(
 ) -> None:
     """Enter every series of an archive into the catalogue, with what its headers say.
 
-    client
-        Headers are read by its workers; in this process where None.
     advance
         Counts folders.
     """
-    for folder, result in _read_headers(client, read_folder, find_folders(archive), config):
+    for folder, result in run_bounded(client, read_folder, find_folders(archive), config):
         ended = isinstance(result, ProcessEnded)
-        series = [crashed_folder(folder, _reason(result))] if ended else result
+        series = [crashed_folder(folder, rejection_reason(result))] if ended else result
         catalogue.add(manifest.apply(series) if manifest else series)
         advance(1)
-    for parts, joined in _read_headers(client, join_parts, series_in_parts(catalogue), config):
+    for parts, joined in run_bounded(client, join_parts, series_in_parts(catalogue), config):
         if not isinstance(joined, ProcessEnded):  # else the parts stay as they are
             catalogue.add(select_parts(parts, joined), again=True)
     if manifest:
@@ -152,18 +144,6 @@ def _catalogue_series(
     if config.one_per_study:
         choose_one_per_study(catalogue)
     catalogue.commit()
-
-
-def _read_headers(
-    client: Client | None,
-    function: Callable[[Any, PrepareConfig], Any],
-    items: Iterable[Any],
-    config: PrepareConfig,
-) -> Iterator[tuple[Any, Any]]:
-    """(item, function(item, config)) in any order; ProcessEnded where reading ended its process."""
-    if client is None:
-        return ((item, function(item, config)) for item in items)
-    return run_bounded(client, function, items, config)
 
 
 def _reuse_survey(store: Path, catalogue: Catalogue, progress: Progress) -> None:
@@ -191,10 +171,11 @@ def _survey_pending(
 
 
 def _surveyed(series: Series, ended: ProcessEnded) -> Surveyed:
-    return Surveyed(key=series.key, reason=_reason(ended), detail=str(ended))
+    return Surveyed(key=series.key, reason=rejection_reason(ended), detail=str(ended))
 
 
-def _reason(ended: ProcessEnded) -> str:
+def rejection_reason(ended: ProcessEnded) -> str:
+    """Why a series is rejected whose reading ended its process."""
     return OUT_OF_MEMORY if isinstance(ended, ProcessKilled) else CRASHED
 
 
