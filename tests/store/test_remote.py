@@ -1,7 +1,6 @@
 """Stores at a URL: read as from a folder, cached on disk, and what can go wrong on the way."""
 
 import logging
-import multiprocessing
 import os
 import pickle
 import sys
@@ -163,10 +162,6 @@ def test_rows_of_a_shard_come_in_two_requests_and_then_in_one(url: str, proxy: S
 def test_a_web_server_is_read_as_well(source: Path) -> None:
     with serve_files(source.parent) as site:
         assert_same_rows(PatchStore(f"{site}/chest.store").train, PatchStore(source).train)
-
-
-def read_elsewhere(split: Split, answers: "multiprocessing.Queue[bytes]") -> None:
-    answers.put(split.read([5]).tobytes())
 
 
 def test_a_pickle_holds_the_url_alone_and_opens_it_again(url: str) -> None:
@@ -366,6 +361,13 @@ def test_denied_access_says_where_credentials_come_from(
     assert words in said
     assert "credentials in the environment" in said
     assert SECRET not in said
+
+
+def test_a_web_server_without_byte_ranges_is_named_as_the_reason(source: Path) -> None:
+    with serve_files(source.parent, ranges=False) as site:
+        train = PatchStore(f"{site}/chest.store").train
+        with pytest.raises(Unreachable, match="does not answer byte ranges"):
+            train.read([1])
 
 
 def test_without_obstore_the_command_to_install_it_is_named(
