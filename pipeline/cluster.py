@@ -27,6 +27,7 @@ _MAX_SHARING = 16
 """Maximum number of items that share a task."""
 WORKER_MODULES: Final = (
     "pipeline.stages.survey",
+    "pipeline.stages.near_duplicates",
     "pipeline.stages.placing",
     "pipeline.stages.cut",
 )
