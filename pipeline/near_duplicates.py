@@ -19,7 +19,7 @@ from pipeline.archive.volume import Volume
 from pipeline.crops import resample
 from pipeline.features import Floats, area_weights, contract
 
-MIN_SIMILARITY: Final = 0.87
+MIN_SIMILARITY: Final = 0.88
 """Similarity from which two scans count as almost the same."""
 _HU: Final = (-900, 300)
 """Outside this range, copies may be clipped."""
