@@ -56,12 +56,17 @@ class Pushed:
 
     def __str__(self) -> str:
         """Lines of text, for a terminal."""
-        rate = format_size(self.sent_bytes / self.seconds)
+        there = self.objects - self.sent
+        sent = "nothing"
+        if self.sent:
+            rate = format_size(self.sent_bytes / self.seconds)
+            sent = (
+                f"{self.sent} of {self.objects} objects, {format_size(self.sent_bytes)} in"
+                f" {format_duration(self.seconds)} ({rate}/s)"
+            )
         return (
-            f"sent   {self.sent} of {self.objects} objects, {format_size(self.sent_bytes)} in"
-            f" {format_duration(self.seconds)} ({rate}/s); {self.objects - self.sent} were already"
-            f" there\nstore  {self.url}, {format_size(self.bytes)}, fingerprint"
-            f" {self.fingerprint[:16]}"
+            f"sent   {sent}; {there} objects were already there\n"
+            f"store  {self.url}, {format_size(self.bytes)}, fingerprint {self.fingerprint[:16]}"
         )
 
 
