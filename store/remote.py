@@ -131,7 +131,7 @@ def explained(url: object) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        if "<Code>NoSuchBucket</Code>" in str(error):
+        if _lacks_bucket(error):
             raise Unreachable(f"{url}: no such bucket") from None
         raise
     except (PermissionDeniedError, UnauthenticatedError) as error:
@@ -140,12 +140,18 @@ def explained(url: object) -> Iterator[None]:
             " a public bucket"
         ) from None
     except BaseError as error:
+        if _lacks_bucket(error):  # when listing
+            raise Unreachable(f"{url}: no such bucket") from None
         if "169.254.169.254" in str(error) or "TokenRequest" in str(error):
             raise Unreachable(f"{url}: no credentials found; {_CREDENTIALS}") from None
         raise Unreachable(
             f"{url}: the server cannot be reached or fails{_answer(error)}; check the URL, the"
             " endpoint and the network, then run the same command again"
         ) from None
+
+
+def _lacks_bucket(error: Exception) -> bool:
+    return re.search("<Code>(NoSuchBucket|ContainerNotFound)</Code>", str(error)) is not None
 
 
 def _answer(error: Exception) -> str:
