@@ -252,6 +252,13 @@ def _read_prepare_config(file: Path | None, options: dict[str, Any]) -> PrepareC
     "--workers", type=click.IntRange(1), help="Worker processes.  [default: one per core]"
 )
 @click.option("--scheduler", metavar="ADDRESS", help="Address of a running Dask scheduler.")
+@click.option("--scheduler-file", type=FILE, help="File that the Dask scheduler wrote.")
+@click.option(
+    "--cluster",
+    type=FILE,
+    metavar="FILE.toml",
+    help="Settings of a batch system (SLURM, PBS, LSF, SGE) whose jobs are the workers.",
+)
 @_JSON
 @click.option(
     "--preset",
@@ -276,14 +283,27 @@ def prepare(
     same command again to resume after any interruption. STORE.catalogue, readable by you only,
     records which file became which scan.
     """
-    from pipeline import prepare
-
     if len(paths) < 2:
         raise click.UsageError("give at least one ARCHIVE, then STORE")
     *archive, store = paths
     if dry_run:
-        _list_series(archive, config, job["manifest"], as_json=as_json)
+        from pipeline.preview import preview
+
+        found = preview(
+            archive,
+            config,
+            **{name: job[name] for name in ("workers", "scheduler", "scheduler_file", "cluster")},
+            manifest=job["manifest"],
+            trains=job["autoencoder"] is None,
+            progress=Terminal(),
+        )
+        if as_json:
+            _echo_json(found)
+        else:
+            click.echo(found)
         return
+    from pipeline import prepare
+
     summary = prepare(archive, store, config, **job, progress=Terminal())
     if as_json:
         _echo_json(summary)
@@ -293,29 +313,6 @@ def prepare(
         _echo_next(
             summary, f"semgen report {store} classes.html", f"semgen pretrain {store} RUN{batch}"
         )
-
-
-def _list_series(
-    archive: Sequence[Path], config: PrepareConfig, manifest: Path | None, *, as_json: bool
-) -> None:
-    from collections import Counter
-
-    from pipeline.stages.survey import list_series
-    from store.inspect import format_counts, format_reason
-
-    counts: Counter[str] = Counter()
-    rows = []
-    for file, num_files, reason, detail in list_series(archive, config, manifest):
-        counts[reason or "to read"] += 1
-        if as_json:
-            rows.append({"file": file, "files": num_files, "reason": reason, "detail": detail})
-        else:
-            state = f"rejected: {format_reason(reason, detail)}" if reason else "to read"
-            click.echo(f"{file} ({num_files} files): {state}")
-    if as_json:
-        _echo_json(rows)
-    else:
-        click.echo(f"{counts.total()} series: {format_counts(dict(counts.most_common()))}")
 
 
 @main.command()

@@ -1,123 +1,110 @@
-"""Dask: connect to a cluster, and run tasks with few of them in flight."""
+"""Dask: connect to workers on this machine, of a running scheduler, or of a batch system."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
+import importlib.util
+import json
 import logging
 import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
 
 import dask
-from distributed import Client, KilledWorker, LocalCluster, as_completed, get_worker
+from distributed import Client, LocalCluster
 from distributed.comm.addressing import parse_address, parse_host_port
 from distributed.comm.registry import get_backend
+from distributed.versions import VersionMismatchWarning
 
-from store.errors import SemgenError
+from pipeline.batch import (
+    WORKER_ENVIRONMENT,
+    ClusterConfig,
+    ClusterError,
+    Jobs,
+    load_cluster_config,
+)
+from pipeline.tasks import refuse_threads
 from store.progress import SILENT, Progress
 
-_TASK_SECONDS = 0.2
-"""Items share a task as long as it takes at most about this long."""
-_MAX_SHARING = 16
-"""Maximum number of items that share a task."""
 WORKER_MODULES: Final = (
     "pipeline.stages.survey",
     "pipeline.stages.placing",
     "pipeline.stages.cut",
 )
 """Modules of the functions that workers run."""
+_IMPORTS: Final = f"import {', '.join(WORKER_MODULES)}"
+_COMPARED: Final = ("python", "dask", "distributed", "numpy", "scipy", "SimpleITK")
+"""Packages whose versions should be the same everywhere."""
 _CONNECT_SECONDS = 10.0
-_WORKER_SECONDS = 300
-"""How long to wait for the first worker of a given scheduler."""
+_WATCH_SECONDS = 2.0
+_PATIENCE_SECONDS, _REPEAT_SECONDS = 5.0, 60.0
+"""Missing workers are reported after this time, then again at this interval."""
 
 
-class ClusterError(SemgenError):
-    """The Dask cluster cannot be used as asked."""
+_SETTINGS: Final = {
+    "distributed.worker.memory.terminate": False,
+    "distributed.admin.log-format": "%(name)s - %(levelname)s",
+    "distributed.comm.timeouts.connect": "60s",
+    # By default, a worker that does not restart within 15 s, as on a busy machine, is given up for
+    # good; without workers, the job would wait for ever.
+    "distributed.deploy.lost-worker-timeout": "1 day",
+    # a series that hangs takes its time limit at each try
+    "distributed.scheduler.allowed-failures": 1,
+    **{f"distributed.nanny.pre-spawn-environ.{k}": v for k, v in WORKER_ENVIRONMENT.items()},
+}
+"""Of clusters that are started here."""
 
 
-def run_bounded(
-    client: Client, function: Callable[..., Any], items: Iterable[Any], *arguments: Any
-) -> Iterator[tuple[Any, Any]]:
-    """(item, function(item, *arguments)) as they finish, few in flight, so memory stays flat.
+def check_place(
+    *,
+    workers: int | None,
+    scheduler: str | None,
+    scheduler_file: str | Path | None,
+    cluster: ClusterConfig | str | Path | None,
+) -> tuple[str | None, ClusterConfig | None]:
+    """Where the tasks will run: a scheduler's address, jobs of a batch system, or neither.
 
-    Items that take little time share tasks, since a task costs the scheduler milliseconds. An item
-    that kills its worker again and again yields a KilledWorker instead of a result. Dask fails
-    every task that a dead worker held; the items of these are tried again, one at a time.
+    Raises ClusterError when several are given, or nothing can be listening at the address.
     """
-    failed = []
-    limit = 2 * num_threads(client) + 2
-    for item, result in _run(client, function, items, arguments, limit, _MAX_SHARING):
-        if isinstance(result, KilledWorker):
-            failed.append(item)
-        else:
-            yield item, result
-    yield from _run(client, function, failed, arguments, 1, 1)
+    given = {
+        "--workers": workers,
+        "--scheduler": scheduler,
+        "--scheduler-file": scheduler_file,
+        "--cluster": cluster,
+    }
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise ClusterError(f"{' and '.join(names)} exclude each other; give one of them")
+    if scheduler_file is not None:
+        scheduler = _read_scheduler_file(Path(scheduler_file))
+    if scheduler is not None:
+        _check_scheduler(scheduler)
+    if cluster is not None and not isinstance(cluster, ClusterConfig):
+        cluster = load_cluster_config(cluster)
+    return scheduler, cluster
 
 
-def run_items(
-    items: Sequence[Any], function: Callable[..., Any], *arguments: Any
-) -> tuple[list[Any], float]:
-    """In a worker: the results, and the seconds that all took together."""
-    worker = get_worker()
-    _refuse_threads({worker.address: worker.state.nthreads})  # it may have joined just now
-    began = time.perf_counter()
-    return [function(item, *arguments) for item in items], time.perf_counter() - began
+def _read_scheduler_file(file: Path) -> str:
+    try:
+        return str(json.loads(file.read_text("utf-8"))["address"])
+    except FileNotFoundError:
+        raise ClusterError(
+            f"{file}: no such file; `dask scheduler --scheduler-file {file}` writes it"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ClusterError(
+            f"{file}: not a scheduler file of Dask; `dask scheduler --scheduler-file {file}` writes"
+            " one"
+        ) from error
 
 
-def _run(
-    client: Client,
-    function: Callable[..., Any],
-    items: Iterable[Any],
-    arguments: tuple[Any, ...],
-    limit: int,
-    max_sharing: int,
-) -> Iterator[tuple[Any, Any]]:
-    items = iter(items)
-    waiting: dict[Any, tuple[Any, ...]] = {}  # items by future
-    finished = as_completed(loop=client.loop)
-    sharing = 1
-
-    def submit_next() -> None:
-        shared = tuple(itertools.islice(items, sharing))
-        if shared:
-            future = client.submit(run_items, shared, function, *arguments, pure=False)
-            waiting[future] = shared
-            finished.add(future)
-
-    for _ in range(limit):
-        submit_next()
-    while waiting:
-        future = next(finished)
-        shared = waiting.pop(future)
-        try:
-            results, seconds = future.result()
-        except KilledWorker as error:
-            results = [error] * len(shared)
-        else:
-            wanted = int(_TASK_SECONDS / max(seconds / len(shared), 1e-6))
-            sharing = max(1, min(wanted, 2 * sharing, max_sharing))
-        future.release()
-        submit_next()
-        yield from zip(shared, results, strict=True)
-
-
-def raise_if_failed(result: object) -> None:
-    """Raise a result of `run_bounded` that is an exception."""
-    if isinstance(result, BaseException):
-        raise result
-
-
-def num_threads(client: Client) -> int:
-    """Tasks that the cluster runs at once."""
-    return max(1, sum(int(n) for n in client.nthreads().values()))
-
-
-def check_scheduler(address: str) -> None:
+def _check_scheduler(address: str) -> None:
     """ClusterError when nothing can be listening at a scheduler's address."""
     try:
         protocol, host_port = parse_address(address)
@@ -147,77 +134,111 @@ def _not_answering(address: str, error: Exception) -> ClusterError:
 
 
 @contextlib.contextmanager
-def _connect_to(scheduler: str, progress: Progress) -> Iterator[Client]:
-    for name in ("distributed", "distributed.client", "distributed.comm"):  # what matters is raised
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        client = Client(scheduler, timeout=_CONNECT_SECONDS, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise _not_answering(scheduler, error) from error
-    with client:
-        _wait_for_workers(client, scheduler, progress)
-        _refuse_threads(client.nthreads())
-        yield client
-
-
-def _wait_for_workers(client: Client, scheduler: str, progress: Progress) -> None:
-    if client.nthreads():
-        return
-    with progress.stage("waiting for workers", 1, "worker") as advance:
-        for _ in range(_WORKER_SECONDS):
-            advance(0)
-            with contextlib.suppress(TimeoutError):
-                client.wait_for_workers(1, timeout=1)
-                advance(1)
-                return
-    raise ClusterError(
-        f"--scheduler {scheduler}: no worker joined it within {_WORKER_SECONDS} s; start some with"
-        f" `dask worker {scheduler} --nworkers N --nthreads 1`, then run the same command again"
-    )
-
-
-def _refuse_threads(num_threads: dict[str, int]) -> None:
-    """ClusterError for a worker that runs several tasks at once: a time limit ends all of them."""
-    for address, number in num_threads.items():
-        if number > 1:
-            raise ClusterError(
-                f"the Dask worker {address} has {number} threads; one is required, because semgen"
-                " stops a read that takes too long by ending the worker process. Start workers with"
-                " `--nthreads 1` and a larger --nworkers"
-            )
-
-
-@contextlib.contextmanager
 def connect(
-    workers: int | None, scheduler: str | None, progress: Progress = SILENT
+    workers: int | None,
+    scheduler: str | None,
+    progress: Progress = SILENT,
+    *,
+    cluster: ClusterConfig | None = None,
+    folder: Path | None = None,
 ) -> Iterator[Client]:
-    """A client of a running scheduler, or of a new local cluster of one-thread processes.
+    """A client of a running scheduler, of jobs, or of a new local cluster of one-thread processes.
+
+    At least one worker has joined, however long that takes.
 
     workers
         Number of local processes; one for each CPU core where None.
+    progress
+        Shows when tasks wait for workers.
+    folder
+        Private folder that all nodes see, for the keys and the output of jobs.
     """
-    if scheduler is not None:
-        with _connect_to(scheduler, progress) as client:
-            yield client
-        return
-    settings = {
-        "distributed.worker.memory.terminate": False,
-        "distributed.admin.log-format": "%(name)s - %(levelname)s",
-        "distributed.comm.timeouts.connect": "60s",
-        # By default, a worker that does not restart within 15 s, as on a busy machine, is given up
-        # for good; without workers, the job would wait for ever.
-        "distributed.deploy.lost-worker-timeout": "1 day",
-        # a series that hangs takes its time limit at each try
-        "distributed.scheduler.allowed-failures": 1,
-        # With Dask's default, the memory of each crop goes back to the system and is requested
-        # again: cutting took twice as long. The memory of whole scans still goes back at once.
-        "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 2**24,
-        "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 2**22,
-    }
-    with dask.config.set(settings), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        jobs = None
+        if scheduler is not None:
+            client = stack.enter_context(_connect_to(scheduler))
+            hint = (
+                f"start some with `dask worker {scheduler} --nworkers N --nthreads 1` where semgen"
+                " is installed"
+            )
+        elif cluster is not None:
+            assert folder is not None
+            jobs = stack.enter_context(_open_jobs(cluster, folder))
+            client = stack.enter_context(Client(jobs.cluster, set_as_default=False))
+            hint = f"their output is in {jobs.log_folder}"
+        else:
+            client = stack.enter_context(_start_local(workers or count_cores()))
+            hint = "they are started again"
+        stack.enter_context(_watched(client, progress, hint, jobs))
+        if scheduler is not None or cluster is not None:
+            _check_software(client, progress)
+        if importlib.util.find_spec("bokeh") is not None:
+            progress.note(f"dashboard: {client.dashboard_link}")
+        yield client
+
+
+@contextlib.contextmanager
+def _connect_to(scheduler: str) -> Iterator[Client]:
+    for name in ("distributed", "distributed.client", "distributed.comm"):  # what matters is raised
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(action="ignore", category=VersionMismatchWarning):
+            client = Client(scheduler, timeout=_CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise _not_answering(scheduler, error) from error
+    with client:
+        yield client
+
+
+def _check_software(client: Client, progress: Progress) -> None:
+    """Wait for a worker; ClusterError unless scheduler and workers run the same semgen as we do."""
+    client.submit(exec, "", pure=False).result()  # makes a cluster start workers; needs no module
+    found = client.run(exec, _IMPORTS, on_error="return")
+    try:
+        client.run_on_scheduler(exec, _IMPORTS)  # it unpickles the tasks
+    except ImportError as error:
+        found["scheduler"] = error
+    for address, error in found.items():
+        if isinstance(error, ImportError):
+            raise ClusterError(
+                f"Dask {address} cannot import semgen ({error}); start scheduler and workers in an"
+                " environment with the same semgen as this command's"
+            )
+    refuse_threads(client.nthreads())
+    _compare_versions(client, progress)
+
+
+def _compare_versions(client: Client, progress: Progress) -> None:
+    found = client.get_versions(packages=["semgen", *_COMPARED])
+    ours, differing = found["client"]["packages"], []
+    for address, software in {"scheduler": found["scheduler"], **found["workers"]}.items():
+        theirs = software["packages"]
+        others = [name for name in ("semgen", *_COMPARED) if theirs[name] not in (None, ours[name])]
+        text = ", ".join(f"{name} {theirs[name]}, not {ours[name]}" for name in others)
+        if "semgen" in others:
+            raise ClusterError(f"Dask {address} has {text}; install the same version everywhere")
+        if others:
+            differing.append(f"{address} has {text}")
+    if differing:
+        more = f" (and {len(differing) - 1} more)" if differing[1:] else ""
+        progress.note(f"other versions than in this process: Dask {differing[0]}{more}")
+
+
+@contextlib.contextmanager
+def _open_jobs(config: ClusterConfig, folder: Path) -> Iterator[Jobs]:
+    with dask.config.set(_SETTINGS):
+        jobs = Jobs(config, folder)
+        with jobs.cluster:
+            jobs.cluster.sync(jobs.adapt, 1)  # here, a refused job is an error
+            yield jobs
+
+
+@contextlib.contextmanager
+def _start_local(workers: int) -> Iterator[Client]:
+    with dask.config.set(_SETTINGS), contextlib.ExitStack() as stack:
         with _interrupts_ignored(), _start_explained():
             cluster = LocalCluster(
-                n_workers=workers or count_cores(),
+                n_workers=workers,
                 threads_per_worker=1,
                 processes=True,
                 preload=list(WORKER_MODULES),  # imports take a second, while the workers start
@@ -227,6 +248,45 @@ def connect(
             )
             stack.enter_context(cluster)
         yield stack.enter_context(Client(cluster, set_as_default=False))
+
+
+@contextlib.contextmanager
+def _watched(client: Client, progress: Progress, hint: str, jobs: Jobs | None) -> Iterator[None]:
+    """Until the block ends: say when tasks wait although there are no workers; adapt the jobs."""
+    ended = threading.Event()
+    watch = threading.Thread(target=_watch, args=(client, progress, hint, jobs, ended), daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watch.join()
+
+
+def _watch(
+    client: Client, progress: Progress, hint: str, jobs: Jobs | None, ended: threading.Event
+) -> None:
+    joined = said = False
+    due = time.monotonic() + _PATIENCE_SECONDS
+    while not ended.wait(_WATCH_SECONDS):
+        now, problem = time.monotonic(), ""
+        num_waiting = sum(future.status == "pending" for future in list(client.futures.values()))
+        try:
+            num_workers = len(client.nthreads())
+            if jobs is not None:
+                jobs.cluster.sync(jobs.adapt, num_waiting)
+        except ClusterError as error:
+            problem = f"; {error}"
+        except OSError:  # the scheduler is lost, which every task shows
+            return
+        if num_workers or not num_waiting:
+            if said and num_workers:
+                progress.note(f"workers joined: {num_workers}")
+            joined, said, due = joined or num_workers > 0, False, now + _PATIENCE_SECONDS
+        elif now >= due:
+            state = "all were lost" if joined else "none has joined yet"
+            progress.note(f"waiting for workers: {state}; {hint}{problem}")
+            said, due = True, now + _REPEAT_SECONDS
 
 
 @contextlib.contextmanager

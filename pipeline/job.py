@@ -18,12 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from distributed import Client, KilledWorker
+from distributed import Client
 
 from pipeline.archive.catalogue import Catalogue
 from pipeline.archive.lookup import catalogue_folder
-from pipeline.cluster import check_scheduler, connect
+from pipeline.batch import ClusterConfig
+from pipeline.cluster import check_place, connect
 from pipeline.config import PrepareConfig
+from pipeline.isolation import ProcessEnded
 from pipeline.place import count_too_small
 from pipeline.preflight import Job, PrepareError, check_job, find_state
 from pipeline.stages.cut import cut_crops
@@ -49,6 +51,8 @@ def prepare(
     *,
     workers: int | None = None,
     scheduler: str | None = None,
+    scheduler_file: str | Path | None = None,
+    cluster: ClusterConfig | str | Path | None = None,
     manifest: str | Path | None = None,
     autoencoder: str | Path | None = None,
     extend: str | Path | None = None,
@@ -63,6 +67,10 @@ def prepare(
         Number of local worker processes; one for each CPU core where None.
     scheduler
         Address of a running Dask scheduler to use instead; its workers must see the same files.
+    scheduler_file
+        File with such an address, as `dask scheduler --scheduler-file` writes it.
+    cluster
+        Settings of a batch system whose jobs are the workers, or a TOML file of them.
     manifest
         CSV file that lists which series to use, their patients and splits.
     autoencoder
@@ -94,8 +102,9 @@ def prepare(
             with contextlib.closing(Catalogue(catalogue_folder(job.path))) as catalogue:
                 catalogue.move_archive(job.archive)
         return summarise(job.name, {}, already_complete=True, archive_checked=job.archive_checked)
-    if scheduler is not None:
-        check_scheduler(scheduler)
+    scheduler, jobs = check_place(
+        workers=workers, scheduler=scheduler, scheduler_file=scheduler_file, cluster=cluster
+    )
     created = [folder for folder in (job.path, *job.path.parents) if not folder.exists()]
     with (
         contextlib.closing(Catalogue(catalogue_folder(job.path))) as catalogue,
@@ -103,7 +112,8 @@ def prepare(
     ):
         _begin(job, catalogue)
         timed = _Timed(progress or SILENT, catalogue)
-        with connect(workers, scheduler, progress or SILENT) as client:
+        folder = catalogue.folder
+        with connect(workers, scheduler, timed, cluster=jobs, folder=folder) as client:
             usable = _run_stages(client, job, catalogue, timed)
         if not usable:
             reasons = ", ".join(f"{n} {reason}" for reason, n in catalogue.reasons().items())
@@ -176,6 +186,9 @@ class _Timed:
     progress: Progress
     catalogue: Catalogue
 
+    def note(self, text: str) -> None:
+        self.progress.note(text)
+
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None, unit: str, *, done: int = 0) -> Iterator[Advance]:
         start = time.perf_counter()
@@ -197,10 +210,10 @@ def _failures_explained(catalogue: Path) -> Iterator[None]:
             f"{catalogue}: {error}; free disk space or check write permission, then run the same"
             " command again to resume"
         ) from error
-    except KilledWorker as error:
+    except ProcessEnded as error:
         raise PrepareError(
-            "a worker died several times during one task, most likely for lack of memory;"
-            " run the same command again with fewer --workers"
+            f"a task cannot be done: {error}; run the same command again, with more memory for each"
+            " worker (fewer --workers) if it was killed"
         ) from error
     except CancelledError as error:
         raise PrepareError(

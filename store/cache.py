@@ -58,6 +58,11 @@ class ShardCache:
         self._root, self._limit = root, limit
         self._paused_until = 0.0
 
+    def make_folder(self) -> None:
+        """Create `folder`, for its owner only."""
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+
     def has(self, key: str) -> bool:
         """Whether a file is there; it then counts as used now."""
         file = self.folder / key
@@ -88,8 +93,7 @@ class ShardCache:
         file = self.folder / key
         partial = file.with_name(f".partial-{file.name}")
         try:
-            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.folder.mkdir(mode=0o700, exist_ok=True)
+            self.make_folder()
             file.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("ab") as opened:
                 fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)

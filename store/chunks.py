@@ -6,20 +6,22 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from store.format import Unreachable
 from store.layout import shard_key
+from store.remote import refuse_fork
 from store.shards import MISSING, index_size, is_intact, is_sound, read_index
 
 if TYPE_CHECKING:
     from store.cache import ShardCache
     from store.location import Remote
 
+Result = TypeVar("Result")
 Wanted: TypeAlias = tuple[int, list[int]]
 """A shard, and the numbers of some of its chunks."""
 
@@ -74,9 +76,14 @@ def _read_at(descriptor: int, offset: int, length: int) -> bytes:
         return b""
 
 
+def request_pool(url: object) -> ThreadPoolExecutor:
+    """Threads that wait for the answers of servers, shared by all stores of a process."""
+    refuse_fork(url)  # its threads would be missing
+    return _pool()
+
+
 @functools.cache
-def request_pool() -> ThreadPoolExecutor:
-    """Threads that wait for the answers of servers, shared by all stores."""
+def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_REQUESTS, thread_name_prefix="object-storage")
 
 
@@ -98,6 +105,8 @@ class ObjectChunks:
         self._remote, self._name = remote, name
         self._rows_per_shard, self._num_axes = rows_per_shard, num_axes
         self._cache = cache
+        self._damaged: set[int] = set()
+        """Shards that are damaged at the server."""
         self._index = lru_cache(max(1, _CACHED_ROWS // rows_per_shard))(self._read_index)
         if cache is not None:
             self._files = FileChunks(cache.folder / name, rows_per_shard, num_axes)
@@ -109,7 +118,7 @@ class ObjectChunks:
         """
         wanted = list(wanted)
         pending = [
-            None if self._is_cached(shard) else request_pool().submit(self._request, shard, numbers)
+            None if self._is_cached(shard) else self._submit(self._request, shard, numbers)
             for shard, numbers in wanted
         ]
         try:
@@ -118,6 +127,9 @@ class ObjectChunks:
         finally:
             for answer in filter(None, pending):
                 answer.cancel()
+
+    def _submit(self, work: Callable[..., Result], *given: Any) -> Future[Result]:
+        return request_pool(self._remote).submit(work, *given)
 
     def _request(self, shard: int, numbers: Sequence[int]) -> Sequence[bytes]:
         """Chunks of one shard by their ranges; the first time, its index before them."""
@@ -161,15 +173,19 @@ class ObjectChunks:
 
     def _download(self, shard: int) -> None:
         """Begin to cache a shard in the background, unless enough of them are on their way."""
-        if self._cache and not self._cache.is_paused and _downloads.acquire(blocking=False):
-            key = self._key(shard)
-            adding = request_pool().submit(self._cache.add, key, lambda: self._read_whole(key))
+        if self._cache is None or self._cache.is_paused or shard in self._damaged:
+            return
+        if _downloads.acquire(blocking=False):
+            adding = self._submit(self._cache.add, self._key(shard), lambda: self._whole(shard))
             adding.add_done_callback(lambda _: _downloads.release())
 
-    def _read_whole(self, key: str) -> bytes | None:
+    def _whole(self, shard: int) -> bytes | None:
         """A shard; None if it is damaged, or cannot be read: who wants its rows is told."""
         try:
-            content = self._remote.read(key)
+            content = self._remote.read(self._key(shard))
         except (FileNotFoundError, Unreachable):
             return None
-        return content if is_sound(content, self._rows_per_shard) else None
+        if not is_sound(content, self._rows_per_shard):
+            self._damaged.add(shard)
+            return None
+        return content

@@ -7,7 +7,7 @@ listed, because a web server cannot list.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -175,7 +175,7 @@ class Remote:
 
     def map(self, read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Read several small things at the same time; results come in order."""
-        return request_pool().map(read, items)
+        return request_pool(self).map(read, items)
 
     def explained(self) -> AbstractContextManager[None]:
         """Within it, a failed request raises Unreachable."""
@@ -184,7 +184,11 @@ class Remote:
     def kept(self, name: str, fingerprint: str | None) -> Path | None:
         """A file for results that are computed once, or None without a cache."""
         cache = open_cache(fingerprint) if fingerprint else None
-        return cache.folder / name if cache else None
+        if cache is None:
+            return None
+        with suppress(OSError):  # then it is not writable, as beside a read-only store
+            cache.make_folder()
+        return cache.folder / name
 
 
 Location: TypeAlias = Folder | Remote

@@ -24,9 +24,16 @@ class Progress(Protocol):
         """Enter a stage of `total` units (None: unknown), `done` of them by an earlier run."""
         ...
 
+    def note(self, text: str) -> None:
+        """Show one line at once, also within a stage; may be called from any thread."""
+        ...
+
 
 class Silent:
     """Shows nothing."""
+
+    def note(self, text: str) -> None:
+        """Ignore a line."""
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None, unit: str, *, done: int = 0) -> Iterator[Advance]:
@@ -46,6 +53,10 @@ class Terminal:
         """Show one stage. What an earlier run did does not count for the rate."""
         show = _show_bar if sys.stderr.isatty() else _show_lines
         return show(name, total, unit, done)
+
+    def note(self, text: str) -> None:
+        """Print one line, above the bar of the stage."""
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -123,6 +123,7 @@ def explained(url: object) -> Iterator[None]:
     """
     from obstore.exceptions import (  # noqa: PLC0415
         BaseError,
+        NotSupportedError,
         PermissionDeniedError,
         UnauthenticatedError,
     )
@@ -135,9 +136,10 @@ def explained(url: object) -> Iterator[None]:
             raise Unreachable(f"{url}: no such bucket") from None
         raise
     except (PermissionDeniedError, UnauthenticatedError) as error:
+        raise Unreachable(f"{url}: access denied{_answer(error)}; {_CREDENTIALS}") from None
+    except NotSupportedError:
         raise Unreachable(
-            f"{url}: access denied{_answer(error)}; {_CREDENTIALS}, or AWS_SKIP_SIGNATURE=true for"
-            " a public bucket"
+            f"{url}: the server does not answer byte ranges; use another one"
         ) from None
     except BaseError as error:
         if _lacks_bucket(error):  # when listing

@@ -91,8 +91,8 @@ def _check_group(store: PatchStore, name: str) -> Iterator[Problem]:
 def _check_table(store: PatchStore, name: str) -> Iterator[Problem]:
     array: Any = store.group[name]
     table = store.tables[name]
-    if array.dtype != table.dtype or array.ndim != 1 + len(table.columns):
-        yield Problem(name, f"must be {table.dtype} with {1 + len(table.columns)} axes")
+    if array.dtype != table.dtype or array.ndim != len(table.dimensions):
+        yield Problem(name, f"must be {table.dtype} with {len(table.dimensions)} axes")
     elif not all(store.location.map(store.location.exists, _list_chunks(name, array))):
         yield Problem(name, "chunks are missing")
     else:

@@ -6,6 +6,7 @@ import inspect
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,12 @@ def test_importing_the_packages_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize("name", ["pipeline", "store", "trainer"])
 def test_a_package_is_marked_as_typed(name: str) -> None:
     assert Path(str(importlib.import_module(name).__file__)).with_name("py.typed").exists()
+
+
+@pytest.mark.parametrize("name", ["pipeline", "store", "trainer"])
+def test_a_package_has_the_version_of_the_project(name: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert importlib.import_module(name).__version__ == project["version"]
 
 
 @pytest.mark.parametrize("name", PACKAGES)

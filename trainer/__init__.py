@@ -34,6 +34,8 @@ if TYPE_CHECKING:
         read_weights,
     )
 
+__version__: str
+
 __all__ = [
     "Batch",
     "Encoder3D",

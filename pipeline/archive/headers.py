@@ -19,7 +19,6 @@ import numpy as np
 
 from pipeline.archive.folders import Folder
 from pipeline.archive.series import (
-    CRASHED,
     DUPLICATE,
     INTERNAL,
     JOINED,
@@ -77,9 +76,9 @@ def _is_packed(name: str) -> bool:
     return name.endswith(_PACKED) or (suffix in _COMPRESSED and inner.endswith(packed))
 
 
-def crashed_folder(folder: Folder) -> Series:
-    """A rejected series for a folder whose headers crash the reading library."""
-    rejected = Rejected(CRASHED, "one of the folder's files, or reading took too long")
+def crashed_folder(folder: Folder, reason: str) -> Series:
+    """A rejected series for a folder whose headers end the process that reads them."""
+    rejected = Rejected(reason, "one of the folder's files")
     return _file_series(folder, folder.files[0], rejected)
 
 

@@ -11,6 +11,8 @@ from typing import Final
 
 CRASHED: Final = "reader crashed"
 """Reason of a series whose reading killed its process, or had to be stopped."""
+OUT_OF_MEMORY: Final = "out of memory"
+"""Reason of a series that could not be allocated, or whose reader was killed again and again."""
 INTERNAL: Final = "internal error"
 """Reason of a series on which semgen itself failed; the detail is the traceback."""
 MAY_BE_INCOMPLETE: Final = ("too few slices", "missing slices", "uneven slice spacing")

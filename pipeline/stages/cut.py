@@ -6,21 +6,21 @@ The functions that workers run come last; they write shards and touch no catalog
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from distributed import Client
+from distributed import Client, KilledWorker
 from numpy.typing import NDArray
 
 from pipeline.archive.catalogue import Catalogue
 from pipeline.archive.series import Series
 from pipeline.archive.volume import read_volume
-from pipeline.cluster import num_threads, raise_if_failed, run_bounded
 from pipeline.config import PrepareConfig
 from pipeline.crops import cut_crop, one_blas_thread
 from pipeline.preflight import PrepareError
+from pipeline.tasks import num_threads, raise_if_failed, run_alone, run_bounded
 from store.errors import SemgenError
 from store.format import SPLITS
 from store.geometry import scan_name
@@ -123,7 +123,8 @@ def _cut_split(client: Client, plan: _SplitPlan, config: PrepareConfig, advance:
     """Cut the missing shards of one split, in row order, and fill in their digests.
 
     A scan is read by one task for all its crops. That task writes the shards that have crops of
-    this scan only, and passes its crops of other shards to the tasks that write those.
+    this scan only, and passes its crops of other shards to the tasks that write those. Where Dask
+    gives up one of these tasks, because workers were lost, one task cuts the whole shard.
     """
     path, grid, digests = str(plan.path), plan.grid, plan.digests
     limit = 2 * num_threads(client)  # of shards and of scans in flight
@@ -132,13 +133,19 @@ def _cut_split(client: Client, plan: _SplitPlan, config: PrepareConfig, advance:
 
     def collect() -> None:
         shard, future = in_flight.popleft()
-        digests[shard] = future.result()
+        try:
+            digests[shard] = future.result()
+        except KilledWorker:
+            scans = [plan.scan_cut(scan) for scan in plan.scans_of(grid.rows_of(shard))]
+            ((_, digest),) = run_alone(client, cut_shard, [shard], path, scans, config)
+            raise_if_failed(digest)
+            digests[shard] = digest
         advance(len(grid.rows_of(shard)))
 
     for shard in [shard for shard in range(grid.num_shards) if digests[shard] is None]:
         rows = grid.rows_of(shard)
         scans = plan.scans_of(rows)
-        cuts = {scan: future for scan, future in cuts.items() if scan in scans}
+        cuts = {s: cut for s, cut in cuts.items() if s in scans and cut.status != "error"}
         for scan in scans:
             if scan not in cuts:
                 cuts[scan] = client.submit(
@@ -241,3 +248,9 @@ def finish_shard(store: str, split: str, shard: int, cuts: list[dict[int, Piece]
         return pieces[0]
     crops = np.concatenate([piece for piece in pieces if not isinstance(piece, str)])
     return write_shard(Path(store), f"{split}/patch", shard, crops)
+
+
+def cut_shard(shard: int, store: str, cuts: list[ScanCut], config: PrepareConfig) -> str:
+    """Cut one shard from all scans that share it, and write it; returns its digest."""
+    pieces = [cut_scan(store, replace(cut, shards=(shard,)), config) for cut in cuts]
+    return finish_shard(store, cuts[0].split, shard, pieces)

@@ -18,12 +18,12 @@ import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from pipeline.cluster import raise_if_failed, run_bounded
 from pipeline.config import PrepareConfig
 from pipeline.crops import one_blas_thread
 from pipeline.features import Features
 from pipeline.match import describe_place, describe_scan, match_place
 from pipeline.place import Floats, Scans
+from pipeline.tasks import raise_if_failed, run_bounded
 from store.atomic import replace_file
 from store.progress import Advance
 from store.sharded import ShardedReader

@@ -9,18 +9,16 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
-import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
 from pipeline.archive.catalogue import Catalogue, Surveyed, thumbnail_path
-from pipeline.archive.folders import find_folders, resolve_archive
+from pipeline.archive.folders import find_folders
 from pipeline.archive.headers import crashed_folder, join_parts, read_folder
 from pipeline.archive.manifest import Manifest, select_parts
 from pipeline.archive.selection import (
@@ -31,13 +29,14 @@ from pipeline.archive.selection import (
     reject_duplicates,
     series_in_parts,
 )
-from pipeline.archive.series import CRASHED, INTERNAL, Series
-from pipeline.archive.volume import read_volume
-from pipeline.cluster import raise_if_failed, run_bounded
+from pipeline.archive.series import CRASHED, INTERNAL, OUT_OF_MEMORY, Series
+from pipeline.archive.volume import read_geometry, read_volume
 from pipeline.config import PrepareConfig
 from pipeline.crops import make_thumbnail, one_blas_thread
 from pipeline.frame import frame_box
+from pipeline.isolation import ProcessEnded, ProcessKilled
 from pipeline.splits import split_patients
+from pipeline.tasks import raise_if_failed, run_bounded
 from store.atomic import replace_file
 from store.errors import SemgenError
 from store.format import SURVEY_VERSION, THUMBNAIL_SHAPE
@@ -95,25 +94,32 @@ def survey_archive(
     return accepted
 
 
-def list_series(
-    archive: str | Path | Sequence[str | Path], config: PrepareConfig, manifest: Path | None
-) -> Iterator[tuple[str, int, str | None, str]]:
-    """What `prepare` would do with each series, by headers alone; writes nothing.
-
-    Yields (first file, number of files, reason to reject it or None, detail).
-    """
-    roots = resolve_archive(archive)
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        contextlib.closing(Catalogue(Path(scratch) / "catalogue")) as catalogue,
-    ):
-        listed = Manifest(manifest, roots) if manifest else None
-        _catalogue_series(None, roots, catalogue, config, listed, lambda _: None)
-        yield from catalogue.listing()
+def survey_headers(
+    client: Client,
+    archive: Sequence[Path],
+    catalogue: Catalogue,
+    config: PrepareConfig,
+    manifest: Manifest | None,
+    progress: Progress,
+) -> None:
+    """Fill a catalogue with what headers alone tell: what `survey_archive` would do; no voxels."""
+    num_folders = sum(1 for _ in find_folders(archive))
+    with progress.stage("list series", num_folders, "folders") as advance:
+        _catalogue_series(client, archive, catalogue, config, manifest, advance)
+    while True:
+        with progress.stage("read headers", catalogue.count_pending(), "series") as advance:
+            found = run_bounded(client, inspect_header, catalogue.pending(), config)
+            for series, result in found:
+                ended = isinstance(result, ProcessEnded)
+                catalogue.record(_surveyed(series, result) if ended else result)
+                advance(1)
+            catalogue.commit()
+        if not (config.one_per_study and choose_next_best(catalogue)):
+            return
 
 
 def _catalogue_series(
-    client: Client | None,
+    client: Client,
     archive: Sequence[Path],
     catalogue: Catalogue,
     config: PrepareConfig,
@@ -122,36 +128,22 @@ def _catalogue_series(
 ) -> None:
     """Enter every series of an archive into the catalogue, with what its headers say.
 
-    client
-        Headers are read by its workers; in this process where None.
     advance
         Counts folders.
     """
-    for folder, result in _read_headers(client, read_folder, find_folders(archive), config):
-        crashed = isinstance(result, BaseException)
-        series = [crashed_folder(folder)] if crashed else result
+    for folder, result in run_bounded(client, read_folder, find_folders(archive), config):
+        ended = isinstance(result, ProcessEnded)
+        series = [crashed_folder(folder, rejection_reason(result))] if ended else result
         catalogue.add(manifest.apply(series) if manifest else series)
         advance(1)
-    for parts, joined in _read_headers(client, join_parts, series_in_parts(catalogue), config):
-        if not isinstance(joined, BaseException):  # else the parts stay as they are
+    for parts, joined in run_bounded(client, join_parts, series_in_parts(catalogue), config):
+        if not isinstance(joined, ProcessEnded):  # else the parts stay as they are
             catalogue.add(select_parts(parts, joined), again=True)
     if manifest:
         catalogue.add(manifest.unused())
     if config.one_per_study:
         choose_one_per_study(catalogue)
     catalogue.commit()
-
-
-def _read_headers(
-    client: Client | None,
-    function: Callable[[Any, PrepareConfig], list[Series]],
-    items: Iterable[Any],
-    config: PrepareConfig,
-) -> Iterator[tuple[Any, Any]]:
-    """(item, function(item, config)) in any order; an exception where the worker crashed."""
-    if client is None:
-        return ((item, function(item, config)) for item in items)
-    return run_bounded(client, function, items, config)
 
 
 def _reuse_survey(store: Path, catalogue: Catalogue, progress: Progress) -> None:
@@ -172,10 +164,19 @@ def _survey_pending(
     with progress.stage("survey", catalogue.count_pending(), "scans") as advance:
         surveys = run_bounded(client, survey_series, catalogue.pending(), config, folder)
         for series, result in surveys:
-            crashed = isinstance(result, BaseException)
-            catalogue.record(Surveyed(key=series.key, reason=CRASHED) if crashed else result)
+            ended = isinstance(result, ProcessEnded)
+            catalogue.record(_surveyed(series, result) if ended else result)
             advance(1)
         catalogue.commit()
+
+
+def _surveyed(series: Series, ended: ProcessEnded) -> Surveyed:
+    return Surveyed(key=series.key, reason=rejection_reason(ended), detail=str(ended))
+
+
+def rejection_reason(ended: ProcessEnded) -> str:
+    """Why a series is rejected whose reading ended its process."""
+    return OUT_OF_MEMORY if isinstance(ended, ProcessKilled) else CRASHED
 
 
 def _write_scans(
@@ -215,7 +216,7 @@ def _write_scans(
 def time_limit(seconds: int) -> Iterator[None]:
     """End this process after `seconds`: nothing else stops a reading library that hangs.
 
-    For workers of one thread. The job then sees that a worker died.
+    For workers of one thread. Dask then sees a lost worker; `pipeline.isolation`, a crash.
     """
     with open(os.devnull, "w") as nowhere:
         faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
@@ -223,6 +224,17 @@ def time_limit(seconds: int) -> Iterator[None]:
             yield
         finally:
             faulthandler.cancel_dump_traceback_later()
+
+
+def inspect_header(series: Series, config: PrepareConfig) -> Surveyed:
+    """Size and spacing of one series from its headers, or why they reject it."""
+    try:
+        size, spacing_mm = read_geometry(series, config)
+    except Rejected as rejected:
+        return Surveyed(key=series.key, reason=rejected.reason, detail=rejected.detail)
+    except OSError as error:
+        return Surveyed(key=series.key, reason="unreadable", detail=type(error).__name__)
+    return Surveyed(key=series.key, size=size, spacing_mm=spacing_mm)
 
 
 def survey_series(series: Series, config: PrepareConfig, survey_folder: str) -> Surveyed:
@@ -235,7 +247,9 @@ def survey_series(series: Series, config: PrepareConfig, survey_folder: str) -> 
             thumbnail = make_thumbnail(volume, box, THUMBNAIL_SHAPE, config)
     except Rejected as rejected:
         return Surveyed(key=series.key, reason=rejected.reason, detail=rejected.detail)
-    except (MemoryError, OSError) as error:
+    except MemoryError:
+        return Surveyed(key=series.key, reason=OUT_OF_MEMORY)
+    except OSError as error:
         return Surveyed(key=series.key, reason="unreadable", detail=type(error).__name__)
     except Exception:  # a bug: it costs this series, not the job
         return Surveyed(key=series.key, reason=INTERNAL, detail=traceback.format_exc())

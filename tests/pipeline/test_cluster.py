@@ -3,16 +3,22 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from distributed import LocalCluster
 
 from pipeline import cluster
-from pipeline.cluster import ClusterError, connect, run_bounded
-from tests.support.command import ENVIRONMENT, run
+from pipeline.batch import ClusterError
+from pipeline.cluster import connect
+from pipeline.job import prepare
+from pipeline.tasks import run_bounded
+from tests.support.command import ENVIRONMENT, assert_refused, run
+from tests.support.progress import CountedProgress
 
 
 @pytest.fixture
@@ -66,22 +72,76 @@ def test_a_wrong_scheduler_address_is_refused_before_anything_is_created(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_job_waits_for_workers_for_a_limited_time(
-    scheduler: str, monkeypatch: pytest.MonkeyPatch, phantoms: Path, tmp_path: Path
+def test_a_scheduler_file_that_is_none_is_refused(phantoms: Path, tmp_path: Path) -> None:
+    file = tmp_path / "scheduler.json"
+    file.write_text('{"workers": {}}')
+    done = run("prepare", phantoms, tmp_path / "s", "--scheduler-file", file)
+    assert_refused(done, f"{file}: not a scheduler file of Dask")
+    with pytest.raises(ClusterError, match="no such file"):
+        prepare(phantoms, tmp_path / "s", scheduler_file=tmp_path / "missing.json")
+    assert not (tmp_path / "s").exists()
+
+
+def test_two_places_for_the_work_are_refused(phantoms: Path, tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="--workers and --scheduler exclude each other"):
+        prepare(phantoms, tmp_path / "s", workers=2, scheduler="tcp://127.0.0.1:8786")
+
+
+def test_missing_workers_are_reported_and_the_job_goes_on_when_they_come(
+    scheduler: str, start: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "_WORKER_SECONDS", 1)
-    done = run("prepare", phantoms, tmp_path / "s", "--scheduler", scheduler)
-    assert done.exit_code == 1
-    shown, error = done.stderr.splitlines()
-    assert shown.startswith("waiting for workers: 0 worker")
-    assert "no worker joined it within 1 s" in error
-    assert f"dask worker {scheduler}" in error
-
-
-def test_a_worker_that_joins_late_is_used(scheduler: str, start: Callable[..., None]) -> None:
-    start("worker", scheduler, "--nthreads", "1")
-    with connect(1, scheduler) as client:
+    monkeypatch.setattr(cluster, "_WATCH_SECONDS", 0.1)
+    monkeypatch.setattr(cluster, "_PATIENCE_SECONDS", 0.2)
+    progress = CountedProgress()
+    workers = [threading.Timer(1, start, ["worker", scheduler, "--nthreads", "1"])]
+    workers[0].start()
+    with connect(None, scheduler, progress) as client:
         assert list(run_bounded(client, abs, [-1])) == [(-1, 1)]
+        client.retire_workers()
+        workers.append(threading.Timer(1, start, ["worker", scheduler, "--nthreads", "1"]))
+        workers[1].start()
+        assert list(run_bounded(client, abs, [-2])) == [(-2, 2)]
+    for worker in workers:
+        worker.join()
+    first, joined, lost, again = (note for note in progress.notes if "dashboard" not in note)
+    assert first.startswith("waiting for workers: none has joined yet; start some with `dask work")
+    assert lost.startswith("waiting for workers: all were lost; ")
+    assert joined == again == "workers joined: 1"
+
+
+def test_a_worker_that_cannot_import_semgen_is_refused(
+    scheduler: str, start: Callable[..., None], tmp_path: Path
+) -> None:
+    (tmp_path / "without.py").write_text("import sys; sys.modules['pipeline'] = None")
+    start("worker", scheduler, "--nthreads", "1", "--preload", str(tmp_path / "without.py"))
+    with (
+        pytest.raises(ClusterError, match="cannot import semgen"),
+        connect(None, scheduler),
+    ):
+        pass
+
+
+class Versions:
+    """A client of a cluster with these versions of a package."""
+
+    def __init__(self, package: str, here: str, there: str) -> None:
+        names = ("semgen", *cluster._COMPARED)
+        ours, theirs = ({**dict.fromkeys(names, "1"), package: one} for one in (here, there))
+        self.found = {"client": {"packages": ours}, "scheduler": {"packages": ours}}
+        self.found["workers"] = {"tcp://one": {"packages": theirs}, "tcp://two": {"packages": ours}}
+
+    def get_versions(self, packages: list[str]) -> dict[str, Any]:
+        return self.found
+
+
+def test_another_version_of_semgen_is_refused_and_of_a_library_reported() -> None:
+    progress = CountedProgress()
+    with pytest.raises(ClusterError, match="Dask tcp://one has semgen 2, not 1; install the same"):
+        cluster._compare_versions(Versions("semgen", "1", "2"), progress)
+    cluster._compare_versions(Versions("numpy", "1", "2"), progress)
+    assert progress.notes == [
+        "other versions than in this process: Dask tcp://one has numpy 2, not 1"
+    ]
 
 
 def test_workers_of_several_threads_are_refused(

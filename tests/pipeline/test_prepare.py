@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pydicom
 import pytest
 
@@ -124,7 +125,9 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     dask = [sys.executable, "-m", "dask"]
     scheduler = [*dask, "scheduler", "--port", "0", "--scheduler-file", str(file), "--no-dashboard"]
     worker = [*dask, "worker", "--scheduler-file", str(file), "--nthreads", "1", "--no-dashboard"]
-    quiet = {"env": ENVIRONMENT, "cwd": tmp_path, "stderr": subprocess.DEVNULL}
+    # a scheduler that gives a task up as soon as one worker is lost that had it
+    environment = ENVIRONMENT | {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
+    quiet = {"env": environment, "cwd": tmp_path, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(scheduler, **quiet) as first:  # type: ignore[call-overload]
         while not file.is_file():
             assert first.poll() is None
@@ -138,17 +141,36 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
                 first.terminate()
 
 
-def test_a_running_cluster_makes_the_same_bytes(
-    prepared: Path,
-    phantoms: Path,
-    config_file: Path,
-    semgen: Semgen,
-    cluster: tuple[str, "subprocess.Popen[bytes]"],
-    tmp_path: Path,
+def kill_workers() -> None:
+    """Kill the worker processes of `cluster`; they are started again."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            words = (process.parent() or process).cmdline(), process.cmdline()
+            if "worker" in words[0] and "spawn_main" in words[1][-1]:
+                process.kill()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_cluster_that_loses_its_worker_in_every_stage_makes_the_same_bytes(
+    prepared: Path, phantoms: Path, config_file: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "cluster.store"
-    done = semgen("prepare", phantoms, store, "--config", config_file, "--scheduler", cluster[0])
-    assert done.returncode == 0, done.stderr
+    command = ["prepare", phantoms, store, "--config", config_file]
+    command += ["--scheduler-file", tmp_path / "scheduler.json"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "cli", *map(str, command)],
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as job:
+        for stage in ("survey", "discover", "cut"):
+            while not STAGES[stage](store):
+                assert job.poll() is None, job.communicate()
+                time.sleep(0.002)
+            kill_workers()
+        _, errors = job.communicate()
+    assert job.returncode == 0, errors
     assert_same_bytes(store, prepared)
 
 
@@ -367,10 +389,11 @@ def test_rejected_series_are_counted_by_reason(patches: PatchStore) -> None:
 
 CRASHES = """
 import json, os
-from pipeline.cluster import connect, run_bounded
+from pipeline.cluster import connect
+from pipeline.tasks import run_bounded
 
 # shell commands stand for series; PPID is the worker that runs them
-crash, fine = "kill -9 $PPID", "sleep 0.1"
+crash, fine = "kill -SEGV $PPID", "sleep 0.1"
 series = [fine, crash, fine, fine, fine, crash, fine, fine, fine]
 with connect(1, None) as client:
     found = list(run_bounded(client, os.system, series))
@@ -396,7 +419,8 @@ def test_a_series_that_crashes_the_reader_costs_only_itself() -> None:
 
 HANGS = """
 import json, re
-from pipeline.cluster import connect, run_bounded
+from pipeline.cluster import connect
+from pipeline.tasks import run_bounded
 from pipeline.stages.survey import time_limit
 
 def read(text):

@@ -1,7 +1,6 @@
 """Stores at a URL: read as from a folder, cached on disk, and what can go wrong on the way."""
 
 import logging
-import multiprocessing
 import os
 import pickle
 import sys
@@ -103,7 +102,7 @@ def assert_same_rows(ours: Split, theirs: Split) -> None:
 
 
 def test_everything_is_as_in_the_folder(source: Path, url: str) -> None:
-    ours, theirs = PatchStore(url), PatchStore(source)
+    ours, theirs = PatchStore(Path(url)), PatchStore(source)  # pathlib makes it s3:/bucket
     assert (ours.fingerprint, repr(ours)) == (theirs.fingerprint, repr(theirs))
     assert read_annotation(url) == read_annotation(source)
     assert [problem.what for problem in verify(url)] == [p.what for p in verify(source)]
@@ -114,8 +113,9 @@ def test_everything_is_as_in_the_folder(source: Path, url: str) -> None:
     np.testing.assert_array_equal(ours.thumbnails.read([2]), theirs.thumbnails.read([2]))
 
 
-@pytest.mark.usefixtures("no_cache")
-def test_the_commands_print_the_same_for_a_url(prepared: Path, server: str, tmp_path: Path) -> None:
+def test_the_commands_print_the_same_for_a_url(
+    prepared: Path, server: str, tmp_path: Path, cache: Path
+) -> None:
     del server
     url = upload(prepared, f"{BUCKET}/{prepared.name}")
     for command in ("inspect", "inspect --class 1", "classes --quality --json", "verify"):
@@ -123,6 +123,7 @@ def test_the_commands_print_the_same_for_a_url(prepared: Path, server: str, tmp_
         ours, theirs = (run(name, store, *options) for store in (url, prepared))
         assert ours.exit_code == 0, ours.output
         assert ours.stdout == theirs.stdout.replace(str(prepared), url)
+    assert len(list(cache.rglob("quality.json"))) == 1, "quality is computed once"
     pages = tmp_path / "url.html", tmp_path / "folder.html"
     for store, page in zip((url, prepared), pages, strict=True):
         assert run("report", store, page).exit_code == 0
@@ -165,10 +166,6 @@ def test_a_web_server_is_read_as_well(source: Path) -> None:
         assert_same_rows(PatchStore(f"{site}/chest.store").train, PatchStore(source).train)
 
 
-def read_elsewhere(split: Split, answers: "multiprocessing.Queue[bytes]") -> None:
-    answers.put(split.read([5]).tobytes())
-
-
 def test_a_pickle_holds_the_url_alone_and_opens_it_again(url: str) -> None:
     split = PatchStore(url).train
     pickled = pickle.dumps(split)
@@ -178,11 +175,11 @@ def test_a_pickle_holds_the_url_alone_and_opens_it_again(url: str) -> None:
 
 
 def test_a_forked_process_is_told_to_be_spawned(url: str) -> None:
-    store = PatchStore(url)
+    split = PatchStore(url).train
     pid = os.fork()
     if pid == 0:
         try:
-            store.train  # noqa: B018
+            split.read([1])
         except StoreError as error:
             os._exit(3 if "spawn" in str(error) else 4)
         os._exit(5)
@@ -332,6 +329,21 @@ def refusal(environment: dict[str, str], url: str, monkeypatch: pytest.MonkeyPat
     return done.stderr
 
 
+def test_a_profile_of_the_aws_tools_has_credentials(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / ".aws" / "credentials"
+    file.parent.mkdir()
+    file.write_text(f"[lab]\naws_access_key_id = somebody\naws_secret_access_key = {SECRET}\n")
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    assert PatchStore(url).state == "complete"
+    monkeypatch.setenv("AWS_PROFILE", "other")
+    assert "check AWS_PROFILE" in refusal({}, url, monkeypatch)
+
+
 @pytest.mark.parametrize(
     ("environment", "at", "words"),
     [
@@ -366,6 +378,13 @@ def test_denied_access_says_where_credentials_come_from(
     assert words in said
     assert "credentials in the environment" in said
     assert SECRET not in said
+
+
+def test_a_web_server_without_byte_ranges_is_named_as_the_reason(source: Path) -> None:
+    with serve_files(source.parent, ranges=False) as site:
+        train = PatchStore(f"{site}/chest.store").train
+        with pytest.raises(Unreachable, match="does not answer byte ranges"):
+            train.read([1])
 
 
 def test_without_obstore_the_command_to_install_it_is_named(

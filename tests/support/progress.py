@@ -8,12 +8,16 @@ from store.progress import Advance
 
 
 class CountedProgress:
-    """Units by stage; totals, and units done by an earlier run, as the stages announced them."""
+    """Units by stage; totals, units done by an earlier run, and notes, as they were announced."""
 
     def __init__(self) -> None:
         self.units: Counter[str] = Counter()
         self.totals: dict[str, int | None] = {}
         self.done: dict[str, int] = {}
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None, unit: str, *, done: int = 0) -> Iterator[Advance]:

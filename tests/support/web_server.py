@@ -11,8 +11,8 @@ from pathlib import Path
 
 
 @contextmanager
-def serve_files(folder: Path) -> Iterator[str]:
-    """Serve a folder; yields its URL."""
+def serve_files(folder: Path, *, ranges: bool = True) -> Iterator[str]:
+    """Serve a folder; yields its URL. Without `ranges`, files are always sent whole."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -23,7 +23,8 @@ def serve_files(folder: Path) -> Iterator[str]:
                 self.send_error(404)
                 return
             content = whole = file.read_bytes()
-            if wanted := re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "")):
+            asked = self.headers.get("Range", "") if ranges else ""
+            if wanted := re.fullmatch(r"bytes=(\d*)-(\d*)", asked):
                 first, last = wanted.groups()
                 start = int(first) if first else max(0, len(whole) - int(last))
                 content = whole[start : int(last) + 1 if first and last else None]

@@ -72,8 +72,8 @@ def broken(store: PatchStore, tmp_path: Path) -> PatchStore:
     """The store with one bit of train row 20 flipped."""
     copy = PatchStore(shutil.copytree(store.path, tmp_path / "broken.store"))
     # The second shard begins with its first row, row 16; row 20 lies a few chunks on.
-    offset, _ = copy.train.patch._index(1)[20 - 16]
-    file = Path(copy.train.patch._file(1))
+    offset, _ = copy.train.patch._chunks._index(1)[20 - 16]
+    file = Path(copy.train.patch._chunks.file(1))
     content = bytearray(file.read_bytes())
     content[offset + 40] ^= 1
     file.write_bytes(content)
