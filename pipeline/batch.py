@@ -139,7 +139,7 @@ class Jobs:
             raise ClusterError(f"no job could be submitted: {_explain(error)}") from error
 
     async def _forget(self, job: str) -> None:
-        del self.cluster.worker_spec[job]
+        self.cluster.worker_spec.pop(job, None)
         await self.cluster.workers.pop(job).close()
 
 

@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import dask
 from distributed import Client, LocalCluster
@@ -34,6 +34,7 @@ from store.progress import SILENT, Progress
 
 WORKER_MODULES: Final = (
     "pipeline.stages.survey",
+    "pipeline.stages.near_duplicates",
     "pipeline.stages.placing",
     "pipeline.stages.cut",
 )
@@ -193,15 +194,15 @@ def _connect_to(scheduler: str) -> Iterator[Client]:
 def _check_software(client: Client, progress: Progress) -> None:
     """Wait for a worker; ClusterError unless scheduler and workers run the same semgen as we do."""
     client.submit(exec, "", pure=False).result()  # makes a cluster start workers; needs no module
-    found = client.run(exec, _IMPORTS, on_error="return")
+    results = client.run(exec, _IMPORTS, on_error="return")
     try:
         client.run_on_scheduler(exec, _IMPORTS)  # it unpickles the tasks
     except ImportError as error:
-        found["scheduler"] = error
-    for address, error in found.items():
-        if isinstance(error, ImportError):
+        results["scheduler"] = error
+    for address, result in results.items():
+        if isinstance(result, ImportError):
             raise ClusterError(
-                f"Dask {address} cannot import semgen ({error}); start scheduler and workers in an"
+                f"Dask {address} cannot import semgen ({result}); start scheduler and workers in an"
                 " environment with the same semgen as this command's"
             )
     refuse_threads(client.nthreads())
@@ -209,8 +210,9 @@ def _check_software(client: Client, progress: Progress) -> None:
 
 
 def _compare_versions(client: Client, progress: Progress) -> None:
-    found = client.get_versions(packages=["semgen", *_COMPARED])
-    ours, differing = found["client"]["packages"], []
+    found: Any = client.get_versions(packages=["semgen", *_COMPARED])
+    ours = found["client"]["packages"]
+    differing = []
     for address, software in {"scheduler": found["scheduler"], **found["workers"]}.items():
         theirs = software["packages"]
         others = [name for name in ("semgen", *_COMPARED) if theirs[name] not in (None, ours[name])]

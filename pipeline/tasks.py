@@ -139,7 +139,7 @@ def raise_if_failed(result: object) -> None:
 def num_threads(client: Client) -> int:
     """Tasks that the cluster runs at once, or will when all requested workers have joined."""
     requested = getattr(client.cluster, "plan", ())
-    return max(1, sum(client.nthreads().values()), len(requested))
+    return max(1, sum(int(n) for n in client.nthreads().values()), len(requested))
 
 
 def refuse_threads(num_threads: dict[str, int]) -> None:

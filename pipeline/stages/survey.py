@@ -12,6 +12,7 @@ import os
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from distributed import Client
@@ -35,7 +36,9 @@ from pipeline.config import PrepareConfig
 from pipeline.crops import make_thumbnail, one_blas_thread
 from pipeline.frame import frame_box
 from pipeline.isolation import ProcessEnded, ProcessKilled
-from pipeline.splits import split_patients
+from pipeline.near_duplicates import CELLS, describe_cells
+from pipeline.splits import NO_PAIRS, number_patients, split_patients
+from pipeline.stages.near_duplicates import find_near_duplicates
 from pipeline.tasks import raise_if_failed, run_bounded
 from store.atomic import replace_file
 from store.errors import SemgenError
@@ -84,11 +87,11 @@ def survey_archive(
     reject_duplicates(catalogue)
     accepted = number_scans(catalogue)
     if accepted:
-        _write_scans(client, writer, catalogue, config, accepted, progress)
         facts = {
             "accepted": accepted,
             "rejected": catalogue.reasons(),
             "version": SURVEY_VERSION,
+            **_write_scans(client, writer, catalogue, config, accepted, progress),
         }
         writer.finish_stage("survey", facts)
     return accepted
@@ -186,12 +189,41 @@ def _write_scans(
     config: PrepareConfig,
     num_scans: int,
     progress: Progress,
-) -> None:
+) -> dict[str, Any]:
+    """Write the tables and thumbnails of the scans; returns what the stage records of them."""
     tables = catalogue.scan_tables()
+    cells = _join_thumbnails(client, writer, catalogue, config, num_scans, progress)
     patients = patients_of_scans(catalogue)
-    tables["patient"], tables["split"] = split_patients(**patients, config=config)
+    facts: dict[str, Any] = {}
+    same = NO_PAIRS
+    if config.near_duplicates != "off":
+        near = find_near_duplicates(
+            client,
+            writer.path,
+            cells=cells,
+            patient=number_patients(patients["scan"], patients["patient"]),
+            box_mm=tables["frame_mm"],
+            config=config,
+            progress=progress,
+        )
+        facts["near_duplicates"] = near
+        if near and config.near_duplicates == "same-split":
+            same = np.array([pair[:2] for pair in near])
+    tables["patient"], tables["split"] = split_patients(**patients, same=same, config=config)
     for name, values in tables.items():
         writer.write_table(f"scans/{name}", values)
+    return facts
+
+
+def _join_thumbnails(
+    client: Client,
+    writer: StoreWriter,
+    catalogue: Catalogue,
+    config: PrepareConfig,
+    num_scans: int,
+    progress: Progress,
+) -> NDArray[np.uint8]:
+    """Write `scans/thumbnail`; returns what `describe_cells` says of each scan."""
     grid = writer.create_sharded(
         "scans/thumbnail",
         shape=(num_scans, *THUMBNAIL_SHAPE),
@@ -202,11 +234,14 @@ def _write_scans(
     shards = [
         (shard, tuple(keys[row] for row in grid.rows_of(shard))) for shard in range(grid.num_shards)
     ]
-    store, survey_folder = str(writer.path), str(catalogue.survey_folder)
+    cells = np.empty((num_scans, *CELLS), np.uint8)
+    arguments = str(writer.path), str(catalogue.survey_folder), config.window_hu
     with progress.stage("join thumbnails", grid.num_shards, "shards") as advance:
-        for _, done in run_bounded(client, join_thumbnails, shards, store, survey_folder):
-            raise_if_failed(done)
+        for (shard, _), described in run_bounded(client, join_thumbnails, shards, *arguments):
+            raise_if_failed(described)
+            cells[grid.rows_of(shard)] = described
             advance(1)
+    return cells
 
 
 # Functions that workers run ----------------------------------------------------------------------
@@ -271,11 +306,15 @@ def save_thumbnail(file: Path, thumbnail: NDArray[np.uint8]) -> None:
         partial.write_bytes(encode_chunk(thumbnail))
 
 
-def join_thumbnails(item: tuple[int, tuple[str, ...]], store: str, survey_folder: str) -> None:
+def join_thumbnails(
+    item: tuple[int, tuple[str, ...]], store: str, survey_folder: str, window_hu: tuple[int, int]
+) -> NDArray[np.uint8]:
     """Write one shard of `scans/thumbnail` from the survey's files.
 
     item
         Number of the shard, and the series keys of its scans.
+
+    Returns (n, 8, 16, 16): what `describe_cells` says of its scans.
     """
     shard, keys = item
     thumbnails = np.empty((len(keys), *THUMBNAIL_SHAPE), np.uint8)
@@ -286,3 +325,5 @@ def join_thumbnails(item: tuple[int, tuple[str, ...]], store: str, survey_folder
                 " its catalogue and prepare again"
             )
     write_shard(Path(store), "scans/thumbnail", shard, thumbnails)
+    with one_blas_thread():
+        return np.stack([describe_cells(thumbnail, window_hu) for thumbnail in thumbnails])

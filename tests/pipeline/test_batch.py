@@ -13,7 +13,8 @@ from pipeline.cluster import connect
 from pipeline.tasks import run_bounded
 from tests.support.command import ENVIRONMENT, ROOT, assert_refused, run
 
-EXAMPLES = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/clusters.md").read_text("utf-8"), re.S)
+PAGE = (ROOT / "docs/clusters.md").read_text("utf-8")
+EXAMPLES = re.findall(r"```toml\n(.*?)```", PAGE, re.S)
 
 # Settings ----------------------------------------------------------------------------------------
 
@@ -27,6 +28,13 @@ def write(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize("text", EXAMPLES)
 def test_an_example_of_the_docs_is_accepted(text: str, tmp_path: Path) -> None:
     assert load_cluster_config(write(tmp_path, text)).max_jobs >= 1
+
+
+def test_every_setting_is_in_the_docs() -> None:
+    (table,) = re.findall(r"\| setting \|.*?\n\n", PAGE, re.S)
+    first_cells = " ".join(line.split("|")[1] for line in table.splitlines()[2:])
+    named = set(re.findall("`(.*?)`", first_cells))
+    assert named == set(ClusterConfig.__dataclass_fields__)
 
 
 @pytest.mark.parametrize(

@@ -13,20 +13,28 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import psutil
 import pydicom
 import pytest
+from distributed import Client
 
 from pipeline.archive.catalogue import Catalogue
 from pipeline.archive.folders import find_folders
 from pipeline.archive.headers import read_folder
 from pipeline.archive.lookup import catalogue_folder
+from pipeline.archive.rows import select_rejections
 from pipeline.archive.series import Series
 from pipeline.config import PrepareConfig
+from pipeline.isolation import ProcessCrashed, ProcessEnded, ProcessKilled
 from pipeline.stages.cut import ScanCut, SourceChanged, cut_scan
+from pipeline.stages.survey import survey_archive, survey_series
 from store import PatchStore
+from store.progress import SILENT
+from store.settings import to_json
+from store.writer import StoreWriter
 from tests.support.command import ENVIRONMENT, Semgen, assert_refused, run
 from tests.support.stores import contents, copy_with_catalogue, unseal
 
@@ -415,6 +423,32 @@ def test_a_series_that_crashes_the_reader_costs_only_itself() -> None:
     all_are_reported, crashes_alone_are_lost = json.loads(done.stdout)
     assert all_are_reported
     assert crashes_alone_are_lost
+
+
+@pytest.mark.parametrize(
+    ("ended", "reason"),
+    [
+        (ProcessCrashed("its process ended by SIGSEGV"), "reader crashed"),
+        (ProcessKilled("its process was killed by SIGKILL"), "out of memory"),
+    ],
+)
+def test_a_series_that_ends_its_process_is_rejected_with_the_cause(
+    ended: ProcessEnded, reason: str, phantoms: Path, config: PrepareConfig, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def run_bounded(_client: None, function: Any, items: Any, *arguments: Any) -> Any:
+        reads_voxels = function is survey_series
+        return ((i, ended if reads_voxels else function(i, *arguments)) for i in items)
+
+    monkeypatch.setattr("pipeline.stages.survey.run_bounded", run_bounded)
+    store = StoreWriter.create(tmp_path / "s", config=to_json(config), software={})
+    with contextlib.closing(Catalogue(tmp_path / "catalogue")) as catalogue:
+        survey_archive(
+            cast("Client", object()), [phantoms], store, catalogue, config, manifest=None,
+            extend=None, progress=SILENT,
+        )  # fmt: skip
+        assert catalogue.reasons() == {reason: 7}
+        assert {detail for _, _, detail in select_rejections(catalogue.db)} == {str(ended)}
 
 
 HANGS = """
