@@ -2,7 +2,8 @@
 
 DICOM headers are read one folder at a time. Volumetric files (NIfTI, MetaImage, NRRD) are listed
 by name; their headers are read one by one (by the survey, or for a dry run), since a malformed one
-can crash the reading library. Files and folders that cannot be read are listed, too, with the reason.
+can crash the reading library. Files and folders that cannot be read are listed, too, with the
+reason.
 """
 
 from __future__ import annotations
