@@ -99,15 +99,11 @@ class _Upload:
     def __init__(self, store: PatchStore, url: str) -> None:
         self._path, self._url = Path(store.path), url
         self._fingerprint = str(store.fingerprint)
+        _check_tables(store)
         self._sharded = {name: ShardedReader(self._path, name) for name in SHARDED}
         self._digests: dict[str, Any] = {name: store.group[name].attrs[DIGESTS] for name in SHARDED}
         self._sizes = {key: self._file(key).stat().st_size for key in _list_objects(store)}
         self._root = self._file(_ROOT).read_bytes()
-        if compute_fingerprint(self._path) != self._fingerprint:
-            raise StoreError(
-                f"{self._path}: the fingerprint does not match the content; run `semgen verify"
-                f" {self._path}`"
-            )
         self._remote = connect(url, answer_s=_SENDING_S)
         self._there: dict[str, Mapping[str, Any]] = {}
         """What was at the URL when the upload began, by key."""
@@ -225,7 +221,10 @@ class _Upload:
 
     def _replace(self, key: str, content: bytes) -> bool:
         """Overwrite an object that differs, unless someone else does; True if it was sent."""
-        from obstore.exceptions import PreconditionError  # noqa: PLC0415 (optional)
+        from obstore.exceptions import (  # noqa: PLC0415 (optional)
+            AlreadyExistsError,
+            PreconditionError,
+        )
 
         try:
             found = self._remote.get(key)
@@ -238,7 +237,7 @@ class _Upload:
                 name: found.meta[name] for name in ("e_tag", "version") if found.meta[name]
             }
             self._remote.put(key, content, mode=version)
-        except (PreconditionError, FileNotFoundError):
+        except (PreconditionError, AlreadyExistsError, FileNotFoundError):
             if self._get(key) != content:
                 raise StoreError(
                     f"{self._url}/{key}: was changed or deleted during the upload; run the same"
@@ -272,6 +271,20 @@ class _Upload:
                     f"{self._path / key}: is damaged; `semgen verify {self._path}` names the rows."
                     " Restore the file from a backup, or prepare the store again"
                 )
+
+
+def _check_tables(store: PatchStore) -> None:
+    """StoreError unless settings, tables, weights and digests are as they were sealed."""
+    try:
+        intact = compute_fingerprint(store.path) == store.fingerprint
+    except Exception:  # broken metadata can make zarr raise anything
+        intact = False
+    if not intact:
+        raise StoreError(
+            f"{store.path}: the content does not match the fingerprint; `semgen verify"
+            f" {store.path}` names what is broken. Restore it from a backup, or prepare the store"
+            " again"
+        )
 
 
 def _list_objects(store: PatchStore) -> Iterator[str]:

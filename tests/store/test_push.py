@@ -154,6 +154,11 @@ def test_two_pushes_of_a_store_at_the_same_time_make_one(source: Path, memory: M
     assert digests(memory) == contents(source)
 
 
+def test_a_missing_bucket_is_named_as_such(source: Path, server: str) -> None:
+    del server
+    assert_refused(run("push", source, "s3://nowhere/chest.store"), "nowhere", "no such bucket")
+
+
 def test_only_what_belongs_to_the_store_is_uploaded(
     store: Path, source: Path, memory: MemoryStore
 ) -> None:
@@ -183,9 +188,14 @@ def test_a_damaged_shard_is_not_uploaded(store: Path, memory: MemoryStore) -> No
     assert SHARD not in digests(memory)
 
 
-def test_a_damaged_table_is_not_uploaded(store: Path, memory: MemoryStore) -> None:
+def test_a_store_with_a_damaged_or_lost_table_is_not_uploaded(
+    store: Path, memory: MemoryStore
+) -> None:
     shutil.copy(store / "train/scan/c/0", store / "train/label/c/0")
-    with pytest.raises(StoreError, match="fingerprint does not match the content"):
+    with pytest.raises(StoreError, match="content does not match the fingerprint"):
+        push(store, ELSEWHERE)
+    shutil.rmtree(store / "train/label")
+    with pytest.raises(StoreError, match="content does not match the fingerprint"):
         push(store, ELSEWHERE)
     assert digests(memory) == {}
 
