@@ -225,7 +225,11 @@ def _read_prepare_config(file: Path | None, options: dict[str, Any]) -> PrepareC
 
 @main.command()
 @click.argument("paths", nargs=-1, required=True, type=LocalPath(), metavar="ARCHIVE... STORE")
-@click.option("--dry-run", is_flag=True, help="List the series that would be read; write nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="List the series that would be read; estimate crops, disk and time; write nothing.",
+)
 @click.option(
     "--manifest",
     type=FILE,

@@ -28,6 +28,9 @@ _MATCHES_PER_MEMBER: Final = (3, 12)
 """Scans that are tried for each member of a class, also for coordinates that become none: in large
 archives of one kind of scan, and in small mixed ones."""
 
+_WEIGHTS_BYTES = 2**22
+"""Of the autoencoder with its default settings."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
@@ -102,7 +105,7 @@ def estimate(
         float(np.mean([getattr(sample, name) for sample in with_crops]))
         for name in ("crop_bytes", "crop_seconds", "match_seconds")
     )
-    thumbnail_bytes = np.mean([sample.thumbnail_bytes for sample in good])
+    thumbnail_bytes = float(np.mean([sample.thumbnail_bytes for sample in good]))
     num_voxels = accepted * sum(math.prod(one.size) for one in listed)
     voxel_seconds = sum(s.survey_seconds for s in good) / sum(s.num_voxels for s in good)
     matches = (members + validation) * _MATCHES_PER_MEMBER
@@ -110,13 +113,13 @@ def estimate(
     seconds = work / num_workers
     if trains:
         seconds += _time_training(good, config, num_train)
-    low_bytes, high_bytes = num_scans * thumbnail_bytes + crops * crop_bytes
+    num_bytes = _WEIGHTS_BYTES + num_scans * thumbnail_bytes + crops * crop_bytes
     return Estimate(
         scans=num_scans,
         patients=num_patients,
         classes=round(classes),
         crops=(round(crops[0]), round(crops[1])),
-        bytes=(round(low_bytes), round(high_bytes)),
+        bytes=(round(num_bytes[0]), round(num_bytes[1])),
         seconds=(float(seconds[0]), float(seconds[1])),
         workers=num_workers,
         sampled=len(samples),

@@ -72,14 +72,15 @@ class ListedSeries:
     """One series as a dry run shows it."""
 
     file: str
-    """The first one."""
+    """The first file."""
     files: int
     reason: str | None
     """Why it is rejected; None if it would be read."""
     detail: str
     size: list[int]
-    """Voxels and mm below are z, y, x, after the scan is turned; empty where not known."""
+    """Voxels (z, y, x) after the scan is turned to LPS; empty where not known."""
     spacing_mm: list[float]
+    """(z, y, x); empty where not known."""
 
 
 class Catalogue:
