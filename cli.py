@@ -18,13 +18,14 @@ from typing import Any, get_args
 import click
 
 from pipeline.config import PRESETS, PrepareConfig, load_config
-from store.errors import SemgenError
+from store.errors import SemgenError, check_local
 from store.options import (
     CLASS_TEXT,
     FILE,
     FOLDER,
     NUMBERS,
     POSITION,
+    STORE,
     LocalPath,
     Vector,
     options_from,
@@ -109,7 +110,8 @@ def _echo_json(value: object) -> None:
     click.echo(format_json(value))
 
 
-_STORE = click.argument("store", type=FOLDER)
+_STORE = click.argument("store", type=STORE, metavar="STORE|URL")
+_LOCAL_STORE = click.argument("store", type=FOLDER)
 _RUN = click.argument("run", type=FOLDER)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _FORCE = click.option(
@@ -223,7 +225,11 @@ def _read_prepare_config(file: Path | None, options: dict[str, Any]) -> PrepareC
 
 @main.command()
 @click.argument("paths", nargs=-1, required=True, type=LocalPath(), metavar="ARCHIVE... STORE")
-@click.option("--dry-run", is_flag=True, help="List the series that would be read; write nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="List the series that would be read; estimate crops, disk and time; write nothing.",
+)
 @click.option(
     "--manifest",
     type=FILE,
@@ -281,14 +287,27 @@ def prepare(
     same command again to resume after any interruption. STORE.catalogue, readable by you only,
     records which file became which scan.
     """
-    from pipeline import prepare
-
     if len(paths) < 2:
         raise click.UsageError("give at least one ARCHIVE, then STORE")
     *archive, store = paths
     if dry_run:
-        _list_series(archive, config, job["manifest"], as_json=as_json)
+        from pipeline.preview import preview
+
+        found = preview(
+            archive,
+            config,
+            **{name: job[name] for name in ("workers", "scheduler", "scheduler_file", "cluster")},
+            manifest=job["manifest"],
+            trains=job["autoencoder"] is None,
+            progress=Terminal(),
+        )
+        if as_json:
+            _echo_json(found)
+        else:
+            click.echo(found)
         return
+    from pipeline import prepare
+
     summary = prepare(archive, store, config, **job, progress=Terminal())
     if as_json:
         _echo_json(summary)
@@ -300,29 +319,6 @@ def prepare(
         )
 
 
-def _list_series(
-    archive: Sequence[Path], config: PrepareConfig, manifest: Path | None, *, as_json: bool
-) -> None:
-    from collections import Counter
-
-    from pipeline.stages.survey import list_series
-    from store.inspect import format_counts, format_reason
-
-    counts: Counter[str] = Counter()
-    rows = []
-    for file, num_files, reason, detail in list_series(archive, config, manifest):
-        counts[reason or "to read"] += 1
-        if as_json:
-            rows.append({"file": file, "files": num_files, "reason": reason, "detail": detail})
-        else:
-            state = f"rejected: {format_reason(reason, detail)}" if reason else "to read"
-            click.echo(f"{file} ({num_files} files): {state}")
-    if as_json:
-        _echo_json(rows)
-    else:
-        click.echo(f"{counts.total()} series: {format_counts(dict(counts.most_common()))}")
-
-
 @main.command()
 @_STORE
 @click.option("--class", "label", type=click.IntRange(0), help="Show one class and its members.")
@@ -332,11 +328,13 @@ def _list_series(
     help="Show the first file of each scan and each rejected series, from STORE.catalogue.",
 )
 @_JSON
-def inspect(store: Path, label: int | None, paths: bool, as_json: bool) -> None:
+def inspect(store: str | Path, label: int | None, paths: bool, as_json: bool) -> None:
     """Show scans, rejected series, classes and crops of STORE."""
     from store import PatchStore
     from store.inspect import describe_class, describe_store, format_class, format_store
 
+    if paths:
+        check_local(store)
     opened = PatchStore(store, allow_building=True)
     facts = describe_store(opened) if label is None else describe_class(opened, label)
     if paths:
@@ -358,7 +356,7 @@ def inspect(store: Path, label: int | None, paths: bool, as_json: bool) -> None:
 @main.command()
 @_STORE
 @click.argument("out", type=LocalPath(dir_okay=False))
-def report(store: Path, out: Path) -> None:
+def report(store: str | Path, out: Path) -> None:
     """Write the discovered classes of STORE as one page, OUT.html.
 
     It opens in any browser without a network, and contains no path, name or header text.
@@ -373,7 +371,7 @@ def report(store: Path, out: Path) -> None:
 
 
 @main.command()
-@_STORE
+@_LOCAL_STORE
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, help="Port.  [default: any free one]"
 )
@@ -424,7 +422,7 @@ def browse(store: Path, port: int, host: str, opens: bool) -> None:
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @_JSON
 def classes(
-    store: Path,
+    store: str | Path,
     names: Sequence[tuple[int, str]],
     notes: Sequence[tuple[int, str]],
     exclude: tuple[tuple[int, ...], ...],
@@ -482,13 +480,15 @@ def classes(
     help="Number of crops to cut again.",
 )
 @_JSON
-def verify(store: Path, against_archive: bool, sample: int, as_json: bool) -> None:
+def verify(store: str | Path, against_archive: bool, sample: int, as_json: bool) -> None:
     """Read and check everything in STORE.
 
     Exit status 1 if anything is broken; the broken rows are named.
     """
     from store import verify
 
+    if against_archive:
+        check_local(store)
     problems = list(verify(store, progress=Terminal()))
     if against_archive and not problems:
         from pipeline.audit import audit
@@ -500,6 +500,26 @@ def verify(store: Path, against_archive: bool, sample: int, as_json: bool) -> No
         click.echo("\n".join(map(str, problems)) or f"{store}: valid")
     if problems:
         raise click.exceptions.Exit(1)
+
+
+@main.command()
+@_LOCAL_STORE
+@click.argument("url")
+@_JSON
+def push(store: Path, url: str, as_json: bool) -> None:
+    """Upload STORE to URL in object storage: s3://, gs:// or az://.
+
+    Run again to resume, or to update the annotation (semgen classes): what is already at URL is not
+    sent again, and no other store is overwritten. Credentials come from the environment.
+    STORE.catalogue is never uploaded.
+    """
+    from store.push import push
+
+    done = push(store, url, progress=Terminal())
+    if as_json:
+        _echo_json(done)
+    else:
+        _echo_next(done, f"semgen verify {done.url}", f"semgen pretrain {done.url} RUN")
 
 
 @main.command()
@@ -550,7 +570,7 @@ def match(
 @_RUN
 @_JSON
 @options_from(TrainConfig)
-def pretrain(store: Path, run: Path, config: TrainConfig, as_json: bool) -> None:
+def pretrain(store: str | Path, run: Path, config: TrainConfig, as_json: bool) -> None:
     """Pretrain a 3-D net on STORE into the folder RUN.
 
     RUN gets weights, metrics, pictures and TensorBoard events. Run again to resume: Ctrl-C and

@@ -1,11 +1,11 @@
 """Codecs and shard sizes for the patch store, and who reads and writes its files how fast.
 
-    python -m benchmarks.codec STORE [--crops 1024]
+    python -m benchmarks.codec STORE [--crops 1024] [--readers]
 
 On crops of a store, one thread, CPU time: bytes, write and read of each codec that both zarr-python
 and TensorStore have (and PCodec for comparison, which they have not both); shards of several
-lengths, written and read whole and at random; and the same shards by zarr-python, by zarr-python
-with the `zarrs` codec pipeline (in Rust, `pip install zarrs`), and by TensorStore.
+lengths, written and read whole and at random; and the same shards by zarr-python, with its fused
+codec pipeline (from 3.3) and with `zarrs` (in Rust, `pip install zarrs`), and by TensorStore.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import importlib.util
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -91,32 +92,45 @@ def compare_shards(crops: Crops, folder: Path) -> None:
 
 def compare_readers(crops: Crops, folder: Path) -> None:
     rows = 64
+    order = np.random.default_rng(0).permutation(len(crops))
     path = _lay_out(folder / "ours", crops.shape, rows)
     _write(path, crops, rows)
     reader = ShardedReader(path, "train/patch")
-    print(f"\n| shards of {rows}, whole | write ms | read ms |\n|---|---|---|")
+    print(f"\n| shards of {rows} | write ms | read whole ms | at random, 64 at once ms |")
+    print("|---|---|---|---|")
     write = cpu_ms(lambda: _write(path, crops, rows), len(crops))
     read = cpu_ms(lambda: _read(reader, np.arange(len(crops))), len(crops))
-    print(f"| semgen | {write:.2f} | {read:.3f} |")
-    pipelines = {"zarr-python": "zarr.core.codec_pipeline.BatchedCodecPipeline"}
+    at_random = cpu_ms(lambda: _read(reader, order), len(crops))
+    print(f"| semgen | {write:.2f} | {read:.3f} | {at_random:.3f} |")
+    name = f"zarr-python {zarr.__version__}"
+    pipelines = {name: "zarr.core.codec_pipeline.BatchedCodecPipeline"}
+    if hasattr(zarr.core.codec_pipeline, "FusedCodecPipeline"):
+        pipelines[f"{name}, fused pipeline"] = "zarr.core.codec_pipeline.FusedCodecPipeline"
     if importlib.util.find_spec("zarrs"):
-        pipelines["zarr-python with zarrs"] = "zarrs.ZarrsCodecPipeline"
+        pipelines[f"{name} with zarrs {version('zarrs')}"] = "zarrs.ZarrsCodecPipeline"
+    one_thread = {"threading.max_workers": 1, "codec_pipeline.max_workers": 1}
     for name, pipeline in pipelines.items():
-        with zarr.config.set({"codec_pipeline.path": pipeline, "threading.max_workers": 1}):
+        with zarr.config.set({"codec_pipeline.path": pipeline, **one_thread}):
             other = _lay_out(folder / name, crops.shape, rows)
             array: Any = zarr.open_array(str(other / "train/patch"), mode="r+")
             write = cpu_ms(lambda array=array: _write_zarr(array, crops, rows), len(crops))
             read = cpu_ms(lambda array=array: _read_zarr(array, rows), len(crops))
-            assert (np.asarray(array[:rows]) == crops[:rows]).all()
-            print(f"| {name} | {write:.2f} | {read:.3f} |")
+            at_random = min(  # which of the two is faster depends on the version
+                cpu_ms(lambda array=array: _read_rows(array.oindex, order), len(crops)),
+                cpu_ms(lambda array=array: [array[int(row)] for row in order], len(crops)),
+            )
+            assert (array.oindex[order[:rows]] == crops[order[:rows]]).all()
+            print(f"| {name} | {write:.2f} | {read:.3f} | {at_random:.3f} |")
     if importlib.util.find_spec("tensorstore"):
         import tensorstore  # noqa: PLC0415
 
         spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path / "train/patch")}}
         opened = tensorstore.open(spec, read=True).result()
         read = cpu_ms(lambda: _read_zarr(opened, rows), len(crops))
+        at_random = cpu_ms(lambda: _read_rows(opened, order), len(crops))
         assert (np.asarray(opened[:rows].read().result()) == crops[:rows]).all()
-        print(f"| TensorStore, of semgen's shards | | {read:.3f} |")
+        name = f"TensorStore {version('tensorstore')}, of semgen's shards"
+        print(f"| {name} | | {read:.3f} | {at_random:.3f} |")
 
 
 def _lay_out(path: Path, shape: tuple[int, ...], rows: int) -> Path:
@@ -145,10 +159,17 @@ def _read_zarr(array: Any, rows: int) -> None:
         np.asarray(array[start : start + rows])
 
 
+def _read_rows(array: Any, order: NDArray[np.intp]) -> None:
+    """Batches of 64 rows, each sorted: the order that zarr-python reads fastest."""
+    for start in range(0, len(order), 64):
+        np.asarray(array[np.sort(order[start : start + 64])])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("store", type=Path)
     parser.add_argument("--crops", type=int, default=1024)
+    parser.add_argument("--readers", action="store_true", help="compare readers only")
     arguments = parser.parse_args()
     blosc.use_threads = False
     split = PatchStore(arguments.store).train
@@ -156,9 +177,10 @@ def main() -> None:
     rows = np.sort(np.random.default_rng(0).permutation(len(split))[:num])
     crops = split.read(rows)
     print(f"{len(crops)} crops of {crops.shape[1:]} int16, {crops[0].nbytes / 1024:.0f} KiB each")
-    compare_codecs(crops[:256])
     with tempfile.TemporaryDirectory() as folder:
-        compare_shards(crops, Path(folder))
+        if not arguments.readers:
+            compare_codecs(crops[:256])
+            compare_shards(crops, Path(folder))
         compare_readers(crops, Path(folder))
 
 

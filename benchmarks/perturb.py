@@ -15,9 +15,9 @@ from torch import Tensor
 
 from trainer.transforms.draws import Draws
 from trainer.transforms.elastic import deform
+from trainer.transforms.genesis import perturb_genesis
 from trainer.transforms.intensity import nonlinear_intensity
 from trainer.transforms.paint import inpaint, outpaint
-from trainer.transforms.perturb import perturb
 from trainer.transforms.rotate import rotate
 from trainer.transforms.rubik import scramble_rubik
 from trainer.transforms.shuffle import shuffle_pixels
@@ -29,7 +29,7 @@ PERTURBATIONS: dict[str, Callable[[Tensor, Draws], Tensor]] = {
     "non-linear intensity": nonlinear_intensity,
     "in-painting": inpaint,
     "out-painting": outpaint,
-    "mix": partial(perturb, num_blocks=10_000),
+    "mix": partial(perturb_genesis, num_blocks=10_000),
     "patch swaps": swap_patches,
     "rotation": lambda cubes, draws: rotate(cubes, draws)[0],
     "Rubik's cube": lambda cubes, draws: scramble_rubik(cubes, draws, num_orders=100)[0],

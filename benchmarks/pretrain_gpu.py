@@ -28,7 +28,7 @@ from benchmarks.plain_step import plain_batches
 from store import PatchStore
 from trainer import TrainConfig
 from trainer.checkpoint import RunState
-from trainer.data.stream import Batch, Stream
+from trainer.data.dataset import Batch, PatchDataset
 from trainer.nets.registry import KINDS
 from trainer.pretexts import Example
 from trainer.pretraining import Pretrainer
@@ -58,7 +58,7 @@ class Bench:
         print(text, flush=True)
         self.lines.append(text)
 
-    def set_up(self, *, channels_last: bool, **settings: object) -> tuple[Pretrainer, Stream]:
+    def set_up(self, *, channels_last: bool, **settings: object) -> tuple[Pretrainer, PatchDataset]:
         """A net in the joint phase, in a memory layout, and its train crops."""
         given = self.arguments
         config = TrainConfig(
@@ -109,15 +109,15 @@ class Bench:
             torch.cuda.synchronize()
 
 
-def take(pretrainer: Pretrainer, stream: Stream) -> tuple[Example, Tensor]:
+def take(pretrainer: Pretrainer, dataset: PatchDataset) -> tuple[Example, Tensor]:
     """One perturbed batch and its labels, on the device."""
-    batch = next(stream.epoch(0))
-    return pretrainer.objective.perturb(batch.images(), "fixed", rows=batch.rows), batch.labels
+    batch = next(dataset.batches(0))
+    return pretrainer.objective.pretext.make_example(batch, "fixed"), batch.labels
 
 
-def fixed_step(pretrainer: Pretrainer, stream: Stream) -> Callable[[], object]:
+def fixed_step(pretrainer: Pretrainer, dataset: PatchDataset) -> Callable[[], object]:
     """The net's step on one batch that never changes."""
-    example, labels = take(pretrainer, stream)
+    example, labels = take(pretrainer, dataset)
 
     def step() -> None:
         pretrainer.optimiser.zero_grad(set_to_none=True)
@@ -134,15 +134,14 @@ def fixed_step(pretrainer: Pretrainer, stream: Stream) -> Callable[[], object]:
 class RealStep:
     """The complete step, from the store."""
 
-    def __init__(self, pretrainer: Pretrainer, stream: Stream) -> None:
-        self.pretrainer, self.stream = pretrainer, stream
+    def __init__(self, pretrainer: Pretrainer, dataset: PatchDataset) -> None:
+        self.pretrainer, self.dataset = pretrainer, dataset
         self.waited_s = 0.0
         self.batches = self._batches()
 
     def _batches(self) -> Iterator[Batch]:
         for epoch in range(10**6):
-            self.pretrainer.state.epoch = epoch
-            yield from self.stream.epoch(epoch)
+            yield from self.dataset.batches(epoch)
 
     def __call__(self) -> None:
         began = time.perf_counter()
@@ -155,8 +154,8 @@ def measure_net(bench: Bench, net: str) -> dict[str, Any]:
     """A net's step on one batch at every precision; returns the settings of the fastest."""
     given, on_gpu = bench.arguments, bench.arguments.device != "cpu"
     name = torch.cuda.get_device_name() if on_gpu else "CPU"
-    pretrainer, stream = bench.set_up(net=net, channels_last=True, precision="fp32")
-    example, _ = take(pretrainer, stream)
+    pretrainer, dataset = bench.set_up(net=net, channels_last=True, precision="fp32")
+    example, _ = take(pretrainer, dataset)
     with FlopCounterMode(display=False) as counter:
         pretrainer.net(example.inputs, originals=pretrainer.objective.originals(example))
     flops = 3 * counter.get_total_flops()  # backward costs twice the forward
@@ -176,10 +175,10 @@ def measure_net(bench: Bench, net: str) -> dict[str, Any]:
         settings = {
             "net": net, "precision": precision, "compile": compiled, "channels_last": channels_last
         }  # fmt: skip
-        pretrainer, stream = bench.set_up(**settings)
+        pretrainer, dataset = bench.set_up(**settings)
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        seconds = bench.seconds(fixed_step(pretrainer, stream))
+        seconds = bench.seconds(fixed_step(pretrainer, dataset))
         peak = dict(zip(("fp32", "tf32", "bf16"), peaks, strict=True))[precision]
         share = f"{flops / seconds / peak / 1e12:.1%}" if peak else "-"
         memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f}" if on_gpu else "-"
@@ -203,9 +202,9 @@ def measure_whole(bench: Bench, settings: dict[str, Any]) -> float:
     bench.tell(f"| one fixed batch | {given.batch_size / plain:.0f} | {plain * 1e3:.1f} | 1 | - |")
     step_s = []
     for cache in ("none", "memory", "device"):
-        pretrainer, stream = bench.set_up(**settings, cache=cache)
-        step = RealStep(pretrainer, stream)
-        for _ in range(len(stream.plan) if cache != "none" else 0):
+        pretrainer, dataset = bench.set_up(**settings, cache=cache)
+        step = RealStep(pretrainer, dataset)
+        for _ in range(len(dataset) if cache != "none" else 0):
             step()  # an epoch fills the cache
         waited, began = step.waited_s, time.perf_counter()
         step_s.append(bench.running(step))
@@ -214,9 +213,8 @@ def measure_whole(bench: Bench, settings: dict[str, Any]) -> float:
             f"| store (cache {cache}) and perturbation | {given.batch_size / step_s[-1]:.0f}"
             f" | {step_s[-1] * 1e3:.1f} | {step_s[-1] / plain:.3f} | {share:.0%} |"
         )
-    batch = next(stream.epoch(0))
-    cubes = batch.images()
-    alone = bench.running(lambda: pretrainer.objective.perturb(cubes, "alone", rows=batch.rows))
+    batch = next(dataset.batches(0))
+    alone = bench.running(lambda: pretrainer.objective.pretext.make_example(batch))
     share_alone = alone / min(step_s)
     bench.tell(f"\nPerturbation alone: {alone * 1e3:.1f} ms a batch, {share_alone:.1%} of a step.")
     return min(step_s)

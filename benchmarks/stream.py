@@ -43,25 +43,29 @@ import zarr
 
 from benchmarks.peers import BATCH_SIZE, PEERS, Batch, Epochs, measure, read_ahead
 from store import PatchStore
-from trainer.data.plan import EpochPlan
-from trainer.data.stream import Stream
+from trainer import PatchDataset
 
 THREADS = 2
 SEED = 0
 RESULTS = Path(__file__).with_name("RESULTS.md")
 OURS, BULK, ZARR = "semgen", "bulk decode", "zarr-python, bulk"
 HOW = {
-    OURS: "trainer.data.stream.Stream over a shuffled EpochPlan",
+    OURS: "trainer.PatchDataset in a plain loop, without its cache",
     BULK: "floor: the store's reader in storage order, two threads, one buffer each",
     ZARR: "array[a:b] in storage order, its own threads",
 }
 
 
 def run_semgen(path: Path, num_rows: int) -> Epochs:
-    split = PatchStore(path).train
-    plan = EpochPlan(rows=np.arange(num_rows), batch_size=BATCH_SIZE, seed=SEED)
-    stream = Stream(split, plan, threads=THREADS)
-    return lambda epoch: (Batch(b.crops, b.labels, b.rows) for b in stream.epoch(epoch))
+    dataset = PatchDataset(
+        path,
+        batch_size=BATCH_SIZE,
+        rows=range(num_rows),
+        seed=SEED,
+        threads=THREADS,
+        cache="none",
+    )
+    return lambda epoch: (Batch(b.crops, b.labels, b.rows) for b in dataset.batches(epoch))
 
 
 def run_bulk(path: Path, num_rows: int) -> Epochs:

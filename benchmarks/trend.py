@@ -39,7 +39,7 @@ from store.format import THUMBNAIL_SHAPE
 from store.sharded import ShardedReader
 from store.writer import StoreWriter, write_shard
 from trainer.transforms.draws import Draws
-from trainer.transforms.perturb import perturb
+from trainer.transforms.genesis import perturb_genesis
 
 RECORD = Path(__file__).with_name("trend.json")
 _ROUNDS, _SHARD_ROWS, _SCANS = 5, 64, 5000
@@ -118,7 +118,7 @@ def measure(folder: Path) -> dict[str, float]:
         "write a crop": cpu_ms(lambda: write_shard(path, "train/patch", 0, crops), _SHARD_ROWS),
         "read a crop": cpu_ms(lambda: reader.read(order), _SHARD_ROWS),
         "perturb a crop": cpu_ms(
-            lambda: perturb(
+            lambda: perturb_genesis(
                 cubes, Draws.keyed(0, "benchmark", 0, rows=range(8)), num_blocks=10_000
             ),
             8,

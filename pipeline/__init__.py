@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from pipeline.job import prepare
     from pipeline.summary import Summary
 
+__version__: str
+
 __all__ = [
     "AutoencoderConfig",
     "ClusterConfig",

@@ -34,6 +34,7 @@ from store.progress import SILENT, Progress
 
 WORKER_MODULES: Final = (
     "pipeline.stages.survey",
+    "pipeline.stages.near_duplicates",
     "pipeline.stages.placing",
     "pipeline.stages.cut",
 )

@@ -18,6 +18,7 @@ from store.settings import build, check_types, read_toml, require
 
 Frame = Literal["body", "scan", "voxel"]
 Place = Literal["match", "frame"]
+NearDuplicates = Literal["same-split", "warn", "off"]
 _BY_SHAPE: Any = None
 """Default of a setting that is chosen by `shape`: see `PrepareConfig.__post_init__`."""
 _SIDE_SHARES, _SHIFT_SHARE = (50 / 64, 80 / 64), 10 / 64
@@ -80,6 +81,11 @@ class PrepareConfig:
     validation_fraction: float = 0.1
     """Share of patients whose scans are used for validation, 0 to 0.9. If it is not 0, at least
     one patient is used."""
+    near_duplicates: NearDuplicates = "same-split"
+    """Scans of different patients that are almost the same, such as a resampled copy or another
+    reconstruction of one acquisition: "same-split" (they count as scans of one patient, so both are
+    used for training or both for validation), "warn" (they are only reported) or "off" (not
+    searched for)."""
     min_member_share: float = 0.25
     """Minimum number of members among the training scans, as a share of the maximum; at least two.
     Coordinates with fewer are discarded."""

@@ -185,7 +185,7 @@ def contract(values: Floats, matrices: Sequence[Floats]) -> Floats:
 def _describe_slices(grey: Floats, box_mm: Point) -> NDArray[np.float16]:
     """(n, cells): slices of 6 mm, averaged over cells in-plane, normalised."""
     num = max(2, round(float(box_mm[1, 0] - box_mm[0, 0]) / _SLICE_MM))
-    shares = [_shares(size, n) for size, n in zip(grey.shape, (num, *_CELLS), strict=True)]
+    shares = [area_weights(size, n) for size, n in zip(grey.shape, (num, *_CELLS), strict=True)]
     cells = contract(grey, shares).reshape(num, -1)
     cells = cells - cells.mean(axis=1, keepdims=True)
     return np.asarray(
@@ -193,7 +193,7 @@ def _describe_slices(grey: Floats, box_mm: Point) -> NDArray[np.float16]:
     )
 
 
-def _shares(size: int, num: int) -> Floats:
+def area_weights(size: int, num: int) -> Floats:
     """(num, size) weights that average an axis over `num` equal parts."""
     edges = np.arange(num + 1) * size / num
     index = np.arange(size)

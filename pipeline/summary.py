@@ -8,7 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from store.format import SPLITS
-from store.inspect import format_counts, format_size
+from store.inspect import (
+    Facts,
+    describe_near_duplicates,
+    format_counts,
+    format_near_duplicates,
+    format_size,
+)
 from store.progress import format_duration
 from store.quality import MIXED_BELOW, Quality
 from store.reader import PatchStore
@@ -27,6 +33,9 @@ class Summary:
     """Accepted scans."""
     rejected: dict[str, int]
     """Rejected series by reason."""
+    near_duplicates: list[Facts] | None
+    """Pairs of scans of different patients that are almost the same: ids, splits, similarity; None
+    if they were not searched for."""
     too_small: int | None
     """Accepted scans in which no crop fits, which are in no class; None where it was not
     computed."""
@@ -62,6 +71,7 @@ class Summary:
         rejected = f"{sum(self.rejected.values())} rejected{reasons}"
         lines = [
             f"scans    {self.accepted} accepted, {rejected}{small}",
+            *format_near_duplicates(self.near_duplicates or [], limit=3),
             f"classes  {self.classes}{fewer}; {self.members} members in all classes",
             *self._on_matching(),
             *self._on_quality(),
@@ -132,6 +142,7 @@ def summarise(
         already_complete=already_complete,
         accepted=store.stages["survey"]["accepted"],
         rejected=store.stages["survey"]["rejected"],
+        near_duplicates=describe_near_duplicates(store),
         too_small=too_small,
         classes=store.num_classes,
         classes_wanted=store.config["classes"],

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from store.reader import Members, PatchStore, Split
     from store.verification import Problem, verify
 
+__version__: str
+
 __all__ = [
     "Annotation",
     "ClassNote",

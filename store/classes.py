@@ -17,8 +17,10 @@ from typing import Any
 
 import zarr
 
+from store.errors import is_url
 from store.format import StoreError
-from store.group import open_group, read_attribute
+from store.group import open_group, read_attribute, read_errors
+from store.location import Where, locate
 
 _ATTRIBUTE = "annotation"
 
@@ -48,9 +50,9 @@ class Annotation:
         return tuple(sorted(label for label, note in self.notes.items() if note.excluded))
 
 
-def read_annotation(store: str | Path) -> Annotation:
+def read_annotation(store: Where) -> Annotation:
     """The annotation of a store; StoreError when it is not as `annotate` writes it."""
-    content = _classes(Path(store)).attrs.get(_ATTRIBUTE, {})
+    content = _classes(store).attrs.get(_ATTRIBUTE, {})
     try:
         assert isinstance(content, dict)
         return Annotation({int(label): _read_note(note) for label, note in content.items()})
@@ -64,8 +66,13 @@ def annotate(store: str | Path, changes: Mapping[int, Mapping[str, Any]]) -> Ann
     """Change the annotation of some classes: new values by field, by class number.
 
     Raises StoreError for a class that the store does not have, for text with control characters,
-    and for a store that is not complete yet.
+    for a store that is not complete yet, and for a URL.
     """
+    if is_url(store):
+        raise StoreError(
+            f"{store}: classes cannot be annotated through a URL; annotate the original store, then"
+            " run the same `semgen push` again"
+        )
     with _locked(Path(store)):
         if read_attribute(open_group(Path(store)))["state"] != "complete":
             raise StoreError(
@@ -109,11 +116,11 @@ def _read_note(note: dict[str, Any]) -> ClassNote:
     return ClassNote(**shown)
 
 
-def _classes(store: Path, mode: str = "r") -> zarr.Group:
-    try:
-        group = open_group(store, mode)["classes"]
-    except KeyError as error:
-        raise StoreError(f"{store}: has no classes yet") from error
+def _classes(store: Where, mode: str = "r") -> zarr.Group:
+    where = locate(store)
+    opened = open_group(where, mode)
+    with read_errors(where, f"{where}: has no classes yet"):
+        group = opened["classes"]
     assert isinstance(group, zarr.Group)
     return group
 

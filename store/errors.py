@@ -19,10 +19,15 @@ class ConfigError(SemgenError):
     """A setting is unknown, of the wrong type, or out of its range."""
 
 
+def is_url(path: object) -> bool:
+    """Whether a path is a URL, also as `s3:/bucket`, which pathlib makes of `s3://bucket`."""
+    return _URL.match(str(path)) is not None
+
+
 def check_local(path: str | Path) -> None:
-    """Raise SemgenError for a URL, also as `s3:/bucket`, which pathlib makes of `s3://bucket`."""
-    if _URL.match(str(path)):
+    """Raise SemgenError for a URL."""
+    if is_url(path):
         raise SemgenError(
-            f"{path}: is a URL; only files and folders are supported. Copy it to a folder, or mount"
-            " it as one"
+            f"{path}: is a URL; only files and folders are supported here. Copy it to a folder, or"
+            " mount it as one; to upload a store, use `semgen push STORE URL`"
         )

@@ -33,6 +33,10 @@ class StoreError(SemgenError):
     """The store cannot be used as requested."""
 
 
+class Unreachable(StoreError):
+    """A server does not answer, fails or denies access; this says nothing about the store."""
+
+
 class CorruptStore(StoreError):
     """Stored crops fail their checksum or are missing.
 
@@ -58,47 +62,44 @@ COMPRESSION: Final[dict[str, Any]] = {"cname": "lz4", "clevel": 9}
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A small array that is read at once: its dtype, and its shape after the first axis.
-
-    A length is None if it depends on the store (D, K).
-    """
+    """A small array that is read at once: its dtype and the names of its dimensions."""
 
     dtype: str
-    columns: tuple[int | None, ...] = ()
+    dimensions: tuple[str, ...]
 
 
 SCAN_TABLES: Final = {
-    "id": Table("uint64"),
-    "patient": Table("int32"),
-    "split": Table("uint8"),
-    "spacing_mm": Table("float64", (3,)),
-    "size": Table("int32", (3,)),
-    "frame_mm": Table("float64", (2, 3)),
-    "mean_hu": Table("float64"),
-    "std_hu": Table("float64"),
-    "embedding": Table("float32", (None,)),
+    "id": Table("uint64", ("scan",)),
+    "patient": Table("int32", ("scan",)),
+    "split": Table("uint8", ("scan",)),
+    "spacing_mm": Table("float64", ("scan", "axis")),
+    "size": Table("int32", ("scan", "axis")),
+    "frame_mm": Table("float64", ("scan", "corner", "axis")),
+    "mean_hu": Table("float64", ("scan",)),
+    "std_hu": Table("float64", ("scan",)),
+    "embedding": Table("float32", ("scan", "feature")),
 }
 CLASS_TABLES: Final = {
-    "reference": Table("int32"),
-    "centre": Table("float64", (3,)),
-    "neighbour": Table("int32", (None,)),
-    "distance": Table("float32", (None,)),
-    "validation_neighbour": Table("int32", (None,)),
-    "validation_distance": Table("float32", (None,)),
-    "body_share": Table("float32"),
-    "place_mm": Table("float64", (None, 3)),
-    "score": Table("float32", (None,)),
-    "cycle_mm": Table("float32", (None,)),
-    "validation_place_mm": Table("float64", (None, 3)),
-    "validation_score": Table("float32", (None,)),
-    "validation_cycle_mm": Table("float32", (None,)),
+    "reference": Table("int32", ("label",)),
+    "centre": Table("float64", ("label", "axis")),
+    "neighbour": Table("int32", ("label", "member")),
+    "distance": Table("float32", ("label", "member")),
+    "validation_neighbour": Table("int32", ("label", "validation_member")),
+    "validation_distance": Table("float32", ("label", "validation_member")),
+    "body_share": Table("float32", ("label",)),
+    "place_mm": Table("float64", ("label", "member", "axis")),
+    "score": Table("float32", ("label", "member")),
+    "cycle_mm": Table("float32", ("label", "member")),
+    "validation_place_mm": Table("float64", ("label", "validation_member", "axis")),
+    "validation_score": Table("float32", ("label", "validation_member")),
+    "validation_cycle_mm": Table("float32", ("label", "validation_member")),
 }
 ROW_TABLES: Final = {
-    "label": Table("int32"),
-    "scan": Table("int32"),
-    "scale": Table("uint8"),
-    "origin_mm": Table("float64", (3,)),
-    "extent_mm": Table("float64", (3,)),
+    "label": Table("int32", ("row",)),
+    "scan": Table("int32", ("row",)),
+    "scale": Table("uint8", ("row",)),
+    "origin_mm": Table("float64", ("row", "axis")),
+    "extent_mm": Table("float64", ("row", "axis")),
 }
 TABLES: Final[dict[str, Table]] = {
     **{f"scans/{name}": table for name, table in SCAN_TABLES.items()},
@@ -115,8 +116,11 @@ _NEW_IN_2 = {
     )
 }  # fmt: skip
 STATISTICS: Final = ("scans/mean_hu", "scans/std_hu")
-SHARDED: Final = ("scans/thumbnail", "train/patch", "validation/patch")
-"""The arrays that are written shard by shard."""
+SHARDED: Final = {
+    "scans/thumbnail": ("scan", "z", "y", "x"),
+    **{f"{split}/patch": ("row", "z", "y", "x") for split in SPLITS},
+}
+"""The arrays that are written shard by shard, and the names of their dimensions."""
 
 
 def tables_of(attribute: Mapping[str, Any]) -> dict[str, Table]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from store.errors import check_local
 from store.format import (
     ATTRIBUTE,
     AUTOENCODER_FILE,
@@ -19,32 +19,43 @@ from store.format import (
     FORMAT,
     SHARDED,
     StoreError,
+    Unreachable,
     tables_of,
 )
 from store.layout import ShardGrid
+from store.location import Location, Where, locate
 
 
-def open_group(path: Path, mode: str = "r") -> zarr.Group:
-    """Open the group of a store; StoreError if the path is something else."""
-    check_local(path)
-    if path.exists() and not path.is_dir():
-        raise StoreError(f"{path}: is a file; a store is a folder")
-    if not path.is_dir():
-        raise StoreError(f"{path}: no such store")
-    try:
-        # absolute: with a relative root, zarr removes that text anywhere in a key
-        group = zarr.open_group(str(path.absolute()), mode=mode, zarr_format=3)  # type: ignore[arg-type]
+def open_group(store: Where, mode: str = "r") -> zarr.Group:
+    """Open the group of a store; StoreError if there is something else or nothing."""
+    where = locate(store)
+    where.check()
+    with read_errors(where, f"{where}: not a semgen store (no readable Zarr v3 group)"):
+        group = zarr.open_group(where.for_zarr(), mode=mode, zarr_format=3)  # type: ignore[arg-type]
         attribute = group.attrs.get(ATTRIBUTE)
-    except Exception as error:  # broken metadata can make zarr raise anything
-        raise StoreError(f"{path}: not a semgen store (no readable Zarr v3 group)") from error
     if not isinstance(attribute, dict) or "format" not in attribute:
-        raise StoreError(f'{path}: not a semgen store (no "{ATTRIBUTE}" attribute)')
+        raise StoreError(f'{where}: not a semgen store (no "{ATTRIBUTE}" attribute)')
     if attribute["format"] not in range(1, FORMAT + 1):
         raise StoreError(
-            f"{path}: store format {attribute['format']}, but this version of semgen reads formats"
+            f"{where}: store format {attribute['format']}, but this version of semgen reads formats"
             f" 1 to {FORMAT}; use the version that wrote the store, or prepare it again"
         )
     return group
+
+
+@contextmanager
+def read_errors(where: Location, text: str) -> Iterator[None]:
+    """Raise StoreError with this text for what zarr raises on missing or broken metadata.
+
+    Where the server is at fault, Unreachable is raised instead.
+    """
+    try:
+        with where.explained():
+            yield
+    except Unreachable:
+        raise
+    except Exception as error:  # broken metadata can make zarr raise anything
+        raise StoreError(text) from error
 
 
 def read_attribute(group: zarr.Group) -> dict[str, Any]:
@@ -54,20 +65,14 @@ def read_attribute(group: zarr.Group) -> dict[str, Any]:
     return attribute
 
 
-def open_sharded(path: Path, name: str) -> tuple[zarr.Array[Any], ShardGrid]:
+def open_sharded(store: Where, name: str) -> tuple[zarr.Array[Any], ShardGrid]:
     """A sharded array of a store and its grid; StoreError when it is missing or broken."""
-    try:
-        array = zarr.open_array(str(path.absolute() / name), mode="r", zarr_format=3)
-    except Exception as error:  # broken metadata can make zarr raise anything
-        raise StoreError(f"{path}: array {name} is missing or its metadata broken") from error
+    where = locate(store)
+    with read_errors(where, f"{where}: array {name} is missing or its metadata broken"):
+        array = zarr.open_array(where.for_zarr(), path=name, mode="r", zarr_format=3)
     if array.shards is None:
-        raise StoreError(f"{path}: array {name} is not sharded")
+        raise StoreError(f"{where}: array {name} is not sharded")
     return array, ShardGrid(num_rows=array.shape[0], rows_per_shard=array.shards[0])
-
-
-def shard_key(shard: int, num_axes: int) -> str:
-    """A shard's file, in its array's folder."""
-    return f"c/{shard}" + "/0" * (num_axes - 1)
 
 
 def digest_values(values: NDArray[Any]) -> str:
@@ -75,12 +80,13 @@ def digest_values(values: NDArray[Any]) -> str:
     return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
 
 
-def compute_fingerprint(path: Path) -> str:
+def compute_fingerprint(store: Where) -> str:
     """SHA-256 (hex) over settings, tables, autoencoder weights and the shards' digests.
 
     It covers decoded values, not their compressed form, and no class name or exclusion.
     """
-    group = open_group(path)
+    where = locate(store)
+    group = open_group(where)
     attribute = read_attribute(group)
     total = hashlib.sha256(
         json.dumps([attribute["format"], attribute["config"]], sort_keys=True).encode()
@@ -91,7 +97,7 @@ def compute_fingerprint(path: Path) -> str:
     for name in SHARDED:
         array = group[name]
         total.update(f"{name} {array.shape} {array.attrs[DIGESTS]}".encode())  # type: ignore[union-attr]
-    total.update(hashlib.sha256((path / AUTOENCODER_FILE).read_bytes()).digest())
+    total.update(hashlib.sha256(where.read(AUTOENCODER_FILE)).digest())
     return total.hexdigest()
 
 

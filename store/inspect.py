@@ -33,6 +33,7 @@ def describe_store(store: PatchStore) -> Facts:
         "scans": surveyed["accepted"],
         "patients": len(np.unique(store.scans.patient)) if surveyed["accepted"] else 0,
         "rejected": surveyed["rejected"],
+        "near_duplicates": describe_near_duplicates(store),
         "statistics": store.has_statistics,
         "crops": {split: len(store.split(split)) if planned else 0 for split in SPLITS},
         "shape": store.config["shape"],
@@ -47,13 +48,31 @@ def describe_store(store: PatchStore) -> Facts:
     return facts
 
 
+def describe_near_duplicates(store: PatchStore) -> list[Facts] | None:
+    """Pairs of scans of different patients that are almost the same; None if not searched for.
+
+    Patients differ by PatientID or manifest: `scans/patient` may join them.
+    """
+    pairs = store.stages.get("survey", {}).get("near_duplicates")
+    if pairs is None:
+        return None
+    return [
+        {
+            "scans": [scan_name(store.scans.id[row]) for row in rows],
+            "splits": [SPLITS[store.scans.split[row]] for row in rows],
+            "similarity": similarity,
+        }
+        for *rows, similarity in pairs
+    ]
+
+
 def describe_class(store: PatchStore, label: int) -> Facts:
     """One class and its members, nearest first. Raises StoreError when there is no such class."""
     if "discover" not in store.stages or label >= store.num_classes:
         known = "the store has no classes yet"
         if "discover" in store.stages:
             known = f"classes are 0 to {store.num_classes - 1}"
-        raise StoreError(f"{store.path}: no class {label}; {known}")
+        raise StoreError(f"{store.location}: no class {label}; {known}")
     lines = []
     for split in SPLITS:
         members = store.members(label, split)
@@ -76,7 +95,7 @@ def describe_classes(
     store: PatchStore, *, quality: bool = False, progress: Progress = SILENT
 ) -> list[Facts]:
     """One entry for each class, with its annotation; with its quality, too, the best first."""
-    annotation = read_annotation(store.path)
+    annotation = read_annotation(store.location)
     found = [
         {"class": label, **dataclasses.asdict(annotation[label]), "members": int(members)}
         for label, members in enumerate((store.classes.neighbour >= 0).sum(1))
@@ -98,6 +117,7 @@ def format_store(name: object, facts: Facts) -> str:
         f" {format_counts(facts['rejected']) or 'none'}",
         *(f"  {scan['file']}: scan {scan['scan']}" for scan in facts.get("scan_files", ())),
     ]
+    lines += format_near_duplicates(facts["near_duplicates"] or [], limit=10)
     if "survey" in facts["stages"] and not facts["statistics"]:
         lines.append(
             "made by an earlier version, without mean and deviation of each scan:"
@@ -122,6 +142,30 @@ def format_store(name: object, facts: Facts) -> str:
             f"  {_number(row['median_score'], 12, 2)}  {_share(row['body_share'])}"
         )
     return "\n".join(lines)
+
+
+def format_near_duplicates(pairs: Sequence[Facts], *, limit: int) -> list[str]:
+    """What `describe_near_duplicates` found, as lines of text; no lines if there is nothing.
+
+    limit
+        Maximum number of pairs to list, those in both splits first.
+    """
+    if not pairs:
+        return []
+    apart = sum(len(set(pair["splits"])) > 1 for pair in pairs)
+    where = "each pair in one split"
+    if apart:
+        where = (
+            f"{apart} in both splits; `--near-duplicates same-split` or a manifest prevents this"
+        )
+    lines = [f"near-duplicates of different patients: {len(pairs)} pairs, {where}"]
+    for pair in sorted(pairs, key=lambda pair: len(set(pair["splits"])) == 1)[:limit]:
+        named = zip(pair["scans"], pair["splits"], pair.get("files", ("", "")), strict=True)
+        scans = (f"{scan} ({split}) {file}".rstrip() for scan, split, file in named)
+        lines.append(f"  {' and '.join(scans)}: similarity {pair['similarity']:.2f}")
+    if len(pairs) > limit:
+        lines.append(f"  {len(pairs) - limit} more: see `semgen inspect STORE --json`")
+    return lines
 
 
 def format_class(facts: Facts) -> str:

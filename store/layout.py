@@ -40,3 +40,12 @@ class ShardGrid:
         if not rows:
             return range(0)
         return range(self.shard_of(rows[0]), self.shard_of(rows[-1]) + 1)
+
+
+def shard_key(shard: int, num_axes: int) -> str:
+    """The file of a shard, or of a chunk of an unsharded array, in its array's folder.
+
+    >>> shard_key(12, 4)
+    'c/12/0/0/0'
+    """
+    return f"c/{shard}" + "/0" * (num_axes - 1)

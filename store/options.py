@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 
 import click
 
-from store.errors import check_local
+from store.errors import check_local, is_url
 from store.settings import Setting, describe, expected_type, load
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -25,6 +25,16 @@ class LocalPath(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         check_local(value)
         return super().convert(value, param, ctx)
+
+
+class StorePath(click.Path):
+    """A store to read: a folder, or the URL of one."""
+
+    def __init__(self) -> None:
+        super().__init__(file_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if is_url(value) else super().convert(value, param, ctx)
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]
@@ -89,6 +99,7 @@ class ClassText(click.ParamType):  # type: ignore[type-arg]
 
 FILE: Final = LocalPath(exists=True, dir_okay=False)
 FOLDER: Final = LocalPath(file_okay=False)
+STORE: Final = StorePath()
 NUMBERS: Final = Numbers()
 CLASS_TEXT: Final = ClassText()
 POSITION: Final = Vector(float, 3, None)

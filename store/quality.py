@@ -131,8 +131,13 @@ def _assess(store: PatchStore, advance: Advance) -> list[Quality]:
 
 
 def load_quality(store: PatchStore, *, progress: Progress = SILENT) -> list[Quality]:
-    """`assess`, with the result cached in STORE.quality.json where that can be written."""
-    file = store.path.with_name(store.path.name + ".quality.json")
+    """`assess`, with the result cached where that can be written.
+
+    In STORE.quality.json; for a URL, in the cache on disk.
+    """
+    file = store.location.kept("quality.json", store.fingerprint)
+    if file is None:
+        return assess(store, progress=progress)
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         content = json.loads(file.read_text())
         if (content["version"], content["fingerprint"]) == (_VERSION, store.fingerprint):

@@ -13,34 +13,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from store.format import SPLITS, STATISTICS, StoreError, tables_of
-from store.group import open_group, read_attribute
+from store.format import ROW_TABLES, SPLITS, STATISTICS, StoreError, tables_of
+from store.group import open_group, read_attribute, read_errors
+from store.location import Location, Where, locate
 from store.sharded import Rows, ShardedReader
 
 _BATCH_BYTES = 2**26
 
 
-def _read_table(group: Any, name: str) -> NDArray[Any]:
-    try:
+def _read_table(location: Location, group: Any, name: str) -> NDArray[Any]:
+    text = f"{location}: table {name} is missing or broken; run `semgen verify`"
+    with read_errors(location, text):
         return np.asarray(group[name][...])
-    except Exception as error:  # broken metadata can make zarr raise anything
-        raise StoreError(
-            f"{group.store_path}: table {name} is missing or broken; run `semgen verify`"
-        ) from error
 
 
 class Tables:
     """The tables of one group as numpy arrays, read on first use: `scans.spacing_mm`."""
 
-    def __init__(self, group: Any, prefix: str, names: Sequence[str]) -> None:
-        self._group = group
+    def __init__(self, location: Location, group: Any, prefix: str, names: Sequence[str]) -> None:
+        self._location, self._group = location, group
         self._prefix = prefix
         self._names = names
 
     def __getattr__(self, name: str) -> NDArray[Any]:
         if name.startswith("_") or name not in self._names:
             raise AttributeError(name)
-        values = _read_table(self._group, f"{self._prefix}/{name}")
+        values = _read_table(self._location, self._group, f"{self._prefix}/{name}")
         values.setflags(write=False)
         setattr(self, name, values)
         return values
@@ -53,22 +51,28 @@ class Split:
     `extent_mm` (n, 3) float64, and `patch`, a ShardedReader of (n, Z, Y, X) int16 HU.
     """
 
-    def __init__(self, path: Path, group: Any, name: str) -> None:
+    label: NDArray[np.int32]
+    scan: NDArray[np.int32]
+    scale: NDArray[np.uint8]
+    origin_mm: NDArray[np.float64]
+    extent_mm: NDArray[np.float64]
+
+    def __init__(self, location: Location, group: Any, name: str) -> None:
         self.name = name
-        self._path, self._fingerprint = path, read_attribute(group)["fingerprint"]
-        self.patch = ShardedReader(path, f"{name}/patch")
-        self.label: NDArray[np.int32] = _read_table(group, f"{name}/label")
-        self.scan: NDArray[np.int32] = _read_table(group, f"{name}/scan")
-        self.scale: NDArray[np.uint8] = _read_table(group, f"{name}/scale")
-        self.origin_mm: NDArray[np.float64] = _read_table(group, f"{name}/origin_mm")
-        self.extent_mm: NDArray[np.float64] = _read_table(group, f"{name}/extent_mm")
+        self._location, self._fingerprint = location, read_attribute(group)["fingerprint"]
+        self.patch = ShardedReader(location, f"{name}/patch", fingerprint=self._fingerprint)
+        tables = location.map(
+            lambda table: _read_table(location, group, f"{name}/{table}"), ROW_TABLES
+        )
+        for table, values in zip(ROW_TABLES, tables, strict=True):
+            setattr(self, table, values)
 
     def __len__(self) -> int:
         return len(self.label)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the path only: a worker process opens the file again."""
-        return _open_split, (self._path.absolute(), self._fingerprint, self.name)
+        """Pickle the location only: a worker process opens the store again."""
+        return _open_split, (self._location.absolute(), self._fingerprint, self.name)
 
     def read(self, rows: Rows) -> NDArray[np.int16]:
         """Crops of the given rows in that order, (n, Z, Y, X) HU; see `ShardedReader.read`."""
@@ -110,10 +114,14 @@ class PatchStore:
     (600, 32, 64, 64)
     """
 
-    def __init__(self, path: str | Path, *, allow_building: bool = False) -> None:
-        """Open it; StoreError if it is not a store, or not complete (unless `allow_building`)."""
-        self.path = Path(path)
-        self.group = open_group(self.path)
+    def __init__(self, path: Where, *, allow_building: bool = False) -> None:
+        """Open the store at a path or a URL such as "s3://bucket/chest.store".
+
+        Raises StoreError if it is not a store, or not complete (unless `allow_building`), and
+        Unreachable when the server of a URL does not answer or denies access.
+        """
+        self.location = locate(path)
+        self.group = open_group(self.location)
         attribute = read_attribute(self.group)
         self.format: int = attribute["format"]
         self.state: str = attribute["state"]
@@ -123,11 +131,19 @@ class PatchStore:
         self.stages: dict[str, Any] = attribute["stages"]
         self.tables = tables_of(attribute)
         if self.state != "complete" and not allow_building:
-            raise StoreError(f"{path}: still building; run the same `semgen prepare` to finish it")
+            raise StoreError(
+                f"{self.location}: still building; run the same `{self.location.finished_by}` to"
+                " finish it"
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle path and fingerprint: a worker process opens the same store again."""
-        return _reopen, (self.path.absolute(), self.fingerprint)
+        """Pickle location and fingerprint: a worker process opens the same store again."""
+        return _reopen, (self.location.absolute(), self.fingerprint)
+
+    @property
+    def path(self) -> Path:
+        """The folder of the store. Raises StoreError if it is at a URL; see `location`."""
+        return self.location.path
 
     @cached_property
     def scans(self) -> Tables:
@@ -141,20 +157,20 @@ class PatchStore:
 
     def _tables(self, group: str) -> Tables:
         names = [name.removeprefix(f"{group}/") for name in self.tables if name.startswith(group)]
-        return Tables(self.group, group, names)
+        return Tables(self.location, self.group, group, names)
 
     @cached_property
     def thumbnails(self) -> ShardedReader:
         """(N, 64, 128, 128) uint8 by scan row: the frame box, window mapped to 0..255."""
-        return ShardedReader(self.path, "scans/thumbnail")
+        return ShardedReader(self.location, "scans/thumbnail", fingerprint=self.fingerprint)
 
     @cached_property
     def train(self) -> Split:
-        return Split(self.path, self.group, "train")
+        return Split(self.location, self.group, "train")
 
     @cached_property
     def validation(self) -> Split:
-        return Split(self.path, self.group, "validation")
+        return Split(self.location, self.group, "validation")
 
     def split(self, name: str) -> Split:
         """`train` or `validation` by name."""
@@ -276,19 +292,20 @@ class PatchStore:
             f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>"
             for name, value in facts.items()
         )
-        return f"<table><caption>{html.escape(self.path.name)}</caption>{lines}</table>"
+        return f"<table><caption>{html.escape(self.location.name)}</caption>{lines}</table>"
 
     def __repr__(self) -> str:
+        name = self.location.name
         if self.state != "complete":
-            return f"<PatchStore {self.path.name}: {self.state}>"
+            return f"<PatchStore {name}: {self.state}>"
         return (
-            f"<PatchStore {self.path.name}: {len(self.scans.id)} scans, {self.num_classes} classes,"
+            f"<PatchStore {name}: {len(self.scans.id)} scans, {self.num_classes} classes,"
             f" {len(self.train)} train and {len(self.validation)} validation crops of"
             f" {self.train.patch.shape[1:]}, {(self.fingerprint or '')[:12]}>"
         )
 
 
-def _reopen(path: Path, fingerprint: str | None) -> PatchStore:
+def _reopen(path: Where, fingerprint: str | None) -> PatchStore:
     """Open a pickled store; StoreError if its content has changed since."""
     store = PatchStore(path, allow_building=True)
     if store.fingerprint != fingerprint:
@@ -298,5 +315,5 @@ def _reopen(path: Path, fingerprint: str | None) -> PatchStore:
     return store
 
 
-def _open_split(path: Path, fingerprint: str | None, name: str) -> Split:
+def _open_split(path: Where, fingerprint: str | None, name: str) -> Split:
     return _reopen(path, fingerprint).split(name)

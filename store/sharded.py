@@ -1,4 +1,4 @@
-"""Rows of a sharded array, read directly from the shard files.
+"""Rows of a sharded array, read directly from its shards.
 
 zarr-python reads the same arrays, but takes ten times as long for random rows
 (benchmarks/RESULTS.md).
@@ -7,21 +7,16 @@ zarr-python reads the same arrays, but takes ten times as long for random rows
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from store.format import CorruptStore
-from store.group import digest_values, open_sharded, shard_key
-from store.shards import MISSING, decode_chunk, read_index
-
-_CACHED_ROWS = 2**18
-"""Rows whose offsets are kept in memory, after their shard was first read."""
+from store.group import digest_values, open_sharded
+from store.location import Where, locate
+from store.shards import decode_chunk
 
 Rows: TypeAlias = Sequence[int] | slice | NDArray[np.integer[Any]] | NDArray[np.bool_]
 """Rows of a split: their numbers, a slice, or a mask of all."""
@@ -30,16 +25,20 @@ Rows: TypeAlias = Sequence[int] | slice | NDArray[np.integer[Any]] | NDArray[np.
 class ShardedReader:
     """Random access to the rows of one sharded array. Safe to use from several threads."""
 
-    def __init__(self, path: Path, name: str) -> None:
-        """`path` is the store, `name` such as "train/patch"."""
-        array, self.grid = open_sharded(path, name)
+    def __init__(self, store: Where, name: str, *, fingerprint: str | None = None) -> None:
+        """Open an array of a store, such as "train/patch".
+
+        fingerprint
+            That of the store. If it is given, shards of a remote store are cached on disk.
+        """
+        self._location, self._fingerprint = locate(store), fingerprint
+        array, self.grid = open_sharded(self._location, name)
         self.name = name
         self.shape: tuple[int, ...] = array.shape
         self.dtype: np.dtype[Any] = array.dtype
-        self._rows_per_shard = self.grid.rows_per_shard
-        self._path, self._folder = path, path / name
-        cached_shards = max(1, _CACHED_ROWS // self._rows_per_shard)
-        self._index = lru_cache(maxsize=cached_shards)(self._read_index)
+        self._chunks = self._location.chunks(
+            name, self.grid.rows_per_shard, array.ndim, fingerprint
+        )
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -48,8 +47,8 @@ class ShardedReader:
         return f"<{self.name}: {len(self)} x {self.shape[1:]} {self.dtype}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the path only: a worker process opens the file again."""
-        return ShardedReader, (self._path.absolute(), self.name)
+        """Pickle the location only: a worker process opens the array again."""
+        return _open, (self._location.absolute(), self.name, self._fingerprint)
 
     def read(self, rows: Rows) -> NDArray[Any]:
         """The given rows, in the given order: (number of rows, ...).
@@ -58,8 +57,8 @@ class ShardedReader:
             Row numbers, a slice, or a boolean mask of all rows, as in numpy. Negative numbers and a
             single number are refused: give [3] for row 3.
 
-        Raises IndexError or TypeError for anything else, and CorruptStore naming every row that
-        fails its checksum or is missing.
+        Raises IndexError or TypeError for anything else, CorruptStore naming every row that fails
+        its checksum or is missing, and Unreachable when a server does not answer.
         """
         wanted = self._number(rows)
         out = np.empty((len(wanted), *self.shape[1:]), self.dtype)
@@ -69,7 +68,10 @@ class ShardedReader:
         return out
 
     def read_into(self, rows: Rows, out: NDArray[Any]) -> list[int]:
-        """Read rows into `out`; returns those that cannot be read (their values are undefined)."""
+        """Read rows into `out`; returns those that cannot be read (their values are undefined).
+
+        Raises Unreachable when a server does not answer.
+        """
         return self._read_numbered(self._number(rows), out)
 
     def _number(self, rows: Rows) -> NDArray[np.int64]:
@@ -94,35 +96,20 @@ class ShardedReader:
         return given.astype(np.int64, copy=False)
 
     def _read_numbered(self, wanted: NDArray[np.int64], out: NDArray[Any]) -> list[int]:
-        order = np.argsort(wanted, kind="stable")  # a shard is opened once
-        places = itertools.groupby(order.tolist(), key=(wanted // self._rows_per_shard).__getitem__)
-        bad: list[int] = []
-        for shard, of_shard in places:
-            bad += self._read_from_shard(int(shard), wanted, list(of_shard), out)
-        return bad
-
-    def _read_from_shard(
-        self, shard: int, rows: NDArray[np.int64], places: list[int], out: NDArray[Any]
-    ) -> list[int]:
-        bad: list[int] = []
-        every = [int(rows[place]) for place in places]
-        try:
-            index = self._index(shard)
-            descriptor = os.open(self._file(shard), os.O_RDONLY)
-        except (OSError, ValueError):
-            return every
-        try:
-            for place, row in zip(places, every, strict=True):
-                offset, length = index[row - shard * self._rows_per_shard]
-                if offset == MISSING or not decode_chunk(
-                    os.pread(descriptor, length, offset), out[place]
-                ):
-                    bad.append(row)
-        except OSError:
-            return every
-        finally:
-            os.close(descriptor)
-        return bad
+        order = np.argsort(wanted, kind="stable").tolist()  # a shard is opened once
+        shards, numbers = (part.tolist() for part in np.divmod(wanted, self.grid.rows_per_shard))
+        groups = [
+            (shard, list(places)) for shard, places in itertools.groupby(order, shards.__getitem__)
+        ]
+        fetched = self._chunks.fetch(
+            [(shard, [numbers[place] for place in places]) for shard, places in groups]
+        )
+        return [
+            int(wanted[place])
+            for (_, places), chunks in zip(groups, fetched, strict=True)
+            for place, chunk in zip(places, chunks, strict=True)
+            if not decode_chunk(chunk, out[place])
+        ]
 
     def digest(self, shard: int) -> str | None:
         """The SHA-256 of a shard's values; None unless all are present and pass their checksums."""
@@ -130,10 +117,6 @@ class ShardedReader:
         values = np.empty((len(rows), *self.shape[1:]), self.dtype)
         return None if self.read_into(rows, values) else digest_values(values)
 
-    def _file(self, shard: int) -> str:
-        return f"{self._folder}/{shard_key(shard, len(self.shape))}"
 
-    def _read_index(self, shard: int) -> list[list[int]]:
-        """Offset and length of each chunk."""
-        with open(self._file(shard), "rb") as file:
-            return read_index(file, self._rows_per_shard)
+def _open(store: Where, name: str, fingerprint: str | None) -> ShardedReader:
+    return ShardedReader(store, name, fingerprint=fingerprint)

@@ -7,7 +7,7 @@ because it supports every layout (benchmarks/RESULTS.md).
 from __future__ import annotations
 
 import struct
-from typing import Any, BinaryIO
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -31,13 +31,15 @@ def encode_shard(values: NDArray[Any], rows_per_shard: int) -> list[bytes]:
     return [*chunks, _with_checksum(index.tobytes())]
 
 
-def read_index(file: BinaryIO, rows_per_shard: int) -> list[list[int]]:
-    """Offset and length of each chunk; ValueError when it is broken."""
-    size = 16 * rows_per_shard + 4
-    file.seek(-size, 2)
-    sealed = file.read(size)
-    if not _is_valid(sealed):
-        raise ValueError("index fails its checksum")
+def index_size(rows_per_shard: int) -> int:
+    """Bytes of the index, at the end of the file."""
+    return 16 * rows_per_shard + 4
+
+
+def read_index(sealed: bytes, rows_per_shard: int) -> list[list[int]]:
+    """Offset and length of each chunk; ValueError when the index is broken."""
+    if len(sealed) != index_size(rows_per_shard) or not is_intact(sealed):
+        raise ValueError("index is cut off or fails its checksum")
     index: list[list[int]] = np.frombuffer(sealed[:-4], "<u8").reshape(-1, 2).tolist()
     return index
 
@@ -55,7 +57,7 @@ def encode_chunk(row: NDArray[Any]) -> bytes:
 
 def decode_chunk(sealed: bytes, out: NDArray[Any]) -> bool:
     """Decompress one row into `out`; False if it is not what was written."""
-    if not _is_valid(sealed):
+    if not is_intact(sealed):
         return False
     try:
         blosc.decompress(memoryview(sealed)[:-4], out)
@@ -64,10 +66,22 @@ def decode_chunk(sealed: bytes, out: NDArray[Any]) -> bool:
     return True
 
 
+def is_sound(content: bytes, rows_per_shard: int) -> bool:
+    """Whether index and chunks of a whole shard pass their checksums."""
+    try:
+        index = read_index(content[-index_size(rows_per_shard) :], rows_per_shard)
+    except ValueError:
+        return False
+    return all(
+        offset == MISSING or is_intact(content[offset : offset + length])
+        for offset, length in index
+    )
+
+
 def _with_checksum(content: bytes) -> bytes:
     return content + struct.pack("<I", google_crc32c.value(content))
 
 
-def _is_valid(sealed: bytes) -> bool:
+def is_intact(sealed: bytes) -> bool:
     """Whether the checksum at the end is right: content and checksum together give a constant."""
     return len(sealed) >= 4 and google_crc32c.value(sealed) == _RESIDUE

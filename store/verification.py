@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from store.format import DIGESTS, SHARDED, SPLITS, StoreError, format_rows
-from store.group import compute_fingerprint, digest_values, open_group
+from store.format import DIGESTS, SHARDED, SPLITS, StoreError, Unreachable, format_rows
+from store.group import compute_fingerprint, digest_values
+from store.layout import ShardGrid, shard_key
+from store.location import Location, Where
 from store.progress import SILENT, Advance, Progress
 from store.reader import PatchStore
 from store.sharded import ShardedReader
@@ -35,15 +36,15 @@ class Problem:
         return f"{self.where}{rows}: {self.what}"
 
 
-def verify(path: str | Path, *, progress: Progress = SILENT) -> Iterator[Problem]:
+def verify(path: Where, *, progress: Progress = SILENT) -> Iterator[Problem]:
     """Read and check everything in a store, yielding problems as they are found.
 
-    Raises StoreError when there is no store to check.
+    Of a URL, everything is read from the server, not from the cache on disk. Raises StoreError when
+    there is no store to check, and Unreachable when the server of a URL does not answer.
     """
-    path = Path(path)
     store = PatchStore(path, allow_building=True)
     if store.state != "complete":
-        todo = "run the same `semgen prepare` to finish it"
+        todo = f"run the same `{store.location.finished_by}` to finish it"
         yield Problem("store", f'state is "{store.state}", not "complete"; {todo}')
         return
     intact = True
@@ -53,9 +54,9 @@ def verify(path: str | Path, *, progress: Progress = SILENT) -> Iterator[Problem
         for problem in _guarded(name, check):
             intact = False
             yield problem
-    with progress.stage("verify", _count_rows(path), "rows") as advance:
+    with progress.stage("verify", _count_rows(store.location), "rows") as advance:
         for name in SHARDED:
-            for problem in _guarded(name, _check_shards(path, name, advance)):
+            for problem in _guarded(name, _check_shards(store, name, advance)):
                 intact &= bool(problem.rows)
                 yield problem
     if intact:
@@ -67,16 +68,18 @@ def _guarded(where: str, check: Iterator[Problem]) -> Iterator[Problem]:
     """The problems that a check finds, and one more if the check itself fails."""
     try:
         yield from check
+    except Unreachable:
+        raise
     except Exception as error:  # broken metadata can make zarr raise anything
         yield Problem(where, f"cannot be read ({type(error).__name__})")
 
 
-def _count_rows(path: Path) -> int:
+def _count_rows(location: Location) -> int:
     """Rows of the sharded arrays that can be opened."""
     total = 0
     for name in SHARDED:
         with contextlib.suppress(StoreError):  # reported when it is checked
-            total += len(ShardedReader(path, name))
+            total += len(ShardedReader(location, name))
     return total
 
 
@@ -88,22 +91,28 @@ def _check_group(store: PatchStore, name: str) -> Iterator[Problem]:
 def _check_table(store: PatchStore, name: str) -> Iterator[Problem]:
     array: Any = store.group[name]
     table = store.tables[name]
-    if array.dtype != table.dtype or array.ndim != 1 + len(table.columns):
-        yield Problem(name, f"must be {table.dtype} with {1 + len(table.columns)} axes")
-    elif array.nchunks_initialized != array.nchunks:
+    if array.dtype != table.dtype or array.ndim != len(table.dimensions):
+        yield Problem(name, f"must be {table.dtype} with {len(table.dimensions)} axes")
+    elif not all(store.location.map(store.location.exists, _list_chunks(name, array))):
         yield Problem(name, "chunks are missing")
     else:
         np.asarray(array[...])
 
 
+def _list_chunks(name: str, array: Any) -> list[str]:
+    """Keys of a table's chunks, which are cut along the first axis only."""
+    num_chunks = ShardGrid(num_rows=array.shape[0], rows_per_shard=array.chunks[0]).num_shards
+    return [f"{name}/{shard_key(chunk, array.ndim)}" for chunk in range(num_chunks)]
+
+
 def _check_fingerprint(store: PatchStore) -> Iterator[Problem]:
-    if compute_fingerprint(store.path) != store.fingerprint:
+    if compute_fingerprint(store.location) != store.fingerprint:
         yield Problem("store", "fingerprint does not match the content")
 
 
-def _check_shards(path: Path, name: str, advance: Advance) -> Iterator[Problem]:
-    reader = ShardedReader(path, name)
-    digests: Any = open_group(path)[name].attrs[DIGESTS]
+def _check_shards(store: PatchStore, name: str, advance: Advance) -> Iterator[Problem]:
+    reader = ShardedReader(store.location, name)  # without a cache
+    digests: Any = store.group[name].attrs[DIGESTS]
     if len(digests) != reader.grid.num_shards:
         yield Problem(name, f"{reader.grid.num_shards} shards, {len(digests)} digests")
         return

@@ -23,9 +23,8 @@ from store.group import (
     open_group,
     open_sharded,
     read_attribute,
-    shard_key,
 )
-from store.layout import ShardGrid
+from store.layout import ShardGrid, shard_key
 from store.shards import encode_shard
 
 _TABLE_CHUNK_ROWS, _TABLE_CHUNK_BYTES = 2**16, 2**23
@@ -79,8 +78,8 @@ class StoreWriter:
         """Write one small array, replacing what an interrupted run left."""
         table = TABLES[name]
         values = np.ascontiguousarray(values, dtype=table.dtype)
-        if values.ndim != 1 + len(table.columns):
-            raise ValueError(f"{name} must have {1 + len(table.columns)} axes, got {values.shape}")
+        if values.ndim != len(table.dimensions):
+            raise ValueError(f"{name} must have axes {table.dimensions}, got {values.shape}")
         self.remove(name)
         row_shape = tuple(max(1, n) for n in values.shape[1:])
         most = _TABLE_CHUNK_BYTES // (values.itemsize * math.prod(row_shape))
@@ -91,6 +90,7 @@ class StoreWriter:
             dtype=table.dtype,
             chunks=chunks,
             compressors=codecs(values.dtype.itemsize),
+            dimension_names=table.dimensions,
             config={"write_empty_chunks": True},
         )
         array[...] = values
@@ -108,6 +108,7 @@ class StoreWriter:
             chunks=(1, *item),
             shards=(rows_per_shard, *item),
             compressors=codecs(np.dtype(dtype).itemsize),
+            dimension_names=SHARDED[name],
             config={"write_empty_chunks": True},
         )
         return ShardGrid(num_rows=shape[0], rows_per_shard=rows_per_shard)

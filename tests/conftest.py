@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import SimpleITK
 
 from pipeline.config import PrepareConfig, load_config
-from pipeline.phantom.files import write_archive
 from store import PatchStore
 from tests.support.command import ROOT, Semgen, run_semgen
 from tests.support.settings import SETTINGS
@@ -46,6 +44,10 @@ def config(config_file: Path) -> PrepareConfig:
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five patients, alternately NIfTI and DICOM, one of them twice, and a broken file."""
+    import SimpleITK
+
+    from pipeline.phantom.files import write_archive
+
     archive = tmp_path_factory.mktemp("archive")
     write_archive(archive, patients=5, format="mixed", seed=7, matrix=64)
     first = SimpleITK.ReadImage(str(archive / "phantom-0000.nii.gz"))
@@ -62,12 +64,16 @@ def semgen() -> Semgen:
 
 
 @pytest.fixture(scope="session")
-def prepared(
-    phantoms: Path, config_file: Path, semgen: Semgen, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """The store of `phantoms`, made by one worker and never interrupted. Not to be changed."""
+def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of `phantoms`, made by one worker and never interrupted. Not to be changed.
+
+    Where only what `store` needs is installed, SEMGEN_PREPARED names one that was made elsewhere.
+    """
+    if given := os.environ.get("SEMGEN_PREPARED"):
+        return Path(given)
+    phantoms, config_file = map(request.getfixturevalue, ("phantoms", "config_file"))
     store = tmp_path_factory.mktemp("stores") / "phantoms.store"
-    done = semgen("prepare", phantoms, store, "--config", config_file, "--workers", 1)
+    done = run_semgen("prepare", phantoms, store, "--config", config_file, "--workers", 1)
     assert done.returncode == 0, done.stderr
     return store
 

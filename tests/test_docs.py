@@ -1,14 +1,18 @@
-"""The Python examples of README and docs run, on a store and weights of the names they use."""
+"""Python examples of README and docs run, on files of the names they use; commands parse."""
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
+from cli import main
+from store.options import LocalPath
 from tests.support.command import ROOT, Semgen
 from tests.support.settings import SETTINGS
 
@@ -41,8 +45,9 @@ def test_an_example_runs(code: str, folder: Path) -> None:
     if "pretrain(" in code:
         code = code.replace("width=16", "width=2, steps=1, batch_size=4").replace("(7, 12)", "(1,)")
         code = code.replace("epochs=100", "epochs=1").replace("20_000", "1, batch_size=4")
+    others = re.search("pytorch_lightning|torchdata", code)  # they warn about each other and torch
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
+        [sys.executable, *([] if others else ["-W", "error"]), "-c", code],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -54,3 +59,32 @@ def test_an_example_runs(code: str, folder: Path) -> None:
 
 def test_there_are_examples() -> None:
     assert len(EXAMPLES) >= 5
+
+
+def command_lines(page: Path) -> list[str]:
+    """The `semgen` commands in the indented blocks of a page, each joined to one line."""
+    text = re.sub(r"\\\n\s+", "", page.read_text("utf-8"))
+    return re.findall(r"^ {4,}(?:[$] )?(semgen [a-z].*)$", text, re.MULTILINE)
+
+
+COMMANDS = [
+    pytest.param(line, id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, line in enumerate(command_lines(page))
+]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_in_the_docs_has_known_options_and_allowed_values(line: str) -> None:
+    _, name, *arguments = shlex.split(line, comments=True)
+    command = main.commands[name]
+    context = click.Context(command)
+    given, rest, order = command.make_parser(context).parse_args(arguments)
+    assert rest == []
+    for parameter in order:
+        if not isinstance(parameter.type, LocalPath):  # the files do not exist
+            parameter.type_cast_value(context, given[parameter.name])
+
+
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) >= 60

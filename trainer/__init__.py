@@ -6,6 +6,7 @@ from store.lazy import lazy_names
 
 if TYPE_CHECKING:
     from trainer.config import TrainConfig
+    from trainer.data.dataset import Batch, PatchDataset
     from trainer.errors import TrainError
     from trainer.events import (
         Ended,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from trainer.nets.pretraining import Output, PretrainingNet
     from trainer.nets.resenc import ResEncEncoder, ResEncUNet
     from trainer.nets.unet import Encoder3D, UNet3D
+    from trainer.pretexts import Example, Pretext, perturb
     from trainer.pretraining import pretrain
     from trainer.weights import (
         KeyReport,
@@ -32,14 +34,20 @@ if TYPE_CHECKING:
         read_weights,
     )
 
+__version__: str
+
 __all__ = [
+    "Batch",
     "Encoder3D",
     "Ended",
     "Event",
+    "Example",
     "Interrupted",
     "KeyReport",
     "Noticed",
     "Output",
+    "PatchDataset",
+    "Pretext",
     "PretrainingNet",
     "ResEncEncoder",
     "ResEncUNet",
@@ -56,6 +64,7 @@ __all__ = [
     "load_encoder",
     "load_unet",
     "load_weights",
+    "perturb",
     "pretrain",
     "read_weights",
 ]
@@ -64,6 +73,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "config": ("TrainConfig",),
+        "data.dataset": ("Batch", "PatchDataset"),
         "errors": ("TrainError",),
         "events": (
             "Ended",
@@ -80,6 +90,7 @@ __getattr__, __dir__ = lazy_names(
         "nets.pretraining": ("Output", "PretrainingNet"),
         "nets.resenc": ("ResEncEncoder", "ResEncUNet"),
         "nets.unet": ("Encoder3D", "UNet3D"),
+        "pretexts": ("Example", "Pretext", "perturb"),
         "pretraining": ("pretrain",),
         "weights": (
             "KeyReport",

@@ -115,9 +115,9 @@ class TrainConfig(LoopConfig):
     with `learning_rate`.
     """
 
-    pretext: PretextName = "restoration"
+    pretext: PretextName | None = "restoration"
     """Pretext task learned besides the classes; "restoration" is the task of Models Genesis and of
-    Semantic Genesis."""
+    Semantic Genesis. From Python, `pretrain(..., pretext=...)` takes a task of your own instead."""
     classify: bool = True
     """Learn to classify crops by pseudo-label."""
     net: NetName | None = "genesis"

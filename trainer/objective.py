@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from trainer.config import TrainConfig
-from trainer.data.intensity import ZScores
-from trainer.data.stream import Batch, Stream
+from trainer.data.dataset import Batch, PatchDataset
 from trainer.device import autocast
 from trainer.learner import Validation
 from trainer.losses import Means, classification_loss, weigh
 from trainer.nets.pretraining import Output, PretrainingNet
 from trainer.pretexts import Example, Pretext
 from trainer.ranks import Ranks
-from trainer.transforms.draws import Draws
 
 _ZSCORE_LOSS = 20
 """Mean squared error in z-scores over that in the HU window mapped to [0, 1], about: the window is
@@ -46,25 +46,6 @@ class Objective:
     def autocast(self) -> torch.autocast:
         """A context in which the net runs at the run's precision."""
         return autocast(self.config.precision, self.device)
-
-    def perturb(
-        self,
-        crops: Tensor,
-        role: str,
-        *index: int,
-        rows: Iterable[int],
-        zscores: ZScores | None = None,
-    ) -> Example:
-        """Perturb crops (n, 1, Z, Y, X) in [0, 1]; then map inputs and restored target to z-scores.
-
-        The result depends only on crops, seed, role, index and rows.
-        """
-        draws = Draws.keyed(self.config.seed, role, *index, rows=rows, device=self.device)
-        example = self.pretext.perturb(crops, draws)
-        if zscores is None:
-            return example
-        target = zscores.apply(example.target) if self.pretext.decodes else example.target
-        return example._replace(inputs=zscores.apply(example.inputs), target=target)
 
     def originals(self, example: Example) -> Tensor | None:
         """What the classification head learns from, unless it is the perturbed crops."""
@@ -102,7 +83,7 @@ class Objective:
     def measure(
         self,
         net: PretrainingNet,
-        stream: Stream,
+        dataset: PatchDataset,
         *,
         joint: bool,
         raise_if_interrupted: Callable[[], None] = lambda: None,
@@ -120,14 +101,15 @@ class Objective:
         net.eval()
         means = Means(self.device, ranks=self.ranks)
         counts = torch.zeros(self.num_classes**2, dtype=torch.long, device=self.device)
-        for batch in stream.epoch(0):
+        for batch in dataset.batches(0):
             raise_if_interrupted()
             if not len(batch):
                 continue
-            crops, labels = batch.images(), batch.labels  # (n, 1, Z, Y, X), (n,)
+            labels = batch.labels  # (n,)
             output, example = Output(), None
             if joint and self.pretext.metric is not None:  # in full precision, as in training
-                example = self.perturb(crops, "validation", rows=batch.rows, zscores=batch.zscores)
+                example = self.pretext.make_example(batch, "validation")
+            crops = batch.images()  # (n, 1, Z, Y, X)
             if batch.zscores is not None:
                 crops = batch.zscores.apply(crops)
             with self.autocast():
@@ -153,7 +135,8 @@ class Objective:
         """
         net.eval()
         zscores = batch.zscores
-        example = self.perturb(batch.images(), "picture", rows=range(len(batch)), zscores=zscores)
+        numbered = dataclasses.replace(batch, rows=np.arange(len(batch)))
+        example = self.pretext.make_example(numbered, "picture")
         with self.autocast():
             restored = net(example.inputs, classify=False).restored
         assert restored is not None

@@ -6,6 +6,7 @@ To add a task, write a class here, enter it in `PRETEXTS`, and add its name to
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -13,12 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from trainer.config import PretextName, TrainConfig
+from trainer.data.dataset import Batch
+from trainer.errors import TrainError
 from trainer.losses import classification_loss, masked_loss, restoration_loss
 from trainer.nets.pretraining import Output
 from trainer.transforms.draws import Draws
+from trainer.transforms.genesis import perturb_genesis
 from trainer.transforms.mask import BlockGrid, hide
 from trainer.transforms.paint import inpaint
-from trainer.transforms.perturb import perturb
 from trainer.transforms.rotate import find_rotations, rotate
 from trainer.transforms.rubik import scramble_rubik
 from trainer.transforms.swap import swap_patches
@@ -75,7 +78,25 @@ class Pretext:
 
     def perturb(self, crops: Tensor, draws: Draws) -> Example:
         """Perturb a batch; `crops` are not changed."""
-        return Example(perturb(crops, draws, num_blocks=self.config.shuffle_blocks), crops)
+        num_blocks = self.config.shuffle_blocks
+        return Example(perturb_genesis(crops, draws, num_blocks=num_blocks), crops)
+
+    def make_example(self, batch: Batch, role: str = "train") -> Example:
+        """Perturb a batch, which is not changed; as z-scores where the batch has these.
+
+        role
+            "train" perturbs a crop differently in each epoch, any other role always the same way.
+
+        The result depends only on crops, seed, role, epoch and rows.
+        """
+        index = (batch.epoch,) if role == "train" else ()
+        device = batch.crops.device
+        draws = Draws.keyed(self.config.seed, role, *index, rows=batch.rows, device=device)
+        example = self.perturb(batch.images(), draws)
+        if batch.zscores is None:
+            return example
+        target = batch.zscores.apply(example.target) if self.decodes else example.target
+        return example._replace(inputs=batch.zscores.apply(example.inputs), target=target)
 
     def loss(self, output: Output, example: Example) -> Tensor | None:
         """The task's loss, unweighted."""
@@ -254,3 +275,35 @@ PRETEXTS: dict[PretextName, type[Pretext]] = {
     "none": Pretext,
 }
 """All tasks by their names in `TrainConfig.pretext`."""
+
+
+def find_pretext(config: TrainConfig) -> type[Pretext]:
+    """The task that `config` names; TrainError where it names none."""
+    if config.pretext is None:
+        raise TrainError(
+            "pretext is None: name a task, or pass one as pretrain(..., pretext=...); to perturb"
+            " with your own task, use its make_example"
+        )
+    return PRETEXTS[config.pretext]
+
+
+def perturb(batch: Batch, config: TrainConfig | None = None) -> Example:
+    """Perturb a batch for the pretext task in `config`, as `pretrain` with these settings does.
+
+    config
+        Its `pretext`, `seed`, `shuffle_blocks` and `mask_` settings are used. Default:
+        `TrainConfig()`, which is "restoration".
+
+    Returns `inputs` (n, 1, Z, Y, X) float32; `target`, the original crops, or the labels of a task
+    that classifies; and `mask`, the voxels that the loss counts, where it does not count all. Crops
+    are in [0, 1], the HU window, or z-scores if the dataset has these. Each crop is perturbed anew
+    in each epoch, and always the same way in the same one.
+
+    Raises TrainError where the settings do not fit the crops' shape.
+    """
+    return _make_pretext(tuple(batch.crops.shape[2:]), config or TrainConfig()).make_example(batch)
+
+
+@lru_cache
+def _make_pretext(shape: tuple[int, ...], config: TrainConfig) -> Pretext:
+    return find_pretext(config)(shape, config)

@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from store import PatchStore
 from trainer.checkpoint import LAST, RunState, load_checkpoint
 from trainer.config import TrainConfig, suggest_batch_size
+from trainer.data.dataset import Batch
 from trainer.data.plan import thin
-from trainer.data.stream import Batch
 from trainer.device import memory_explained
 from trainer.events import Ended, Event, Noticed, TrainSummary, ignore
 from trainer.folder import open_run, write_config
@@ -28,12 +28,14 @@ from trainer.learner import Losses, Validation
 from trainer.loop import Loop
 from trainer.nnunet.read import parse_origins
 from trainer.objective import Objective
-from trainer.pretexts import Example
+from trainer.pretexts import Example, Pretext
 from trainer.ranks import join_ranks
 from trainer.recipe import Average, clip_gradient, make_optimiser
 from trainer.setup import Setup, set_up
 
 NUM_PICTURED = 8
+_OWN = ("own_net", "own_pretext")
+"""Facts of a run that its config.json contains, too."""
 _LARGE_BATCH = 2
 """Times the default batch, in voxels, beyond which a run says how to need less memory."""
 
@@ -44,6 +46,7 @@ def pretrain(
     config: TrainConfig | None = None,
     *,
     net: nn.Module | None = None,
+    pretext: type[Pretext] | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> TrainSummary:
     """Pretrain on a patch store; when called again on the same run, resume it.
@@ -58,6 +61,9 @@ def pretrain(
         protocol `trainer.nets.backbone.Backbone`, or `Encoder` for tasks that do not restore crops.
         Training starts from its weights and leaves the module itself unchanged; `load_weights`
         copies the trained weights into it. To resume, pass the same net again.
+    pretext
+        A pretext task of your own instead of the one that `config` names: a subclass of `Pretext`,
+        called with the crops' (Z, Y, X) shape and `config`. To resume, pass it again.
     on_event
         Called with each event of `trainer.events` as it happens, in this thread.
 
@@ -75,13 +81,15 @@ def pretrain(
         ranks.wait()
         on_event = on_event if on_event and ranks.is_main else ignore
         saved = load_checkpoint(run / LAST) if (run / LAST).exists() else None
-        setup = set_up(store, run, config, own_net=net, saved=saved, ranks=ranks)
+        setup = set_up(
+            store, run, config, own_net=net, own_pretext=pretext, saved=saved, ranks=ranks
+        )
         state = RunState.resume(saved, warmup_epochs=setup.warmup_epochs)
         pretrainer = Pretrainer(setup, state, saved=saved)
         loop = Loop(
             pretrainer,
-            setup.train.epoch,
-            steps_per_epoch=len(setup.train.plan),
+            setup.train.batches,
+            steps_per_epoch=len(setup.train),
             warmup_epochs=setup.warmup_epochs,
             run=run,
             config=setup.config,
@@ -93,7 +101,7 @@ def pretrain(
             average=Average.resume(setup.net, setup.config, saved),
         )
         if ranks.is_main:
-            own = {name: setup.facts[name] for name in ("own_net",) if name in setup.facts}
+            own = {name: setup.facts[name] for name in _OWN if name in setup.facts}
             write_config(run, setup.config, store_fingerprint=setup.facts["fingerprint"], **own)
         for origin in parse_origins(setup.facts["origins"]) if not saved else ():
             on_event(Noticed(text=f"init: {origin}"))
@@ -130,6 +138,17 @@ def _describe_batch(config: TrainConfig, shape: tuple[int, ...], fitting: int) -
     )
 
 
+def _make_filler(batch: Batch) -> Batch:
+    """A batch of one crop of air, made from another batch."""
+    return dataclasses.replace(
+        batch,
+        rows=np.zeros(1, np.int64),
+        labels=torch.zeros_like(batch.labels[:1]),
+        crops=torch.full_like(batch.crops[:1], round(batch.window_hu[0])),
+        zscores=None,
+    )
+
+
 class Pretrainer:
     """The net, its optimiser and its objective: one step, one validation."""
 
@@ -159,8 +178,9 @@ class Pretrainer:
         self.optimiser = make_optimiser(self.net, self.config, self.device)
         if saved:
             self.optimiser.load_state_dict(saved["optimiser"])
-        shown = setup.validation if len(setup.validation.plan) else setup.train
+        shown = setup.validation if len(setup.validation) else setup.train
         self.pictured = shown.read(thin(shown.plan.rows, NUM_PICTURED))
+        self.filler = _make_filler(self.pictured)
 
     def step(self, batch: Batch) -> list[Losses]:
         """Do one optimiser step; return the losses of each part of the batch."""
@@ -210,19 +230,15 @@ class Pretrainer:
         exchange numbers for every part, so all must have the same number of parts: a process with
         fewer crops fills up with an empty crop that does not count.
         """
-        num_parts, epoch = self.config.accumulate, self.state.epoch
+        num_parts = self.config.accumulate
         parts: list[tuple[Example, Tensor, int]] = []
         if len(batch):
-            example = self.objective.perturb(
-                batch.images(), "train", epoch, rows=batch.rows, zscores=batch.zscores
-            )
+            example = self.objective.pretext.make_example(batch)
             split = zip(example.split(num_parts), batch.labels.tensor_split(num_parts), strict=True)
             parts = [(part, labels, len(labels)) for part, labels in split if len(labels)]
         if self.ranks.size > 1 and len(parts) < num_parts:
-            empty = torch.zeros_like(self.pictured.crops[:1], dtype=torch.float32)
-            example = self.objective.perturb(empty, "train", epoch, rows=np.zeros(1, np.int64))
-            label = torch.zeros(1, dtype=torch.long, device=self.device)
-            parts += [(example, label, 0)] * (num_parts - len(parts))
+            example = self.objective.pretext.make_example(self.filler)
+            parts += [(example, self.filler.labels, 0)] * (num_parts - len(parts))
         return parts
 
     def _exchange_gradients(self, *, last: bool) -> AbstractContextManager[None]:

@@ -1,4 +1,4 @@
-"""Set up a pretraining run: resolved settings, streams of crops, the net with its weights."""
+"""Set up a pretraining run: resolved settings, datasets, the net with its weights."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ import torch
 from torch import nn
 
 from store import PatchStore, read_annotation
-from store.format import format_rows
 from store.geometry import scan_name
 from trainer.checkpoint import LAST, refuse_other_run
 from trainer.config import TrainConfig
-from trainer.data.stream import Stream, open_stream
+from trainer.data.dataset import PatchDataset
 from trainer.device import check_precision, pick_device, resolve_precision, set_precision
 from trainer.errors import TrainError
 from trainer.nets.backbone import check_outputs, check_protocol, check_shape
 from trainer.nets.pretraining import PretrainingNet, seeded_weights
 from trainer.nets.registry import build_backbone, build_net
-from trainer.pretexts import PRETEXTS, Pretext
+from trainer.pretexts import Pretext, find_pretext
 from trainer.ranks import Ranks, sync_batch_norm
 from trainer.recipe import trained_weights
 from trainer.recompute import recompute_stages
@@ -38,8 +37,8 @@ class Setup:
     device: torch.device
     ranks: Ranks
     pretext: Pretext
-    train: Stream
-    validation: Stream
+    train: PatchDataset
+    validation: PatchDataset
     net: PretrainingNet
     num_classes: int
     """Classes of the store, those not used included."""
@@ -58,13 +57,14 @@ def set_up(
     config: TrainConfig,
     *,
     own_net: nn.Module | None = None,
+    own_pretext: type[Pretext] | None = None,
     saved: dict[str, Any] | None = None,
     ranks: Ranks | None = None,
 ) -> Setup:
     """Set up a new run, or the one of a checkpoint's content `saved`.
 
-    own_net
-        A net to train instead of the one that the settings name.
+    own_net, own_pretext
+        A net and a pretext task to train instead of those that the settings name.
 
     Raises TrainError when settings or net do not suit the store, the device or the checkpoint.
     """
@@ -75,23 +75,23 @@ def set_up(
     initial = None if saved or not config.init else read_weights(config.init, part=config.init_part)
     config = resolve_normalise(config, initial, saved=saved)
     shape = store.crop_shape
-    pretext = PRETEXTS[config.pretext](shape, config)
-    config = resolve_net(config, own_net)
+    config = resolve_own(config, net=own_net, pretext=own_pretext)
+    pretext = (own_pretext or find_pretext(config))(shape, config)
     sketch = _sketch_net(config, pretext, own_net)
     check_shape(shape, sketch, pretext.parts_per_axis)
     check_precision(config.precision, device, shape, pretext.parts_per_axis, factor=sketch.factor)
     set_precision(config.precision)
 
-    train = open_stream(store, store.train, config, device, ranks)
-    validation = open_stream(store, store.validation, config, device, ranks)
-    if not len(train.plan):
-        raise TrainError(f"{store.path.name}: no train crops left; choose more scales or classes")
-    config = resolve_warmup(config, len(train.plan), saved=saved)
+    train, validation = _open_datasets(store, config, device, ranks)
+    if not len(train):
+        name = store.location.name
+        raise TrainError(f"{name}: no train crops left; choose more scales or classes")
+    config = resolve_warmup(config, pretext, len(train), saved=saved)
     fingerprint = store.fingerprint or ""
-    own = _describe_own(own_net, pretext)
+    own = _describe_own(own_net, own_pretext, pretext)
     if saved:
         config = resolve_init(config, saved=saved)
-        _refuse_other_net(run / LAST, own, saved=saved)
+        _refuse_other_own(run / LAST, own, saved=saved)
         refuse_other_run(
             run / LAST, saved, fingerprint=fingerprint, config=config, num_processes=ranks.size
         )
@@ -128,7 +128,7 @@ def set_up(
             "normalise": config.normalise,
             "crop_shape": list(shape),
             "spacing_mm": store.config.get("spacing_mm"),
-            **({"own_net": own} if own else {}),
+            **own,
         },
     )
 
@@ -139,22 +139,12 @@ def set_up(
 def resolve_selection(
     config: TrainConfig, store: PatchStore, *, saved: dict[str, Any] | None = None
 ) -> TrainConfig:
-    """The config with `excluded_classes` set: from the checkpoint, else from the annotations.
-
-    Raises TrainError for a class that the store does not have.
-    """
-    for name in ("classes", "excluded_classes"):
-        unknown = [c for c in getattr(config, name) or () if not 0 <= c < store.num_classes]
-        if unknown:
-            raise TrainError(
-                f"{name}: the store has classes 0 to {store.num_classes - 1},"
-                f" not {format_rows(unknown)}"
-            )
+    """The config with `excluded_classes` set: from the checkpoint, else from the annotations."""
     if config.excluded_classes is not None:
         return config
     excluded = saved["config"].get("excluded_classes") if saved else None
     if excluded is None:
-        excluded = read_annotation(store.path).excluded
+        excluded = read_annotation(store.location).excluded
     return dataclasses.replace(config, excluded_classes=tuple(excluded))
 
 
@@ -181,17 +171,25 @@ def resolve_normalise(
     return dataclasses.replace(config, normalise=found or "window")
 
 
-def resolve_net(config: TrainConfig, own_net: nn.Module | None) -> TrainConfig:
-    """The config with `net` None for a net of one's own; TrainError when there is no net."""
-    if own_net is not None:
-        return dataclasses.replace(config, net=None)
-    if config.net is None:
+def resolve_own(
+    config: TrainConfig, *, net: nn.Module | None, pretext: type[Pretext] | None
+) -> TrainConfig:
+    """The config with None for what is one's own; TrainError where there is no net."""
+    if net is None and config.net is None:
         raise TrainError("net is None: name a net, or pass one as pretrain(..., net=...)")
-    return config
+    return dataclasses.replace(
+        config,
+        net=config.net if net is None else None,
+        pretext=config.pretext if pretext is None else None,
+    )
 
 
 def resolve_warmup(
-    config: TrainConfig, steps_per_epoch: int, *, saved: dict[str, Any] | None = None
+    config: TrainConfig,
+    pretext: Pretext,
+    steps_per_epoch: int,
+    *,
+    saved: dict[str, Any] | None = None,
 ) -> TrainConfig:
     """The config with `warmup_epochs` as given, else of the checkpoint, else a tenth of the run.
 
@@ -199,7 +197,7 @@ def resolve_warmup(
     """
     before = saved["config"].get("warmup_epochs") if saved else None
     epochs = min(config.epochs, -(-(config.steps or 2**62) // steps_per_epoch))
-    if not (config.classify and PRETEXTS[config.pretext].metric):
+    if not (config.classify and pretext.metric):
         warmup = 0
     elif config.warmup_epochs is None:
         warmup = epochs // 10 if before is None else before
@@ -213,7 +211,39 @@ def resolve_warmup(
     return dataclasses.replace(config, warmup_epochs=warmup)
 
 
-# Net and facts
+# Data, net and facts
+
+
+def _open_datasets(
+    store: PatchStore, config: TrainConfig, device: torch.device, ranks: Ranks
+) -> tuple[PatchDataset, PatchDataset]:
+    """The training and the validation crops. `scales` and `fraction` select training crops only."""
+    common: dict[str, Any] = {
+        "classes": config.classes,
+        "excluded_classes": config.excluded_classes,
+        "seed": config.seed,
+        "threads": config.threads,
+        "cache": config.cache,
+        "device": device,
+        "normalise": config.normalise,
+        "skip_corrupt": config.skip_corrupt,
+        "ranks": ranks,
+    }
+    batches = config.validation_batches
+    return PatchDataset(
+        store,
+        "train",
+        batch_size=config.batch_size,
+        scales=config.scales,
+        fraction=config.fraction,
+        **common,
+    ), PatchDataset(
+        store,
+        "validation",
+        batch_size=config.batch_size // config.accumulate,
+        max_batches=None if batches is None else batches * config.accumulate,
+        **common,
+    )
 
 
 def _build_net(
@@ -261,26 +291,31 @@ def _sketch_net(config: TrainConfig, pretext: Pretext, own_net: nn.Module | None
         return build_backbone(config.net, config.width)
 
 
-def _describe_own(own_net: Any, pretext: Pretext) -> dict[str, Any] | None:
-    """What checkpoints record of a net of one's own; None without one."""
-    if own_net is None:
-        return None
-    return {
-        "class": type(own_net).__name__,
-        "encoder_keys": list(own_net.encoder_keys),
-        "decoder_keys": list(getattr(own_net, "decoder_keys", ())),
-        "decodes": pretext.decodes,
-    }
+def _describe_own(net: Any, own_pretext: type[Pretext] | None, pretext: Pretext) -> dict[str, Any]:
+    """What checkpoints record of a net and a pretext task of one's own."""
+    facts: dict[str, Any] = {}
+    if own_pretext is not None:
+        facts["own_pretext"] = own_pretext.__name__
+    if net is not None:
+        facts["own_net"] = {
+            "class": type(net).__name__,
+            "encoder_keys": list(net.encoder_keys),
+            "decoder_keys": list(getattr(net, "decoder_keys", ())),
+            "decodes": pretext.decodes,
+        }
+    return facts
 
 
-def _refuse_other_net(path: Path, own: dict[str, Any] | None, *, saved: dict[str, Any]) -> None:
-    """Raise TrainError when a checkpoint is of another net of one's own than is given."""
-    before = saved.get("own_net")
-    if before != own and before is not None:
-        raise TrainError(
-            f"{path}: trains a net of your own, {before['class']}; resume it from Python with"
-            " pretrain(..., net=...) and the same net"
-        )
+def _refuse_other_own(path: Path, own: dict[str, Any], *, saved: dict[str, Any]) -> None:
+    """Raise TrainError when a checkpoint is of another net or task of one's own than is given."""
+    for kind, fact, text in (("net", "own_net", "net"), ("pretext", "own_pretext", "pretext task")):
+        before = saved.get(fact)
+        if before is not None and before != own.get(fact):
+            name = before["class"] if fact == "own_net" else before
+            raise TrainError(
+                f"{path}: trains a {text} of your own, {name}; resume it from Python with"
+                f" pretrain(..., {kind}=...) and the same {text}"
+            )
 
 
 def _inherit(
@@ -298,7 +333,7 @@ def _inherit(
     }
 
 
-def _list_scans(store: PatchStore, train: Stream, validation: Stream) -> list[str]:
+def _list_scans(store: PatchStore, train: PatchDataset, validation: PatchDataset) -> list[str]:
     """Ids of all scans of a run."""
     rows = np.concatenate(
         [store.train.scan[train.plan.rows], store.validation.scan[validation.plan.rows]]

@@ -280,7 +280,7 @@ def parse_checkpoint(file: Path, content: dict[str, Any], part: Part) -> Weights
         "fingerprint": content["fingerprint"],
         "axes": OUR_AXES,
         "part": "all",
-        "pretext": config.get("pretext"),
+        "pretext": content.get("own_pretext") or config.get("pretext"),
         "step": content["progress"]["step"],
         "scans": content["scans"],
         "window_hu": content.get("window_hu"),  # None in older runs

@@ -67,6 +67,22 @@ class Surveyed:
     """Mean and standard deviation of all voxels."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ListedSeries:
+    """One series as a dry run shows it."""
+
+    file: str
+    """The first file."""
+    files: int
+    reason: str | None
+    """Why it is rejected; None if it would be read."""
+    detail: str
+    size: list[int]
+    """Voxels (z, y, x) after the scan is turned to LPS; empty where not known."""
+    spacing_mm: list[float]
+    """(z, y, x); empty where not known."""
+
+
 class Catalogue:
     """The catalogue of one store, open for writing in one process at a time."""
 
@@ -165,12 +181,21 @@ class Catalogue:
         )
         self._commit_now_and_then()
 
-    def listing(self) -> Iterator[tuple[str, int, str | None, str]]:
-        """(first file, number of files, reason, detail) of every series, sorted by file."""
+    def listing(self) -> Iterator[ListedSeries]:
+        """Every series, sorted by file."""
         rows = self.db.execute(
-            "SELECT files, num_files, reason, detail FROM series ORDER BY files, key"
+            "SELECT files, num_files, reason, detail, size, spacing_mm FROM series"
+            " ORDER BY files, key"
         )
-        return ((first_file(files), count, reason, detail) for files, count, reason, detail in rows)
+        for files, num_files, reason, detail, size, spacing_mm in rows:
+            yield ListedSeries(
+                file=first_file(files),
+                files=num_files,
+                reason=reason,
+                detail=detail,
+                size=json.loads(size or "[]"),
+                spacing_mm=json.loads(spacing_mm or "[]"),
+            )
 
     def known_from(self, store: Path) -> Iterator[tuple[Surveyed, int]]:
         """Results of another store's survey for series that are pending here and did not change.
@@ -238,6 +263,18 @@ class Catalogue:
         """Series still to be surveyed, in a stable order."""
         keys = self.db.execute(f"SELECT key FROM series WHERE {_PENDING} ORDER BY key").fetchall()
         return (select_series(self.db, "key", key) for (key,) in keys)
+
+    def usable(self, limit: int) -> Iterator[Series]:
+        """Up to so many series that have no reason against them; by key, so in random order."""
+        keys = self.db.execute(
+            "SELECT key FROM series WHERE reason IS NULL ORDER BY key LIMIT ?", (limit,)
+        ).fetchall()
+        return (select_series(self.db, "key", key) for (key,) in keys)
+
+    def count_patients(self) -> int:
+        """Patients with a series that has no reason against it."""
+        query = "SELECT count(DISTINCT patient) FROM series WHERE reason IS NULL"
+        return int(self.db.execute(query).fetchone()[0])
 
     def scan_series(self, scan_row: int) -> Series:
         """The series that became a row of `scans`."""

@@ -1,8 +1,9 @@
 """Read the headers of an archive's folders: which series there are; no voxel is read here.
 
 DICOM headers are read one folder at a time. Volumetric files (NIfTI, MetaImage, NRRD) are listed
-by name; their headers are read by the worker that reads the voxels, since a malformed one can
-crash the reading library. Files and folders that cannot be read are listed, too, with the reason.
+by name; their headers are read one by one (by the survey, or for a dry run), since a malformed one
+can crash the reading library. Files and folders that cannot be read are listed, too, with the
+reason.
 """
 
 from __future__ import annotations

@@ -77,6 +77,9 @@ def add_paths(facts: dict[str, Any], store: PatchStore) -> None:
         {"scan": scan_name(store.scans.id[row]), "file": file}
         for row, file in sorted(sources.items())
     ]
+    names = {scan["scan"]: scan["file"] for scan in facts["scan_files"]}
+    for pair in facts["near_duplicates"] or ():
+        pair["files"] = [names[scan] for scan in pair["scans"]]
     facts["rejected_files"] = [
         {"file": file, "reason": reason, "detail": detail}
         for file, reason, detail in read_rejections(store.path)

@@ -21,7 +21,7 @@ from store.geometry import AIR_HU, PADDING_HU, scan_id
 from store.images import Rejected
 from store.images.nifti import read_plain_nifti
 from store.images.read import load_file, load_slices, open_file
-from store.images.slices import check_spacing
+from store.images.slices import check_spacing, read_header
 
 _MIN_AIR, _MIN_SOFT = 5e-3, 0.3
 """Minimum share of voxels clearly lighter than the body, and of the other voxels, minimum share as
@@ -84,21 +84,58 @@ def read_volume(series: Series, config: PrepareConfig) -> Volume:
     """
     read = _read_dicom if series.kind == "dicom" else _read_file
     image = read(series, config)
-    if _oblique_deg(image.direction) > config.max_oblique_deg:
-        raise Rejected(
-            "oblique", f"axes {_oblique_deg(image.direction):.0f} degrees from the patient's axes"
-        )
+    _check_oblique(image.direction, config)
     if image.values.dtype.itemsize == 1:
         raise Rejected("not in HU", "8-bit values")
     return _turn_to_lps(image._replace(values=_as_hu(image.values)))
 
 
+def read_geometry(
+    series: Series, config: PrepareConfig
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Size and spacing in mm of one series, each (z, y, x), from its headers alone.
+
+    Raises Rejected where the headers show that `read_volume` would. The headers of a DICOM series
+    were checked when it was listed.
+    """
+    if series.kind == "dicom":
+        assert series.slice_gap_mm is not None
+        first = read_header(series.files[0])
+        size_xyz: tuple[int, ...] = (first.columns, first.rows, len(series.files))
+        spacing_xyz: tuple[float, ...] = (*first.pixel_mm[::-1], series.slice_gap_mm)
+        row, column = first.axes[:3], first.axes[3:]
+        axes = np.stack([row, column, np.cross(row, column)], axis=1)
+        direction: tuple[float, ...] = tuple(axes.ravel().tolist())
+    else:
+        reader = open_file(Path(series.files[0]))
+        _check_header(reader.GetSize(), reader.GetNumberOfComponents(), config)
+        size_xyz = reader.GetSize()[:3]
+        spacing_xyz = tuple(map(abs, reader.GetSpacing()[:3]))  # reading the voxels corrects signs
+        check_spacing(spacing_xyz)
+        direction = _direction(reader)
+        if reader.GetPixelID() in (sitk.sitkInt8, sitk.sitkUInt8):
+            raise Rejected("not in HU", "8-bit values")
+    _check_oblique(direction, config)
+    order = _axes_zyx(_orientation(direction))
+    return tuple(size_xyz[a] for a in order), tuple(spacing_xyz[a] for a in order)
+
+
+def _orientation(direction: tuple[float, ...]) -> str:
+    """Where the axes x, y, z of an image point to, such as LPS."""
+    letters = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(direction)
+    return str(letters)
+
+
+def _axes_zyx(letters: str) -> list[int]:
+    """The image's axes (x is 0) that are the patient's z, y and x."""
+    return [next(a for a in range(3) if letters[a] in pair) for pair in ("SI", "PA", "LR")]
+
+
 def _turn_to_lps(image: _Image) -> Volume:
     """What `SimpleITK.DICOMOrient(image, "LPS")` does, without a copy."""
-    orient = sitk.DICOMOrientImageFilter
-    letters = orient.GetOrientationFromDirectionCosines(image.direction)  # of axes x, y, z
+    letters = _orientation(image.direction)
     hu, spacing_mm = image.values, []
-    axes = [next(a for a in range(3) if letters[a] in pair) for pair in ("SI", "PA", "LR")]
+    axes = _axes_zyx(letters)
     hu = hu.transpose([2 - axis for axis in axes])
     for axis, name in enumerate("SPL"):
         if letters[axes[axis]] != name:
@@ -184,7 +221,9 @@ def _check_header(size_xyz: tuple[int, ...], num_components: int, config: Prepar
         raise Rejected("too few slices", f"size {size_xyz}, min_slices is {config.min_slices}")
 
 
-def _oblique_deg(direction: tuple[float, ...]) -> float:
-    """Largest angle between an image axis and the nearest patient axis, in degrees."""
+def _check_oblique(direction: tuple[float, ...], config: PrepareConfig) -> None:
+    """Reject an image with too large an angle between an axis and the nearest patient axis."""
     cosines = np.abs(np.asarray(direction).reshape(3, 3))
-    return float(np.degrees(np.arccos(np.clip(cosines.max(axis=0), -1, 1))).max())
+    angle = float(np.degrees(np.arccos(np.clip(cosines.max(axis=0), -1, 1))).max())
+    if angle > config.max_oblique_deg:
+        raise Rejected("oblique", f"axes {angle:.0f} degrees from the patient's axes")

@@ -62,7 +62,7 @@ def write_embeddings(
     scans = PatchStore(writer.path, allow_building=True).scans
     split, frame_mm = scans.split, scans.frame_mm
     facts: dict[str, Any] = {}
-    with _num_threads(settings.threads):
+    with num_torch_threads(settings.threads):
         if weights is not None:
             with progress.stage("embed", len(split), "scans") as advance:
                 model = load_autoencoder(weights)
@@ -91,7 +91,7 @@ def write_embeddings(
 
 
 @contextlib.contextmanager
-def _num_threads(num: int) -> Iterator[None]:
+def num_torch_threads(num: int) -> Iterator[None]:
     """Limit torch to `num` CPU threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(num)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
-import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from pipeline.archive.catalogue import Catalogue, Surveyed, thumbnail_path
-from pipeline.archive.folders import find_folders, resolve_archive
+from pipeline.archive.folders import find_folders
 from pipeline.archive.headers import crashed_folder, join_parts, read_folder
 from pipeline.archive.manifest import Manifest, select_parts
 from pipeline.archive.selection import (
@@ -32,12 +31,14 @@ from pipeline.archive.selection import (
     series_in_parts,
 )
 from pipeline.archive.series import CRASHED, INTERNAL, OUT_OF_MEMORY, Series
-from pipeline.archive.volume import read_volume
+from pipeline.archive.volume import read_geometry, read_volume
 from pipeline.config import PrepareConfig
 from pipeline.crops import make_thumbnail, one_blas_thread
 from pipeline.frame import frame_box
 from pipeline.isolation import ProcessEnded, ProcessKilled
-from pipeline.splits import split_patients
+from pipeline.near_duplicates import CELLS, describe_cells
+from pipeline.splits import NO_PAIRS, number_patients, split_patients
+from pipeline.stages.near_duplicates import find_near_duplicates
 from pipeline.tasks import raise_if_failed, run_bounded
 from store.atomic import replace_file
 from store.errors import SemgenError
@@ -86,35 +87,42 @@ def survey_archive(
     reject_duplicates(catalogue)
     accepted = number_scans(catalogue)
     if accepted:
-        _write_scans(client, writer, catalogue, config, accepted, progress)
         facts = {
             "accepted": accepted,
             "rejected": catalogue.reasons(),
             "version": SURVEY_VERSION,
+            **_write_scans(client, writer, catalogue, config, accepted, progress),
         }
         writer.finish_stage("survey", facts)
     return accepted
 
 
-def list_series(
-    archive: str | Path | Sequence[str | Path], config: PrepareConfig, manifest: Path | None
-) -> Iterator[tuple[str, int, str | None, str]]:
-    """What `prepare` would do with each series, by headers alone; writes nothing.
-
-    Yields (first file, number of files, reason to reject it or None, detail).
-    """
-    roots = resolve_archive(archive)
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        contextlib.closing(Catalogue(Path(scratch) / "catalogue")) as catalogue,
-    ):
-        listed = Manifest(manifest, roots) if manifest else None
-        _catalogue_series(None, roots, catalogue, config, listed, lambda _: None)
-        yield from catalogue.listing()
+def survey_headers(
+    client: Client,
+    archive: Sequence[Path],
+    catalogue: Catalogue,
+    config: PrepareConfig,
+    manifest: Manifest | None,
+    progress: Progress,
+) -> None:
+    """Fill a catalogue with what headers alone tell: what `survey_archive` would do; no voxels."""
+    num_folders = sum(1 for _ in find_folders(archive))
+    with progress.stage("list series", num_folders, "folders") as advance:
+        _catalogue_series(client, archive, catalogue, config, manifest, advance)
+    while True:
+        with progress.stage("read headers", catalogue.count_pending(), "series") as advance:
+            found = run_bounded(client, inspect_header, catalogue.pending(), config)
+            for series, result in found:
+                ended = isinstance(result, ProcessEnded)
+                catalogue.record(_surveyed(series, result) if ended else result)
+                advance(1)
+            catalogue.commit()
+        if not (config.one_per_study and choose_next_best(catalogue)):
+            return
 
 
 def _catalogue_series(
-    client: Client | None,
+    client: Client,
     archive: Sequence[Path],
     catalogue: Catalogue,
     config: PrepareConfig,
@@ -123,17 +131,15 @@ def _catalogue_series(
 ) -> None:
     """Enter every series of an archive into the catalogue, with what its headers say.
 
-    client
-        Headers are read by its workers; in this process where None.
     advance
         Counts folders.
     """
-    for folder, result in _read_headers(client, read_folder, find_folders(archive), config):
+    for folder, result in run_bounded(client, read_folder, find_folders(archive), config):
         ended = isinstance(result, ProcessEnded)
-        series = [crashed_folder(folder, _reason(result))] if ended else result
+        series = [crashed_folder(folder, rejection_reason(result))] if ended else result
         catalogue.add(manifest.apply(series) if manifest else series)
         advance(1)
-    for parts, joined in _read_headers(client, join_parts, series_in_parts(catalogue), config):
+    for parts, joined in run_bounded(client, join_parts, series_in_parts(catalogue), config):
         if not isinstance(joined, ProcessEnded):  # else the parts stay as they are
             catalogue.add(select_parts(parts, joined), again=True)
     if manifest:
@@ -141,18 +147,6 @@ def _catalogue_series(
     if config.one_per_study:
         choose_one_per_study(catalogue)
     catalogue.commit()
-
-
-def _read_headers(
-    client: Client | None,
-    function: Callable[[Any, PrepareConfig], list[Series]],
-    items: Iterable[Any],
-    config: PrepareConfig,
-) -> Iterator[tuple[Any, Any]]:
-    """(item, function(item, config)) in any order; ProcessEnded where reading ended its process."""
-    if client is None:
-        return ((item, function(item, config)) for item in items)
-    return run_bounded(client, function, items, config)
 
 
 def _reuse_survey(store: Path, catalogue: Catalogue, progress: Progress) -> None:
@@ -180,10 +174,11 @@ def _survey_pending(
 
 
 def _surveyed(series: Series, ended: ProcessEnded) -> Surveyed:
-    return Surveyed(key=series.key, reason=_reason(ended), detail=str(ended))
+    return Surveyed(key=series.key, reason=rejection_reason(ended), detail=str(ended))
 
 
-def _reason(ended: ProcessEnded) -> str:
+def rejection_reason(ended: ProcessEnded) -> str:
+    """Why a series is rejected whose reading ended its process."""
     return OUT_OF_MEMORY if isinstance(ended, ProcessKilled) else CRASHED
 
 
@@ -194,12 +189,41 @@ def _write_scans(
     config: PrepareConfig,
     num_scans: int,
     progress: Progress,
-) -> None:
+) -> dict[str, Any]:
+    """Write the tables and thumbnails of the scans; returns what the stage records of them."""
     tables = catalogue.scan_tables()
+    cells = _join_thumbnails(client, writer, catalogue, config, num_scans, progress)
     patients = patients_of_scans(catalogue)
-    tables["patient"], tables["split"] = split_patients(**patients, config=config)
+    facts: dict[str, Any] = {}
+    same = NO_PAIRS
+    if config.near_duplicates != "off":
+        near = find_near_duplicates(
+            client,
+            writer.path,
+            cells=cells,
+            patient=number_patients(patients["scan"], patients["patient"]),
+            box_mm=tables["frame_mm"],
+            config=config,
+            progress=progress,
+        )
+        facts["near_duplicates"] = near
+        if near and config.near_duplicates == "same-split":
+            same = np.array([pair[:2] for pair in near])
+    tables["patient"], tables["split"] = split_patients(**patients, same=same, config=config)
     for name, values in tables.items():
         writer.write_table(f"scans/{name}", values)
+    return facts
+
+
+def _join_thumbnails(
+    client: Client,
+    writer: StoreWriter,
+    catalogue: Catalogue,
+    config: PrepareConfig,
+    num_scans: int,
+    progress: Progress,
+) -> NDArray[np.uint8]:
+    """Write `scans/thumbnail`; returns what `describe_cells` says of each scan."""
     grid = writer.create_sharded(
         "scans/thumbnail",
         shape=(num_scans, *THUMBNAIL_SHAPE),
@@ -210,11 +234,14 @@ def _write_scans(
     shards = [
         (shard, tuple(keys[row] for row in grid.rows_of(shard))) for shard in range(grid.num_shards)
     ]
-    store, survey_folder = str(writer.path), str(catalogue.survey_folder)
+    cells = np.empty((num_scans, *CELLS), np.uint8)
+    arguments = str(writer.path), str(catalogue.survey_folder), config.window_hu
     with progress.stage("join thumbnails", grid.num_shards, "shards") as advance:
-        for _, done in run_bounded(client, join_thumbnails, shards, store, survey_folder):
-            raise_if_failed(done)
+        for (shard, _), described in run_bounded(client, join_thumbnails, shards, *arguments):
+            raise_if_failed(described)
+            cells[grid.rows_of(shard)] = described
             advance(1)
+    return cells
 
 
 # Functions that workers run ----------------------------------------------------------------------
@@ -232,6 +259,17 @@ def time_limit(seconds: int) -> Iterator[None]:
             yield
         finally:
             faulthandler.cancel_dump_traceback_later()
+
+
+def inspect_header(series: Series, config: PrepareConfig) -> Surveyed:
+    """Size and spacing of one series from its headers, or why they reject it."""
+    try:
+        size, spacing_mm = read_geometry(series, config)
+    except Rejected as rejected:
+        return Surveyed(key=series.key, reason=rejected.reason, detail=rejected.detail)
+    except OSError as error:
+        return Surveyed(key=series.key, reason="unreadable", detail=type(error).__name__)
+    return Surveyed(key=series.key, size=size, spacing_mm=spacing_mm)
 
 
 def survey_series(series: Series, config: PrepareConfig, survey_folder: str) -> Surveyed:
@@ -268,11 +306,15 @@ def save_thumbnail(file: Path, thumbnail: NDArray[np.uint8]) -> None:
         partial.write_bytes(encode_chunk(thumbnail))
 
 
-def join_thumbnails(item: tuple[int, tuple[str, ...]], store: str, survey_folder: str) -> None:
+def join_thumbnails(
+    item: tuple[int, tuple[str, ...]], store: str, survey_folder: str, window_hu: tuple[int, int]
+) -> NDArray[np.uint8]:
     """Write one shard of `scans/thumbnail` from the survey's files.
 
     item
         Number of the shard, and the series keys of its scans.
+
+    Returns (n, 8, 16, 16): what `describe_cells` says of its scans.
     """
     shard, keys = item
     thumbnails = np.empty((len(keys), *THUMBNAIL_SHAPE), np.uint8)
@@ -283,3 +325,5 @@ def join_thumbnails(item: tuple[int, tuple[str, ...]], store: str, survey_folder
                 " its catalogue and prepare again"
             )
     write_shard(Path(store), "scans/thumbnail", shard, thumbnails)
+    with one_blas_thread():
+        return np.stack([describe_cells(thumbnail, window_hu) for thumbnail in thumbnails])

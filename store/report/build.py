@@ -77,7 +77,7 @@ def render_data(
     live: bool = False,
 ) -> str:  # fmt: skip
     """The facts on the page, as one element; pictures are separate."""
-    annotation = read_annotation(store.path)
+    annotation = read_annotation(store.location)
     content = {
         **_overview(store),
         "classesPerSheet": classes_per_sheet,

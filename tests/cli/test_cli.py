@@ -20,6 +20,7 @@ from store import PatchStore, StoreError
 from store.progress import _show_bar, _show_lines
 from store.settings import describe
 from tests.support.command import ROOT, Semgen, assert_refused, run
+from tests.support.listing import list_series
 from tests.support.settings_tables import PAGE, fill
 from trainer import TrainConfig
 from trainer.finetuning import FinetuneConfig
@@ -154,16 +155,21 @@ def test_options_take_precedence_over_the_file_and_the_file_over_the_preset(
 
 
 def test_a_dry_run_lists_the_series_and_makes_nothing(phantoms: Path, tmp_path: Path) -> None:
-    result = run("prepare", phantoms, tmp_path / "s", "--dry-run")
-    assert result.exit_code == 0
-    assert result.stdout.splitlines()[-1] == "7 series: 7 to read"
+    result = run("prepare", phantoms, tmp_path / "s", "--dry-run", "--workers", 1)
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert "7 series: 6 to read, 1 unreadable" in lines
+    assert [line.split()[0] for line in lines[-4:]] == ["scans", "crops", "store", "time"]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_dry_run_prints_json(phantoms: Path, tmp_path: Path) -> None:
-    rows = json.loads(run("prepare", phantoms, tmp_path / "s", "--dry-run", "--json").stdout)
-    assert len(rows) == 7
-    assert {tuple(row) for row in rows} == {("file", "files", "reason", "detail")}
+    result = run("prepare", phantoms, tmp_path / "s", "--dry-run", "--workers", 1, "--json")
+    found = json.loads(result.stdout)
+    assert len(found["series"]) == 7
+    columns = ("file", "files", "reason", "detail", "size", "spacing_mm")
+    assert {tuple(row) for row in found["series"]} == {columns}
+    assert found["estimate"]["scans"] == 6
 
 
 def test_preparing_a_complete_store_prints_its_summary_as_json(
@@ -329,8 +335,7 @@ def test_masks_of_phantoms_are_not_taken_for_scans(tmp_path: Path) -> None:
     result = run("phantom", tmp_path / "p", *options)
     assert f"organ masks in {tmp_path / 'p.masks'}" in result.stdout
     assert len(list((tmp_path / "p.masks").iterdir())) == 3
-    listed = run("prepare", tmp_path / "p", tmp_path / "s", "--dry-run")
-    assert listed.stdout.splitlines()[-1] == "2 series: 2 to read"
+    assert [one.reason for one in list_series(tmp_path / "p", PrepareConfig())] == [None, None]
 
 
 def test_a_prepared_store_trains_and_its_weights_are_exported(

@@ -1,7 +1,6 @@
 """Which series are used: one of a study, or what a manifest lists."""
 
 import copy
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,9 +8,7 @@ from pathlib import Path
 
 import pydicom
 import pytest
-from click.testing import CliRunner
 
-from cli import main
 from pipeline.archive.catalogue import Catalogue, Surveyed
 from pipeline.archive.folders import find_folders
 from pipeline.archive.headers import read_folder
@@ -28,6 +25,7 @@ from pipeline.config import PrepareConfig
 from pipeline.phantom.files import write_archive
 from pipeline.splits import split_patients
 from store.errors import SemgenError
+from tests.support.listing import list_series
 
 THIN = Series(
     key="thin", kind="dicom", files=("/a/1", "/a/2"), patient="p", study="s", slice_gap_mm=1.0
@@ -107,16 +105,14 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return archive
 
 
-def dry_run(archive: Path, *options: object) -> dict[str, str | None]:
+def dry_run(archive: Path, manifest: Path | None = None, **settings: bool) -> dict[str, str | None]:
     """Reason by folder, None for what would be read."""
-    arguments = ["prepare", archive, "nowhere.store", "--dry-run", "--json", *options]
-    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert done.exit_code == 0, done.stderr
-    return {Path(row["file"]).parent.name: row["reason"] for row in json.loads(done.stdout)}
+    listed = list_series(archive, PrepareConfig(min_slices=8, **settings), manifest)
+    return {Path(one.file).parent.name: one.reason for one in listed}
 
 
 def test_a_dry_run_shows_what_is_used_and_why_the_rest_is_not(studies: Path) -> None:
-    assert dry_run(studies, "--config", few(studies)) == {
+    assert dry_run(studies) == {
         "phantom-0000": None,
         "phantom-0001": None,
         "thick": "not chosen",
@@ -126,13 +122,7 @@ def test_a_dry_run_shows_what_is_used_and_why_the_rest_is_not(studies: Path) -> 
 
 
 def test_all_series_are_used_when_asked_for(studies: Path) -> None:
-    assert dry_run(studies, "--all-series", "--config", few(studies))["thick"] is None
-
-
-def few(folder: Path) -> Path:
-    file = folder.parent / "few.toml"
-    file.write_text("min_slices = 8")
-    return file
+    assert dry_run(studies, one_per_study=False)["thick"] is None
 
 
 # Manifest ----------------------------------------------------------------------------------------
@@ -160,7 +150,7 @@ def test_listed_series_are_used_and_no_others(studies: Path, tmp_path: Path) -> 
 
 def test_a_manifest_overrides_the_choice_within_a_study(studies: Path, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text(f"path\n{studies / 'thick'}\n")
-    found = dry_run(studies, "--manifest", tmp_path / "list.csv", "--config", few(studies))
+    found = dry_run(studies, tmp_path / "list.csv")
     assert found["thick"] is None
     assert found["phantom-0000"] == "not in the manifest"
 
@@ -219,7 +209,7 @@ def test_lines_for_files_of_one_series_must_agree(studies: Path, tmp_path: Path)
 def test_lines_without_a_series_are_shown(studies: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "list.csv").write_text("path\nthick\nempty\n")
-    found = dry_run(studies, "--manifest", tmp_path / "list.csv", "--config", few(studies))
+    found = dry_run(studies, tmp_path / "list.csv")
     assert found[tmp_path.name] == "manifest line without a series"
     assert Counter(found.values())["manifest line without a series"] == 1
 

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.config import PrepareConfig
-from pipeline.splits import split_patients
+from pipeline.splits import NO_PAIRS, split_patients
 from store.errors import SemgenError
 
 PATIENTS = np.array(["d", "a", "a", "c", "d", "b", "e", "f", "f", "f"])
@@ -18,6 +18,7 @@ def split(
     *,
     scan: Sequence[int] | NDArray[np.intp] | None = None,
     wanted: Sequence[int] | None = None,
+    same: NDArray[np.intp] = NO_PAIRS,
     seed: int = 0,
     fraction: float = 0.4,
 ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
@@ -26,6 +27,7 @@ def split(
         scan=np.arange(len(keys)) if scan is None else np.array(scan),
         patient=np.array(keys),
         wanted_split=np.full(len(keys), -1) if wanted is None else np.array(wanted),
+        same=same,
         config=PrepareConfig(seed=seed, validation_fraction=fraction),
     )
 
@@ -94,3 +96,16 @@ def test_a_patient_wanted_in_both_splits_is_refused() -> None:
 def test_a_manifest_that_leaves_no_patient_for_training_is_refused() -> None:
     with pytest.raises(SemgenError, match="no patient for training"):
         split(["a", "b"], wanted=[1, 1])
+
+
+def test_pairs_that_are_the_same_join_their_patients() -> None:
+    same = np.array([[0, 2], [2, 3]])
+    number, _ = split(list("abcd"), same=same)
+    assert number.tolist() == [0, 1, 0, 0]
+
+
+def test_pairs_that_a_manifest_wants_in_both_splits_are_ignored() -> None:
+    same = np.array([[0, 1], [2, 3]])
+    number, found = split(list("abcd"), same=same, wanted=[0, 1, -1, -1])
+    assert number.tolist() == [0, 1, 2, 2]
+    assert found[:2].tolist() == [0, 1]

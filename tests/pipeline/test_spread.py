@@ -18,8 +18,8 @@ from pipeline.archive.volume import read_volume
 from pipeline.config import PrepareConfig
 from pipeline.phantom.files import write_dicom
 from pipeline.phantom.patients import draw_phantom
-from pipeline.stages.survey import list_series
 from tests.support.command import Semgen
+from tests.support.listing import list_series
 from tests.support.stores import contents
 
 CONFIG = PrepareConfig(min_slices=16)
@@ -50,7 +50,7 @@ def spread(folder: Path, parts: list[list[Path]]) -> None:
 def fates(archive: Path, manifest: Path | None = None) -> dict[str, tuple[int, str | None]]:
     """Number of files and reason, by folder."""
     listed = list_series([archive], CONFIG, manifest)
-    return {Path(file).parent.name: (count, reason) for file, count, reason, _ in listed}
+    return {Path(one.file).parent.name: (one.files, one.reason) for one in listed}
 
 
 @pytest.mark.parametrize("how", ["one after the other", "by turns"])
@@ -114,7 +114,7 @@ def test_listing_parts_again_changes_nothing(series: Path, tmp_path: Path) -> No
                 catalogue.add(read_folder(folder, CONFIG))
             for parts in series_in_parts(catalogue):
                 catalogue.add(join_parts(parts, CONFIG), again=True)
-            found = [(count, reason) for _, count, reason, _ in catalogue.listing()]
+            found = [(one.files, one.reason) for one in catalogue.listing()]
             assert found == [(59, None), (29, "joined")]
             assert catalogue.reasons() == {}
 
@@ -129,9 +129,12 @@ def test_a_manifest_line_for_one_file_stands_for_a_series_in_several_folders(ser
     files = by_position(series)
     spread(series, [files[:8], files[8:20], files[20:22]])  # none is a scan by itself
     listed = list_csv(series.parent, f"part1/{files[9].name},")
-    found = sorted((count, reason) for _, count, reason, _ in list_series(
-        [series.parent], CONFIG, listed))  # fmt: skip
-    assert found == [(2, "joined"), (8, "joined"), (22, None)]
+    found = list_series([series.parent], CONFIG, listed)
+    assert sorted((one.files, one.reason) for one in found) == [
+        (2, "joined"),
+        (8, "joined"),
+        (22, None),
+    ]
 
 
 def test_listed_parts_that_make_a_scan_are_not_joined_with_unlisted_ones(series: Path) -> None:

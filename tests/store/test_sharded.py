@@ -10,11 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tensorstore
-import torch
 import zarr
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
 
 from store import CorruptStore, PatchStore, StoreError
 from store.reader import Split
@@ -81,18 +78,6 @@ def test_a_split_is_read_by_a_process_of_its_own(patches: PatchStore, method: st
     np.testing.assert_array_equal(found, patches.train.read([0, 1]))
 
 
-def test_a_loader_of_torch_reads_a_split_in_spawned_workers(patches: PatchStore) -> None:
-    loader: DataLoader[Any] = DataLoader(
-        range(4),  # type: ignore[arg-type]
-        batch_size=2,
-        num_workers=1,
-        multiprocessing_context="spawn",
-        collate_fn=patches.train.read,
-    )
-    found = np.concatenate([batch.numpy() for batch in map(torch.as_tensor, loader)])
-    np.testing.assert_array_equal(found, patches.train.read(range(4)))
-
-
 def test_a_pickled_store_is_the_same_store_or_refused(copy: Path) -> None:
     store = PatchStore(copy)
     packed = pickle.dumps((store, store.train, store.train.patch))
@@ -115,12 +100,6 @@ def test_several_threads_may_share_a_reader(written: Path, truth: NDArray[np.int
 
 def test_plain_zarr_reads_the_same_crops(written: Path, truth: NDArray[np.int16]) -> None:
     np.testing.assert_array_equal(zarr.open_array(str(written / NAME), mode="r")[...], truth)
-
-
-def test_tensorstore_reads_the_same_crops(written: Path, truth: NDArray[np.int16]) -> None:
-    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(written / NAME)}}
-    array = tensorstore.open(spec, read=True).result()
-    np.testing.assert_array_equal(array.read().result(), truth)
 
 
 def test_shards_that_plain_zarr_wrote_are_read(written: Path, truth: NDArray[np.int16]) -> None:

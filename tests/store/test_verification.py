@@ -38,11 +38,10 @@ def test_a_store_has_the_arrays_of_the_format_and_no_others(prepared: Path) -> N
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_a_table_has_its_dtype_and_shape(prepared: Path, name: str) -> None:
+def test_a_table_has_its_dtype_and_dimensions(prepared: Path, name: str) -> None:
     values = zarr.open_array(str(prepared / name), mode="r")
     assert values.dtype == TABLES[name].dtype
-    assert len(values.shape[1:]) == len(TABLES[name].columns)
-    assert all(c in (None, n) for c, n in zip(TABLES[name].columns, values.shape[1:]))
+    assert values.metadata.dimension_names == TABLES[name].dimensions  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

@@ -34,15 +34,14 @@ from trainer import (
     Validated,
     pretrain,
 )
-from trainer.data.plan import EpochPlan, draw_patients
-from trainer.data.stream import Stream, open_stream
+from trainer.data.dataset import PatchDataset
+from trainer.data.plan import draw_patients
 from trainer.nets.registry import build_net
 from trainer.objective import Objective
 from trainer.pretexts import PRETEXTS
-from trainer.ranks import Ranks
 from trainer.record import draw_slices
 from trainer.transforms.draws import Draws
-from trainer.transforms.perturb import perturb
+from trainer.transforms.genesis import perturb_genesis
 
 
 @pytest.fixture(scope="module")
@@ -156,13 +155,10 @@ def test_a_cache_changes_nothing(
 def test_accumulated_gradients_are_the_mean_over_the_batch(store: Path, tmp_path: Path) -> None:
     config = tiny(steps=1, accumulate=3, pretext="none")
     pretrain(store, tmp_path / "run", config)
-    split = PatchStore(store).train
-    plan = EpochPlan(rows=np.arange(len(split)), batch_size=16, seed=config.seed)
-    stream = Stream(split, plan)
-    batch = next(iter(stream.epoch(0)))
+    batch = next(iter(PatchDataset(store, batch_size=16, seed=config.seed)))
     crops, labels = batch.images(), batch.labels
     draws = Draws.keyed(config.seed, "train", 0, rows=batch.rows)
-    inputs = perturb(crops, draws, num_blocks=config.shuffle_blocks)
+    inputs = perturb_genesis(crops, draws, num_blocks=config.shuffle_blocks)
     net = build_net(width=2, num_classes=6, decoder=False, seed=config.seed).train()
     loss = sum(
         F.cross_entropy(net(part).logits, named, reduction="sum")
@@ -348,13 +344,13 @@ def test_validation_of_the_same_weights_gives_the_same_numbers(
 ) -> None:
     """Measured again, in other batches, and compared with the run's metrics."""
     config = dataclasses.replace(TINY, batch_size=7, excluded_classes=(), precision="fp32")
-    device, opened = torch.device("cpu"), PatchStore(store)
+    device = torch.device("cpu")
     pretext = PRETEXTS[config.pretext](SHAPE, config)
     net = build_net(width=2, num_classes=6)
     net.load_state_dict(torch.load(whole[0] / "last.pt", weights_only=True)["model"])
     objective = Objective(config, pretext, num_classes=6, device=device)
-    stream = open_stream(opened, opened.validation, config, device, Ranks())
-    measured = objective.measure(net, stream, joint=True).metrics
+    dataset = PatchDataset(store, "validation", batch_size=7)
+    measured = objective.measure(net, dataset, joint=True).metrics
     recorded = read_metrics(whole[0])[-1]
     assert {"loss", "restoration", "identity", "classification", "accuracy"} == measured.keys()
     for name, value in measured.items():

@@ -2,15 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from store import PatchStore
 from tests.support.runs import tiny
 from trainer import Event, Noticed, TrainError, pretrain
-from trainer.data import stream
-from trainer.data.plan import EpochPlan
+from trainer.data import dataset
 from trainer.pretraining import Pretrainer
 
 
@@ -48,17 +45,15 @@ def test_a_gpu_without_enough_memory_is_told_in_one_line(
 def test_fewer_batches_are_read_ahead_if_they_are_large(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    split = PatchStore(store).train
-    plan = EpochPlan(rows=np.arange(len(split)), batch_size=10)
     seen: list[int] = []
-    real = stream.read_ahead
+    real = dataset.read_ahead
 
     def note(*arguments: object, threads: int) -> object:
         seen.append(threads)
         return real(*arguments, threads=threads)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(stream, "read_ahead", note)
+    monkeypatch.setattr(dataset, "read_ahead", note)
     for limit in (2**31, 3 * 2 * 10 * 8 * 16 * 16, 1):
-        monkeypatch.setattr(stream, "_AHEAD_BYTES", limit)
-        list(stream.Stream(split, plan, threads=8).epoch(0))
+        monkeypatch.setattr(dataset, "_AHEAD_BYTES", limit)
+        list(dataset.PatchDataset(store, batch_size=10, threads=8))
     assert seen == [8, 3, 1]

@@ -1,22 +1,27 @@
 """Pretext tasks: perturbations, labels and losses."""
 
 import itertools
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import l1_loss
 
+from tests.support.runs import assert_same_run, read_metrics, tiny
+from trainer import Event, Interrupted, Saved, TrainError, pretrain
 from trainer.config import PretextName, TrainConfig
 from trainer.nets.pretraining import Output
 from trainer.nets.registry import build_net
 from trainer.nets.subcubes import join_subcubes, split_subcubes
-from trainer.pretexts import PRETEXTS, Pretext
+from trainer.pretexts import PRETEXTS, Example, Pretext
 from trainer.transforms.draws import Draws
 from trainer.transforms.rotate import find_rotations, rotate
 from trainer.transforms.rubik import find_permutations, scramble_rubik
 from trainer.transforms.swap import swap_patches
+from trainer.weights import read_weights
 
 SHAPE = (16, 32, 32)
 NUMBERS = torch.arange(16.0 * 32 * 32).reshape(1, 1, *SHAPE)
@@ -223,3 +228,46 @@ class TestRubik:
 
 def test_every_task_has_a_name_in_the_settings_and_every_name_a_task() -> None:
     assert set(PRETEXTS) == set(get_args(PretextName))
+
+
+class Denoising(Pretext):
+    """A task of one's own."""
+
+    metric, decodes, classification_weight = "denoising", True, 0.01
+
+    def perturb(self, crops: Tensor, draws: Draws) -> Example:
+        noisy = crops + 0.1 * draws.normal(*crops.shape[1:])
+        return Example(noisy.clamp(0, 1), crops)
+
+    def loss(self, output: Output, example: Example) -> Tensor:
+        assert output.restored is not None
+        return l1_loss(output.restored, example.target)
+
+
+class TestATaskOfOnesOwn:
+    def test_it_trains_and_a_stopped_run_resumes_to_the_same_weights(
+        self, store: Path, tmp_path: Path
+    ) -> None:
+        def stop(event: Event) -> None:
+            if isinstance(event, Saved) and event.step == 8:
+                raise Interrupted
+
+        pretrain(store, tmp_path / "whole", tiny(), pretext=Denoising)
+        with pytest.raises(Interrupted):
+            pretrain(store, tmp_path / "run", tiny(), pretext=Denoising, on_event=stop)
+        pretrain(store, tmp_path / "run", tiny(), pretext=Denoising)
+        assert_same_run(tmp_path / "run", tmp_path / "whole")
+        losses = [line["denoising"] for line in read_metrics(tmp_path / "whole")[-2:]]
+        assert all(0 < loss < 1 for loss in losses)
+        assert read_weights(tmp_path / "run").metadata["pretext"] == "Denoising"
+
+    def test_the_command_line_does_not_resume_it_with_another_task(
+        self, store: Path, tmp_path: Path
+    ) -> None:
+        pretrain(store, tmp_path / "run", tiny(steps=1, warmup_epochs=0), pretext=Denoising)
+        with pytest.raises(TrainError, match=r"pretext task of your own, Denoising; resume it"):
+            pretrain(store, tmp_path / "run", tiny(steps=2, warmup_epochs=0))
+
+    def test_it_needs_to_be_given_where_no_task_is_named(self, store: Path, tmp_path: Path) -> None:
+        with pytest.raises(TrainError, match="pretext is None: name a task"):
+            pretrain(store, tmp_path / "run", tiny(pretext=None))

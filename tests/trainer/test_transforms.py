@@ -11,9 +11,9 @@ from torch import Tensor
 
 from trainer.transforms.draws import Draws
 from trainer.transforms.elastic import deform, displace, draw_displacement
+from trainer.transforms.genesis import draw_kinds, perturb_genesis
 from trainer.transforms.intensity import draw_curves, nonlinear_intensity
 from trainer.transforms.paint import inpaint, outpaint
-from trainer.transforms.perturb import draw_kinds, perturb
 from trainer.transforms.shuffle import shuffle_pixels
 
 SHAPE = (32, 64, 64)
@@ -25,7 +25,7 @@ ALL = (
     nonlinear_intensity,
     inpaint,
     outpaint,
-    partial(perturb, num_blocks=NUM_BLOCKS),
+    partial(perturb_genesis, num_blocks=NUM_BLOCKS),
 )
 
 
@@ -321,7 +321,7 @@ class TestMix:
     ) -> None:
         many = crops.repeat(4, 1, 1, 1, 1)
         deformed = deform(many, draws(16))
-        mixed = perturb(many, draws(16), num_blocks=NUM_BLOCKS)
+        mixed = perturb_genesis(many, draws(16), num_blocks=NUM_BLOCKS)
         replay = draws(16)
         deform(many, replay)
         kinds = draw_kinds(replay, 4).tolist()

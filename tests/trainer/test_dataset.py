@@ -1,8 +1,9 @@
-"""Streaming crops from a store as tensors."""
+"""Batches of crops from a store: order, cache, corrupt rows."""
 
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +11,9 @@ import torch
 
 from store import CorruptStore, PatchStore
 from tests.support.synthetic_store import make_store
-from trainer import TrainError
+from trainer import Batch, PatchDataset, TrainError
 from trainer.data.cache import make_cache
 from trainer.data.plan import EpochPlan
-from trainer.data.stream import Batch, Stream
 
 CPU = torch.device("cpu")
 
@@ -27,20 +27,20 @@ def make_plan(store: PatchStore) -> EpochPlan:
     return EpochPlan(rows=np.arange(len(store.train)), batch_size=10, seed=1)
 
 
-def make_stream(store: PatchStore, **options: object) -> Stream:
-    return Stream(store.train, make_plan(store), **options)  # type: ignore[arg-type]
+def open_dataset(store: PatchStore, **options: Any) -> PatchDataset:
+    return PatchDataset(store, **{"batch_size": 10, "seed": 1, "cache": "none", **options})
 
 
 def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
-    assert [batch.index for batch in ours] == [batch.index for batch in theirs]
     for one, other in zip(ours, theirs, strict=True):
         assert torch.equal(one.crops, other.crops)
         assert torch.equal(one.labels, other.labels)
 
 
 def test_images_are_the_hu_window_mapped_to_zero_and_one(store: PatchStore) -> None:
-    stream = make_stream(store, window_hu=(-200.0, 300.0))
-    batch = next(stream.epoch(0))
+    dataset = open_dataset(store)
+    dataset.window_hu = (-200.0, 300.0)
+    batch = next(dataset.batches(0))
     images = batch.images()
     hu = store.train.read(batch.rows).astype(np.float64)
     expected = np.clip((hu + 200) / 500, 0, 1)[:, None]
@@ -49,7 +49,7 @@ def test_images_are_the_hu_window_mapped_to_zero_and_one(store: PatchStore) -> N
 
 
 def test_labels_belong_to_their_rows(store: PatchStore) -> None:
-    for batch in make_stream(store).epoch(0):
+    for batch in open_dataset(store).batches(0):
         assert batch.labels.tolist() == store.train.label[batch.rows].tolist()
 
 
@@ -57,14 +57,14 @@ def test_labels_belong_to_their_rows(store: PatchStore) -> None:
 def test_the_order_is_that_of_the_plan_for_any_number_of_threads(
     store: PatchStore, threads: int
 ) -> None:
-    streamed = [batch.rows for batch in make_stream(store, threads=threads).epoch(2)]
+    streamed = [batch.rows for batch in open_dataset(store, threads=threads).batches(2)]
     for ours, planned in zip(streamed, make_plan(store).batches(2), strict=True):
         np.testing.assert_array_equal(ours, planned)
 
 
 def test_an_epoch_can_start_at_any_batch(store: PatchStore) -> None:
-    whole = list(make_stream(store).epoch(1))
-    assert_same(list(make_stream(store).epoch(1, start=5)), whole[5:])
+    whole = list(open_dataset(store).batches(1))
+    assert_same(list(open_dataset(store).batches(1, start=5)), whole[5:])
 
 
 @pytest.fixture
@@ -72,8 +72,8 @@ def broken(store: PatchStore, tmp_path: Path) -> PatchStore:
     """The store with one bit of train row 20 flipped."""
     copy = PatchStore(shutil.copytree(store.path, tmp_path / "broken.store"))
     # The second shard begins with its first row, row 16; row 20 lies a few chunks on.
-    offset, _ = copy.train.patch._index(1)[20 - 16]
-    file = Path(copy.train.patch._file(1))
+    offset, _ = copy.train.patch._chunks._index(1)[20 - 16]
+    file = Path(copy.train.patch._chunks.file(1))
     content = bytearray(file.read_bytes())
     content[offset + 40] ^= 1
     file.write_bytes(content)
@@ -82,43 +82,42 @@ def broken(store: PatchStore, tmp_path: Path) -> PatchStore:
 
 def test_a_corrupt_crop_stops_the_stream_and_is_named(broken: PatchStore) -> None:
     with pytest.raises(CorruptStore, match=r"train rows 20\b") as caught:
-        list(make_stream(broken).epoch(0))
+        list(open_dataset(broken).batches(0))
     assert (caught.value.split, caught.value.rows) == ("train", [20])
 
 
 def test_corrupt_crops_are_skipped_and_counted_on_request(broken: PatchStore) -> None:
-    stream = make_stream(broken, skip_corrupt=True)
-    rows = np.concatenate([batch.rows for batch in stream.epoch(0)])
+    dataset = open_dataset(broken, skip_corrupt=True)
+    rows = np.concatenate([batch.rows for batch in dataset.batches(0)])
     assert sorted(rows.tolist()) == [row for row in range(72) if row != 20]
-    assert stream.skipped == {20}
+    assert dataset.skipped == {20}
 
 
 def test_skipping_does_not_change_the_other_crops(broken: PatchStore, store: PatchStore) -> None:
-    for batch in make_stream(broken, skip_corrupt=True).epoch(0):
-        assert_same([batch], [make_stream(store).read(batch.rows, batch.index)])
+    for batch in open_dataset(broken, skip_corrupt=True).batches(0):
+        assert_same([batch], [open_dataset(store).read(batch.rows)])
 
 
 def test_a_cached_epoch_reads_nothing_and_is_the_same(
-    store: PatchStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: PatchStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = make_cache("memory", make_plan(store).rows, (16, 32, 32), CPU)
-    stream = make_stream(store, cache=cache)
-    list(stream.epoch(0))
-    plain = list(make_stream(store).epoch(1))
+    dataset = open_dataset(store, cache="memory")
+    list(dataset.batches(0))
+    plain = list(open_dataset(store).batches(1))
     monkeypatch.setattr(store.train.patch, "read_into", None)
-    assert_same(list(stream.epoch(1)), plain)
+    assert_same(list(dataset.batches(1)), plain)
 
 
 def test_an_epoch_that_starts_in_the_middle_fills_the_cache_later(
     store: PatchStore,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cache = make_cache("memory", make_plan(store).rows, (16, 32, 32), CPU)
-    stream = make_stream(store, cache=cache)
+    dataset = open_dataset(store, cache="memory")
     for epoch, start in ((0, 5), (1, 0), (2, 0)):
-        for batch in stream.epoch(epoch, start=start):
-            assert_same([batch], [make_stream(store).read(batch.rows, batch.index)])
-    assert cache is not None
-    assert cache.holds(make_plan(store).rows)
+        for batch in dataset.batches(epoch, start=start):
+            assert_same([batch], [open_dataset(store).read(batch.rows)])
+    monkeypatch.setattr(store.train.patch, "read_into", None)
+    assert len(list(dataset.batches(3))) == len(dataset)
 
 
 def test_a_cache_that_does_not_fit_is_refused_and_auto_uses_none(store: PatchStore) -> None:
@@ -129,7 +128,7 @@ def test_a_cache_that_does_not_fit_is_refused_and_auto_uses_none(store: PatchSto
 
 
 def test_a_stream_left_early_leaves_no_thread_behind(store: PatchStore) -> None:
-    batches = make_stream(store, threads=3).epoch(0)
+    batches = open_dataset(store, threads=3).batches(0)
     next(batches)
     batches.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]

@@ -22,7 +22,7 @@ def draw_kinds(draws: Draws, num_kinds: int) -> Tensor:
     return draws.integers(0, num_kinds - 1)
 
 
-def perturb(crops: Tensor, draws: Draws, *, num_blocks: int) -> Tensor:
+def perturb_genesis(crops: Tensor, draws: Draws, *, num_blocks: int) -> Tensor:
     """Deform every crop elastically, then perturb it in exactly one of four other ways.
 
     num_blocks
