@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+from distributed.core import Status
+
 from store.errors import ConfigError, SemgenError
 from store.settings import build, check_types, read_toml, require
 
@@ -120,6 +122,8 @@ class Jobs:
         """
         cluster, config, now = self.cluster, self.config, time.monotonic()
         joined = {worker["name"] for worker in cluster.scheduler_info["workers"].values()}
+        for job in self._last_seen.keys() - cluster.worker_spec.keys():
+            del self._last_seen[job]  # a new job may get the name of one that ended
         for job, spec in list(cluster.worker_spec.items()):
             if joined & {job + suffix for suffix in spec.get("group", [""])}:
                 self._last_seen[job] = now
@@ -140,7 +144,16 @@ class Jobs:
 
     async def _forget(self, job: str) -> None:
         self.cluster.worker_spec.pop(job, None)
-        await self.cluster.workers.pop(job).close()
+        self._last_seen.pop(job, None)
+        forgotten = self.cluster.workers.pop(job)
+        await forgotten.close()
+        forgotten.status = Status.closed  # closing the cluster requires it
+
+    def delete_keys(self) -> None:
+        """Delete the files of keys, which dask-jobqueue leaves to the garbage collector."""
+        for name in ("_job_key", "_job_cert", "_job_ca_file"):
+            if hasattr(self.cluster, name):
+                getattr(self.cluster, name).close()
 
 
 def _start_scheduler(config: ClusterConfig, folder: Path, log_folder: str) -> JobQueueCluster:

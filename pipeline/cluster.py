@@ -230,9 +230,12 @@ def _compare_versions(client: Client, progress: Progress) -> None:
 def _open_jobs(config: ClusterConfig, folder: Path) -> Iterator[Jobs]:
     with dask.config.set(_SETTINGS):
         jobs = Jobs(config, folder)
-        with jobs.cluster:
-            jobs.cluster.sync(jobs.adapt, 1)  # here, a refused job is an error
-            yield jobs
+        try:
+            with jobs.cluster:
+                jobs.cluster.sync(jobs.adapt, 1)  # here, a refused job is an error
+                yield jobs
+        finally:
+            jobs.delete_keys()
 
 
 @contextlib.contextmanager

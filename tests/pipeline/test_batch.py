@@ -32,7 +32,7 @@ def test_an_example_of_the_docs_is_accepted(text: str, tmp_path: Path) -> None:
 
 def test_every_setting_is_in_the_docs() -> None:
     (table,) = re.findall(r"\| setting \|.*?\n\n", PAGE, re.S)
-    first_cells = " ".join(line.split("|")[1] for line in table.splitlines()[2:])
+    first_cells = " ".join(line.split("|")[1] for line in table.strip().splitlines()[2:])
     named = set(re.findall("`(.*?)`", first_cells))
     assert named == set(ClusterConfig.__dataclass_fields__)
 
@@ -63,7 +63,7 @@ def test_wrong_settings_are_refused(text: str, words: str, phantoms: Path, tmp_p
     [
         ("slurm", ["#SBATCH -p day", "#SBATCH -A lab", "#SBATCH --mem=6G", "#SBATCH -t 01:30:00"]),
         ("pbs", ["#PBS -q day", "#PBS -A lab", "#PBS -l select=1:ncpus=2:mem=6144MB"]),
-        ("lsf", ["#BSUB -q day", "#BSUB -P lab", "#BSUB -n 2", "#BSUB -W 01:30"]),
+        ("lsf", ["#BSUB -q day", '#BSUB -P "lab"', "#BSUB -n 2", "#BSUB -W 01:30"]),
         ("sge", ["#$ -q day", "#$ -P lab", "#$ -l h_rt=01:30:00"]),
     ],
 )
@@ -72,6 +72,7 @@ def test_a_job_starts_workers_of_one_thread_that_end_before_it(
 ) -> None:
     values = {"workers_per_job": 2, "memory_gib": 3, "walltime_minutes": 90, "max_jobs": 1}
     words = {"queue": "day", "account": "lab", "prologue": ["module load a"], "python": "my python"}
+    words |= {"interface": "lo"}
     config = batch.build(ClusterConfig, {"kind": kind, "tls": False, **values, **words})
     with Jobs(config, tmp_path).cluster as cluster:
         script = cluster.job_script()
@@ -100,7 +101,8 @@ CONFIG = ClusterConfig(kind="slurm", max_jobs=1, interface="lo")
 
 
 def test_a_lost_job_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    submit = f'echo $$ >> {tmp_path}/jobs; setsid bash "$1" > /dev/null 2>&1 & echo Job $!'
+    start = 'script=$(cat "$1"); setsid bash -c "$script" > /dev/null 2>&1 & echo Job $!'
+    submit = f"echo >> {tmp_path}/submitted; {start}"
     install(tmp_path, monkeypatch, sbatch=submit, scancel='kill -- "-$1"')
     monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])
     monkeypatch.setattr(batch, "_LOST_SECONDS", 0.5)
@@ -109,7 +111,7 @@ def test_a_lost_job_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (job,) = client.cluster.workers.values()
         os.killpg(int(job.job_id), signal.SIGKILL)
         assert list(run_bounded(client, abs, [-2])) == [(-2, 2)]
-    assert len((tmp_path / "jobs").read_text().split()) == 2
+    assert len((tmp_path / "submitted").read_text()) == 2
 
 
 @pytest.mark.parametrize(

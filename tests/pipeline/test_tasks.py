@@ -69,6 +69,7 @@ from distributed import Client, LocalCluster
 from pipeline.tasks import run_bounded
 
 dask.config.set({"distributed.scheduler.allowed-failures": 0})
+dask.config.set({"distributed.deploy.lost-worker-timeout": "1 day"})  # to restart takes long
 one = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
 with LocalCluster(**one) as cluster, Client(cluster) as client:
     found = run_bounded(client, os.system, json.loads(sys.argv[1]))
