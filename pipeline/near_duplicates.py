@@ -19,21 +19,26 @@ from pipeline.archive.volume import Volume
 from pipeline.crops import resample
 from pipeline.features import Floats, area_weights, contract
 
-MIN_SIMILARITY: Final = 0.88
+MIN_SIMILARITY: Final = 0.9
 """Similarity from which two scans count as almost the same."""
 _HU: Final = (-900, 300)
 """Outside this range, copies may be clipped."""
 CELLS: Final = (8, 16, 16)
 _DESCRIBED = (4, 8, 8)
+"""Values of a description, along z, y and x."""
 _CUT = {14: (1,), 13: (1, 2), 12: (2,)}
 """In-plane, of 16 cells: lengths of what a smaller field of view shows, and where it begins."""
-_CANDIDATES, _MIN_LIKENESS = 6, 0.8
+_CANDIDATES, _MIN_LIKENESS = 6, 0.9
 """Candidates of each scan, and the least correlation of their descriptions with its own."""
 _SCANS_PER_LIST, _PROBED = 1000, 8
+"""Of an inverted file index: scans in a list, about, and lists that are searched."""
 _BLOCK = 4096
 """Scans that are searched for at once: bounds memory."""
 _ALIGN_MM, _ALIGN_SIGMA_MM, _MIN_OVERLAP, _MIN_ALIGNED = 10.0, 20.0, 0.4, 0.7
+"""To find the shift between two scans: grid, what is filtered out as too coarse, and the least
+overlap (a share of the smaller scan) and correlation."""
 _STEP_MM, _SIGMA_MM, _REFINEMENTS = (6.0, 4.0, 4.0), 12.0, 2
+"""To refine the shift and compute the similarity."""
 
 Flips: TypeAlias = tuple[int, ...]
 """Axes along which a scan is mirrored."""
@@ -109,15 +114,18 @@ def find_candidates(cells: NDArray[np.uint8], patient: NDArray[np.integer[Any]])
     """
     import faiss  # noqa: PLC0415 - workers do not need it
 
-    vectors = _vectors(cells, _View())
     lists = math.ceil(len(cells) / _SCANS_PER_LIST)
-    index = faiss.index_factory(vectors.shape[1], f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
+    blocks = [slice(start, start + _BLOCK) for start in range(0, len(cells), _BLOCK)]
+    vectors = np.concatenate([_vectors(cells[block], _View()) for block in blocks])
+    kind = "Flat" if lists <= _PROBED else f"IVF{lists},Flat"
+    index: Any = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
     index.train(vectors)
     index.add(vectors)
-    index.nprobe = _PROBED
+    if lists > _PROBED:
+        index.nprobe = _PROBED
     found: dict[tuple[int, int], tuple[float, Flips]] = {}
-    for start in range(0, len(cells), _BLOCK):
-        rows = np.arange(start, min(start + _BLOCK, len(cells)))
+    for block in blocks:
+        rows = np.arange(len(cells))[block]
         likeness, other = (
             np.concatenate(results, axis=1)
             for results in zip(
@@ -126,24 +134,33 @@ def find_candidates(cells: NDArray[np.uint8], patient: NDArray[np.integer[Any]])
             )
         )
         likeness[(patient[other] == patient[rows, None]) | (other < 0)] = -1
-        for row, column in _best(np.round(likeness, 4)):
-            pair = int(rows[row]), int(other[row, column])
-            view = _VIEWS[column // (_CANDIDATES + 1)]
-            key = min(pair), max(pair)
-            found[key] = max(found.get(key, (-1.0, ())), (float(likeness[row, column]), view.flips))
+        for row, alike, others in zip(rows.tolist(), np.round(likeness, 4), other, strict=True):
+            for second, candidate in _most_alike(alike, others).items():
+                pair = min(row, second), max(row, second)
+                found[pair] = max(found.get(pair, candidate), candidate)
     return [Candidate(*pair, flips) for pair, (_, flips) in sorted(found.items())]
 
 
-def _best(likeness: Floats) -> Iterator[tuple[int, int]]:
-    """(row, column) of the highest values of each row, if they are high enough."""
-    order = np.argsort(-likeness, axis=1, kind="stable")[:, :_CANDIDATES]
-    for row, columns in enumerate(order):
-        yield from ((row, int(c)) for c in columns if likeness[row, c] >= _MIN_LIKENESS)
+def _most_alike(
+    likeness: Floats, others: NDArray[np.integer[Any]]
+) -> dict[int, tuple[float, Flips]]:
+    """Likeness and flips of the scans that are most like one scan, by row.
+
+    likeness, others
+        What each view of the scan found, one view after the other.
+    """
+    best: dict[int, tuple[float, Flips]] = {}
+    for column in np.argsort(-likeness, kind="stable").tolist():
+        if likeness[column] < _MIN_LIKENESS or len(best) == _CANDIDATES:
+            break
+        view = _VIEWS[column // (_CANDIDATES + 1)]
+        best.setdefault(int(others[column]), (float(likeness[column]), view.flips))
+    return best
 
 
 def _vectors(cells: NDArray[np.uint8], view: _View) -> Floats:
     """(n, 256) float32: the cells of a view at a coarser grid, with mean 0 and length 1."""
-    seen = np.flip(cells, [1 + axis for axis in view.flips])[(slice(None), *view.part)]
+    seen = np.flip(cells, tuple(1 + axis for axis in view.flips))[(slice(None), *view.part)]
     shares = [area_weights(size, n) for size, n in zip(seen.shape[1:], _DESCRIBED, strict=True)]
     flat = contract(seen.astype(np.float32), shares).reshape(len(cells), -1)
     flat -= flat.mean(axis=1, keepdims=True)
@@ -169,7 +186,7 @@ def similarity(first: Volume, second: Volume, flips: Flips) -> float:
     for _ in range(_REFINEMENTS):
         shift_mm = shift_mm + _remaining_shift(*_shared_part(first, second, shift_mm))
     here, there = _shared_part(first, second, shift_mm)
-    return round(float(_correlation(here, there)), 3)
+    return round(_correlation(here, there), 3)
 
 
 def _align(first: Volume, second: Volume) -> tuple[float, NDArray[np.float64]]:
@@ -239,8 +256,8 @@ def _remaining_shift(here: Floats, there: Floats) -> NDArray[np.float64]:
     gain = (here * there).sum() / ((there * there).sum() + 1)
     slopes = gain * np.stack([slope.ravel() for slope in np.gradient(there)])
     steps = np.linalg.lstsq(slopes @ slopes.T, slopes @ (here - gain * there).ravel(), rcond=None)
-    return -np.clip(steps[0], -2, 2) * _STEP_MM
+    return np.asarray(-np.clip(steps[0], -2, 2) * _STEP_MM, np.float64)
 
 
 def _correlation(here: Floats, there: Floats) -> float:
-    return (here * there).sum() / np.sqrt((here * here).sum() * (there * there).sum() + 1)
+    return float((here * there).sum() / np.sqrt((here * here).sum() * (there * there).sum() + 1))
