@@ -157,7 +157,7 @@ def test_workers_of_several_threads_are_refused(
 def test_a_worker_of_several_threads_that_joins_later_is_refused_too() -> None:
     with (
         LocalCluster(  # type: ignore[no-untyped-call]
-            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+            n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
         ) as running,
         connect(1, running.scheduler_address) as client,
     ):

@@ -53,7 +53,7 @@ def test_a_process_that_is_killed_from_outside_is_tried_again(
     command = f"echo >> {tmp_path}/tries; [ $(wc -l < {tmp_path}/tries) -ge {{}} ] || {KILL}"
     with (
         LocalCluster(  # type: ignore[no-untyped-call]
-            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+            n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
         ) as running,
         Client(running, set_as_default=False) as client,
     ):
@@ -70,7 +70,7 @@ from pipeline.tasks import run_bounded
 
 dask.config.set({"distributed.scheduler.allowed-failures": 0})
 dask.config.set({"distributed.deploy.lost-worker-timeout": "1 day"})  # to restart takes long
-one = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
+one = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "silence_logs": 50}
 with LocalCluster(**one) as cluster, Client(cluster) as client:
     found = run_bounded(client, os.system, json.loads(sys.argv[1]))
     print(json.dumps([[item, str(result)] for item, result in found]))

@@ -79,7 +79,9 @@ class SlowProxy:
                     pass
             finally:
                 for _, writer in filter(None, (client, server)):
-                    writer.close()
+                    writer.transport.abort()  # at once: close() would wait for the other side
+                    with contextlib.suppress(OSError):
+                        await writer.wait_closed()
 
     async def _forward(self, client: Streams, server: Streams) -> bool:
         """One request and its answer; False when the connections cannot be used again."""
