@@ -208,13 +208,13 @@ def test_candidates_do_not_depend_on_the_order_of_scans(seed: int) -> None:
 
 
 def test_with_an_index_copies_are_found_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    cells = smooth_cells(1000)
-    cells[::100] = np.flip(cells[5::100], 3)
-    everything = find_candidates(cells, np.arange(1000))
+    cells = smooth_cells(480)
+    cells[::60] = np.flip(cells[5::60], 3)
+    everything = find_candidates(cells, np.arange(480))
     monkeypatch.setattr("pipeline.near_duplicates._EXHAUSTIVE", 0)
-    monkeypatch.setattr("pipeline.near_duplicates._SCANS_PER_LIST", 50)
-    found = find_candidates(cells, np.arange(1000))
-    copies = {(row, row + 5, (2,)) for row in range(0, 1000, 100)}
+    monkeypatch.setattr("pipeline.near_duplicates._SCANS_PER_LIST", 40)
+    found = find_candidates(cells, np.arange(480))
+    copies = {(row, row + 5, (2,)) for row in range(0, 480, 60)}
     assert copies <= set(found) <= set(everything)
 
 
