@@ -30,6 +30,8 @@ _CUT = {14: (1,), 13: (1, 2), 12: (2,)}
 """In-plane, of 16 cells: lengths of what a smaller field of view shows, and where it begins."""
 _CANDIDATES, _MIN_LIKENESS = 6, 0.9
 """Candidates of each scan, and the least correlation of their descriptions with its own."""
+_EXHAUSTIVE = 80_000
+"""Up to so many scans, each is compared with all: as fast as an inverted file index."""
 _SCANS_PER_LIST, _PROBED = 1000, 8
 """Of an inverted file index: scans in a list, about, and lists that are searched."""
 _BLOCK = 4096
@@ -109,19 +111,19 @@ def find_candidates(cells: NDArray[np.uint8], patient: NDArray[np.integer[Any]])
     patient
         (N,) numbers.
 
-    Compares all scans with all up to 8000 scans; from there on, with the about 8000 most similar
-    ones, so that the time for one scan does not grow.
+    Up to 80,000 scans, each is compared with all. From there on, an index is searched, which
+    compares it with about 8000, so that the time for one scan does not grow.
     """
     import faiss  # noqa: PLC0415 - workers do not need it
 
-    lists = math.ceil(len(cells) / _SCANS_PER_LIST)
+    exhaustive = len(cells) <= _EXHAUSTIVE
     blocks = [slice(start, start + _BLOCK) for start in range(0, len(cells), _BLOCK)]
     vectors = np.concatenate([_vectors(cells[block], _View()) for block in blocks])
-    kind = "Flat" if lists <= _PROBED else f"IVF{lists},Flat"
+    kind = "Flat" if exhaustive else f"IVF{math.ceil(len(cells) / _SCANS_PER_LIST)},Flat"
     index: Any = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
     index.train(vectors)
     index.add(vectors)
-    if lists > _PROBED:
+    if not exhaustive:
         index.nprobe = _PROBED
     found: dict[tuple[int, int], tuple[float, Flips]] = {}
     for block in blocks:
