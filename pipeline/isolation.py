@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from distributed.protocol.pickle import dumps
+
 from store.errors import SemgenError
 
 _CRASHES: Final = frozenset(
@@ -53,7 +55,7 @@ def call_isolated(function: Callable[..., Any], *arguments: Any, max_bytes: int)
     """
     done = subprocess.run(
         [sys.executable, "-c", "from pipeline.isolation import main; main()"],
-        input=pickle.dumps((max_bytes, function, arguments)),
+        input=dumps((max_bytes, function, arguments)),  # as Dask does it
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         check=False,

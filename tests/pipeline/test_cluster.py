@@ -97,7 +97,7 @@ def test_missing_workers_are_reported_and_the_job_goes_on_when_they_come(
     workers[0].start()
     with connect(None, scheduler, progress) as client:
         assert list(run_bounded(client, abs, [-1])) == [(-1, 1)]
-        client.retire_workers()
+        client.retire_workers(list(client.nthreads()))
         workers.append(threading.Timer(1, start, ["worker", scheduler, "--nthreads", "1"]))
         workers[1].start()
         assert list(run_bounded(client, abs, [-2])) == [(-2, 2)]

@@ -70,7 +70,8 @@ from pipeline.tasks import run_bounded
 
 dask.config.set({"distributed.scheduler.allowed-failures": 0})
 dask.config.set({"distributed.deploy.lost-worker-timeout": "1 day"})  # to restart takes long
-one = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "silence_logs": 50}
+one = {"n_workers": 1, "threads_per_worker": 1, "silence_logs": 50}
+one["dashboard_address"] = "127.0.0.1:0"
 with LocalCluster(**one) as cluster, Client(cluster) as client:
     found = run_bounded(client, os.system, json.loads(sys.argv[1]))
     print(json.dumps([[item, str(result)] for item, result in found]))
