@@ -13,8 +13,10 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 import numpy as np
+import torch
 
 from pipeline.archive.catalogue import ListedSeries
+from pipeline.autoencoder import Autoencoder
 from pipeline.config import PrepareConfig
 from pipeline.sample import Sample
 from pipeline.stages.discover import min_members, most_members
@@ -27,9 +29,6 @@ _TRAINED_STEPS = 8
 _MATCHES_PER_MEMBER: Final = (3, 12)
 """Scans that are tried for each member of a class, also for coordinates that become none: in large
 archives of one kind of scan, and in small mixed ones."""
-
-_WEIGHTS_BYTES = 2**22
-"""Of the autoencoder with its default settings."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,7 +112,7 @@ def estimate(
     seconds = work / num_workers
     if trains:
         seconds += _time_training(good, config, num_train)
-    num_bytes = _WEIGHTS_BYTES + num_scans * thumbnail_bytes + crops * crop_bytes
+    num_bytes = _count_weights(config) + num_scans * thumbnail_bytes + crops * crop_bytes
     return Estimate(
         scans=num_scans,
         patients=num_patients,
@@ -125,6 +124,13 @@ def estimate(
         sampled=len(samples),
         sample_rejected=dict(Counter(s.reason for s in samples if s.reason is not None)),
     )
+
+
+def _count_weights(config: PrepareConfig) -> int:
+    """Bytes of the autoencoder's weights."""
+    with torch.device("meta"):
+        net = Autoencoder(latent=config.autoencoder.latent, width=config.autoencoder.width)
+    return sum(weights.nbytes for weights in net.state_dict().values())
 
 
 def _time_training(samples: Sequence[Sample], config: PrepareConfig, num_train: int) -> float:
