@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,20 @@ if TYPE_CHECKING:
 
 _CLASSES = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster"}
 """Names in dask-jobqueue."""
+_JOB_IDS = {
+    "slurm": "$SLURM_JOB_ID",
+    "pbs": "${PBS_JOBID%%.*}",
+    "lsf": "$LSB_JOBID",
+    "sge": "$JOB_ID",
+}
+"""Shell variables of a job that have its number."""
 WORKER_ENVIRONMENT: Final = {"MALLOC_TRIM_THRESHOLD_": 2**24, "MALLOC_MMAP_THRESHOLD_": 2**22}
 """With Dask's default, the memory of each crop goes back to the system and is requested again:
 cutting took twice as long. The memory of whole scans still goes back at once."""
 _MAX_STAGGER_S, _MAX_MARGIN_S = 600, 300
 """Spread of the ends of workers, and time between the last and the end of the job."""
+_START_SECONDS = 300
+"""How long a worker may take to start and to connect, on a busy file system for instance."""
 _LOST_SECONDS = 30.0
 """A job none of whose workers is connected for longer is lost; one that crashed restarts sooner."""
 _IDLE_SECONDS = 60.0
@@ -107,10 +117,10 @@ class Jobs:
             jobs' output.
         """
         self.config = config
-        self.log_folder = config.log_folder or str(folder / "jobs")
+        self.log_folder = Path(config.log_folder or folder / "jobs")
         self.cluster = _start_scheduler(config, folder, self.log_folder)
         self._last_work = time.monotonic()
-        self._last_seen: dict[str, float] = {}  # jobs whose workers joined
+        self._last_seen: dict[str, float] = {}  # jobs whose workers joined, or that ended
 
     async def adapt(self, num_waiting: int) -> None:
         """Submit, replace or end jobs; to be called every few seconds, on the cluster's loop.
@@ -127,7 +137,9 @@ class Jobs:
         for job, spec in list(cluster.worker_spec.items()):
             if joined & {job + suffix for suffix in spec.get("group", [""])}:
                 self._last_seen[job] = now
-            elif now - self._last_seen.get(job, now) > _LOST_SECONDS:
+            elif self._has_ended(job):
+                self._last_seen.setdefault(job, now)
+            if now - self._last_seen.get(job, now) > _LOST_SECONDS:
                 await self._forget(job)
         if num_waiting:
             self._last_work = now
@@ -141,6 +153,11 @@ class Jobs:
             for job in [name for name, one in cluster.workers.items() if one.job_id is None]:
                 await self._forget(job)
             raise ClusterError(f"no job could be submitted: {_explain(error)}") from error
+
+    def _has_ended(self, job: str) -> bool:
+        """Whether its script ended, perhaps before a worker joined."""
+        submitted = self.cluster.workers.get(job)
+        return submitted is not None and (self.log_folder / f"{submitted.job_id}.ended").exists()
 
     async def _forget(self, job: str) -> None:
         self.cluster.worker_spec.pop(job, None)
@@ -156,7 +173,7 @@ class Jobs:
                 getattr(self.cluster, name).close()
 
 
-def _start_scheduler(config: ClusterConfig, folder: Path, log_folder: str) -> JobQueueCluster:
+def _start_scheduler(config: ClusterConfig, folder: Path, log_folder: Path) -> JobQueueCluster:
     try:
         jobqueue = importlib.import_module("dask_jobqueue")
     except ImportError as error:
@@ -165,6 +182,8 @@ def _start_scheduler(config: ClusterConfig, folder: Path, log_folder: str) -> Jo
         ) from error
     minutes = config.walltime_minutes
     walltime = f"{minutes // 60:02d}:{minutes % 60:02d}"
+    leave_mark = f'touch "{log_folder.resolve()}/{_JOB_IDS[config.kind]}.ended"'
+    at_end = f"trap {shlex.quote(leave_mark)} EXIT"
     exports = [f"export {name}={value}" for name, value in WORKER_ENVIRONMENT.items()]
     charged = "account" if config.kind in ("slurm", "pbs") else "project"
     cluster: JobQueueCluster = getattr(jobqueue, _CLASSES[config.kind])(
@@ -176,10 +195,11 @@ def _start_scheduler(config: ClusterConfig, folder: Path, log_folder: str) -> Jo
         **{charged: config.account},
         job_extra_directives=list(config.directives),
         job_directives_skip=list(config.skip_directives),
-        job_script_prologue=[*config.prologue, *exports],
+        job_script_prologue=[at_end, *config.prologue, *exports],
         python=config.python,
         interface=config.interface,
-        log_directory=log_folder,
+        log_directory=str(log_folder),
+        death_timeout=_START_SECONDS,
         worker_extra_args=_worker_arguments(60 * minutes),
         security=config.tls or None,
         shared_temp_directory=str(folder),

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import dask
 from distributed import Client, LocalCluster
@@ -174,7 +175,10 @@ def connect(
         if scheduler is not None or cluster is not None:
             _check_software(client, progress)
         if importlib.util.find_spec("bokeh") is not None:
-            progress.note(f"dashboard: {client.dashboard_link}")
+            port = client.scheduler_info()["services"].get("dashboard")
+            host = "127.0.0.1" if scheduler is None else urlsplit(scheduler).hostname
+            if port is not None:  # a given scheduler may have none
+                progress.note(f"dashboard: http://{host}:{port}/status")
         yield client
 
 
