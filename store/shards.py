@@ -1,7 +1,7 @@
 """The file of one shard, as Zarr's sharding codec defines it: chunks, then their index.
 
-A chunk is one row. zarr-python reads and writes the same files, but takes about four times as long to
-read a whole shard (3.1.6, and 3.4.2 by default), because it supports every layout
+A chunk is one row. zarr-python reads and writes the same files, but takes about four times as
+long to read one (3.1.6, and 3.4.2 by default), because it supports every layout
 (benchmarks/RESULTS.md).
 """
 
