@@ -1,11 +1,11 @@
 """Test `store` with several versions of Python and zarr, and with all its lower bounds.
 
-    python scripts/versions/check.py STORE [--only 3.13]
+    python -m scripts.versions.check STORE [--only 3.13]
 
-STORE is a small prepared store: the tests read it in place of preparing phantoms. Each combination
-runs in an environment of its own with what `store` and these tests need. Tests of `store` that also
-need torch, SimpleITK or a browser are left out. uv (`pip install uv`) makes the environments, and
-finds or downloads the versions of Python.
+STORE is the store that the tests prepare from phantoms; it is made if there is none. Each
+combination runs in an environment of its own with what `store` and these tests need. Tests of
+`store` that also need torch, SimpleITK or a browser are left out. uv (`pip install uv`) makes the
+environments, and finds or downloads the versions of Python.
 """
 
 from __future__ import annotations
@@ -15,8 +15,13 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
+
+from pipeline import load_config, prepare
+from pipeline.phantom.files import write_archive
+from tests.support.settings import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 STORE = ("blake3", "click", "google-crc32c", "numcodecs", "numpy", "pillow", "rich", "scipy",
@@ -47,10 +52,19 @@ def main() -> None:
     parser.add_argument("store", type=Path)
     parser.add_argument("--only", help="this version of Python")
     options = parser.parse_args()
+    if not options.store.exists():
+        _prepare(options.store)
     chosen = [pair for pair in COMBINATIONS if options.only in {None, pair[0]}]
     failed = [pair for pair in chosen if not _test(*pair, store=options.store.resolve())]
     print("failed:", failed)
     sys.exit(bool(failed))
+
+
+def _prepare(store: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (settings := Path(folder, "small.toml")).write_text(SETTINGS)
+        write_archive(Path(folder, "scans"), patients=5, format="mixed", seed=7, matrix=64)
+        prepare(Path(folder, "scans"), store, load_config(settings), workers=1)
 
 
 def _test(python: str, version: str, *, store: Path) -> bool:
