@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 
 from pipeline.archive.catalogue import ListedSeries
+from pipeline.autoencoder import new_autoencoder
 from pipeline.config import PrepareConfig
 from pipeline.sample import Sample
 from pipeline.stages.discover import min_members, most_members
@@ -27,9 +28,6 @@ _TRAINED_STEPS = 8
 _MATCHES_PER_MEMBER: Final = (3, 12)
 """Scans that are tried for each member of a class, also for coordinates that become none: in large
 archives of one kind of scan, and in small mixed ones."""
-
-_WEIGHTS_BYTES = 2**22
-"""Of the autoencoder with its default settings."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,7 +111,9 @@ def estimate(
     seconds = work / num_workers
     if trains:
         seconds += _time_training(good, config, num_train)
-    num_bytes = _WEIGHTS_BYTES + num_scans * thumbnail_bytes + crops * crop_bytes
+    weights = new_autoencoder(config.autoencoder, config.seed).state_dict().values()
+    weight_bytes = sum(tensor.nbytes for tensor in weights)
+    num_bytes = weight_bytes + num_scans * thumbnail_bytes + crops * crop_bytes
     return Estimate(
         scans=num_scans,
         patients=num_patients,
