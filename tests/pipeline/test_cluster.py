@@ -93,20 +93,25 @@ def test_missing_workers_are_reported_and_the_job_goes_on_when_they_come(
     monkeypatch.setattr(cluster, "_WATCH_SECONDS", 0.1)
     monkeypatch.setattr(cluster, "_PATIENCE_SECONDS", 0.2)
     progress = CountedProgress()
-    workers = [threading.Timer(1, start, ["worker", scheduler, "--nthreads", "1"])]
-    workers[0].start()
+
+    def wait_for(text: str, times: int = 1) -> None:
+        while sum(note.startswith(text) for note in progress.notes) < times:
+            time.sleep(0.02)
+
+    def start_workers_when_missed() -> None:
+        wait_for("waiting for workers: none has joined yet; start some with `dask worker")
+        start("worker", scheduler, "--nthreads", "1")
+        wait_for("waiting for workers: all were lost; ")
+        start("worker", scheduler, "--nthreads", "1")
+
+    starting = threading.Thread(target=start_workers_when_missed)
+    starting.start()
     with connect(None, scheduler, progress) as client:
-        assert list(run_bounded(client, abs, [-1])) == [(-1, 1)]
+        wait_for("workers joined: 1")
         client.retire_workers(list(client.nthreads()))
-        workers.append(threading.Timer(1, start, ["worker", scheduler, "--nthreads", "1"]))
-        workers[1].start()
-        assert list(run_bounded(client, abs, [-2])) == [(-2, 2)]
-    for worker in workers:
-        worker.join()
-    first, joined, lost, again = (note for note in progress.notes if "dashboard" not in note)
-    assert first.startswith("waiting for workers: none has joined yet; start some with `dask work")
-    assert lost.startswith("waiting for workers: all were lost; ")
-    assert joined == again == "workers joined: 1"
+        assert list(run_bounded(client, abs, [-1])) == [(-1, 1)]
+        wait_for("workers joined: 1", times=2)
+    starting.join()
 
 
 def test_a_worker_that_cannot_import_semgen_is_refused(
