@@ -115,7 +115,7 @@ def test_a_job_that_fails_at_its_start_or_is_lost_is_replaced(
     submit = SBATCH.format(folder=tmp_path)
     install(tmp_path, monkeypatch, sbatch=submit, scancel='kill -- "-$1"')
     monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])
-    monkeypatch.setattr(batch, "_LOST_SECONDS", 0.5)
+    monkeypatch.setattr(batch, "_LOST_SECONDS", 3.0)
     with connect(None, None, cluster=CONFIG, folder=tmp_path) as client:
         assert list(run_bounded(client, abs, [-1])) == [(-1, 1)]
         (job,) = client.cluster.workers.values()
