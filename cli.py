@@ -379,8 +379,13 @@ def report(store: str | Path, out: Path) -> None:
     "--host", default="127.0.0.1", show_default=True, help="Network interface to bind to."
 )
 @click.option("--open/--no-open", "opens", default=True, show_default=True, help="Open a browser.")
-def browse(store: Path, port: int, host: str, opens: bool) -> None:
-    """Show the classes of STORE in a browser; name and exclude them.
+@click.option(
+    "--paths",
+    is_flag=True,
+    help="Also show the first file of each scan and each rejected series, from STORE.catalogue.",
+)
+def browse(store: Path, port: int, host: str, opens: bool, paths: bool) -> None:
+    """Decide on the classes of STORE in a browser: keep, exclude, name, compare.
 
     Each change is saved immediately; `semgen classes` shows it. Listens on localhost only, unless
     --host is given; the URL contains an access token. Press Ctrl-C to stop.
@@ -398,9 +403,14 @@ def browse(store: Path, port: int, host: str, opens: bool) -> None:
             webbrowser.open(url)
 
     opened = PatchStore(store)
+    files: dict[str, Any] = {}
+    if paths:
+        from pipeline.archive.lookup import read_rejections, read_sources
+
+        files = {"paths": read_sources(store), "rejected_files": read_rejections(store)}
     quality = load_quality(opened, progress=Terminal())
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(serve(opened, quality, host=host, port=port, on_start=show))
+        asyncio.run(serve(opened, quality, host=host, port=port, on_start=show, **files))
 
 
 @main.command()

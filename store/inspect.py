@@ -206,7 +206,7 @@ def format_classes(rows: Sequence[Facts]) -> str:
     return "\n".join(lines)
 
 
-def format_json(value: Any) -> str:
+def format_json(value: Any, *, compact: bool = False) -> str:
     """Values and dataclasses as JSON; a number that is not finite becomes null, a path text."""
 
     def plain(part: Any) -> Any:
@@ -218,7 +218,8 @@ def format_json(value: Any) -> str:
             return [plain(inner) for inner in part]
         return None if isinstance(part, float) and not math.isfinite(part) else part
 
-    return json.dumps(plain(value), default=str, allow_nan=False)
+    separators = (",", ":") if compact else None
+    return json.dumps(plain(value), default=str, allow_nan=False, separators=separators)
 
 
 def format_counts(counts: Mapping[str, int]) -> str:
