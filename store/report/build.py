@@ -12,7 +12,7 @@ from store.classes import read_annotation
 from store.progress import SILENT, Advance, Progress
 from store.quality import Quality, load_quality
 from store.reader import PatchStore
-from store.report.facts import describe_page
+from store.report.facts import add_notes, describe_page
 from store.report.pictures import Grey, encode_tiles
 from store.report.sheets import (
     CARD_TILES,
@@ -34,9 +34,8 @@ def write_report(store: PatchStore, out: Path, *, progress: Progress = SILENT) -
     The pictures of the cards come first, so that a browser shows them while it reads the rest.
     """
     quality = load_quality(store, progress=progress)
-    facts = describe_page(
-        store, quality, read_annotation(store.location), classes_per_sheet=CLASSES_PER_SHEET
-    )
+    facts = describe_page(store, quality, classes_per_sheet=CLASSES_PER_SHEET)
+    facts = add_notes(facts, read_annotation(store.location))
     shell = make_page("default-src 'none'; img-src data:")
     with (
         progress.stage("report", store.num_classes, "classes") as advance,

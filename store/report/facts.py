@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from store.classes import Annotation
+from store.classes import Annotation, ClassNote
 from store.format import SPLITS
 from store.geometry import scan_name
 from store.matches import find_weak, weak_limits
@@ -28,20 +28,18 @@ from store.report.sheets import (
 )
 
 Facts = dict[str, Any]
-FIELDS: Final = ("name", "note", "tags", "excluded", "kept", "excluded_members")
 
 
 def describe_page(
     store: PatchStore,
     quality: Sequence[Quality],
-    annotation: Annotation,
     *,
     classes_per_sheet: int,
     live: bool = False,
     paths: Mapping[int, str] | None = None,
     rejected_files: Sequence[tuple[str, str, str]] | None = None,
 ) -> Facts:
-    """All values of the page.
+    """All values of the page, without the annotation of classes: `add_notes` adds it.
 
     classes_per_sheet
         Cards on one sheet of pictures.
@@ -72,16 +70,24 @@ def describe_page(
         "mappedScans": MAPPED_SCANS,
         "scanColumns": SCAN_COLUMNS,
         "scans": _describe_scans(store),
-        "classes": [
-            {
-                **_describe_class(store, one, live=live),
-                **{name: asdict(annotation[label])[name] for name in FIELDS},
-            }
-            for label, one in enumerate(quality)
-        ],
+        "classes": [_describe_class(store, one, live=live) for one in quality],
         "paths": None if paths is None else dict(paths),
         "rejectedFiles": None if rejected_files is None else list(rejected_files),
     }
+
+
+def add_notes(facts: Facts, annotation: Annotation) -> Facts:
+    """The values with names, decisions and notes of the classes."""
+    classes = [
+        {**known, **describe_note(annotation[label])}
+        for label, known in enumerate(facts["classes"])
+    ]
+    return {**facts, "classes": classes}
+
+
+def describe_note(note: ClassNote) -> Facts:
+    """The annotation of one class, as the page reads it."""
+    return asdict(note)
 
 
 def _describe_limits(store: PatchStore) -> dict[str, float]:
@@ -107,10 +113,16 @@ def _describe_scans(store: PatchStore) -> list[Facts]:
             "size": scans.size[row].tolist(),
             "frame": scans.frame_mm[row].round(1).ravel().tolist(),
             "at": place[row].round(4).tolist(),
-            "region": estimate_region(store.thumbnails.read([row])[0], scans.frame_mm[row]),
+            "region": _estimate_region(store, row),
         }
         for row in range(len(scans.id))
     ]
+
+
+def _estimate_region(store: PatchStore, row: int) -> str:
+    if row >= MAPPED_SCANS:
+        return "not estimated"
+    return estimate_region(store.thumbnails.read([row])[0], store.scans.frame_mm[row])
 
 
 def _project(embedding: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -13,7 +13,6 @@ import json
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
@@ -22,13 +21,13 @@ from tornado.httputil import split_host_and_port
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 
-from store.classes import AnnotationChanged, ClassNote, annotate, clean, read_annotation
+from store.classes import AnnotationChanged, annotate, clean, read_annotation
 from store.decisions import apply_decisions, decisions_csv, decisions_json, read_decisions
 from store.format import SPLITS, StoreError
 from store.quality import Quality
 from store.reader import PatchStore
 from store.report.build import make_page
-from store.report.facts import FIELDS, describe_page
+from store.report.facts import add_notes, describe_note, describe_page
 from store.report.pictures import encode_tiles
 from store.report.sheets import (
     CARD_TILES,
@@ -69,29 +68,24 @@ class ReportApp:
         paths: Mapping[int, str] | None = None,
         rejected_files: Sequence[tuple[str, str, str]] | None = None,
     ) -> None:
-        self.store, self.quality, self.any_host = store, quality, any_host
-        self.paths, self.rejected_files = paths, rejected_files
+        self.store, self.any_host = store, any_host
+        self.facts = describe_page(
+            store, quality, classes_per_sheet=1, live=True, paths=paths,
+            rejected_files=rejected_files,
+        )  # fmt: skip
         self.token = secrets.token_urlsafe(24)
         self.draw = lru_cache(_CACHED_SHEETS)(self._draw)
 
     def page(self) -> str:
         """The page with the present annotation."""
-        facts = describe_page(
-            self.store,
-            self.quality,
-            read_annotation(self.store.location),
-            classes_per_sheet=1,
-            live=True,
-            paths=self.paths,
-            rejected_files=self.rejected_files,
-        )
+        facts = add_notes(self.facts, read_annotation(self.store.path))
         shell = make_page("default-src 'none'; img-src 'self' data:; connect-src 'self'")
         return shell.head + embed_json("data", facts) + shell.scripts + shell.tail
 
     def notes(self) -> dict[int, dict[str, Any]]:
         """Annotated classes as the page reads them."""
         notes = read_annotation(self.store.path).notes
-        return {label: _note(note) for label, note in notes.items()}
+        return {label: describe_note(note) for label, note in notes.items()}
 
     def _draw(self, kind: str, number: int) -> bytes:
         """A sheet of pictures; KeyError for one that does not exist."""
@@ -110,11 +104,6 @@ class ReportApp:
         if part == "mean":
             return mean_volume(self.store, label)
         return member_volumes(self.store, label, int(part))
-
-
-def _note(note: ClassNote) -> dict[str, Any]:
-    values = asdict(note)
-    return {name: values[name] for name in FIELDS}
 
 
 class _Handler(RequestHandler):

@@ -43,7 +43,9 @@ class Page:
         self.browser, self.address = browser, address
 
     def go(self, place: str) -> None:
+        """Open a place of the page, and wait until it is shown."""
         self.browser.get(f"{self.address}{place}")
+        self.browser.execute_async_script("requestAnimationFrame(() => setTimeout(arguments[0]))")
 
     def all(self, selector: str) -> list[WebElement]:
         return self.browser.find_elements(By.CSS_SELECTOR, selector)
