@@ -51,6 +51,7 @@ def report(prepared: Path, semgen: Semgen, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def page(browser: webdriver.Chrome, report: Path) -> Iterator[Page]:
     browser.get("about:blank")
+    browser.get_log("browser")
     opened = Page(browser, report.as_uri())
     opened.go("#/")
     browser.execute_script("localStorage.clear()")

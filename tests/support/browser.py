@@ -93,4 +93,5 @@ class Page:
         return self.pixels(selector)
 
     def titles(self) -> list[str]:
-        return [card.text for card in self.all(".card .name")]
+        script = "return [...document.querySelectorAll('.card .name')].map((e) => e.textContent)"
+        return list(self.browser.execute_script(script))
