@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import os
 import shutil
 import sys
@@ -428,6 +427,36 @@ def browse(store: Path, port: int, host: str, opens: bool, paths: bool) -> None:
     help="Exclude classes from training, such as 7 or 2-4,7.",
 )
 @click.option("--include", type=NUMBERS, multiple=True, help="Re-include excluded classes.")
+@click.option(
+    "--keep", type=NUMBERS, multiple=True, help="Mark classes as good, such as 1 or 1,4-6."
+)
+@click.option(
+    "--tags",
+    type=CLASS_TEXT,
+    multiple=True,
+    help='Replace the tags of a class, such as 3="vessel,left".',
+)
+@click.option(
+    "--exclude-member",
+    type=CLASS_TEXT,
+    multiple=True,
+    metavar="CLASS=SCAN",
+    help="Exclude one member of a class from training, such as 3=91ab: first digits of a scan id.",
+)
+@click.option(
+    "--include-member",
+    type=CLASS_TEXT,
+    multiple=True,
+    metavar="CLASS=SCAN",
+    help="Re-include an excluded member.",
+)
+@click.option(
+    "--export",
+    "export_file",
+    type=LocalPath(dir_okay=False),
+    help="Write names, notes, tags and decisions to a .csv or .json file.",
+)
+@click.option("--import", "import_file", type=FILE, help="Apply such a file.")
 @click.option("--quality", is_flag=True, help="Show the quality of each class, best first.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @_JSON
@@ -437,13 +466,21 @@ def classes(
     notes: Sequence[tuple[int, str]],
     exclude: tuple[tuple[int, ...], ...],
     include: tuple[tuple[int, ...], ...],
+    keep: tuple[tuple[int, ...], ...],
+    tags: Sequence[tuple[int, str]],
+    exclude_member: Sequence[tuple[int, str]],
+    include_member: Sequence[tuple[int, str]],
+    export_file: Path | None,
+    import_file: Path | None,
     quality: bool,
     as_csv: bool,
     as_json: bool,
 ) -> None:
-    """List the classes of STORE; name or exclude them.
+    """List the classes of STORE; name, keep or exclude them.
 
-    Annotations are stored beside the crops; the fingerprint does not change.
+    Annotations are stored beside the crops; the fingerprint does not change. `semgen pretrain`
+    leaves out excluded classes and members. --import is applied before the other options, --export
+    after them.
 
     \b
     --quality reads all base crops once and caches the result beside STORE:
@@ -455,20 +492,33 @@ def classes(
     weak          members whose match only just passed
     body          share of the reference's crop that is body
     """  # noqa: D301 (\b is click's mark for text not to be wrapped)
-    from store import PatchStore, annotate
+    from store import PatchStore
     from store.csvfile import write_csv
+    from store.decisions import change_classes, export_decisions, import_decisions
     from store.inspect import describe_classes, format_classes
 
     changes: dict[int, dict[str, Any]] = {}
-    for field, texts in (("name", names), ("note", notes)):
-        for label, text in texts:
-            changes.setdefault(label, {})[field] = text
-    for labels, excluded in ((exclude, True), (include, False)):
-        for label in itertools.chain.from_iterable(labels):
-            changes.setdefault(label, {})["excluded"] = excluded
-    if changes:
-        annotate(store, changes)
-    found = describe_classes(PatchStore(store), quality=quality, progress=Terminal())
+    given: list[tuple[str, int, Any]] = [
+        *(("name", *pair) for pair in names),
+        *(("note", *pair) for pair in notes),
+        *(("tags", label, text.split(",")) for label, text in tags),
+        *(("excluded", label, True) for labels in exclude for label in labels),
+        *(("excluded", label, False) for labels in include for label in labels),
+        *(("kept", label, True) for labels in keep for label in labels),
+    ]
+    for field, label, value in given:
+        changes.setdefault(label, {})[field] = value
+    members = [(*member, True) for member in exclude_member]
+    members += [(*member, False) for member in include_member]
+    opened = PatchStore(store)
+    if import_file:
+        count = import_decisions(opened, import_file)
+        click.echo(f"{import_file}: {count} classes changed", err=True)
+    if changes or members:
+        change_classes(opened, changes, members)
+    if export_file:
+        click.echo(f"{export_file}: {export_decisions(opened, export_file)} classes", err=True)
+    found = describe_classes(opened, quality=quality, progress=Terminal())
     if as_json:
         _echo_json(found)
     elif as_csv:
@@ -584,7 +634,7 @@ def pretrain(store: str | Path, run: Path, config: TrainConfig, as_json: bool) -
     """Pretrain a 3-D net on STORE into the folder RUN.
 
     RUN gets weights, metrics, pictures and TensorBoard events. Run again to resume: Ctrl-C and
-    SIGTERM write a checkpoint. Excluded classes (semgen classes) are left out.
+    SIGTERM write a checkpoint. Excluded classes and members (semgen classes) are left out.
 
     Several GPUs: torchrun --nproc-per-node 8 --no-python semgen pretrain STORE RUN
     """

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from store.classes import read_annotation
+from store.classes import ClassNote, read_annotation
 from store.format import SPLITS, StoreError
 from store.geometry import scan_name
 from store.matches import describe_matching
@@ -97,7 +97,7 @@ def describe_classes(
     """One entry for each class, with its annotation; with its quality, too, the best first."""
     annotation = read_annotation(store.location)
     found = [
-        {"class": label, **dataclasses.asdict(annotation[label]), "members": int(members)}
+        _annotated(store, label, annotation[label], members=int(members))
         for label, members in enumerate((store.classes.neighbour >= 0).sum(1))
     ]
     if quality:
@@ -192,7 +192,9 @@ def format_classes(rows: Sequence[Facts]) -> str:
     quality = columns if with_quality else ""
     lines = [f"class  members{quality}  name"]
     for row in rows:
-        words = f"{row['name']}{' (excluded)' if row['excluded'] else ''}".strip()
+        words = " ".join(
+            filter(None, (row["name"], *(f"[{tag}]" for tag in row["tags"]), _decision(row)))
+        )
         words += f"  - {' '.join(row['note'].split())}" if row["note"] else ""
         if with_quality:
             tissue = {k.removeprefix("tissue_"): v for k, v in row.items() if "tissue_" in k}
@@ -250,6 +252,27 @@ def _number(value: float | None, width: int, digits: int) -> str:
 def _share(value: float | None) -> str:
     """A share in a column of text, in percent; "-" where it is not known."""
     return "   -" if value is None else f"{value:4.0%}"
+
+
+def _annotated(store: PatchStore, label: int, note: ClassNote, *, members: int) -> Facts:
+    """A class and its annotation, with scan ids of excluded members."""
+    left_out = [scan_name(store.scans.id[row]) for row in note.excluded_members]
+    known = {"name": note.name, "note": note.note, "excluded": note.excluded, "members": members}
+    return {
+        "class": label,
+        **known,
+        "tags": list(note.tags),
+        "kept": note.kept,
+        "excluded_members": left_out,
+    }
+
+
+def _decision(row: Facts) -> str:
+    """What was decided on a class: `(kept, 2 members excluded)`."""
+    parts = [word for word in ("kept", "excluded") if row[word]]
+    if count := len(row["excluded_members"]):
+        parts.append(f"{count} member{'s' * (count > 1)} excluded")
+    return f"({', '.join(parts)})" if parts else ""
 
 
 def _class_line(store: PatchStore, label: int) -> Facts:

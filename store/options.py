@@ -58,6 +58,19 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
         return tuple(dict.fromkeys(found))
 
 
+class Texts(click.ParamType):  # type: ignore[type-arg]
+    """Texts separated by commas."""
+
+    name = "text,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        return tuple(part.strip() for part in str(value).split(",") if part.strip())
+
+
 class Vector(click.ParamType):  # type: ignore[type-arg]
     """Numbers separated by commas, or a word instead: Z,Y,X|native."""
 
@@ -101,6 +114,7 @@ FILE: Final = LocalPath(exists=True, dir_okay=False)
 FOLDER: Final = LocalPath(file_okay=False)
 STORE: Final = StorePath()
 NUMBERS: Final = Numbers()
+TEXTS: Final = Texts()
 CLASS_TEXT: Final = ClassText()
 POSITION: Final = Vector(float, 3, None)
 
@@ -167,6 +181,8 @@ def _click_type(kind: Any) -> Any:
         return click.Choice(arguments)
     if get_origin(kind) is tuple:
         number, length = arguments[0], len(arguments)
-        return NUMBERS if arguments[-1] is Ellipsis else Vector(number, length, None)
+        if arguments[-1] is Ellipsis:
+            return TEXTS if number is str else NUMBERS
+        return Vector(number, length, None)
     numbers, word = arguments  # such as tuple[float, float, float] | Literal["native"]
     return Vector(get_args(numbers)[0], len(get_args(numbers)), get_args(word)[0])

@@ -1,5 +1,6 @@
 """The command line: exit statuses, errors in one line, stable JSON, nothing undocumented."""
 
+import csv
 import json
 import os
 import re
@@ -229,6 +230,40 @@ def test_classes_are_named_excluded_and_included_again(prepared: Path, tmp_path:
     found = json.loads(run("classes", mine, "--include", 1, "--json").stdout)
     assert [row["excluded"] for row in found] == [True, False, False, False]
     assert found[3]["name"] == "left = right"
+
+
+def test_classes_are_kept_and_tagged_and_single_members_excluded(
+    prepared: Path, patches: PatchStore, tmp_path: Path
+) -> None:
+    mine = shutil.copytree(prepared, tmp_path / "mine.store")
+    members = [f"{int(patches.scans.id[scan]):016x}" for scan in patches.members(3).scans]
+    options = ["--exclude-member", f"3={members[0][:6]}", "--exclude-member", f"3={members[1]}"]
+    done = run("classes", mine, "--keep", "2-3", "--tags", "3=vessel,left", *options)
+    assert done.exit_code == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[3].endswith("(kept)")
+    assert lines[4].endswith("[left] [vessel] (kept, 2 members excluded)")
+    row = json.loads(run("classes", mine, "--include-member", f"3={members[1]}", "--json").stdout)[
+        3
+    ]
+    assert (row["tags"], row["kept"]) == (["left", "vessel"], True)
+    assert row["excluded_members"] == [members[0]]
+    table = list(csv.DictReader(run("classes", mine, "--csv").stdout.splitlines()))
+    assert (table[3]["tags"], table[3]["excluded_members"]) == ("left,vessel", members[0])
+    unknown = run("classes", mine, "--exclude-member", "3=xyz", "--name", "3=x")
+    assert unknown.exit_code == 1
+    assert "class 3 has no member with scan id xyz" in unknown.stderr
+
+
+def test_decisions_are_exported_and_imported(prepared: Path, tmp_path: Path) -> None:
+    mine = shutil.copytree(prepared, tmp_path / "mine.store")
+    file = tmp_path / "decisions.csv"
+    done = run("classes", mine, "--name", "1=liver", "--exclude", 2, "--export", file)
+    assert done.stderr == f"{file}: 2 classes\n"
+    run("classes", mine, "--name", "1=", "--include", 2)
+    assert run("classes", mine, "--import", file).stderr == f"{file}: 2 classes changed\n"
+    found = json.loads(run("classes", mine, "--json").stdout)
+    assert [(row["name"], row["excluded"]) for row in found][1:3] == [("liver", False), ("", True)]
 
 
 @pytest.mark.parametrize(
