@@ -484,6 +484,8 @@ def classes(
 
     \b
     --quality reads all base crops once and caches the result beside STORE:
+    grade         good from a consistency of 0.9, fair from 0.8, mixed below; best first
+                  within a grade: consistency times body
     consistency   probability that two members are more similar than a member and a
                   crop of another class: 1 is perfect, 0.5 is chance
     outliers      members that are not similar to the others
