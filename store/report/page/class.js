@@ -139,7 +139,7 @@ function showClass(label) {
   show(el("div", { class: "class-view" },
     el("aside", { class: "stack" },
       el("div", {},
-        el("p", { class: "row" }, el("a", { id: "previous", href: `#/class/${near(-1)}` }, "← Previous"), el("a", { id: "next", href: `#/class/${near(1)}` }, "Next →"), el("a", { href: "#/" }, "All classes"), at >= 0 && el("span", { class: "soft small" }, `${at + 1} of ${order.length}`)),
+        el("p", { class: "row" }, el("a", { id: "previous", href: `#/class/${near(-1)}` }, "← Previous"), el("a", { id: "next", href: `#/class/${near(1)}` }, "Next →"), el("a", { href: "#/" }, "All classes"), at >= 0 && el("span", { class: "soft small" }, `${at + 1} of ${order.length}`), data.live && el("b", { id: "decided", class: "small" }, `${decided()} of ${data.classes.length} decided`)),
         el("h2", {}, titleOf(c), c.name && el("span", { class: "soft" }, ` (class ${label})`)), el("p", { class: "row" }, gradeMark(c), stateMark(c))),
       data.live ? editor(c) : noteOf(c),
       el("section", { class: "panel" }, el("div", { class: "row top" }, turningPicture(c, 0, "Reference"), turningPicture(c, -1, "Mean of all members"), el("figure", {}, el("span", { class: "places" }, placePictures(c, 0, 150)), el("figcaption", {}, "Place in the reference")))),
@@ -147,6 +147,7 @@ function showClass(label) {
       !data.live && el("p", {}, el("a", { href: `#/compare/${c.label}/${c.overlap_class >= 0 ? c.overlap_class : near(1)}` }, "Compare with another class"))),
     el("section", { class: "members" }, el("h3", {}, count_), (sheetsShown = [], null), sheetBar(c), wheelTurns(contactSheet(c), true), memberTable(c))));
   document.getElementById("where").textContent = sliceWords();
+  if (data.live) prefetch(nextUndecided(label) ?? near(1));
   keys.view = {
     ArrowLeft: ["Previous class", () => go(near(-1))], ArrowRight: ["Next class", () => go(near(1))],
     ArrowUp: ["Turn all slices", () => stepSlice(1)], ArrowDown: ["", () => stepSlice(-1)], PageUp: ["", () => stepSlice(1)], PageDown: ["", () => stepSlice(-1)],
@@ -154,6 +155,12 @@ function showClass(label) {
     Escape: ["All classes", () => { if (focusedMember()) main.focus(); else location.hash = "#/"; }],
     ...(data.live ? curatingKeys(() => [label], () => { const next = nextUndecided(label); if (next !== null) go(next); }) : {}),
   };
+}
+// The volumes that the curator will look at next.
+let fetching = 0;
+function prefetch(label) {
+  clearTimeout(fetching);
+  fetching = setTimeout(() => { for (const part of ["mean", 0]) bytesOf(`volumes/${label}-${part}`).catch(() => {}); }, 300);
 }
 const noteOf = (c) => (c.note || c.tags.length ? el("section", { class: "panel" }, c.tags.map((tag) => el("span", { class: "tag" }, tag)), el("p", {}, c.note)) : null);
 function memberTable(c) {

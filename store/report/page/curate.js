@@ -129,11 +129,12 @@ function progressPanel() {
   return box;
 }
 function showProgress() {
-  const box = document.getElementById("progress");
+  const box = document.getElementById("progress"), words = `${decided()} of ${data.classes.length} decided`;
+  document.getElementById("decided")?.replaceChildren(words);
   if (!box) return;
-  const open = box.querySelector("details")?.open ?? recall("suggestions", true), found = suggestions(), all = data.classes.length;
+  const open = box.querySelector("details")?.open ?? recall("suggestions", true), found = suggestions();
   const list = el("details", { ".open": open, toggle: () => remember("suggestions", list.open) }, el("summary", {}, plural(found.length, "suggestion")), el("ul", {}, found.slice(0, 8).map(([text, actions]) => el("li", {}, text, " ", actions.map(([name, act]) => el("button", { type: "button", click: act }, name))))), found.length > 8 && el("p", { class: "soft small" }, `and ${found.length - 8} more`));
-  box.replaceChildren(el("div", { class: "row" }, el("b", { id: "decided" }, `${decided()} of ${all} decided`), el("progress", { max: all, value: decided(), "aria-label": "Decided classes" }),
+  box.replaceChildren(el("div", { class: "row" }, el("b", { id: "decided" }, words), el("progress", { max: data.classes.length, value: decided(), "aria-label": "Decided classes" }),
     el("button", { type: "button", class: "primary", click: goNext, title: "Key g" }, "Next undecided"),
     el("button", { type: "button", title: "Key u", disabled: !past.length, click: undo }, "Undo"), el("button", { type: "button", title: "Key r", disabled: !future.length, click: redo }, "Redo"),
     el("span", { class: "spacer row" }, el("span", { class: "soft small" }, "Decisions:"), el("a", { href: "decisions.csv", download: "decisions.csv" }, "CSV"), el("a", { href: "decisions.json", download: "decisions.json" }, "JSON"), el("button", { type: "button", click: importDecisions }, "Import"),
