@@ -76,8 +76,12 @@ COMMANDS = [
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_command_in_the_docs_has_known_options_and_allowed_values(line: str) -> None:
-    _, name, *arguments = shlex.split(line, comments=True)
-    command = main.commands[name]
+    command: click.Command = main
+    arguments = shlex.split(line.partition(" > ")[0], comments=True)[1:]
+    while isinstance(command, click.Group):
+        _, found, arguments = command.resolve_command(click.Context(command), arguments)
+        assert found is not None
+        command = found
     context = click.Context(command)
     given, rest, order = command.make_parser(context).parse_args(arguments)
     assert rest == []
