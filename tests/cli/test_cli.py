@@ -471,7 +471,7 @@ def test_every_setting_has_an_option(command: str, kind: type) -> None:
 
 def test_the_tables_of_settings_are_up_to_date() -> None:
     page = PAGE.read_text("utf-8")
-    assert fill(page) == page, "run: make docs"
+    assert fill(page) == page, "run: make settings"
 
 
 @pytest.mark.parametrize("kind", [*SETTINGS.values(), AutoencoderConfig])
