@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PEERS := .venv-peers/bin
 
-.PHONY: demo test check docs bench-peers clean
+.PHONY: demo test check docs settings figures bench-peers clean
 
 demo: .venv/done
 	$(BIN)/semgen demo semgen-demo
@@ -32,8 +32,16 @@ bench-peers: .venv/done .venv-peers/done
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
-docs: .venv/done  ## the tables of settings in docs/configuration.md
+docs: .venv/done  ## the site of the documentation: docs/_build/index.html
+	$(BIN)/python -m sphinx --quiet --nitpicky --fail-on-warning --keep-going -c docs . docs/_build
+
+settings: .venv/done  ## the tables of settings in docs/configuration.md
 	$(BIN)/python -m tests.support.settings_tables
 
+# make figures ARCHIVES="archive sts" [OPTIONS="--label 85"]: the pictures in docs/images
+figures: .venv/done
+	$(BIN)/semgen prepare $(ARCHIVES) figures.store
+	$(BIN)/python -m scripts.figures figures.store $(OPTIONS)
+
 clean:
-	rm -rf .venv .venv-peers semgen-demo
+	rm -rf .venv .venv-peers semgen-demo docs/_build figures.store figures.store.catalogue

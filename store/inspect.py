@@ -101,9 +101,10 @@ def describe_classes(
         for label, members in enumerate((store.classes.neighbour >= 0).sum(1))
     ]
     if quality:
-        for facts, judged in zip(found, load_quality(store, progress=progress), strict=True):
-            facts |= {name: value for name, value in as_row(judged).items() if name != "label"}
-        found.sort(key=lambda facts: -facts["consistency"])
+        judged = load_quality(store, progress=progress)
+        for facts, one in zip(found, judged, strict=True):
+            facts |= {name: value for name, value in as_row(one).items() if name != "label"}
+        found.sort(key=lambda facts: judged[facts["class"]].rank)
     return found
 
 
@@ -188,7 +189,7 @@ def format_class(facts: Facts) -> str:
 def format_classes(rows: Sequence[Facts]) -> str:
     """What `describe_classes` found, as lines of text."""
     with_quality = "consistency" in rows[0]
-    columns = "  consistency  outliers  overlap  mostly  median score  weak  body"
+    columns = "  grade  consistency  outliers  overlap  mostly  median score  weak  body"
     quality = columns if with_quality else ""
     lines = [f"class  members{quality}  name"]
     for row in rows:
@@ -199,7 +200,8 @@ def format_classes(rows: Sequence[Facts]) -> str:
         if with_quality:
             tissue = {k.removeprefix("tissue_"): v for k, v in row.items() if "tissue_" in k}
             quality = (
-                f"  {row['consistency']:11.2f}  {row['outliers']:8d}  {row['overlap']:7.0%}"
+                f"  {row['grade']:5s}  {row['consistency']:11.2f}  {row['outliers']:8d}"
+                f"  {row['overlap']:7.0%}"
                 f"  {max(tissue, key=lambda name: tissue[name]):6s}"
                 f"  {_number(row['median_score'], 12, 2)}  {_number(row['weak_members'], 4, 0)}"
                 f"  {_share(row['body_share'])}"
@@ -208,7 +210,7 @@ def format_classes(rows: Sequence[Facts]) -> str:
     return "\n".join(lines)
 
 
-def format_json(value: Any) -> str:
+def format_json(value: Any, *, compact: bool = False) -> str:
     """Values and dataclasses as JSON; a number that is not finite becomes null, a path text."""
 
     def plain(part: Any) -> Any:
@@ -220,7 +222,8 @@ def format_json(value: Any) -> str:
             return [plain(inner) for inner in part]
         return None if isinstance(part, float) and not math.isfinite(part) else part
 
-    return json.dumps(plain(value), default=str, allow_nan=False)
+    separators = (",", ":") if compact else None
+    return json.dumps(plain(value), default=str, allow_nan=False, separators=separators)
 
 
 def format_counts(counts: Mapping[str, int]) -> str:

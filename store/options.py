@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import json
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 
 import click
 
 from store.errors import check_local, is_url
-from store.settings import Setting, describe, expected_type, load
+from store.settings import Setting, describe, expected_type, load, to_json
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+_log = logging.getLogger(__name__)
 
 
 class LocalPath(click.Path):
@@ -139,7 +142,10 @@ POSITION: Final = Vector(float, 3, None)
 
 
 def options_from(
-    kind: type, read: Callable[[Path | None, dict[str, Any]], Any] | None = None
+    kind: type,
+    read: Callable[[Path | None, dict[str, Any]], Any] | None = None,
+    *,
+    headings: Mapping[str, str] | None = None,
 ) -> Callable[[Command], Command]:
     """Give a command its settings as `config`: --config FILE, and an option for each setting.
 
@@ -148,6 +154,8 @@ def options_from(
 
     read
         Makes the settings from the file and the options by name; it gets --preset, too.
+    headings
+        For --help, by the setting that is the first below the heading.
     """
     settings = [s for s in describe(kind) if not dataclasses.is_dataclass(s.type)]
     names = {setting.name for setting in settings} | {"preset"}
@@ -157,7 +165,10 @@ def options_from(
         @functools.wraps(command)
         def with_config(config_file: Path | None, **options: Any) -> Any:
             used = {name: options.pop(name) for name in names & options.keys()}
-            return command(config=make(config_file, used), **options)
+            config = make(config_file, used)
+            if isinstance(config, kind):
+                _log.info("settings: %s", json.dumps(to_json(config)))
+            return command(config=config, **options)
 
         decorated: Any = with_config
         own = {parameter.name for parameter in getattr(command, "__click_params__", ())}
@@ -168,6 +179,7 @@ def options_from(
         with_file: Command = click.option("--config", "config_file", type=FILE, help=text)(
             decorated
         )
+        decorated.settings, decorated.headings = names - {"preset"}, headings or {}
         return with_file
 
     return decorate

@@ -24,6 +24,22 @@ FREE_TO_CHANGE: Final = frozenset(
      "checkpoint_every", "checkpoint_minutes", "validate_every", "log_every"}
 )  # fmt: skip
 """Settings that may differ when a run is resumed; all others must be the same."""
+LOOP_HEADINGS: Final = {
+    "batch_size": "Optimisation",
+    "seed": "Seed and device",
+    "checkpoint_every": "Checkpoints, validation, metrics",
+}
+"""Headings of the settings in --help, by the first setting below each."""
+HEADINGS: Final = LOOP_HEADINGS | {
+    "pretext": "Task",
+    "net": "Net",
+    "accumulate": "Speed and memory",
+    "warmup_epochs": "Losses",
+    "shuffle_blocks": "Task",
+    "compile": "Speed and memory",
+    "scales": "Which crops are used",
+    "init": "Starting weights",
+}
 _UNRECORDED: Final = {"net": "genesis", "normalise": "window", "excluded_members": []}
 """Values of settings in runs that are older than the setting, where they differ from the
 default."""

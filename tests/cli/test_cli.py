@@ -18,7 +18,6 @@ from safetensors import safe_open
 from cli import main
 from pipeline.config import AutoencoderConfig, PrepareConfig
 from store import PatchStore, StoreError
-from store.progress import _show_bar, _show_lines
 from store.settings import describe
 from tests.support.command import ROOT, Semgen, assert_refused, run
 from tests.support.listing import list_series
@@ -44,9 +43,10 @@ def test_help_is_printed_with_status_0(command: list[str]) -> None:
 
 
 def test_the_commands_are_listed_in_the_order_of_their_use() -> None:
-    listed = re.findall(r"^  (\w+)  ", run("--help").stdout.split("Commands:")[1], re.MULTILINE)
+    listed = re.findall(r"^  ([a-z]\S+) {2,}\w", run("--help").stdout, re.MULTILINE)
     wanted = ["demo", "phantom", "prepare", "inspect", "verify", "pretrain", "export"]
     assert [name for name in listed if name in wanted] == wanted
+    assert sorted(listed) == sorted(main.commands), "each is listed once"
 
 
 def test_the_version_is_printed_from_any_directory(semgen: Semgen, tmp_path: Path) -> None:
@@ -435,19 +435,6 @@ def test_the_demo_makes_what_it_names_and_can_be_run_again(tmp_path: Path) -> No
     assert demo()[0] == "semgen-demo/store is complete; nothing to do."
 
 
-def bar(shown: Callable[[str, int, str, int], Any]) -> None:
-    with shown("embed", 20, "steps", 8) as advance:
-        advance(4)
-
-
-def test_a_resumed_stage_is_shown_from_where_it_was(capsys: pytest.CaptureFixture[str]) -> None:
-    bar(_show_bar)
-    bar(_show_lines)
-    told = capsys.readouterr().err
-    assert "12/20" in told
-    assert "embed: 12 steps, 4 in this run (" in told
-
-
 # Documentation -----------------------------------------------------------------------------------
 
 
@@ -494,7 +481,7 @@ def test_every_setting_has_an_option(command: str, kind: type) -> None:
 
 def test_the_tables_of_settings_are_up_to_date() -> None:
     page = PAGE.read_text("utf-8")
-    assert fill(page) == page, "run: make docs"
+    assert fill(page) == page, "run: make settings"
 
 
 @pytest.mark.parametrize("kind", [*SETTINGS.values(), AutoencoderConfig])
