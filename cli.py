@@ -6,19 +6,20 @@ Heavy imports stand inside the commands, so that --help answers at once.
 from __future__ import annotations
 
 import contextlib
-import errno
-import itertools
+import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
+from pipeline.config import HEADINGS as PREPARE_HEADINGS
 from pipeline.config import PRESETS, PrepareConfig, load_config
-from store.errors import SemgenError, check_local
+from store.console import Group, MainGroup, Terminal, has_colour, is_quiet
+from store.errors import check_local
 from store.options import (
     CLASS_TEXT,
     FILE,
@@ -30,66 +31,30 @@ from store.options import (
     Vector,
     options_from,
 )
-from store.progress import Terminal
+from store.resolved import Resolved, recorded, resolve, template
+from store.settings import load, read_toml
+from trainer.config import HEADINGS as TRAIN_HEADINGS
 from trainer.config import Part, TrainConfig, suggest_batch_size
+from trainer.finetuning.config import HEADINGS as FINETUNE_HEADINGS
 from trainer.finetuning.config import FinetuneConfig
 
 # Threads that wait by spinning make every step many times slower where other processes use the same
 # cores (benchmarks/shared_machine.py). OpenMP reads this when torch or FAISS is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+_KINDS = {"prepare": PrepareConfig, "pretrain": TrainConfig, "finetune": FinetuneConfig}
+"""Settings by command."""
 _DEMO_PATIENTS = 24
 _DEMO_TRAINING = TrainConfig(width=4, batch_size=12, epochs=16, warmup_epochs=6, log_every=5)
 
 
-# Group and errors -------------------------------------------------------------------------------
-
-
-class _Group(click.Group):
-    """Commands in the order of use; expected errors become one line and exit status 1."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            raise  # the reader of our output has ended; click exits quietly
-        except (KeyboardInterrupt, RuntimeError) as error:
-            if not _is_interrupt(error):
-                raise
-            raise click.ClickException(
-                "interrupted; run the same command again to resume"
-            ) from error
-        except Exception as error:
-            text = _explain(error)
-            if text is None or ctx.params["debug"]:
-                raise  # a bug keeps its traceback
-            raise click.ClickException(text) from error
-
-
-def _explain(error: Exception) -> str | None:
-    """One line for an error that is meant for the user; None for a bug."""
-    if isinstance(error, SemgenError):
-        return " ".join(str(error).split())
-    if isinstance(error, OSError) and error.strerror:  # the system's: permissions, disk, network
-        text = f"{error.filename or ''}: {error.strerror}".lstrip(": ")
-        if error.errno == errno.ENOSPC:
-            text += "; free disk space, then run the same command again to resume"
-        return text
-    return None
-
-
-def _is_interrupt(error: BaseException | None) -> bool:
-    """Ctrl-C, also where it came while a lock was being released (a RuntimeError)."""
-    return isinstance(error, KeyboardInterrupt) or (
-        isinstance(error, RuntimeError) and _is_interrupt(error.__context__)
-    )
+# What commands share ----------------------------------------------------------------------------
 
 
 def _echo_next(result: object, *commands: str) -> None:
-    """Print what was done, and the commands to type next."""
+    """Print what was done and, unless the command is to be quiet, the commands to type next."""
+    if is_quiet():
+        commands = ()
     head, lines = "Next:", [str(result)]
     for command in commands:
         name, arguments = command.split(" ", 1)
@@ -117,9 +82,25 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _FORCE = click.option(
     "--force", is_flag=True, help="Also test on scans that were used for pretraining."
 )
+_PRESET = click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    default="default",
+    show_default=True,
+    help='Named settings: "paper" as published, "demo" for a few small scans.',
+)
+_ONE_PER_STUDY = click.option(
+    "--one-per-study/--all-series",
+    default=None,
+    help="Of several usable DICOM series of a study use the thinnest axial one, or all.  [default:"
+    " one-per-study]",
+)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=MainGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="semgen", prog_name="semgen")
 @click.option("--debug", is_flag=True, help="Show the traceback of every error.")
 def main(debug: bool) -> None:
@@ -128,6 +109,14 @@ def main(debug: bool) -> None:
     Start with `semgen demo`. Then: prepare, report, pretrain, export.
     """
 
+
+main.sections = {
+    "Prepare an archive": ("demo", "phantom", "prepare", "match"),
+    "Look at a store": ("inspect", "report", "browse", "classes", "export-class", "verify"),
+    "Pretrain, and use the weights": ("push", "pretrain", "export"),
+    "Fine-tune and compare": ("task", "finetune", "predict", "compare"),
+    "This command line": ("config", "completion"),
+}
 
 # Commands ---------------------------------------------------------------------------------------
 
@@ -159,7 +148,9 @@ def demo(directory: Path) -> None:
     summary = prepare(archive, store, load_config(preset="demo"), progress=progress)
     click.echo(f"{summary}\n")
     write_report(PatchStore(store), page, progress=progress)
-    trained = pretrain(store, run, _DEMO_TRAINING, on_event=show_events("pretrain"))
+    trained = pretrain(
+        store, run, _DEMO_TRAINING, on_event=show_events("pretrain", quiet=is_quiet())
+    )
     click.echo(
         f"{trained}\n"
         f"\nMade: {archive}/ ({summary.accepted + sum(summary.rejected.values())} series, one"
@@ -264,20 +255,9 @@ def _read_prepare_config(file: Path | None, options: dict[str, Any]) -> PrepareC
     help="Settings of a batch system (SLURM, PBS, LSF, SGE) whose jobs are the workers.",
 )
 @_JSON
-@click.option(
-    "--preset",
-    type=click.Choice(list(PRESETS)),
-    default="default",
-    show_default=True,
-    help='Named settings: "paper" as published, "demo" for a few small scans.',
-)
-@options_from(PrepareConfig, _read_prepare_config)
-@click.option(
-    "--one-per-study/--all-series",
-    default=None,
-    help="Of several usable DICOM series of a study use the thinnest axial one, or all.  [default:"
-    " one-per-study]",
-)
+@_PRESET
+@options_from(PrepareConfig, _read_prepare_config, headings=PREPARE_HEADINGS)
+@_ONE_PER_STUDY
 def prepare(
     paths: tuple[Path, ...], config: PrepareConfig, dry_run: bool, as_json: bool, **job: Any
 ) -> None:
@@ -346,7 +326,7 @@ def inspect(store: str | Path, label: int | None, paths: bool, as_json: bool) ->
     elif label is None:
         click.echo(format_store(store, facts))
     else:
-        if opened.state == "complete" and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+        if opened.state == "complete" and has_colour(sys.stdout):
             from store.report.terminal import draw_class
 
             click.echo(draw_class(opened, label))
@@ -379,8 +359,13 @@ def report(store: str | Path, out: Path) -> None:
     "--host", default="127.0.0.1", show_default=True, help="Network interface to bind to."
 )
 @click.option("--open/--no-open", "opens", default=True, show_default=True, help="Open a browser.")
-def browse(store: Path, port: int, host: str, opens: bool) -> None:
-    """Show the classes of STORE in a browser; name and exclude them.
+@click.option(
+    "--paths",
+    is_flag=True,
+    help="Also show the first file of each scan and each rejected series, from STORE.catalogue.",
+)
+def browse(store: Path, port: int, host: str, opens: bool, paths: bool) -> None:
+    """Decide on the classes of STORE in a browser: keep, exclude, name, compare.
 
     Each change is saved immediately; `semgen classes` shows it. Listens on localhost only, unless
     --host is given; the URL contains an access token. Press Ctrl-C to stop.
@@ -398,9 +383,14 @@ def browse(store: Path, port: int, host: str, opens: bool) -> None:
             webbrowser.open(url)
 
     opened = PatchStore(store)
+    files: dict[str, Any] = {}
+    if paths:
+        from pipeline.archive.lookup import read_rejections, read_sources
+
+        files = {"paths": read_sources(store), "rejected_files": read_rejections(store)}
     quality = load_quality(opened, progress=Terminal())
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(serve(opened, quality, host=host, port=port, on_start=show))
+        asyncio.run(serve(opened, quality, host=host, port=port, on_start=show, **files))
 
 
 @main.command()
@@ -418,6 +408,36 @@ def browse(store: Path, port: int, host: str, opens: bool) -> None:
     help="Exclude classes from training, such as 7 or 2-4,7.",
 )
 @click.option("--include", type=NUMBERS, multiple=True, help="Re-include excluded classes.")
+@click.option(
+    "--keep", type=NUMBERS, multiple=True, help="Mark classes as good, such as 1 or 1,4-6."
+)
+@click.option(
+    "--tags",
+    type=CLASS_TEXT,
+    multiple=True,
+    help='Replace the tags of a class, such as 3="vessel,left".',
+)
+@click.option(
+    "--exclude-member",
+    type=CLASS_TEXT,
+    multiple=True,
+    metavar="CLASS=SCAN",
+    help="Exclude one member of a class from training, such as 3=91ab: first digits of a scan id.",
+)
+@click.option(
+    "--include-member",
+    type=CLASS_TEXT,
+    multiple=True,
+    metavar="CLASS=SCAN",
+    help="Re-include an excluded member.",
+)
+@click.option(
+    "--export",
+    "export_file",
+    type=LocalPath(dir_okay=False),
+    help="Write names, notes, tags and decisions to a .csv or .json file.",
+)
+@click.option("--import", "import_file", type=FILE, help="Apply such a file.")
 @click.option("--quality", is_flag=True, help="Show the quality of each class, best first.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @_JSON
@@ -427,16 +447,26 @@ def classes(
     notes: Sequence[tuple[int, str]],
     exclude: tuple[tuple[int, ...], ...],
     include: tuple[tuple[int, ...], ...],
+    keep: tuple[tuple[int, ...], ...],
+    tags: Sequence[tuple[int, str]],
+    exclude_member: Sequence[tuple[int, str]],
+    include_member: Sequence[tuple[int, str]],
+    export_file: Path | None,
+    import_file: Path | None,
     quality: bool,
     as_csv: bool,
     as_json: bool,
 ) -> None:
-    """List the classes of STORE; name or exclude them.
+    """List the classes of STORE; name, keep or exclude them.
 
-    Annotations are stored beside the crops; the fingerprint does not change.
+    Annotations are stored beside the crops; the fingerprint does not change. `semgen pretrain`
+    leaves out excluded classes and members. --import is applied before the other options, --export
+    after them.
 
     \b
     --quality reads all base crops once and caches the result beside STORE:
+    grade         good from a consistency of 0.9, fair from 0.8, mixed below; best first
+                  within a grade: consistency times body
     consistency   probability that two members are more similar than a member and a
                   crop of another class: 1 is perfect, 0.5 is chance
     outliers      members that are not similar to the others
@@ -445,20 +475,33 @@ def classes(
     weak          members whose match only just passed
     body          share of the reference's crop that is body
     """  # noqa: D301 (\b is click's mark for text not to be wrapped)
-    from store import PatchStore, annotate
+    from store import PatchStore
     from store.csvfile import write_csv
+    from store.decisions import change_classes, export_decisions, import_decisions
     from store.inspect import describe_classes, format_classes
 
     changes: dict[int, dict[str, Any]] = {}
-    for field, texts in (("name", names), ("note", notes)):
-        for label, text in texts:
-            changes.setdefault(label, {})[field] = text
-    for labels, excluded in ((exclude, True), (include, False)):
-        for label in itertools.chain.from_iterable(labels):
-            changes.setdefault(label, {})["excluded"] = excluded
-    if changes:
-        annotate(store, changes)
-    found = describe_classes(PatchStore(store), quality=quality, progress=Terminal())
+    given: list[tuple[str, int, Any]] = [
+        *(("name", *pair) for pair in names),
+        *(("note", *pair) for pair in notes),
+        *(("tags", label, text.split(",")) for label, text in tags),
+        *(("excluded", label, True) for labels in exclude for label in labels),
+        *(("excluded", label, False) for labels in include for label in labels),
+        *(("kept", label, True) for labels in keep for label in labels),
+    ]
+    for field, label, value in given:
+        changes.setdefault(label, {})[field] = value
+    members = [(*member, True) for member in exclude_member]
+    members += [(*member, False) for member in include_member]
+    opened = PatchStore(store)
+    if import_file:
+        count = import_decisions(opened, import_file)
+        click.echo(f"{import_file}: {count} classes changed", err=True)
+    if changes or members:
+        change_classes(opened, changes, members)
+    if export_file:
+        click.echo(f"{export_file}: {export_decisions(opened, export_file)} classes", err=True)
+    found = describe_classes(opened, quality=quality, progress=Terminal())
     if as_json:
         _echo_json(found)
     elif as_csv:
@@ -569,19 +612,19 @@ def match(
 @_STORE
 @_RUN
 @_JSON
-@options_from(TrainConfig)
+@options_from(TrainConfig, headings=TRAIN_HEADINGS)
 def pretrain(store: str | Path, run: Path, config: TrainConfig, as_json: bool) -> None:
     """Pretrain a 3-D net on STORE into the folder RUN.
 
     RUN gets weights, metrics, pictures and TensorBoard events. Run again to resume: Ctrl-C and
-    SIGTERM write a checkpoint. Excluded classes (semgen classes) are left out.
+    SIGTERM write a checkpoint. Excluded classes and members (semgen classes) are left out.
 
     Several GPUs: torchrun --nproc-per-node 8 --no-python semgen pretrain STORE RUN
     """
     from trainer import pretrain
     from trainer.messages import show_events
 
-    summary = pretrain(store, run, config, on_event=show_events("pretrain"))
+    summary = pretrain(store, run, config, on_event=show_events("pretrain", quiet=is_quiet()))
     if os.environ.get("RANK", "0") != "0":  # of several processes, the first one prints
         return
     if as_json:
@@ -669,7 +712,7 @@ def export(run: Path, file: Path, format: Any, part: Any, **options: Any) -> Non
 )
 @_FORCE
 @_JSON
-@options_from(FinetuneConfig)
+@options_from(FinetuneConfig, headings=FINETUNE_HEADINGS)
 def finetune(task: Path, run: Path, config: FinetuneConfig, as_json: bool, **options: Any) -> None:
     """Fine-tune on your own labeled images, then test.
 
@@ -681,7 +724,7 @@ def finetune(task: Path, run: Path, config: FinetuneConfig, as_json: bool, **opt
     from trainer.finetuning import finetune
     from trainer.messages import show_events
 
-    on_event = show_events("finetune")
+    on_event = show_events("finetune", quiet=is_quiet())
     summary = finetune(task, run, config, **options, on_event=on_event, progress=Terminal())
     if as_json:
         _echo_json(summary)
@@ -809,5 +852,128 @@ def compare(
         )
 
 
+@main.group(cls=Group)
+def config() -> None:
+    """Show resolved settings and where each comes from, or write a settings file."""
+
+
+class _ShowGroup(Group):
+    """The command after `show` may also be a store or a run."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.commands:
+            return "recorded", _show_recorded, args
+        return super().resolve_command(ctx, args)
+
+
+@config.group(cls=_ShowGroup, subcommand_metavar="COMMAND|STORE|RUN [OPTIONS]")
+def show() -> None:
+    """Show resolved settings, and where each comes from, as TOML.
+
+    Of a command with its options, or as recorded in a store or a run. Save the output to use it
+    with --config.
+    """
+
+
+def _traced(kind: type) -> Callable[[Path | None, dict[str, Any]], Resolved]:
+    """Read settings as the command does, and keep where each comes from."""
+
+    def read(file: Path | None, options: dict[str, Any]) -> Resolved:
+        given = {name: value for name, value in options.items() if value is not None}
+        layers: dict[str, dict[str, Any]] = {}
+        if kind is PrepareConfig:
+            preset = given.pop("preset")
+            values: Any = load_config(file, preset=preset, overrides=given)
+            layers[f"preset {preset}"] = PRESETS[preset]
+        else:
+            values = load(kind, file, given)
+        if file is not None:
+            layers[file.name] = read_toml(file)
+        params = click.get_current_context().command.params
+        spelled = {str(param.name): max(param.opts, key=len) for param in params}
+        layers |= {f"option {spelled[name]}": {name: given[name]} for name in given}
+        return resolve(values, layers)
+
+    return read
+
+
+def _echo_settings(settings: Resolved, as_json: bool) -> None:
+    if as_json:
+        _echo_json(settings.to_json())
+    else:
+        click.echo(settings)
+
+
+@show.command("prepare")
+@_JSON
+@_PRESET
+@options_from(PrepareConfig, _traced(PrepareConfig), headings=PREPARE_HEADINGS)
+@_ONE_PER_STUDY
+def _show_prepare(config: Resolved, as_json: bool) -> None:
+    """Show the settings of `semgen prepare` with these options."""
+    _echo_settings(config, as_json)
+
+
+@show.command("pretrain")
+@_JSON
+@options_from(TrainConfig, _traced(TrainConfig), headings=TRAIN_HEADINGS)
+def _show_pretrain(config: Resolved, as_json: bool) -> None:
+    """Show the settings of `semgen pretrain` with these options."""
+    _echo_settings(config, as_json)
+
+
+@show.command("finetune")
+@_JSON
+@options_from(FinetuneConfig, _traced(FinetuneConfig), headings=FINETUNE_HEADINGS)
+def _show_finetune(config: Resolved, as_json: bool) -> None:
+    """Show the settings of `semgen finetune` with these options."""
+    _echo_settings(config, as_json)
+
+
+@click.command(cls=show.command_class)
+@click.argument("made", type=STORE, metavar="STORE|RUN")
+@_JSON
+def _show_recorded(made: str | Path, as_json: bool) -> None:
+    """Show the settings that are recorded in a store or a run."""
+    from store import PatchStore
+
+    if isinstance(made, Path) and not made.exists():
+        raise click.UsageError(f"{made}: give a store, a run, or one of {', '.join(_KINDS)}")
+    file = made / "config.json" if isinstance(made, Path) else None
+    if file is not None and file.is_file():  # a run
+        values = json.loads(file.read_text("utf-8"))["config"]
+    else:
+        values = PatchStore(made, allow_building=True).config
+    _echo_settings(recorded(values), as_json)
+
+
+@config.command("template")
+@click.argument("command", type=click.Choice(list(_KINDS)))
+def _template(command: str) -> None:
+    """Print a settings file with all settings as comments, each with its description."""
+    click.echo(template(_KINDS[command]))
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a script that completes commands, options and files in your shell.
+
+    \b
+    bash: add to ~/.bashrc   eval "$(semgen completion bash)"
+    zsh:  add to ~/.zshrc    eval "$(semgen completion zsh)"
+    fish: type once          semgen completion fish > ~/.config/fish/completions/semgen.fish
+
+    Then open a new shell. `semgen` must be on the PATH.
+    """  # noqa: D301
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(main, {}, "semgen", "_SEMGEN_COMPLETE").source())
+
+
 if __name__ == "__main__":
-    main()
+    main(prog_name="semgen")

@@ -32,6 +32,7 @@ from pipeline.place import Scans
 from pipeline.stages.discover import Discovery, discover
 from pipeline.stages.placing import Placing, describe
 from store.format import THUMBNAIL_SHAPE
+from store.progress import SILENT
 from store.sharded import ShardedReader
 from store.writer import StoreWriter, write_shard
 
@@ -94,7 +95,9 @@ def main() -> None:
         scans = draw_scans(store, given.scans, given.phantoms, config)
         with connect(given.workers, None) as client, peak_mib() as parent:
             processes = [psutil.Process(pid) for pid in client.run(_pid).values()]
-            placing = Placing(client, store, scans, config, Path(folder) / "placing", _ignore)
+            placing = Placing(
+                client, store, scans, config, Path(folder) / "placing", SILENT, _ignore
+            )
             began, own = time.perf_counter(), cpu_seconds(psutil.Process())
             before = sum(map(cpu_seconds, processes))
             found = discover(scans, config, find=placing.match)

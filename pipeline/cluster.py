@@ -276,12 +276,18 @@ def _watch(
     client: Client, progress: Progress, hint: str, jobs: Jobs | None, ended: threading.Event
 ) -> None:
     joined = said = False
+    known: set[str] = set()
+    num_lost = 0
     due = time.monotonic() + _PATIENCE_SECONDS
     while not ended.wait(_WATCH_SECONDS):
         now, problem = time.monotonic(), ""
         num_waiting = sum(future.status == "pending" for future in list(client.futures.values()))
         try:
-            num_workers = len(client.nthreads())
+            workers = set(client.nthreads())
+            num_workers, lost, known = len(workers), len(known - workers), workers
+            if lost and jobs is None and num_waiting:  # jobs also end because they are not needed
+                num_lost += lost
+                progress.note(f"workers lost: {num_lost}; their tasks are done again")
             if jobs is not None:
                 jobs.cluster.sync(jobs.adapt, num_waiting)
         except ClusterError as error:

@@ -235,6 +235,17 @@ class PrepareConfig:
                 object.__setattr__(self, name, value)  # settings are frozen
 
 
+HEADINGS: Final = {
+    "seed": "Classes and their members",
+    "place": "Where a class lies in a scan",
+    "shape": "Crops",
+    "border": "Which positions become classes",
+    "index": "Search for similar scans",
+    "min_slices": "Which series are used",
+    "rows_per_shard": "Files of the store",
+    "one_per_study": "Which series are used",
+}
+"""Headings of the settings in --help, by the first setting below each."""
 PRESETS: Final[dict[str, dict[str, Any]]] = {
     "default": {},
     "paper": {

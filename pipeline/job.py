@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import logging
 import shutil
 import sqlite3
 import time
@@ -32,6 +33,7 @@ from pipeline.stages.cut import cut_crops
 from pipeline.stages.seal import seal_store
 from pipeline.stages.survey import survey_archive
 from pipeline.summary import Summary, summarise
+from pipeline.tasks import num_threads
 from store.atomic import delete_partial_files
 from store.format import StoreError
 from store.progress import SILENT, Advance, Progress
@@ -41,7 +43,20 @@ from store.settings import to_json
 from store.writer import StoreWriter
 
 _DEFAULTS: Final = PrepareConfig()
+_STAGES: Final = (
+    ("list series",),
+    ("reuse survey", "survey"),
+    ("join thumbnails",),
+    ("near-duplicates",),
+    ("embed",),
+    ("discover",),
+    ("check shards", "cut"),
+    ("seal",),
+    ("quality",),
+)
+"""Names of the stages as they are shown, by number."""
 _SOFTWARE = ("semgen", "numpy", "SimpleITK", "torch", "faiss-cpu", "zarr", "numcodecs")
+_log = logging.getLogger(__name__)
 
 
 def prepare(
@@ -111,9 +126,10 @@ def prepare(
         _failures_explained(catalogue.folder),
     ):
         _begin(job, catalogue)
-        timed = _Timed(progress or SILENT, catalogue)
+        timed = _Staged(progress or SILENT, catalogue)
         folder = catalogue.folder
         with connect(workers, scheduler, timed, cluster=jobs, folder=folder) as client:
+            _log.info("processes that work: %d", num_threads(client))
             usable = _run_stages(client, job, catalogue, timed)
         if not usable:
             reasons = ", ".join(f"{n} {reason}" for reason, n in catalogue.reasons().items())
@@ -154,6 +170,8 @@ def _begin(job: Job, catalogue: Catalogue) -> None:
 def _run_stages(client: Client, job: Job, catalogue: Catalogue, progress: Progress) -> bool:
     """Run the stages in order, each unless it is done; False when no series is usable."""
     writer, config = StoreWriter(job.path), job.config
+    if writer.stages:
+        progress.note(f"resuming; done by an earlier run: {', '.join(writer.stages)}")
     accepted = survey_archive(
         client,
         job.archive,
@@ -180,20 +198,27 @@ def _run_stages(client: Client, job: Job, catalogue: Catalogue, progress: Progre
 
 
 @dataclass(frozen=True, slots=True)
-class _Timed:
-    """A progress that also records the seconds of each stage in the catalogue."""
+class _Staged:
+    """A progress that numbers the stages, and records their seconds in the catalogue.
+
+    A caller's own progress may lack everything but `stage`.
+    """
 
     progress: Progress
     catalogue: Catalogue
 
     def note(self, text: str) -> None:
-        self.progress.note(text)
+        getattr(self.progress, "note", SILENT.note)(text)
+
+    def tally(self, text: str) -> None:
+        getattr(self.progress, "tally", SILENT.tally)(text)
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None, unit: str, *, done: int = 0) -> Iterator[Advance]:
-        start = time.perf_counter()
+        number = next(n for n, names in enumerate(_STAGES, 1) if name in names)
+        shown, start = f"{number} of {len(_STAGES)}: {name}", time.perf_counter()
         try:
-            with self.progress.stage(name, total, unit, done=done) as advance:
+            with self.progress.stage(shown, total, unit, done=done) as advance:
                 yield advance
         finally:
             with contextlib.suppress(sqlite3.Error):  # a full disk: the stage's own error counts

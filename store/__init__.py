@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from store.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from store.classes import Annotation, ClassNote, annotate, read_annotation
+    from store.classes import Annotation, AnnotationChanged, ClassNote, annotate, read_annotation
     from store.errors import ConfigError, SemgenError
     from store.format import CorruptStore, StoreError
     from store.quality import Quality, assess
@@ -16,6 +16,7 @@ __version__: str
 
 __all__ = [
     "Annotation",
+    "AnnotationChanged",
     "ClassNote",
     "ConfigError",
     "CorruptStore",
@@ -35,7 +36,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "classes": ("Annotation", "ClassNote", "annotate", "read_annotation"),
+        "classes": ("Annotation", "AnnotationChanged", "ClassNote", "annotate", "read_annotation"),
         "errors": ("ConfigError", "SemgenError"),
         "format": ("CorruptStore", "StoreError"),
         "quality": ("Quality", "assess"),

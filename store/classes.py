@@ -1,4 +1,4 @@
-"""Annotation of classes by users: names, notes, exclusions.
+"""Annotation of classes by users: names, notes, tags, and which classes and members to use.
 
 Stored as the attribute `annotation` of the group `classes`, by class number. It is not part of the
 content, so the fingerprint does not change.
@@ -9,12 +9,13 @@ from __future__ import annotations
 import fcntl
 import os
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import zarr
 
 from store.errors import is_url
@@ -23,6 +24,12 @@ from store.group import open_group, read_attribute, read_errors
 from store.location import Where, locate
 
 _ATTRIBUTE = "annotation"
+_ALWAYS_WRITTEN: Final = ("name", "note", "excluded")
+_TAG_CHARACTERS: Final = 40
+
+
+class AnnotationChanged(StoreError):
+    """Somebody else changed the same field of a class; nothing was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +38,19 @@ class ClassNote:
 
     name: str = ""
     note: str = ""
+    tags: tuple[str, ...] = ()
+    """Short texts without commas, sorted."""
     excluded: bool = False
     """Whether training leaves the class out by default."""
+    kept: bool = False
+    """Whether somebody decided to keep the class."""
+    excluded_members: tuple[int, ...] = ()
+    """Members that training leaves out by default: rows of `scans`, sorted."""
+
+    @property
+    def decided(self) -> bool:
+        """Whether somebody decided to keep or to exclude the class."""
+        return self.kept or self.excluded
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +80,24 @@ def read_annotation(store: Where) -> Annotation:
         ) from error
 
 
-def annotate(store: str | Path, changes: Mapping[int, Mapping[str, Any]]) -> Annotation:
+def annotate(
+    store: str | Path,
+    changes: Mapping[int, Mapping[str, Any]],
+    *,
+    was: Mapping[int, Mapping[str, Any]] | None = None,
+) -> Annotation:
     """Change the annotation of some classes: new values by field, by class number.
 
-    Raises StoreError for a class that the store does not have, for text with control characters,
-    for a store that is not complete yet, and for a URL.
+    A class that becomes excluded is no longer kept, and the reverse. All changes are checked before
+    any is written.
+
+    was
+        Values by field, by class number, that the caller believes to be present. If any differs,
+        nothing is written and AnnotationChanged is raised. So two programs never overwrite each
+        other's changes unnoticed. Give both `excluded` and `kept` if either changes.
+
+    Raises StoreError for a class that the store does not have, for a scan that is no member of the
+    class, for a text with control characters, for a store that is not complete yet, and for a URL.
     """
     if is_url(store):
         raise StoreError(
@@ -78,21 +109,20 @@ def annotate(store: str | Path, changes: Mapping[int, Mapping[str, Any]]) -> Ann
             raise StoreError(
                 f"{store}: still building; run the same `semgen prepare` to finish it first"
             )
-        group = _classes(Path(store), mode="r+")
-        num_classes = group["reference"].shape[0]  # type: ignore[union-attr]
+        group: Any = _classes(Path(store), mode="r+")
+        num_classes = group["reference"].shape[0]
         notes = dict(read_annotation(store).notes)
-        for label, change in changes.items():
+        for label in {*changes, *(was or ())}:
             if not 0 <= label < num_classes:
                 raise StoreError(f"{store}: no class {label}; classes are 0 to {num_classes - 1}")
-            for name, value in change.items():
-                if isinstance(value, str) and clean(value, name) != value:
-                    raise StoreError(
-                        f"{store}: the {name} of class {label} contains control"
-                        f" characters: {value!a}; type it again without them"
-                    )
-            notes[label] = replace(notes.get(label, ClassNote()), **change)
+        for label, believed in (was or {}).items():
+            _refuse_changed(store, label, notes.get(label, ClassNote()), believed)
+        for label, change in changes.items():
+            checked = _check_change(store, label, change)
+            _check_members(store, label, group, checked.get("excluded_members", ()))
+            notes[label] = replace(notes.get(label, ClassNote()), **checked)
         kept = {label: note for label, note in sorted(notes.items()) if note != ClassNote()}
-        group.attrs[_ATTRIBUTE] = {str(label): asdict(note) for label, note in kept.items()}
+        group.attrs[_ATTRIBUTE] = {str(label): _write_note(note) for label, note in kept.items()}
     return Annotation(kept)
 
 
@@ -107,13 +137,81 @@ def clean(text: str, field: str) -> str:
     )
 
 
+def _refuse_changed(
+    store: str | Path, label: int, note: ClassNote, believed: Mapping[str, Any]
+) -> None:
+    for name, value in believed.items():
+        present = getattr(note, name)
+        if present != _in_order(name, value):
+            raise AnnotationChanged(
+                f"{store}: class {label} was changed by somebody else meanwhile: its {name} is now"
+                f" {present!r}; look at the class again, then repeat the change"
+            )
+
+
+def _check_change(store: str | Path, label: int, change: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields to change; StoreError if a value is not allowed."""
+    checked = {name: _in_order(name, value) for name, value in change.items()}
+    for name, value in checked.items():
+        for text in value if name == "tags" else [value]:
+            if isinstance(text, str) and clean(text, name) != text:
+                raise StoreError(
+                    f"{store}: the {name} of class {label} contains control"
+                    f" characters: {text!a}; type it again without them"
+                )
+            if name == "tags" and ("," in text or len(text) > _TAG_CHARACTERS):
+                raise StoreError(
+                    f"{store}: class {label}: a tag has at most {_TAG_CHARACTERS} characters and no"
+                    f" comma, got {text!r}; use the note for longer texts"
+                )
+    if checked.get("excluded") and checked.get("kept"):
+        raise StoreError(f"{store}: class {label}: is either kept or excluded; choose one")
+    if checked.get("excluded"):
+        checked["kept"] = False
+    elif checked.get("kept"):
+        checked["excluded"] = False
+    return checked
+
+
+def _check_members(store: str | Path, label: int, group: Any, rows: Iterable[int]) -> None:
+    """StoreError for rows of `scans` that are members of the class in neither split."""
+    members = {
+        int(row)
+        for table in ("neighbour", "validation_neighbour")
+        for row in np.asarray(group[table][label])
+    }
+    unknown = sorted({*rows} - (members - {-1}))
+    if unknown:
+        raise StoreError(
+            f"{store}: class {label}: row {unknown[0]} of scans is not a member; `semgen inspect"
+            f" {store} --class {label}` lists the members"
+        )
+
+
+def _in_order(name: str, value: Any) -> Any:
+    """A value as it is stored: tags and members sorted, each once."""
+    if name == "tags":
+        return tuple(sorted({tag.strip() for tag in value} - {""}))
+    if name == "excluded_members":
+        return tuple(sorted({int(row) for row in value}))
+    return value
+
+
 def _read_note(note: dict[str, Any]) -> ClassNote:
     """A note from the attribute; older versions accepted any text."""
     shown: dict[str, Any] = {
         name: clean(value, name) if isinstance(value, str) else value
         for name, value in note.items()
     }
+    for name in {"tags", "excluded_members"} & shown.keys():
+        assert isinstance(shown[name], list)
+        shown[name] = tuple(shown[name])
     return ClassNote(**shown)
+
+
+def _write_note(note: ClassNote) -> dict[str, Any]:
+    """A note for the attribute; fields that earlier versions do not know, only if they are set."""
+    return {name: value for name, value in asdict(note).items() if value or name in _ALWAYS_WRITTEN}
 
 
 def _classes(store: Where, mode: str = "r") -> zarr.Group:

@@ -16,7 +16,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 def write_csv(stream: TextIO, header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
     """Write a header and rows; text that looks like a formula gets an apostrophe before it.
 
-    Numbers stay numbers, also numbers given as text.
+    Numbers stay numbers, also numbers given as text; lists are joined with commas.
 
     >>> import sys
     >>> write_csv(sys.stdout, ["name", "score"], [["=1+1", -0.5], ["-0.5", 2]])
@@ -40,7 +40,25 @@ def write_csv_file(
         write_csv(stream, header, rows)
 
 
+def hold_text(text: str) -> str:
+    """A text with an apostrophe before it if a spreadsheet would change it: a formula or a number.
+
+    `release_text` gives the text again.
+
+    >>> hold_text("=1+1"), hold_text("00e12"), hold_text("left lung")
+    ("'=1+1", "'00e12", 'left lung')
+    """
+    return "'" + text if text.startswith((*_FORMULA, "'")) or _is_number(text) else text
+
+
+def release_text(cell: str) -> str:
+    """The text of a cell that `hold_text` made; other cells stay as they are."""
+    return cell[1:] if cell.startswith("'") and hold_text(cell[1:]) == cell else cell
+
+
 def _as_text(cell: object) -> object:
+    if isinstance(cell, list):
+        cell = ",".join(map(str, cell))
     if isinstance(cell, str) and cell.startswith(_FORMULA) and not _is_number(cell):
         return "'" + cell
     return cell

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from store.classes import read_annotation
+from store.classes import ClassNote, read_annotation
 from store.format import SPLITS, StoreError
 from store.geometry import scan_name
 from store.matches import describe_matching
@@ -97,13 +97,14 @@ def describe_classes(
     """One entry for each class, with its annotation; with its quality, too, the best first."""
     annotation = read_annotation(store.location)
     found = [
-        {"class": label, **dataclasses.asdict(annotation[label]), "members": int(members)}
+        _annotated(store, label, annotation[label], members=int(members))
         for label, members in enumerate((store.classes.neighbour >= 0).sum(1))
     ]
     if quality:
-        for facts, judged in zip(found, load_quality(store, progress=progress), strict=True):
-            facts |= {name: value for name, value in as_row(judged).items() if name != "label"}
-        found.sort(key=lambda facts: -facts["consistency"])
+        judged = load_quality(store, progress=progress)
+        for facts, one in zip(found, judged, strict=True):
+            facts |= {name: value for name, value in as_row(one).items() if name != "label"}
+        found.sort(key=lambda facts: judged[facts["class"]].rank)
     return found
 
 
@@ -188,16 +189,19 @@ def format_class(facts: Facts) -> str:
 def format_classes(rows: Sequence[Facts]) -> str:
     """What `describe_classes` found, as lines of text."""
     with_quality = "consistency" in rows[0]
-    columns = "  consistency  outliers  overlap  mostly  median score  weak  body"
+    columns = "  grade  consistency  outliers  overlap  mostly  median score  weak  body"
     quality = columns if with_quality else ""
     lines = [f"class  members{quality}  name"]
     for row in rows:
-        words = f"{row['name']}{' (excluded)' if row['excluded'] else ''}".strip()
+        words = " ".join(
+            filter(None, (row["name"], *(f"[{tag}]" for tag in row["tags"]), _decision(row)))
+        )
         words += f"  - {' '.join(row['note'].split())}" if row["note"] else ""
         if with_quality:
             tissue = {k.removeprefix("tissue_"): v for k, v in row.items() if "tissue_" in k}
             quality = (
-                f"  {row['consistency']:11.2f}  {row['outliers']:8d}  {row['overlap']:7.0%}"
+                f"  {row['grade']:5s}  {row['consistency']:11.2f}  {row['outliers']:8d}"
+                f"  {row['overlap']:7.0%}"
                 f"  {max(tissue, key=lambda name: tissue[name]):6s}"
                 f"  {_number(row['median_score'], 12, 2)}  {_number(row['weak_members'], 4, 0)}"
                 f"  {_share(row['body_share'])}"
@@ -206,7 +210,7 @@ def format_classes(rows: Sequence[Facts]) -> str:
     return "\n".join(lines)
 
 
-def format_json(value: Any) -> str:
+def format_json(value: Any, *, compact: bool = False) -> str:
     """Values and dataclasses as JSON; a number that is not finite becomes null, a path text."""
 
     def plain(part: Any) -> Any:
@@ -218,7 +222,8 @@ def format_json(value: Any) -> str:
             return [plain(inner) for inner in part]
         return None if isinstance(part, float) and not math.isfinite(part) else part
 
-    return json.dumps(plain(value), default=str, allow_nan=False)
+    separators = (",", ":") if compact else None
+    return json.dumps(plain(value), default=str, allow_nan=False, separators=separators)
 
 
 def format_counts(counts: Mapping[str, int]) -> str:
@@ -249,6 +254,27 @@ def _number(value: float | None, width: int, digits: int) -> str:
 def _share(value: float | None) -> str:
     """A share in a column of text, in percent; "-" where it is not known."""
     return "   -" if value is None else f"{value:4.0%}"
+
+
+def _annotated(store: PatchStore, label: int, note: ClassNote, *, members: int) -> Facts:
+    """A class and its annotation, with scan ids of excluded members."""
+    left_out = [scan_name(store.scans.id[row]) for row in note.excluded_members]
+    known = {"name": note.name, "note": note.note, "excluded": note.excluded, "members": members}
+    return {
+        "class": label,
+        **known,
+        "tags": list(note.tags),
+        "kept": note.kept,
+        "excluded_members": left_out,
+    }
+
+
+def _decision(row: Facts) -> str:
+    """What was decided on a class: `(kept, 2 members excluded)`."""
+    parts = [word for word in ("kept", "excluded") if row[word]]
+    if count := len(row["excluded_members"]):
+        parts.append(f"{count} member{'s' * (count > 1)} excluded")
+    return f"({', '.join(parts)})" if parts else ""
 
 
 def _class_line(store: PatchStore, label: int) -> Facts:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import json
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 
 import click
 
 from store.errors import check_local, is_url
-from store.settings import Setting, describe, expected_type, load
+from store.settings import Setting, describe, expected_type, load, to_json
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+_log = logging.getLogger(__name__)
 
 
 class LocalPath(click.Path):
@@ -56,6 +59,19 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
                 self.fail(f"{part!r}: the first number of a range must be smaller", param, ctx)
             found += range(int(first), int(last or first) + 1)
         return tuple(dict.fromkeys(found))
+
+
+class Texts(click.ParamType):  # type: ignore[type-arg]
+    """Texts separated by commas."""
+
+    name = "text,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        return tuple(part.strip() for part in str(value).split(",") if part.strip())
 
 
 class Vector(click.ParamType):  # type: ignore[type-arg]
@@ -101,12 +117,16 @@ FILE: Final = LocalPath(exists=True, dir_okay=False)
 FOLDER: Final = LocalPath(file_okay=False)
 STORE: Final = StorePath()
 NUMBERS: Final = Numbers()
+TEXTS: Final = Texts()
 CLASS_TEXT: Final = ClassText()
 POSITION: Final = Vector(float, 3, None)
 
 
 def options_from(
-    kind: type, read: Callable[[Path | None, dict[str, Any]], Any] | None = None
+    kind: type,
+    read: Callable[[Path | None, dict[str, Any]], Any] | None = None,
+    *,
+    headings: Mapping[str, str] | None = None,
 ) -> Callable[[Command], Command]:
     """Give a command its settings as `config`: --config FILE, and an option for each setting.
 
@@ -115,6 +135,8 @@ def options_from(
 
     read
         Makes the settings from the file and the options by name; it gets --preset, too.
+    headings
+        For --help, by the setting that is the first below the heading.
     """
     settings = [s for s in describe(kind) if not dataclasses.is_dataclass(s.type)]
     names = {setting.name for setting in settings} | {"preset"}
@@ -124,7 +146,10 @@ def options_from(
         @functools.wraps(command)
         def with_config(config_file: Path | None, **options: Any) -> Any:
             used = {name: options.pop(name) for name in names & options.keys()}
-            return command(config=make(config_file, used), **options)
+            config = make(config_file, used)
+            if isinstance(config, kind):
+                _log.info("settings: %s", json.dumps(to_json(config)))
+            return command(config=config, **options)
 
         decorated: Any = with_config
         own = {parameter.name for parameter in getattr(command, "__click_params__", ())}
@@ -135,6 +160,7 @@ def options_from(
         with_file: Command = click.option("--config", "config_file", type=FILE, help=text)(
             decorated
         )
+        decorated.settings, decorated.headings = names - {"preset"}, headings or {}
         return with_file
 
     return decorate
@@ -167,6 +193,8 @@ def _click_type(kind: Any) -> Any:
         return click.Choice(arguments)
     if get_origin(kind) is tuple:
         number, length = arguments[0], len(arguments)
-        return NUMBERS if arguments[-1] is Ellipsis else Vector(number, length, None)
+        if arguments[-1] is Ellipsis:
+            return TEXTS if number is str else NUMBERS
+        return Vector(number, length, None)
     numbers, word = arguments  # such as tuple[float, float, float] | Literal["native"]
     return Vector(get_args(numbers)[0], len(get_args(numbers)), get_args(word)[0])

@@ -49,6 +49,8 @@ TISSUES: Final = {
 """HU ranges; a voxel between two ranges counts for none."""
 MIXED_BELOW: Final = 0.8
 """Consistency below which the members of a class may show different anatomy."""
+GRADES: Final = {"good": 0.9, "fair": MIXED_BELOW, "mixed": 0.0}
+"""Consistency in words, and the least of each."""
 _VERSION = 4
 
 Features = NDArray[np.float32]
@@ -85,6 +87,20 @@ class Quality:
     """Median match score of the members, without the reference; None if none was matched."""
     weak_members: int | None
     """Members whose match only just passed; None if members were not matched."""
+
+    @property
+    def grade(self) -> str:
+        """The consistency as a word of `GRADES`."""
+        return next(word for word, least in GRADES.items() if self.consistency >= least)
+
+    @property
+    def rank(self) -> tuple[int, float, int]:
+        """Sorts classes, the best first: by grade, then by consistency times the share of body.
+
+        The edge of the skin looks alike in everybody, so consistency alone would put it first.
+        """
+        share = 1.0 if self.body_share is None else self.body_share
+        return list(GRADES).index(self.grade), -self.consistency * share, self.label
 
 
 def assess(store: PatchStore, *, progress: Progress = SILENT) -> list[Quality]:
@@ -268,4 +284,5 @@ def as_row(quality: Quality) -> dict[str, Any]:
     row = dataclasses.asdict(quality)
     tissue = row.pop("tissue")
     row["outliers"] = len(quality.outliers)
+    row["grade"] = quality.grade
     return row | {f"tissue_{name}": round(share, 4) for name, share in tissue.items()}

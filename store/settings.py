@@ -229,7 +229,7 @@ def _expected(hint: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(arguments)}" if len(arguments) > 1 else f'"{arguments[0]}"'
     if origin is tuple:
-        number = "whole numbers" if arguments[0] is int else "numbers"
+        number = {int: "whole numbers", str: "texts"}.get(arguments[0], "numbers")
         return f"a list of {number}" if arguments[-1] is Ellipsis else (
             f"a list of {len(arguments)} {number}"
         )  # fmt: skip

@@ -123,8 +123,12 @@ def command_lines(block: Block) -> list[str]:
 
 def check_semgen(line: str) -> None:
     """A `semgen` command has known options and allowed values."""
-    _, name, *arguments = shlex.split(line, comments=True)
-    command = main.commands[name]
+    command: click.Command = main
+    arguments = shlex.split(line.partition(" > ")[0], comments=True)[1:]
+    while isinstance(command, click.Group):
+        _, found, arguments = command.resolve_command(click.Context(command), arguments)
+        assert found is not None, line
+        command = found
     context = click.Context(command)
     given, rest, order = command.make_parser(context).parse_args(arguments)
     assert rest == [], line

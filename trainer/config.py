@@ -24,7 +24,23 @@ FREE_TO_CHANGE: Final = frozenset(
      "checkpoint_every", "checkpoint_minutes", "validate_every", "log_every"}
 )  # fmt: skip
 """Settings that may differ when a run is resumed; all others must be the same."""
-_UNRECORDED: Final = {"net": "genesis", "normalise": "window"}
+LOOP_HEADINGS: Final = {
+    "batch_size": "Optimisation",
+    "seed": "Seed and device",
+    "checkpoint_every": "Checkpoints, validation, metrics",
+}
+"""Headings of the settings in --help, by the first setting below each."""
+HEADINGS: Final = LOOP_HEADINGS | {
+    "pretext": "Task",
+    "net": "Net",
+    "accumulate": "Speed and memory",
+    "warmup_epochs": "Losses",
+    "shuffle_blocks": "Task",
+    "compile": "Speed and memory",
+    "scales": "Which crops are used",
+    "init": "Starting weights",
+}
+_UNRECORDED: Final = {"net": "genesis", "normalise": "window", "excluded_members": []}
 """Values of settings in runs that are older than the setting, where they differ from the
 default."""
 
@@ -170,6 +186,9 @@ class TrainConfig(LoopConfig):
     excluded_classes: tuple[int, ...] | None = None
     """Classes to leave out. Default: those excluded by `semgen classes --exclude` when the run
     starts."""
+    excluded_members: tuple[str, ...] | None = None
+    """Members of classes to leave out, as CLASS=SCAN with a scan id, such as 3=0123456789abcdef.
+    Default: those excluded by `semgen classes --exclude-member` when the run starts."""
     fraction: float = 1.0
     """Share of the training patients to use, drawn by the seed. Smaller shares are subsets of
     larger ones."""

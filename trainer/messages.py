@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable
 
-from store.progress import LINE_SECONDS, format_duration
+from store.progress import Schedule, format_duration
 from trainer.events import Event, Noticed, Started, Stepped, Validated, format_metrics
 
+_log = logging.getLogger(__name__)
 
-def show_events(command: str) -> Callable[[Event], None]:
-    """A callback that prints the events of a run as lines on standard error."""
-    printed = 0.0
+
+def show_events(command: str, *, quiet: bool = False) -> Callable[[Event], None]:
+    """A callback that prints the events of a run as lines on standard error, and logs them.
+
+    quiet
+        Log only.
+    """
+    began, schedule = time.perf_counter(), Schedule(first_seconds=0.0)
 
     def on_event(event: Event) -> None:
-        nonlocal printed
-        if isinstance(event, Stepped):  # there may be many in a second
-            if time.perf_counter() - printed < LINE_SECONDS:
-                return
-            printed = time.perf_counter()
-        if text := format_event(event):
+        text = format_event(event)
+        if not text:
+            return
+        _log.info("%s: %s", command, text)
+        if quiet:
+            return
+        # there may be many steps in a second
+        if not isinstance(event, Stepped) or schedule.is_due(time.perf_counter() - began):
             print(f"{command}: {text}", file=sys.stderr, flush=True)
 
     return on_event

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from store import PatchStore, read_annotation
+from store.decisions import list_excluded_members
 from store.geometry import scan_name
 from trainer.checkpoint import LAST, refuse_other_run
 from trainer.config import TrainConfig
@@ -139,13 +140,19 @@ def set_up(
 def resolve_selection(
     config: TrainConfig, store: PatchStore, *, saved: dict[str, Any] | None = None
 ) -> TrainConfig:
-    """The config with `excluded_classes` set: from the checkpoint, else from the annotations."""
-    if config.excluded_classes is not None:
-        return config
-    excluded = saved["config"].get("excluded_classes") if saved else None
-    if excluded is None:
-        excluded = read_annotation(store.location).excluded
-    return dataclasses.replace(config, excluded_classes=tuple(excluded))
+    """The config with excluded classes and members: the checkpoint's, else the annotation's."""
+    classes, members = config.excluded_classes, config.excluded_members
+    if classes is None and saved:
+        classes = saved["config"].get("excluded_classes")
+    if classes is None:
+        classes = read_annotation(store.location).excluded
+    if members is None and saved:
+        members = saved["config"].get("excluded_members", ())  # earlier versions excluded none
+    if members is None:
+        members = list_excluded_members(store)
+    return dataclasses.replace(
+        config, excluded_classes=tuple(classes), excluded_members=tuple(members)
+    )
 
 
 def resolve_init(config: TrainConfig, *, saved: dict[str, Any]) -> TrainConfig:
@@ -221,6 +228,7 @@ def _open_datasets(
     common: dict[str, Any] = {
         "classes": config.classes,
         "excluded_classes": config.excluded_classes,
+        "excluded_members": config.excluded_members,
         "seed": config.seed,
         "threads": config.threads,
         "cache": config.cache,

@@ -256,6 +256,10 @@ class Catalogue:
         """Number of series still to be surveyed."""
         return self.count(_PENDING)
 
+    def count_surveyed(self) -> int:
+        """Number of series that were read, whatever came of it."""
+        return self.count(f"spacing_mm IS NOT NULL AND NOT ({_PENDING})")
+
     def count(self, condition: str) -> int:
         return int(self.db.execute(f"SELECT count(*) FROM series WHERE {condition}").fetchone()[0])
 

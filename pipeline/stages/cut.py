@@ -5,6 +5,7 @@ The functions that workers run come last; they write shards and touch no catalog
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from store.reader import PatchStore
 from store.sharded import ShardedReader
 from store.writer import write_shard
 
+_log = logging.getLogger(__name__)
 _SHARDS_PER_CHECK = 16
 
 Piece: TypeAlias = str | NDArray[np.int16]
@@ -50,13 +52,14 @@ def cut_crops(
 ) -> dict[str, list[str]]:
     """Run the stage: cut every crop that is not there yet; returns the shards' digests by array."""
     digests = _check_existing(client, store, progress)
-    total = sum(
+    total = sum(len(store.split(split)) for split in SPLITS)
+    done = sum(
         len(store.split(split).patch.grid.rows_of(shard))
         for split in SPLITS
         for shard, digest in enumerate(digests[f"{split}/patch"])
-        if digest is None
+        if digest is not None
     )
-    with progress.stage("cut", total, "crops") as advance:
+    with progress.stage("cut", total, "crops", done=done) as advance:
         for split in SPLITS:
             plan = _SplitPlan(store, catalogue, split, digests[f"{split}/patch"])
             _cut_split(client, plan, config, advance)
@@ -140,6 +143,7 @@ def _cut_split(client: Client, plan: _SplitPlan, config: PrepareConfig, advance:
             ((_, digest),) = run_alone(client, cut_shard, [shard], path, scans, config)
             raise_if_failed(digest)
             digests[shard] = digest
+        _log.debug("%s: shard %d of %d is written", plan.split, shard + 1, grid.num_shards)
         advance(len(grid.rows_of(shard)))
 
     for shard in [shard for shard in range(grid.num_shards) if digests[shard] is None]:

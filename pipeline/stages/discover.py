@@ -10,6 +10,7 @@ scan has base crops of two classes that overlap more than the settings allow. Wi
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,7 @@ from store.progress import Advance, Progress
 from store.reader import PatchStore
 from store.writer import StoreWriter
 
+_log = logging.getLogger(__name__)
 _ROUNDING_MM = 1e-6
 _MIN_DRAFTS, _DRAFTS, _SCANS_PER_DRAFT = 16, 64, 16
 """Drafts that are placed at a time: more in a large archive, where they share the features of scans
@@ -67,7 +69,8 @@ def write_plan(
     store = PatchStore(writer.path, allow_building=True)
     scans = load_scans(store, embedding=store.scans.embedding)
     with progress.stage("discover", config.classes, "classes") as advance:
-        placing = Placing(client, writer.path, scans, config, catalogue.placing_folder, advance)
+        folder = catalogue.placing_folder
+        placing = Placing(client, writer.path, scans, config, folder, progress, advance)
         found = discover(scans, config, find=placing.match, advance=advance)
         if not found.classes:
             raise PrepareError(
@@ -340,6 +343,7 @@ class _Search:
                 validation=validation,
             )
         )
+        _log.debug("class %d: %d members", len(self.found.classes) - 1, len(scans))
         self.advance(1)
         return True
 

@@ -25,7 +25,7 @@ from pipeline.match import describe_place, describe_scan, match_place
 from pipeline.place import Floats, Scans
 from pipeline.tasks import raise_if_failed, run_bounded
 from store.atomic import replace_file
-from store.progress import Advance
+from store.progress import Advance, Progress
 from store.sharded import ShardedReader
 
 _CACHED_SCANS = 32
@@ -88,12 +88,14 @@ class Placing:
         scans: Scans,
         config: PrepareConfig,
         folder: Path,
+        progress: Progress,
         advance: Advance,
     ) -> None:
         """`folder` is for the results; `advance` is called with 0 while matching goes on."""
         self.client, self.store, self.scans, self.config = client, store, scans, config
-        self.folder, self.advance = folder, advance
+        self.folder, self.progress, self.advance = folder, progress, advance
         self.number = self.matched = 0
+        self._tried = self._found = 0
 
     def match(self, drafts: Sequence[Draft], wanted: Sequence[NDArray[np.intp]]) -> list[Found]:
         """Match each draft in the scans wanted for it: rows (n,)."""
@@ -112,6 +114,8 @@ class Placing:
             self.folder.mkdir(exist_ok=True)
             with replace_file(file) as partial, partial.open("wb") as opened:
                 np.savez(opened, request=request, found=found)
+        else:
+            self._count(found)
         ends = np.cumsum([len(scans) for scans in wanted])[:-1]
         return [Found(part[:, :3], part[:, 3], part[:, 4]) for part in np.split(found, ends)]
 
@@ -141,8 +145,15 @@ class Placing:
         ):
             raise_if_failed(found)
             results[[row for _, row in by_scan[source.row]]] = found
+            self._count(found)
             self.advance(0)
         return results
+
+    def _count(self, found: Floats) -> None:
+        """Show how many of the scans that were tried match well enough."""
+        self._tried += len(found)
+        self._found += int((found[:, 3] >= self.config.min_score).sum())
+        self.progress.tally(f"matched: {self._found} of {self._tried} places tried")
 
     def source(self, row: int) -> Source:
         """A scan as the workers get it."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import logging
 import os
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,13 +45,15 @@ from pipeline.tasks import raise_if_failed, run_bounded
 from store.atomic import replace_file
 from store.errors import SemgenError
 from store.format import SURVEY_VERSION, THUMBNAIL_SHAPE
-from store.geometry import mean_and_std
+from store.geometry import mean_and_std, scan_name
 from store.images import Rejected
+from store.inspect import format_counts
 from store.progress import Advance, Progress
 from store.reader import PatchStore
 from store.shards import decode_chunk, encode_chunk
 from store.writer import StoreWriter, write_shard
 
+_log = logging.getLogger(__name__)
 _THUMBNAILS_PER_SHARD = 64
 """Thumbnails in one shard file, of 1 MiB each before they are compressed."""
 
@@ -76,7 +80,7 @@ def survey_archive(
         return int(writer.stages["survey"]["accepted"])
     num_folders = sum(1 for _ in find_folders(archive))  # a list of all files may not fit in memory
     with progress.stage("list series", num_folders, "folders") as advance:
-        _catalogue_series(client, archive, catalogue, config, manifest, advance)
+        _catalogue_series(client, archive, catalogue, config, manifest, progress, advance)
     catalogue.forget_incomplete()
     while True:
         if extend is not None:
@@ -108,7 +112,7 @@ def survey_headers(
     """Fill a catalogue with what headers alone tell: what `survey_archive` would do; no voxels."""
     num_folders = sum(1 for _ in find_folders(archive))
     with progress.stage("list series", num_folders, "folders") as advance:
-        _catalogue_series(client, archive, catalogue, config, manifest, advance)
+        _catalogue_series(client, archive, catalogue, config, manifest, progress, advance)
     while True:
         with progress.stage("read headers", catalogue.count_pending(), "series") as advance:
             found = run_bounded(client, inspect_header, catalogue.pending(), config)
@@ -127,6 +131,7 @@ def _catalogue_series(
     catalogue: Catalogue,
     config: PrepareConfig,
     manifest: Manifest | None,
+    progress: Progress,
     advance: Advance,
 ) -> None:
     """Enter every series of an archive into the catalogue, with what its headers say.
@@ -134,10 +139,14 @@ def _catalogue_series(
     advance
         Counts folders.
     """
+    rejections = _Rejections(progress)
     for folder, result in run_bounded(client, read_folder, find_folders(archive), config):
         ended = isinstance(result, ProcessEnded)
         series = [crashed_folder(folder, rejection_reason(result))] if ended else result
-        catalogue.add(manifest.apply(series) if manifest else series)
+        series = manifest.apply(series) if manifest else series
+        catalogue.add(series)
+        for one in series:
+            rejections.count(one.reason)
         advance(1)
     for parts, joined in run_bounded(client, join_parts, series_in_parts(catalogue), config):
         if not isinstance(joined, ProcessEnded):  # else the parts stay as they are
@@ -163,14 +172,39 @@ def _reuse_survey(store: Path, catalogue: Catalogue, progress: Progress) -> None
 def _survey_pending(
     client: Client, catalogue: Catalogue, config: PrepareConfig, progress: Progress
 ) -> None:
-    folder = str(catalogue.survey_folder)
-    with progress.stage("survey", catalogue.count_pending(), "scans") as advance:
+    folder, done = str(catalogue.survey_folder), catalogue.count_surveyed()
+    total = done + catalogue.count_pending()
+    with progress.stage("survey", total, "scans", done=done) as advance:
+        rejections = _Rejections(progress, catalogue.reasons())
         surveys = run_bounded(client, survey_series, catalogue.pending(), config, folder)
         for series, result in surveys:
             ended = isinstance(result, ProcessEnded)
-            catalogue.record(_surveyed(series, result) if ended else result)
+            surveyed = _surveyed(series, result) if ended else result
+            catalogue.record(surveyed)
+            rejections.count(surveyed.reason)
+            if surveyed.reason is None:
+                _log.debug("accepted: scan %s", scan_name(surveyed.scan_id))
             advance(1)
         catalogue.commit()
+
+
+class _Rejections:
+    """Counts rejected series by reason, and shows the counts; never a path or a name."""
+
+    def __init__(self, progress: Progress, counts: dict[str, int] | None = None) -> None:
+        self.progress, self.counts = progress, Counter(counts)
+        self._show()
+
+    def count(self, reason: str | None) -> None:
+        """Count one series; None where it is accepted."""
+        if reason is not None:
+            self.counts[reason] += 1
+            _log.debug("rejected: %s (%d)", reason, self.counts[reason])
+            self._show()
+
+    def _show(self) -> None:
+        if self.counts:
+            self.progress.tally(f"rejected: {format_counts(dict(self.counts.most_common()))}")
 
 
 def _surveyed(series: Series, ended: ProcessEnded) -> Surveyed:
@@ -237,6 +271,7 @@ def _join_thumbnails(
     cells = np.empty((num_scans, *CELLS), np.uint8)
     arguments = str(writer.path), str(catalogue.survey_folder), config.window_hu
     with progress.stage("join thumbnails", grid.num_shards, "shards") as advance:
+        _Rejections(progress, catalogue.reasons())  # those as duplicates, too
         for (shard, _), described in run_bounded(client, join_thumbnails, shards, *arguments):
             raise_if_failed(described)
             cells[grid.rows_of(shard)] = described

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,9 @@ from PIL import Image
 
 LEVELS = ((-1000, 0), (-200, 80), (300, 208), (1500, 255))
 """(HU, grey level), linear between them. Soft tissue has most levels: 4 HU each."""
-_QUALITY = 82
+TILE = 64
+"""Pixels along each side of a tile."""
+_QUALITY = 70
 
 Grey = NDArray[np.uint8]
 
@@ -23,16 +25,24 @@ def to_grey(hu: NDArray[np.floating | np.integer]) -> Grey:
     return np.asarray(np.rint(levels), np.uint8)
 
 
-def planes(crop: NDArray[np.floating | np.integer], num_axial: int) -> list[Grey]:
-    """Axial slices from feet to head, then the middle coronal and sagittal one.
+def slices(crop: NDArray[np.floating | np.integer], counts: Mapping[str, int]) -> list[Grey]:
+    """Slices of a crop of HU, evenly spaced, so many of each plane (axial, coronal, sagittal).
 
-    Radiological convention: the patient's left is on the right, the front is up, or left in the
-    sagittal plane, the head is up.
+    Axial slices run from feet to head, coronal ones from front to back, sagittal ones from right to
+    left. Radiological convention: the patient's left is on the right, the front is up, or left in
+    the sagittal plane, the head is up.
     """
     levels = to_grey(crop)
-    depth, height, width = levels.shape
-    chosen = (np.arange(num_axial) * 2 + 1) * depth // (2 * num_axial)
-    return [*levels[chosen], levels[::-1, height // 2], levels[::-1, :, width // 2]]
+    across = {
+        "axial": levels,
+        "coronal": levels[::-1].transpose(1, 0, 2),
+        "sagittal": levels[::-1].transpose(2, 0, 1),
+    }
+    found: list[Grey] = []
+    for plane, count in counts.items():
+        pictures = across[plane]
+        found += [pictures[(2 * i + 1) * len(pictures) // (2 * count)] for i in range(count)]
+    return found
 
 
 def projections(thumbnail: Grey) -> tuple[Grey, Grey]:

@@ -1,7 +1,8 @@
 """Serve the page of discovered classes, with editing: `semgen browse`.
 
 The URL contains an access token; a request without it is refused. No request names a file: classes
-and rows are numbers that are checked against the store.
+and rows are numbers that are checked against the store. A change names the values that it replaces,
+and is refused if others are there by now.
 """
 
 from __future__ import annotations
@@ -10,10 +11,8 @@ import asyncio
 import hmac
 import json
 import logging
-import math
 import secrets
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -22,57 +21,89 @@ from tornado.httputil import split_host_and_port
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 
-from store.classes import annotate, clean
+from store.classes import AnnotationChanged, annotate, clean, read_annotation
+from store.decisions import apply_decisions, decisions_csv, decisions_json, read_decisions
 from store.format import SPLITS, StoreError
 from store.quality import Quality
 from store.reader import PatchStore
-from store.report.build import (
+from store.report.build import make_page
+from store.report.facts import add_notes, describe_note, describe_page
+from store.report.pictures import encode_tiles
+from store.report.sheets import (
     CARD_TILES,
     card_tiles,
-    class_sheet,
-    crop_sheet,
+    crop_volume,
     mean_crop,
-    render_data,
-    render_page,
+    mean_volume,
+    member_volumes,
     scan_sheet,
 )
-from store.report.pictures import encode_tiles
+from store.report.shell import embed_json
 
 LOOPBACK = "127.0.0.1"
-_CACHED_SHEETS, _CACHED_VOXELS = 256, 2**26
-"""Pictures that are kept, and the voxels of crops that they may show: a byte each at most."""
-_FIELDS = {"name": (str, 200), "note": (str, 2000), "excluded": (bool, 0)}
-"""Fields that can be changed: type, and maximum number of characters."""
+_CACHED_SHEETS = 256
+"""Sheets of pictures that are kept; volumes are kept by the browser."""
+_TYPES: dict[str, tuple[type, int]] = {
+    "name": (str, 200), "note": (str, 2000), "tags": (list, 50), "excluded": (bool, 0),
+    "kept": (bool, 0), "excluded_members": (list, 100_000),
+}  # fmt: skip
+"""Fields that can be changed: type, and the most characters or entries."""
+_MOST_BYTES = 2**22
+"""Size of a request: the decisions on a large store."""
 
 
 class ReportApp:
-    """An open store, its quality, and the access token of the page."""
+    """An open store, its quality, and the access token of the page.
 
-    def __init__(self, store: PatchStore, quality: list[Quality], *, any_host: bool) -> None:
-        self.store, self.quality, self.any_host = store, quality, any_host
+    paths, rejected_files
+        As for `describe_page`; for the owner of the archive.
+    """
+
+    def __init__(
+        self,
+        store: PatchStore,
+        quality: list[Quality],
+        *,
+        any_host: bool,
+        paths: Mapping[int, str] | None = None,
+        rejected_files: Sequence[tuple[str, str, str]] | None = None,
+    ) -> None:
+        self.store, self.any_host = store, any_host
+        self.facts = describe_page(
+            store, quality, classes_per_sheet=1, live=True, paths=paths,
+            rejected_files=rejected_files,
+        )  # fmt: skip
         self.token = secrets.token_urlsafe(24)
-        cached = min(_CACHED_SHEETS, max(8, _CACHED_VOXELS // math.prod(store.crop_shape)))
-        self.draw = lru_cache(cached)(self._draw)
+        self.draw = lru_cache(_CACHED_SHEETS)(self._draw)
 
     def page(self) -> str:
         """The page with the present annotation."""
-        head, tail = render_page("default-src 'none'; img-src 'self' data:; connect-src 'self'")
-        return head + render_data(self.store, self.quality, classes_per_sheet=1, live=True) + tail
+        facts = add_notes(self.facts, read_annotation(self.store.path))
+        shell = make_page("default-src 'none'; img-src 'self' data:; connect-src 'self'")
+        return shell.head + embed_json("data", facts) + shell.scripts + shell.tail
 
-    def _draw(self, kind: str, split: str, number: int) -> bytes:
-        """A picture; KeyError for one that does not exist."""
-        count = len(self.store.split(split)) if kind == "crop" else self.store.num_classes
-        if kind != "scans" and number >= count:
+    def notes(self) -> dict[int, dict[str, Any]]:
+        """Annotated classes as the page reads them."""
+        notes = read_annotation(self.store.path).notes
+        return {label: describe_note(note) for label, note in notes.items()}
+
+    def _draw(self, kind: str, number: int) -> bytes:
+        """A sheet of pictures; KeyError for one that does not exist."""
+        if kind == "scans":
+            return scan_sheet(self.store)
+        if number >= self.store.num_classes:
             raise KeyError(number)
-        makers: dict[str, Callable[[], bytes]] = {
-            "class": lambda: class_sheet(self.store, number, mean_crop(self.store, number)),
-            "cards": lambda: encode_tiles(
-                card_tiles(self.store, number, mean_crop(self.store, number)), CARD_TILES
-            ),
-            "crop": lambda: crop_sheet(self.store, split, number),
-            "scans": lambda: scan_sheet(self.store),
-        }
-        return makers[kind]()
+        return encode_tiles(
+            card_tiles(self.store, number, mean_crop(self.store, number)), CARD_TILES
+        )
+
+    def volumes(self, label: int, part: str) -> bytes:
+        """Volumes of some members of a class, or of its mean; KeyError where there are none."""
+        if label >= self.store.num_classes:
+            raise KeyError(label)
+        if part == "mean":
+            return mean_volume(self.store, label)
+        return member_volumes(self.store, label, int(part))
 
 
 class _Handler(RequestHandler):
@@ -110,51 +141,128 @@ class _Page(_Handler):
         self.finish(await asyncio.to_thread(self.app.page))
 
 
-class _Sheet(_Handler):
-    async def get(self, token: str, kind: str, split: str | None, number: str | None) -> None:
+class _Bytes(_Handler):
+    """Pictures and volumes."""
+
+    async def send(self, make: Callable[[], bytes], kind: str) -> None:
         try:
-            content = await asyncio.to_thread(
-                self.app.draw, kind, split or SPLITS[0], int(number or 0)
-            )
+            content = await asyncio.to_thread(make)
         except KeyError as error:
             raise HTTPError(404) from error
-        self.set_header("Content-Type", "image/webp")
+        self.set_header("Content-Type", kind)
         self.finish(content)
 
 
-class _Class(_Handler):
-    async def put(self, token: str, label: str) -> None:
+class _Sheet(_Bytes):
+    async def get(self, token: str, kind: str, number: str | None) -> None:
+        await self.send(lambda: self.app.draw(kind, int(number or 0)), "image/webp")
+
+
+class _Volumes(_Bytes):
+    async def get(self, token: str, label: str, part: str) -> None:
+        await self.send(lambda: self.app.volumes(int(label), part), "application/octet-stream")
+
+
+class _Crop(_Bytes):
+    async def get(self, token: str, split: str, row: str) -> None:
+        await self.send(
+            lambda: crop_volume(self.app.store, split, int(row)), "application/octet-stream"
+        )
+
+
+class _Saving(_Handler):
+    """Requests that change the annotation; a refusal is told in one line."""
+
+    async def save(self, change: Callable[[], object]) -> None:
+        try:
+            await asyncio.to_thread(change)
+        except AnnotationChanged as error:
+            self.refuse(409, error)
+        except StoreError as error:
+            self.refuse(400, error)
+        except OSError as error:
+            self.refuse(403, f"the store cannot be written: {error.strerror}")
+        else:
+            self.finish(json.dumps(self.app.notes()))
+
+    def refuse(self, status: int, reason: object) -> None:
+        self.set_status(status)
+        self.set_header("Content-Type", "text/plain; charset=utf-8")
+        self.finish(str(reason).removeprefix(f"{self.app.store.path}: "))
+
+
+class _Annotation(_Saving):
+    async def get(self, token: str) -> None:
+        self.finish(json.dumps(await asyncio.to_thread(self.app.notes)))
+
+    async def put(self, token: str) -> None:
         if self.request.headers.get("Content-Type") != "application/json":
             raise HTTPError(415)
-        change = _read_change(self.request.body)
-        if change is None:
+        request = _read_request(self.request.body)
+        if request is None:
             raise HTTPError(400)
-        try:
-            annotation = await asyncio.to_thread(
-                annotate, self.app.store.path, {int(label): change}
-            )
-        except StoreError as error:
-            raise HTTPError(404) from error
-        except OSError as error:
-            raise HTTPError(403, reason="The store cannot be written") from error
-        self.finish(asdict(annotation[int(label)]))
+        changes, was = request
+        await self.save(lambda: annotate(self.app.store.path, changes, was=was))
 
 
-def _read_change(body: bytes) -> dict[str, Any] | None:
-    """Fields of an annotation and their new values; None if the request holds anything else."""
+class _Decisions(_Saving):
+    async def get(self, token: str, kind: str) -> None:
+        write = {"csv": decisions_csv, "json": decisions_json}[kind]
+        text = await asyncio.to_thread(write, self.app.store)
+        self.set_header("Content-Type", f"text/{kind}; charset=utf-8")
+        self.set_header("Content-Disposition", f"attachment; filename=decisions.{kind}")
+        self.finish(text)
+
+    async def put(self, token: str, kind: str) -> None:
+        if self.request.headers.get("Content-Type") != "application/octet-stream":
+            raise HTTPError(415)  # a form of another site cannot send this
+        text = self.request.body.decode("utf-8", "replace")
+
+        def apply() -> None:
+            apply_decisions(self.app.store, read_decisions(self.app.store, text, where="the file"))
+
+        await self.save(apply)
+
+
+Changes = dict[int, dict[str, Any]]
+
+
+def _read_request(body: bytes) -> tuple[Changes, Changes] | None:
+    """New values and the values that they replace; None if the request holds anything else."""
     try:
-        change = json.loads(body)
+        request = json.loads(body)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(change, dict):
+    if not isinstance(request, dict) or set(request) != {"changes", "was"}:
         return None
-    for name, value in change.items():
-        kind, most = _FIELDS.get(name, (None, 0))
-        if kind is None or not isinstance(value, kind):
+    changes, was = _read_changes(request["changes"]), _read_changes(request["was"])
+    return None if changes is None or was is None else (changes, was)
+
+
+def _read_changes(content: object) -> Changes | None:
+    if not isinstance(content, dict):
+        return None
+    found: Changes = {}
+    for label, change in content.items():
+        if not (label.isascii() and label.isdecimal() and len(label) < 10):
             return None
-        if isinstance(value, str) and (len(value) > most or clean(value, name) != value):
+        if not isinstance(change, dict) or not all(map(_is_valid, change, change.values())):
             return None
-    return change
+        found[int(label)] = {k: tuple(v) if isinstance(v, list) else v for k, v in change.items()}
+    return found
+
+
+def _is_valid(name: str, value: object) -> bool:
+    """Whether a field exists and has a value of its type and size."""
+    kind, most = _TYPES.get(name, (type(None), 0))
+    if not isinstance(value, kind) or value is None:
+        return False
+    if isinstance(value, str):
+        return len(value) <= most and clean(value, name) == value
+    if isinstance(value, list):
+        wanted = str if name == "tags" else int
+        return len(value) <= most and all(type(entry) is wanted for entry in value)
+    return True
 
 
 def make_application(app: ReportApp) -> Application:
@@ -163,9 +271,11 @@ def make_application(app: ReportApp) -> Application:
     return Application(
         [
             (r"/([^/]+)/", _Page, shared),
-            (r"/([^/]+)/sheet/(class|cards|scans|crop)(?:-(train|validation))?(?:-(\d{1,9}))?",
-             _Sheet, shared),
-            (r"/([^/]+)/class/(\d{1,9})", _Class, shared),
+            (r"/([^/]+)/sheet/(cards|scans)(?:-(\d{1,9}))?", _Sheet, shared),
+            (r"/([^/]+)/volumes/(\d{1,9})-(mean|\d{1,9})", _Volumes, shared),
+            (rf"/([^/]+)/crop/({'|'.join(SPLITS)})-(\d{{1,9}})", _Crop, shared),
+            (r"/([^/]+)/annotation", _Annotation, shared),
+            (r"/([^/]+)/decisions\.(csv|json)", _Decisions, shared),
             (r"/(.*)", _Handler, shared),
         ]
     )  # fmt: skip
@@ -177,12 +287,24 @@ async def serve(
     *,
     host: str = LOOPBACK,
     port: int = 0,
+    paths: Mapping[int, str] | None = None,
+    rejected_files: Sequence[tuple[str, str, str]] | None = None,
     on_start: Callable[[str], object],
     stop: Awaitable[object] | None = None,
 ) -> None:
-    """Listen on `host` and `port` (0: any free one) until `stop`; `on_start` gets the URL."""
+    """Listen on `host` and `port` (0: any free one) until `stop`; `on_start` gets the URL.
+
+    paths, rejected_files
+        Shown to the owner of the archive; see `describe_page`.
+    """
     logging.getLogger("tornado.access").setLevel(logging.CRITICAL)  # it would log the token
-    app = ReportApp(store, quality, any_host=host not in {LOOPBACK, "localhost"})
+    app = ReportApp(
+        store,
+        quality,
+        any_host=host not in {LOOPBACK, "localhost"},
+        paths=paths,
+        rejected_files=rejected_files,
+    )
     try:
         sockets = bind_sockets(port, host)
     except OSError as error:  # also for an unknown host
@@ -190,7 +312,7 @@ async def serve(
             f"cannot listen on {host}, port {port}: {error.strerror or error}; give another --host"
             " or --port, or omit --port to use a free port"
         ) from error
-    server = HTTPServer(make_application(app), max_body_size=2**16)
+    server = HTTPServer(make_application(app), max_body_size=_MOST_BYTES)
     server.add_sockets(sockets)
     try:
         name = f"[{host}]" if ":" in host else host

@@ -62,7 +62,7 @@ def read_part(name: str) -> str:
 
 def embed_json(name: str, content: Any) -> str:
     """An inert element with the id `name` that holds a value; `readData(name)` reads it."""
-    text = format_json(content).replace("<", "\\u003c")
+    text = format_json(content, compact=True).replace("<", "\\u003c")
     return f'<script type="application/json" id="{name}">{text}</script>\n'
 
 

@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 
 from store.reader import PatchStore
-from store.report.build import TILE, card_tiles, mean_crop
-from store.report.pictures import LEVELS, Grey
+from store.report.pictures import LEVELS, TILE, Grey
+from store.report.sheets import card_tiles, mean_crop
 
 _COLUMNS, _GAP = 30, "  "
 _DARKEST, _GREYS = 232, 24

@@ -1,5 +1,6 @@
 """The command line: exit statuses, errors in one line, stable JSON, nothing undocumented."""
 
+import csv
 import json
 import os
 import re
@@ -17,7 +18,6 @@ from safetensors import safe_open
 from cli import main
 from pipeline.config import AutoencoderConfig, PrepareConfig
 from store import PatchStore, StoreError
-from store.progress import _show_bar, _show_lines
 from store.settings import describe
 from tests.support.command import ROOT, Semgen, assert_refused, run
 from tests.support.listing import list_series
@@ -43,9 +43,10 @@ def test_help_is_printed_with_status_0(command: list[str]) -> None:
 
 
 def test_the_commands_are_listed_in_the_order_of_their_use() -> None:
-    listed = re.findall(r"^  (\w+)  ", run("--help").stdout.split("Commands:")[1], re.MULTILINE)
+    listed = re.findall(r"^  ([a-z]\S+) {2,}\w", run("--help").stdout, re.MULTILINE)
     wanted = ["demo", "phantom", "prepare", "inspect", "verify", "pretrain", "export"]
     assert [name for name in listed if name in wanted] == wanted
+    assert sorted(listed) == sorted(main.commands), "each is listed once"
 
 
 def test_the_version_is_printed_from_any_directory(semgen: Semgen, tmp_path: Path) -> None:
@@ -231,6 +232,40 @@ def test_classes_are_named_excluded_and_included_again(prepared: Path, tmp_path:
     assert found[3]["name"] == "left = right"
 
 
+def test_classes_are_kept_and_tagged_and_single_members_excluded(
+    prepared: Path, patches: PatchStore, tmp_path: Path
+) -> None:
+    mine = shutil.copytree(prepared, tmp_path / "mine.store")
+    members = [f"{int(patches.scans.id[scan]):016x}" for scan in patches.members(3).scans]
+    options = ["--exclude-member", f"3={members[0][:6]}", "--exclude-member", f"3={members[1]}"]
+    done = run("classes", mine, "--keep", "2-3", "--tags", "3=vessel,left", *options)
+    assert done.exit_code == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[3].endswith("(kept)")
+    assert lines[4].endswith("[left] [vessel] (kept, 2 members excluded)")
+    row = json.loads(run("classes", mine, "--include-member", f"3={members[1]}", "--json").stdout)[
+        3
+    ]
+    assert (row["tags"], row["kept"]) == (["left", "vessel"], True)
+    assert row["excluded_members"] == [members[0]]
+    table = list(csv.DictReader(run("classes", mine, "--csv").stdout.splitlines()))
+    assert (table[3]["tags"], table[3]["excluded_members"]) == ("left,vessel", members[0])
+    unknown = run("classes", mine, "--exclude-member", "3=xyz", "--name", "3=x")
+    assert unknown.exit_code == 1
+    assert "class 3 has no member with scan id xyz" in unknown.stderr
+
+
+def test_decisions_are_exported_and_imported(prepared: Path, tmp_path: Path) -> None:
+    mine = shutil.copytree(prepared, tmp_path / "mine.store")
+    file = tmp_path / "decisions.csv"
+    done = run("classes", mine, "--name", "1=liver", "--exclude", 2, "--export", file)
+    assert done.stderr == f"{file}: 2 classes\n"
+    run("classes", mine, "--name", "1=", "--include", 2)
+    assert run("classes", mine, "--import", file).stderr == f"{file}: 2 classes changed\n"
+    found = json.loads(run("classes", mine, "--json").stdout)
+    assert [(row["name"], row["excluded"]) for row in found][1:3] == [("liver", False), ("", True)]
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [(["--exclude", "2-x"], "numbers"), (["--name", "liver"], "a class and a text")],
@@ -388,19 +423,6 @@ def test_the_demo_makes_what_it_names_and_can_be_run_again(tmp_path: Path) -> No
     assert (folder / "run" / "samples.png").is_file()
     assert str(Path("semgen-demo/report.html")) in "\n".join(told)
     assert demo()[0] == "semgen-demo/store is complete; nothing to do."
-
-
-def bar(shown: Callable[[str, int, str, int], Any]) -> None:
-    with shown("embed", 20, "steps", 8) as advance:
-        advance(4)
-
-
-def test_a_resumed_stage_is_shown_from_where_it_was(capsys: pytest.CaptureFixture[str]) -> None:
-    bar(_show_bar)
-    bar(_show_lines)
-    told = capsys.readouterr().err
-    assert "12/20" in told
-    assert "embed: 12 steps, 4 in this run (" in told
 
 
 # Documentation -----------------------------------------------------------------------------------

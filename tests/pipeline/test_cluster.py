@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,6 +113,17 @@ def test_missing_workers_are_reported_and_the_job_goes_on_when_they_come(
         assert list(run_bounded(client, abs, [-1])) == [(-1, 1)]
         wait_for("workers joined: 1", times=2)
     starting.join()
+
+
+def test_lost_workers_are_counted_as_they_are_lost() -> None:
+    seen = iter([{"a": 1, "b": 1}, {"b": 1}, {"b": 1, "c": 1}, {"d": 1}])
+    task = SimpleNamespace(status="pending")
+    client = SimpleNamespace(nthreads=lambda: next(seen), futures={"task": task})
+    ends = iter([False] * 4 + [True])
+    ended = SimpleNamespace(wait=lambda seconds: next(ends))
+    progress = CountedProgress()
+    cluster._watch(client, progress, "", None, ended)
+    assert progress.notes == [f"workers lost: {num}; their tasks are done again" for num in (1, 3)]
 
 
 def test_a_worker_that_cannot_import_semgen_is_refused(

@@ -37,8 +37,8 @@ def test_an_extended_store_equals_a_new_one(
     assert contents(tmp_path / "extended") == contents(tmp_path / "anew")
     assert contents(old) == before
     shown = extended.stderr.splitlines()
-    assert any(line.startswith("survey: 3 scans") for line in shown), shown
-    assert any(line.startswith("reuse survey: ") for line in shown)
+    assert any(line.startswith("2 of 9: survey: 8 scans, 3 in this run") for line in shown), shown
+    assert any(line.startswith("2 of 9: reuse survey: ") for line in shown)
 
 
 def test_a_file_that_was_only_touched_is_read_again(
@@ -51,7 +51,9 @@ def test_a_file_that_was_only_touched_is_read_again(
         "prepare", archive, tmp_path / "s", "--config", config_file, "--extend", old, "--workers", 1
     )
     assert done.returncode == 0, done.stderr
-    assert any(line.startswith("reuse survey: 0 scans") for line in done.stderr.splitlines())
+    assert any(
+        line.startswith("2 of 9: reuse survey: 0 scans") for line in done.stderr.splitlines()
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,13 +13,14 @@ from pipeline.archive.lookup import catalogue_folder, read_archive, read_sources
 from pipeline.archive.selection import number_scans
 from pipeline.audit import audit
 from pipeline.config import PrepareConfig
-from pipeline.job import prepare
+from pipeline.job import _Staged, prepare
 from pipeline.preflight import PrepareError
 from pipeline.stages.discover import check_crops_fit
 from store import PatchStore, SemgenError, StoreError
 from store.settings import to_json
 from store.writer import StoreWriter
 from tests.support.command import Semgen, assert_refused, run
+from tests.support.progress import CountedProgress
 from tests.support.stores import contents, copy_with_catalogue, unseal
 
 
@@ -377,7 +379,9 @@ def test_the_command_that_is_proposed_for_a_further_folder_reads_only_that(
         *("--workers", 1),
     )
     assert done.returncode == 0, done.stderr
-    assert any(line.startswith("reuse survey: 5 scans") for line in done.stderr.splitlines())
+    assert any(
+        line.startswith("2 of 9: reuse survey: 5 scans") for line in done.stderr.splitlines()
+    )
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -449,7 +453,7 @@ def test_a_single_scan_is_refused_before_an_autoencoder_is_trained(
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert "1 of 1 scans are for training, and a class needs 2" in last
-    assert not any(line.startswith("embed") for line in done.stderr.splitlines())
+    assert not any("embed" in line for line in done.stderr.splitlines())
 
 
 @pytest.mark.parametrize(
@@ -500,7 +504,7 @@ def test_weights_are_taken_from_a_store(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert PatchStore(store).fingerprint == patches.fingerprint
-    assert any(line.startswith("embed: 5 scans") for line in done.stderr.splitlines())
+    assert any(line.startswith("5 of 9: embed: 5 scans") for line in done.stderr.splitlines())
 
 
 def test_weights_of_a_store_without_an_autoencoder_are_refused(
@@ -515,3 +519,27 @@ def test_weights_of_a_store_without_an_autoencoder_are_refused(
 def test_a_folder_that_is_no_store_gives_no_weights(phantoms: Path, tmp_path: Path) -> None:
     done = run("prepare", phantoms, tmp_path / "s", "--autoencoder", phantoms)
     assert_refused(done, str(phantoms), "not a semgen store")
+
+
+# Progress ----------------------------------------------------------------------------------------
+
+
+def test_stages_are_numbered_and_their_seconds_are_recorded_by_name() -> None:
+    seconds: dict[str, float] = {}
+    progress = CountedProgress()
+    staged = _Staged(progress, SimpleNamespace(add_seconds=seconds.__setitem__))
+    for name in ("list series", "reuse survey", "survey", "quality"):
+        with staged.stage(name, 3, "scans") as advance:
+            advance(3)
+    shown = ["1 of 9: list series", "2 of 9: reuse survey", "2 of 9: survey", "9 of 9: quality"]
+    assert list(progress.units) == shown
+    assert list(seconds) == ["list series", "reuse survey", "survey", "quality"]
+
+
+def test_a_progress_of_ones_own_needs_stages_only() -> None:
+    class Own:
+        stage = CountedProgress.stage
+
+    staged = _Staged(Own(), None)  # type: ignore[arg-type]
+    staged.note("a line")
+    staged.tally("counts")

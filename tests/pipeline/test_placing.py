@@ -13,6 +13,7 @@ from pipeline.place import Scans
 from pipeline.stages import placing
 from pipeline.stages.placing import Draft, Placing
 from store import PatchStore
+from store.progress import SILENT
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def middle(scans: Scans, row: int, shift_mm: float = 0) -> Draft:
 
 
 def placer(client: Client, patches: PatchStore, scans: Scans, folder: Path) -> Placing:
-    return Placing(client, patches.path, scans, PrepareConfig(), folder, lambda _: None)
+    return Placing(client, patches.path, scans, PrepareConfig(), folder, SILENT, lambda _: None)
 
 
 def test_workers_find_what_is_found_here(

@@ -1,5 +1,9 @@
-"""Nothing of a header or a path leaves the private catalogue, whatever a command does."""
+"""Nothing of a header or a path leaves the private catalogue, whatever a command does.
 
+At any verbosity: what commands print, and what they write into the log file.
+"""
+
+import re
 from pathlib import Path
 
 import pydicom
@@ -42,15 +46,16 @@ def test_no_word_of_a_header_or_a_path_leaves_the_catalogue(
     outputs = []
     settings = ("--config", config_file, "--workers", 2)
     training = ("--width", 2, "--batch-size", 4, "--steps", 2)
+    details = ("-v", "--log-file", "log.txt")
     for command in (
-        ("prepare", archive, "s", *settings),
+        ("prepare", archive, "s", *settings, *details),
         ("prepare", archive, "s", *settings, "--json"),
-        ("prepare", archive, "other", *settings, "--frame", "scan", "--extend", "s"),
-        ("inspect", "s"),
+        ("prepare", archive, "other", *settings, "--frame", "scan", "--extend", "s", *details),
+        ("inspect", "s", *details),
         ("inspect", "s", "--json"),
         ("inspect", "s", "--class", 0),
-        ("verify", "s", "--against-archive"),
-        ("pretrain", "s", "run", *training),
+        ("verify", "s", "--against-archive", *details),
+        ("pretrain", "s", "run", *training, *details),
         ("export", "run", "weights.safetensors"),
     ):
         done = semgen(*command, cwd=tmp_path)
@@ -62,6 +67,12 @@ def test_no_word_of_a_header_or_a_path_leaves_the_catalogue(
         str(file.relative_to(tmp_path)): file.read_bytes().lower()
         for file in [*files, tmp_path / "weights.safetensors"]
     }
+    assert re.search(r"^2 of 9: survey: \d scans .*; rejected: ", outputs[0], re.MULTILINE)
+    log = (tmp_path / "log.txt").read_bytes()
+    assert log.count(b"rejected: ") > 3
+    assert b"accepted: scan " in log
+    assert b"pretrain: step 2 of 2" in log
+    content["log"] = log.lower()
     content |= {f"output {number}": text.lower().encode() for number, text in enumerate(outputs)}
     leaks = [
         (name, word)

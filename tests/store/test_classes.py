@@ -1,4 +1,4 @@
-"""Annotation of classes: names, notes, exclusions."""
+"""Annotation of classes: names, notes, tags, and decisions on classes and members."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import zarr
 
-from store import ClassNote, PatchStore, StoreError, annotate, read_annotation
+from store import AnnotationChanged, ClassNote, PatchStore, StoreError, annotate, read_annotation
 from store.group import compute_fingerprint
 from store.verification import verify
 from tests.support.crops import change_attribute
@@ -70,6 +70,68 @@ def test_a_broken_annotation_is_reported(annotated: Path) -> None:
     group.attrs["annotation"] = {"three": {"name": "x"}}
     with pytest.raises(StoreError, match='attribute "annotation" of group classes is broken'):
         read_annotation(annotated)
+
+
+def test_a_kept_class_that_becomes_excluded_is_no_longer_kept_and_the_reverse(
+    annotated: Path,
+) -> None:
+    assert not read_annotation(annotated)[1].decided
+    for change, kept in (("kept", True), ("excluded", False), ("kept", True)):
+        note = annotate(annotated, {1: {change: True}})[1]
+        assert (note.kept, note.excluded, note.decided) == (kept, not kept, True)
+    with pytest.raises(StoreError, match="class 1: is either kept or excluded"):
+        annotate(annotated, {1: {"kept": True, "excluded": True}})
+
+
+def test_tags_are_sorted_and_each_is_there_once(annotated: Path) -> None:
+    annotate(annotated, {1: {"tags": ["vessel", " left ", "vessel", ""]}})
+    assert read_annotation(annotated)[1].tags == ("left", "vessel")
+
+
+@pytest.mark.parametrize("tag", ["left,right", "bell \x07", "x" * 41])
+def test_a_tag_with_a_comma_a_control_character_or_too_many_letters_is_refused(
+    annotated: Path, tag: str
+) -> None:
+    with pytest.raises(StoreError, match="class 1"):
+        annotate(annotated, {1: {"tags": [tag]}})
+
+
+def test_only_members_of_a_class_can_be_excluded_from_it(annotated: Path) -> None:
+    group = zarr.open_group(annotated, mode="r+")["classes"]
+    group["neighbour"][1] = [0, -1]  # type: ignore[index]
+    annotate(annotated, {1: {"excluded_members": [3, 0, 3]}, 2: {"excluded_members": {1}}})
+    assert read_annotation(annotated)[1].excluded_members == (0, 3)
+    for row in (1, -1, 9):
+        with pytest.raises(StoreError, match=f"class 1: row {row} of scans is not a member"):
+            annotate(annotated, {1: {"excluded_members": [row]}})
+
+
+def test_nothing_is_written_if_one_of_several_changes_is_refused(annotated: Path) -> None:
+    with pytest.raises(StoreError):
+        annotate(annotated, {1: {"name": "liver"}, 2: {"excluded_members": [9]}})
+    assert read_annotation(annotated).notes == {}
+
+
+def test_a_change_of_somebody_else_is_not_overwritten(annotated: Path) -> None:
+    annotate(annotated, {1: {"name": "liver", "tags": ["left"]}})
+    with pytest.raises(AnnotationChanged, match=r"class 1 .* its name is now 'liver'"):
+        annotate(annotated, {1: {"name": "spleen"}, 2: {"kept": True}}, was={1: {"name": ""}})
+    assert read_annotation(annotated).notes.keys() == {1}
+    was = {1: {"name": "liver", "tags": ["left", "left"]}, 2: {"kept": False}}
+    annotate(annotated, {1: {"name": "spleen"}}, was=was)
+    assert read_annotation(annotated)[1].name == "spleen"
+
+
+def test_an_annotation_of_an_earlier_version_is_read(annotated: Path) -> None:
+    group = zarr.open_group(annotated, mode="r+")["classes"]
+    group.attrs["annotation"] = {"1": {"name": "liver", "note": "", "excluded": True}}
+    assert read_annotation(annotated)[1] == ClassNote(name="liver", excluded=True)
+
+
+def test_an_earlier_version_can_read_what_it_knows_of(annotated: Path) -> None:
+    annotate(annotated, {1: {"name": "liver", "kept": True}, 2: {"excluded": True}})
+    written = zarr.open_group(annotated, mode="r")["classes"].attrs["annotation"]
+    assert written["2"] == {"name": "", "note": "", "excluded": True}  # type: ignore[index, call-overload]
 
 
 def test_concurrent_annotations_are_all_kept(annotated: Path) -> None:

@@ -1,7 +1,5 @@
 """Which matches only just passed, relative to the store's own limits."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -9,7 +7,6 @@ from store import PatchStore
 from store.inspect import describe_classes, describe_store
 from store.matches import Matching, describe_matching, find_weak, weak_limits
 from store.reader import Members
-from store.report.build import FARTHEST, NEAREST, WEAKEST, _shown
 from tests.support.synthetic_store import make_store
 
 SCORES = [1.0, 0.9, 0.5, 0.49, 0.8, 0.8]
@@ -69,17 +66,3 @@ def test_lists_and_quality_agree(patches: PatchStore) -> None:
         for name in ("body_share", "median_score", "weak_members"):
             assert row[name] == listed[row["class"]][name]
             assert row[name] is not None
-
-
-def test_the_page_shows_nearest_farthest_and_weakest_members_once() -> None:
-    num = 20
-    members: list[dict[str, Any]] = [
-        {"distance": float(n), "score": 0.9 - 0.01 * (n * 7 % num)} for n in range(num)
-    ]
-    shown = _shown(members)
-    near, far = list(range(NEAREST)), list(range(num - FARTHEST, num))
-    rest = sorted(set(range(num)) - {*near, *far}, key=lambda n: members[n]["score"])
-    assert list(shown) == [*near, *far, *rest[:WEAKEST]]
-    assert len(set(shown.values())) == 3
-    unmatched = [{"distance": member["distance"]} for member in members]
-    assert list(_shown(unmatched)) == [*near, *far]

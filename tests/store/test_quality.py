@@ -155,9 +155,9 @@ def test_classes_are_listed_best_first(prepared: Path, semgen: Semgen, tmp_path:
     mine = shutil.copytree(prepared, tmp_path / "mine")
     done = semgen("classes", mine, "--quality", "--json")
     rows = json.loads(done.stdout)
-    assert [row["consistency"] for row in rows] == sorted(
-        (row["consistency"] for row in rows), reverse=True
-    )
+    grades = ["good", "fair", "mixed"]
+    ranks = [(grades.index(row["grade"]), -row["consistency"] * row["body_share"]) for row in rows]
+    assert ranks == sorted(ranks)
     table = semgen("classes", mine, "--quality", "--csv").stdout.splitlines()
     assert table[0].split(",")[:5] == ["class", "name", "note", "excluded", "members"]
     assert len(table) == 5

@@ -1,6 +1,7 @@
 """A real browser, headless, and what a person does with a page in it."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -42,7 +43,9 @@ class Page:
         self.browser, self.address = browser, address
 
     def go(self, place: str) -> None:
+        """Open a place of the page, and wait until it is shown."""
         self.browser.get(f"{self.address}{place}")
+        self.browser.execute_async_script("requestAnimationFrame(() => setTimeout(arguments[0]))")
 
     def all(self, selector: str) -> list[WebElement]:
         return self.browser.find_elements(By.CSS_SELECTOR, selector)
@@ -50,9 +53,23 @@ class Page:
     def one(self, selector: str) -> WebElement:
         return self.browser.find_element(By.CSS_SELECTOR, selector)
 
+    @property
+    def active(self) -> WebElement:
+        """The element that has the keyboard."""
+        return self.browser.switch_to.active_element
+
     def press(self, *keys: str) -> None:
         for key in keys:
-            self.one("body").send_keys(key)
+            self.active.send_keys(key)
+
+    def colour(self, variable: str) -> tuple[int, ...]:
+        """Red, green and blue of a colour of the style sheet, in the present theme."""
+        script = (
+            "const node = el('i', { style: `color: var(--${arguments[0]})` }); main.append(node);"
+            "const shown = getComputedStyle(node).color; node.remove(); return shown"
+        )
+        found = self.browser.execute_script(script, variable)
+        return tuple(int(part) for part in re.findall(r"\d+", found)[:3])
 
     def wait(self, holds: Callable[[], Any]) -> Any:
         return WebDriverWait(self.browser, 10).until(lambda _: holds())
@@ -70,10 +87,11 @@ class Page:
         """Grey levels of a canvas as soon as they are no longer those."""
 
         def differ() -> bool:
-            return bool((self.pixels(selector) != before).any())
+            return not np.array_equal(self.pixels(selector), before)
 
         self.wait(differ)
         return self.pixels(selector)
 
     def titles(self) -> list[str]:
-        return [card.text for card in self.all(".card h3 span:first-child")]
+        script = "return [...document.querySelectorAll('.card .name')].map((e) => e.textContent)"
+        return list(self.browser.execute_script(script))

@@ -8,16 +8,20 @@ from store.progress import Advance
 
 
 class CountedProgress:
-    """Units by stage; totals, units done by an earlier run, and notes, as they were announced."""
+    """Units by stage; totals, units done by an earlier run, notes, tallies, as announced."""
 
     def __init__(self) -> None:
         self.units: Counter[str] = Counter()
         self.totals: dict[str, int | None] = {}
         self.done: dict[str, int] = {}
         self.notes: list[str] = []
+        self.tallies: list[str] = []
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+    def tally(self, text: str) -> None:
+        self.tallies.append(text)
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None, unit: str, *, done: int = 0) -> Iterator[Advance]:

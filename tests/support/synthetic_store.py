@@ -43,11 +43,14 @@ def make_store(
     window_hu: tuple[int, int] = (-1000, 1000),
     statistics: bool = True,
     rows_per_shard: int = 16,
+    references: tuple[int, ...] = (),
 ) -> Path:
     """A complete store with `num_train` and `num_validation` crops of each class.
 
     statistics
         False: a store of an earlier version, without mean and deviation of its scans.
+    references
+        Scan of each class's reference. Default: the first one.
     """
     writer = StoreWriter.create(
         path, config={"window_hu": list(window_hu), "scales": 3}, software={}
@@ -66,10 +69,11 @@ def make_store(
         writer.write_table("scans/mean_hu", -300.0 - 100 * np.arange(num_scans))
         writer.write_table("scans/std_hu", 400.0 + 50 * np.arange(num_scans))
     writer.finish_stage("survey", {"accepted": num_scans, "rejected": {}, "version": version})
-    writer.write_table("classes/reference", np.zeros(num_classes, np.int32))
+    writer.write_table("classes/reference", np.array(references or num_classes * [0], np.int32))
     writer.write_table("classes/centre", np.zeros((num_classes, 3)))
-    for prefix in ("", "validation_"):
-        writer.write_table(f"classes/{prefix}neighbour", np.zeros((num_classes, 2), np.int32))
+    for prefix, scans in (("", [0, 1]), ("validation_", [2, 3])):
+        neighbours = np.tile(np.array(scans, np.int32), (num_classes, 1))
+        writer.write_table(f"classes/{prefix}neighbour", neighbours)
         for name in ("distance", "score", "cycle_mm"):
             writer.write_table(f"classes/{prefix}{name}", np.zeros((num_classes, 2), np.float32))
         writer.write_table(f"classes/{prefix}place_mm", np.zeros((num_classes, 2, 3)))

@@ -45,6 +45,7 @@ def test_values_out_of_range_are_refused(changes: dict[str, Any], message: str) 
         ({"classify": "no"}, "classify must be true or false, got 'no'"),
         ({"device": 0}, "device must be text, got 0"),
         ({"classes": 3}, "classes must be a list of whole numbers, got 3"),
+        ({"excluded_members": [3]}, "excluded_members must be a list of texts, got [3]"),
         ({"classes": [0, 1.5]}, "classes must be a list of whole numbers, got [0, 1.5]"),
     ],
 )

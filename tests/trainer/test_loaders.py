@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import itertools
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from store import PatchStore
+from store import PatchStore, annotate
 from tests.support.synthetic_store import make_store
 from trainer import Batch, PatchDataset, TrainConfig, TrainError, perturb
 from trainer.data.epochs import EpochCounter
@@ -82,6 +83,33 @@ def test_classes_scales_and_excluded_classes_choose_rows(store: Path) -> None:
     assert set(join(rows_of(dataset))) == {*np.flatnonzero(train.label == 1)[:3].tolist()}
     with pytest.raises(TrainError, match="classes: the store has classes 0 to 5, not 9"):
         open_dataset(store, classes=[1, 9])
+
+
+def test_excluded_members_are_left_out_of_their_class_alone(store: Path) -> None:
+    train = PatchStore(store).train
+    dataset = open_dataset(store, excluded_members=["2=0000000000000001"])
+    left_out = (train.label == 2) & (train.scan == 1)
+    assert sorted(join(rows_of(dataset))) == np.flatnonzero(~left_out).tolist()
+    assert {*train.scale[left_out].tolist()} == {0, 1, 2}
+    with pytest.raises(
+        TrainError, match=r"excluded_members: .* class 2 has no member with scan id"
+    ):
+        open_dataset(store, excluded_members=["2=0000000000000009"])
+    with pytest.raises(TrainError, match="give class and scan id, such as"):
+        open_dataset(store, excluded_members=["liver"])
+
+
+@pytest.mark.parametrize(("split", "scan"), [("train", 1), ("validation", 3)])
+def test_members_excluded_by_the_annotation_are_left_out_by_default(
+    store: Path, tmp_path: Path, split: str, scan: int
+) -> None:
+    mine = shutil.copytree(store, tmp_path / "mine.store")
+    annotate(mine, {2: {"excluded_members": [1, 3]}, 4: {"excluded": True}})
+    table = PatchStore(mine).split(split)
+    wanted = (table.label != 4) & ~((table.label == 2) & (table.scan == scan))
+    assert sorted(join(rows_of(open_dataset(mine, split=split)))) == np.flatnonzero(wanted).tolist()
+    all_rows = open_dataset(mine, split=split, excluded_classes=(), excluded_members=())
+    assert len(join(rows_of(all_rows))) == len(table)
 
 
 # Workers

@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from store import CorruptStore, PatchStore, read_annotation
+from store import CorruptStore, PatchStore, StoreError, read_annotation
+from store.decisions import list_excluded_members, parse_member
 from store.format import format_rows
 from store.settings import differences
 from trainer.config import CacheMode, Normalise
 from trainer.data.cache import CropCache, make_cache
 from trainer.data.epochs import EpochCounter
 from trainer.data.intensity import ZScores
-from trainer.data.plan import EpochPlan, draw_patients, select_rows, thin
+from trainer.data.plan import EpochPlan, draw_patients, leave_out_members, select_rows, thin
 from trainer.data.readahead import read_ahead
 from trainer.errors import TrainError
 from trainer.ranks import Ranks
@@ -110,6 +111,7 @@ class PatchDataset(IterableDataset[Batch]):
         device: torch.device | str = "cpu",
         rows: Collection[int] | NDArray[np.integer[Any]] | None = None,
         excluded_classes: Collection[int] | None = None,
+        excluded_members: Collection[str] | None = None,
         max_batches: int | None = None,
         shuffle: bool | None = None,
         normalise: Normalise = "window",
@@ -140,6 +142,9 @@ class PatchDataset(IterableDataset[Batch]):
             Use only these rows of the split, in store order before they are shuffled. Default: all.
         excluded_classes
             Classes to leave out. Default: those excluded by `semgen classes --exclude`.
+        excluded_members
+            Members of classes to leave out, each as CLASS=SCAN with a scan id. Default: those
+            excluded by `semgen classes --exclude-member`.
         max_batches
             Use at most this many batches, of rows spread evenly over the others. Default: all.
         shuffle
@@ -173,6 +178,11 @@ class PatchDataset(IterableDataset[Batch]):
             scales=scales,
             classes=classes,
             excluded=excluded_classes,
+        )
+        if excluded_members is None:
+            excluded_members = list_excluded_members(store)
+        selected = leave_out_members(
+            selected, self._split.label, self._split.scan, _find_members(store, excluded_members)
         )
         if rows is not None:
             selected = selected[np.isin(selected, np.asarray(rows))]
@@ -363,6 +373,14 @@ def _check_classes(store: PatchStore, **chosen: Collection[int] | None) -> None:
                 f"{name}: the store has classes 0 to {store.num_classes - 1},"
                 f" not {format_rows(unknown)}"
             )
+
+
+def _find_members(store: PatchStore, members: Collection[str]) -> list[tuple[int, int]]:
+    """Class and row in `scans` of each member; TrainError where there is no such member."""
+    try:
+        return [parse_member(store, member) for member in members]
+    except StoreError as error:
+        raise TrainError(f"excluded_members: {error}") from error
 
 
 def read_statistics(store: PatchStore) -> NDArray[np.float64]:

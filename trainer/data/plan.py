@@ -39,6 +39,25 @@ def select_rows(
     return np.flatnonzero(wanted).astype(np.int64)
 
 
+def leave_out_members(
+    rows: NDArray[np.int64],
+    label: NDArray[np.integer[Any]],
+    scan: NDArray[np.integer[Any]],
+    members: Collection[tuple[int, int]],
+) -> NDArray[np.int64]:
+    """The rows without those of some members, at all scales.
+
+    label, scan
+        (n,) class and scan of each row of the split.
+    members
+        Class and scan of each member to leave out.
+    """
+    if not members:
+        return rows
+    pairs = label[rows].astype(np.int64) << 32 | scan[rows]
+    return rows[~np.isin(pairs, [number << 32 | row for number, row in members])]
+
+
 def draw_patients(
     patients: NDArray[np.integer[Any]], fraction: float, seed: int
 ) -> NDArray[np.integer[Any]]:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
-from trainer.config import LoopConfig, NetName, Schedule, check
+from trainer.config import LOOP_HEADINGS, LoopConfig, NetName, Schedule, check
 
 Intensity = Literal["auto", "ct", "per-image", "unit", "ct-zscore", "zscore"]
 Loss = Literal["auto", "dice", "dice+cross-entropy", "cross-entropy"]
+
+
+HEADINGS: Final = LOOP_HEADINGS | {
+    "init": "Starting weights and net",
+    "shape": "Images",
+    "loss": "Loss and patches",
+    "overlap": "Test and prediction",
+    "label_fraction": "Patients for training, validation and test",
+    "threads": "Speed",
+    "epochs": "Optimisation",
+}
+"""Headings of the settings in --help, by the first setting below each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -33,7 +33,8 @@ _RESENC: Final = (
 )
 _LEFT_OUT: Final = frozenset(
     {"init", "init_part", "device", "threads", "cache", "compile", "checkpoint_every",
-     "checkpoint_minutes", "log_every", "classes", "excluded_classes"}
+     "checkpoint_minutes", "log_every", "classes", "excluded_classes",
+     "excluded_members"}
 )  # fmt: skip
 """Settings that name the machine's files, or that do not shape the weights."""
 

@@ -8,7 +8,7 @@ const SVG = new Set(["svg", "g", "path", "circle", "rect", "line", "polyline", "
 // An element with attributes, properties (named .value), listeners (functions) and children; text is never parsed as HTML.
 function el(name, attributes = {}, ...children) {
   const node = SVG.has(name) ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
   for (const [key, value] of Object.entries(attributes)) {
     if (typeof value === "function") node.addEventListener(key, value);
     else if (key.startsWith(".")) node[key.slice(1)] = value;
@@ -16,7 +16,7 @@ function el(name, attributes = {}, ...children) {
   }
   return node;
 }
-const show = (...parts) => main.replaceChildren(...parts.flat().filter((part) => part));
+const show = (...parts) => main.replaceChildren(...parts.flat(Infinity).filter((part) => part));
 
 // Numbers as people read them; never "-0.00".
 function number(value, digits = 2) {
