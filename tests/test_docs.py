@@ -128,7 +128,9 @@ def check_semgen(line: str) -> None:
     if arguments[0] in ("-q", "-v"):
         arguments = arguments[1:]
     while isinstance(command, click.Group):
-        _, found, arguments = command.resolve_command(click.Context(command), arguments)
+        context = click.Context(command, allow_interspersed_args=False)
+        _, arguments, _ = command.make_parser(context).parse_args(arguments)
+        _, found, arguments = command.resolve_command(context, arguments)
         assert found is not None, line
         command = found
     context = click.Context(command)
