@@ -22,7 +22,7 @@ from store.atomic import replace_file
 from store.format import SPLITS
 from store.progress import SILENT, Advance, Progress
 from store.quality import describe_crops, load_quality
-from store.report.pictures import Grey, encode_tiles, fit, planes, to_grey
+from store.report.pictures import Grey, encode_tiles, fit, slices, to_grey
 from trainer.checkpoint import BEST, LAST, load_best
 from trainer.config import suggest_batch_size
 from trainer.data.dataset import PatchDataset
@@ -314,7 +314,8 @@ def _class_tiles(store: PatchStore, label: int) -> list[Grey]:
     if not len(rows):
         return [np.zeros((CLASS_TILE, CLASS_TILE), np.uint8)] * CLASS_TILES
     own = rows[split.scan[rows] == reference]
-    axial, coronal, _ = planes(split.read([int((own if len(own) else rows)[0])])[0], 1)
+    crop = split.read([int((own if len(own) else rows)[0])])[0]
+    axial, coronal = slices(crop, {"axial": 1, "coronal": 1})
     return [fit(axial, CLASS_TILE), fit(coronal, CLASS_TILE)]
 
 
