@@ -943,9 +943,11 @@ def _traced(kind: type) -> Callable[[Path | None, dict[str, Any]], Resolved]:
             values = load(kind, file, given)
         if file is not None:
             layers[file.name] = read_toml(file)
-        params = click.get_current_context().command.params
-        spelled = {str(param.name): max(param.opts, key=len) for param in params}
-        layers |= {f"option {spelled[name]}": {name: given[name]} for name in given}
+        for param in click.get_current_context().command.params:
+            if param.name in given:
+                value = given[param.name]
+                names = param.secondary_opts if value is False else param.opts
+                layers[f"option {max(names, key=len)}"] = {param.name: value}
         return resolve(values, layers)
 
     return read
