@@ -10,6 +10,7 @@ const keepLook = () => remember("look", { plane: look.plane, size: look.size, so
 let sheetsShown = []; // contact sheets of the present view: each turns with the others
 
 const memberSorts = () => ({ ...(data.match ? { score: "match, best first", weakest: "match, weakest first" } : {}), distance: "distance, nearest first", farthest: "distance, farthest first", doubtful: "outliers first" });
+if (!memberSorts()[look.sort]) look.sort = "distance"; // members were not matched
 const isOutlier = (c, index) => c.outliers.includes(c.members.scan[index]);
 const isWeak = (c, index) => c.members.weak?.includes(index) ?? false;
 const isLeftOut = (c, index) => c.excluded_members.includes(c.members.scan[index]);
