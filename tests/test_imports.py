@@ -89,6 +89,18 @@ def test_reading_a_catalogue_needs_no_reader_of_images() -> None:
     assert done.stdout == "[]\n"
 
 
+def test_the_page_of_a_store_does_not_need_torch() -> None:
+    """`semgen report` looks whether it was given runs."""
+    script = (
+        "import sys; from store.report import write_report; from trainer.report import is_run;"
+        " print(is_run.__name__, sorted({'torch', 'tensorboard'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "is_run []\n"
+
+
 def test_no_help_text_needs_a_heavy_module() -> None:
     script = (
         "import sys, cli\n"

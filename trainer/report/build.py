@@ -88,22 +88,20 @@ def write_run_report(
     letters = dict(zip("ABCDEFGH", (run.folder for run in runs), strict=False))
     described, missing = [], []
     sheets: dict[str, bytes] = {}
-    with progress.stage("report", len(runs), "runs") as advance:
-        for letter, run, label in zip(letters, runs, label_runs(runs), strict=False):
-            facts = {"letter": letter, "label": run.folder.name if names else label}
-            facts |= describe_run(run) | {"samples": [], "classes": None, "test": None}
-            sheets |= _add_samples(letter, run, facts)
-            if run.is_finetuning:
-                sheets |= _add_test(letter, run, facts, names=names)
-            else:
-                try:
-                    found = measure(run.folder, stores, device=device, progress=progress)
-                    sheets |= _add_classes(letter, run, found, facts, stores)
-                except NotMeasured as reason:
-                    facts["notMeasured"] = str(reason)
-                    missing.append(f"  {letter}  without classes and features: {reason}")
-            described.append(facts)
-            advance(1)
+    for letter, run, label in zip(letters, runs, label_runs(runs), strict=False):
+        facts = {"letter": letter, "label": run.folder.name if names else label}
+        facts |= describe_run(run) | {"samples": [], "classes": None, "test": None}
+        sheets |= _add_samples(letter, run, facts)
+        if run.is_finetuning:
+            sheets |= _add_test(letter, run, facts, names=names)
+        else:
+            try:
+                found = measure(run.folder, stores, device=device, progress=progress)
+                sheets |= _add_classes(letter, run, found, facts, stores)
+            except NotMeasured as reason:
+                facts["notMeasured"] = str(reason)
+                missing.append(f"  {letter}  without classes and features: {reason}")
+        described.append(facts)
     return _write(out, {"runs": described}, sheets, letters, missing)
 
 

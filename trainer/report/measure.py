@@ -187,8 +187,8 @@ def _choose(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows of base crops to encode, and those of them on the map: all classes about equally."""
     rows = store.split(split)
-    used = (rows.scale == 0) & ~np.isin(rows.label, config["excluded_classes"] or [])
-    if config["classes"] is not None:
+    used = (rows.scale == 0) & ~np.isin(rows.label, config.get("excluded_classes") or [])
+    if config.get("classes") is not None:
         used &= np.isin(rows.label, config["classes"])
     base = np.flatnonzero(used).astype(np.int64)
     mapped = base[classes.spread(rows.label[base], _MAPPED)]
@@ -209,7 +209,7 @@ def _open(
         rows=rows,
         excluded_classes=(),
         excluded_members=config.get("excluded_members") or (),
-        normalise=config["normalise"] or "window",
+        normalise=config.get("normalise") or "window",
         shuffle=False,
         cache="none",
         device=device,

@@ -70,7 +70,7 @@ class Charts {
     const { log, smoothing } = this.settings, percents = chart.asPercent;
     const lines = chart.series.map((one) => ({ ...one, raw: one.points() })).filter((one) => one.raw.length);
     const values = lines.flatMap((one) => one.raw.map(([, y]) => y)), xs = lines.flatMap((one) => one.raw.map(([x]) => x));
-    if (!values.length) return;
+    if (!values.length) { chart.lines = []; chart.svg.replaceChildren(); chart.readout.replaceChildren(); return; }
     const useLog = log && !percents && values.every((value) => value > 0);
     let low = Math.min(...values), high = Math.max(...values);
     if (percents) { low = 0; high = 1; } else if (low === high) { [low, high] = useLog ? [low / 2, 2 * high] : [Math.min(0, 2 * low), Math.max(0, 2 * high) || 1]; } else if (!useLog) { const pad = (high - low) * 0.05; low = low >= 0 && low - pad < 0 ? 0 : low - pad; high += pad; }
@@ -104,7 +104,7 @@ class Charts {
     this.drawCursor(chart);
   }
   drawCursor(chart) {
-    if (!chart.lines) return;
+    if (!chart.lines?.length) return;
     const values = this.cursor === null ? [] : chart.lines.map((one) => ({ ...one, at: nearest(one.shown, this.cursor) }));
     const text = (value) => chart.asPercent ? `${number(100 * value, 1)} %` : cleared(value);
     chart.cursorLayer.replaceChildren(...(this.cursor === null ? [] : [
