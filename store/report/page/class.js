@@ -27,7 +27,7 @@ const memberWords = (c, index) => [
 function memberTile(c, index) {
   const size = fitted(planeMm(c, look.plane), tileSize(c)), words = memberWords(c, index);
   const label = `${scanName(c.members.scan[index])}, ${splitOf(c, index)}${words.length ? `, ${words.join(", ")}` : ""}`;
-  const image = picture(() => memberSlice(c, index, look.plane, look.share), size, label, { plane: look.plane, mm: planeMm(c, look.plane)[0] });
+  const image = picture(() => memberSlice(c, index, look.plane, look.share), size, label, { of: c, plane: look.plane, mm: planeMm(c, look.plane)[0] });
   const kind = `${isOutlier(c, index) ? " outlier" : ""}${isWeak(c, index) ? " weak" : ""}${isLeftOut(c, index) ? " left-out" : ""}`;
   return el("li", { class: `tile${kind}`, "data-index": index },
     el("button", { type: "button", tabindex: -1, title: label, "aria-label": label, click: () => openMember(c, index) }, image),
@@ -125,7 +125,7 @@ function classFacts(c) {
   ]);
 }
 function turningPicture(c, index, text) {
-  const image = wheelTurns(picture(() => memberSlice(c, index, look.plane, look.share), fitted(planeMm(c, look.plane), Math.min(200, half())), text, { plane: look.plane, mm: planeMm(c, look.plane)[0] }));
+  const image = wheelTurns(picture(() => memberSlice(c, index, look.plane, look.share), fitted(planeMm(c, look.plane), Math.min(200, half())), text, { of: c, plane: look.plane, mm: planeMm(c, look.plane)[0] }));
   image.dataset.turns = "";
   return figureOf(image, text);
 }
@@ -182,7 +182,7 @@ function openMember(c, index) {
   const load = (plane) => (data.live ? bytesOf(`crop/${splitOf(c, index)}-${c.members.rows[index][scale]}`).then((volume) => sliceOf(volume, data.shape, plane, at[plane])) : memberSlice(c, index, plane, at[plane]));
   const most = Math.min(380, innerWidth - 60);
   const views = Object.keys(PLANES).map((plane) => {
-    const image = picture(() => load(plane), fitted(planeMm(c, plane), most), `${PLANES[plane][0]} plane of the crop`, { plane, mm: planeMm(c, plane)[0], cross: [0, 0] });
+    const image = picture(() => load(plane), fitted(planeMm(c, plane), most), `${PLANES[plane][0]} plane of the crop`, { of: c, plane, mm: planeMm(c, plane)[0], cross: [0, 0] });
     const slider = el("input", { type: "range", min: 0, max: total(plane) - 1, ".value": Math.floor(total(plane) / 2), "aria-label": `Slice, ${plane}`, input: () => move(plane, Number(slider.value)) });
     const words = el("span", { class: "small soft" });
     image.addEventListener("wheel", (event) => { event.preventDefault(); move(plane, Number(slider.value) + (event.deltaY < 0 ? 1 : -1)); }, { passive: false });

@@ -88,7 +88,7 @@ function stateMark(c) {
 function card(c) {
   const name = `cards-${Math.floor(c.label / data.classesPerSheet)}`, first = (c.label % data.classesPerSheet) * data.cardTiles;
   const size = fitted(planeMm(c, "axial"), 104), mm = planeMm(c, "axial")[0];
-  const crop = (which, text) => picture(() => tileOf(name, first + which, data.cardTiles), size, `${titleOf(c)}: ${text}, axial`, { plane: "axial", mm });
+  const crop = (which, text) => picture(() => tileOf(name, first + which, data.cardTiles), size, `${titleOf(c)}: ${text}, axial`, { of: c, plane: "axial", mm });
   const found = [c.outliers.length && plural(c.outliers.length, "outlier"), c.weak_members && `${c.weak_members} only just passed`, c.overlap >= 0.3 && `${percent(c.overlap)} shared with ${titleOf(data.classes[c.overlap_class])}`].filter(Boolean);
   const box = el("li", { class: `card${c.excluded ? " excluded" : ""}`, "data-label": c.label, tabindex: -1, "aria-selected": String(selected.has(c.label)), role: "option", "aria-label": `${titleOf(c)}, ${c.grade}, consistency ${number(c.consistency)}` },
     el("header", {}, el("input", { type: "checkbox", class: "pick", "aria-label": `Select ${titleOf(c)}`, ".checked": selected.has(c.label), tabindex: -1, click: (event) => pick(c.label, event.shiftKey) }),
