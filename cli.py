@@ -22,6 +22,7 @@ from store.console import Group, MainGroup, Terminal, has_colour, is_quiet
 from store.errors import check_local
 from store.options import (
     CLASS_TEXT,
+    COUNT,
     FILE,
     FOLDER,
     NUMBERS,
@@ -508,6 +509,39 @@ def classes(
         write_csv(sys.stdout, found[0], (row.values() for row in found))
     else:
         click.echo(format_classes(found))
+
+
+@main.command("export-class")
+@_STORE
+@click.argument("label", type=click.IntRange(0), metavar="CLASS")
+@click.argument("out", type=FOLDER)
+@click.option(
+    "--members",
+    type=COUNT,
+    default="20",
+    show_default=True,
+    help="Number of members: the reference, then those nearest to it; or all.",
+)
+@click.option("--all-scales", is_flag=True, help="Write crops of all scales, not only base crops.")
+@_JSON
+def export_class(
+    store: str | Path, label: int, out: Path, members: int | None, all_scales: bool, as_json: bool
+) -> None:
+    """Write members of CLASS in STORE as NIfTI files into the new folder OUT.
+
+    Files are named by scan id; OUT/members.csv lists them. If STORE.catalogue and the archive are
+    readable, each file lies over its original scan in a viewer such as 3D Slicer. Share these files
+    only as you would share the scans.
+    """
+    from pipeline.class_files import export_class
+
+    done = export_class(
+        store, label, out, members=members, all_scales=all_scales, progress=Terminal()
+    )
+    if as_json:
+        _echo_json(done)
+    else:
+        click.echo(str(done))
 
 
 @main.command()

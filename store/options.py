@@ -61,6 +61,24 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
         return tuple(dict.fromkeys(found))
 
 
+class Count(click.ParamType):  # type: ignore[type-arg]
+    """A number above 0, or "all", which becomes None."""
+
+    name = "number|all"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "N|all"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        if value == "all":
+            return None
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"{value!r}: give a number above 0, or all", param, ctx)
+        return int(value)
+
+
 class Texts(click.ParamType):  # type: ignore[type-arg]
     """Texts separated by commas."""
 
@@ -118,6 +136,7 @@ FOLDER: Final = LocalPath(file_okay=False)
 STORE: Final = StorePath()
 NUMBERS: Final = Numbers()
 TEXTS: Final = Texts()
+COUNT: Final = Count()
 CLASS_TEXT: Final = ClassText()
 POSITION: Final = Vector(float, 3, None)
 

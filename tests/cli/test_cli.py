@@ -266,6 +266,16 @@ def test_decisions_are_exported_and_imported(prepared: Path, tmp_path: Path) -> 
     assert [(row["name"], row["excluded"]) for row in found][1:3] == [("liver", False), ("", True)]
 
 
+def test_a_class_is_exported_as_files(prepared: Path, tmp_path: Path) -> None:
+    done = run("export-class", prepared, 2, tmp_path / "out", "--members", 1, "--json")
+    assert json.loads(done.stdout) == {
+        "folder": str(tmp_path / "out"), "members": 1, "files": 1, "relative": 0
+    }  # fmt: skip
+    done = run("export-class", prepared, 2, tmp_path / "all", "--members", "all")
+    assert done.stdout.startswith(f"{tmp_path / 'all'}: 5 crops of 5 members, and members.csv")
+    assert run("export-class", prepared, 2, tmp_path / "x", "--members", "few").exit_code == 2
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [(["--exclude", "2-x"], "numbers"), (["--name", "liver"], "a class and a text")],

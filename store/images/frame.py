@@ -1,0 +1,103 @@
+"""Where a scan lies in the scanner's frame, from its headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813 (as its own documentation does)
+from numpy.typing import NDArray
+
+from store.images.read import load_corner, open_file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanFrame:
+    """Geometry of a scan that was turned to LPS by axis swaps and flips.
+
+    The axes of an oblique scan are only near the patient's: `direction` says where they point to.
+    """
+
+    size: tuple[int, int, int]
+    """Voxels, (z, y, x)."""
+    spacing_mm: tuple[float, float, float]
+    """(z, y, x)."""
+    origin_xyz: NDArray[np.float64]
+    """(3,) centre of voxel (0, 0, 0) in the scanner's frame: x, y, z in mm to the left, back and
+    head."""
+    direction: NDArray[np.float64]
+    """(3, 3) unit vectors of the axes x, y, z, as columns."""
+
+    def locate(self, position_mm: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+        """A position (z, y, x) in mm from the centre of voxel (0, 0, 0), in the scanner's frame."""
+        return np.asarray(self.origin_xyz + self.direction @ np.asarray(position_mm)[::-1])
+
+
+def frame_of_file(path: Path) -> ScanFrame:
+    """The frame of an image file; one voxel is read. Raises Rejected."""
+    reader = open_file(path)
+    corner = load_corner(reader)
+    return _turn(corner, reader.GetSize()[:3], corner.GetSpacing()[:3])
+
+
+def frame_of_slices(files: Sequence[str], gap_mm: float) -> ScanFrame:
+    """The frame of a DICOM series' files, in the order that `order_slices` found.
+
+    Raises Rejected.
+    """
+    first = open_file(Path(files[0]))
+    columns, rows = first.GetSize()[:2]
+    return _turn(first, (columns, rows, len(files)), (*first.GetSpacing()[:2], gap_mm))
+
+
+def write_crop(
+    file: Path,
+    crop: NDArray[np.int16],
+    *,
+    origin_mm: NDArray[np.float64],
+    extent_mm: NDArray[np.float64],
+    frame: ScanFrame | None,
+) -> None:
+    """Write a crop of a scan as an image file, where it lies in the scanner's frame.
+
+    crop
+        (Z, Y, X) HU.
+    origin_mm, extent_mm
+        First corner (voxel edges) and size in the scan, (z, y, x).
+    frame
+        None: positions are in mm from the centre of the scan's first voxel.
+    """
+    step_mm = extent_mm / crop.shape
+    first_mm = origin_mm + step_mm / 2
+    image = sitk.GetImageFromArray(crop)
+    image.SetSpacing(step_mm[::-1].tolist())
+    image.SetOrigin((first_mm[::-1] if frame is None else frame.locate(first_mm)).tolist())
+    if frame is not None:
+        image.SetDirection(frame.direction.ravel().tolist())
+    sitk.WriteImage(image, str(file), useCompression=True)
+
+
+def _turn(image: Any, size_xyz: Sequence[int], spacing_xyz: Sequence[float]) -> ScanFrame:
+    """Swap and flip the axes of an image or a reader of one to LPS."""
+    dimension = len(image.GetOrigin())
+    own = np.reshape(image.GetDirection(), (dimension, dimension))[:3, :3]
+    letters = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(own.ravel().tolist())
+    origin, direction = np.array(image.GetOrigin()[:3]), np.empty((3, 3))
+    size, spacing = [0, 0, 0], [0.0, 0.0, 0.0]
+    for target, pair in enumerate(("LR", "PA", "SI")):
+        axis = next(axis for axis in range(3) if letters[axis] in pair)
+        along = own[:, axis]
+        if letters[axis] != pair[0]:
+            origin += along * spacing_xyz[axis] * (size_xyz[axis] - 1)
+            along = -along
+        direction[:, target] = along
+        size[2 - target], spacing[2 - target] = size_xyz[axis], spacing_xyz[axis]
+    return ScanFrame(
+        size=(size[0], size[1], size[2]),
+        spacing_mm=(spacing[0], spacing[1], spacing[2]),
+        origin_xyz=origin,
+        direction=direction,
+    )
