@@ -335,18 +335,36 @@ def inspect(store: str | Path, label: int | None, paths: bool, as_json: bool) ->
 
 
 @main.command()
-@_STORE
+@click.argument("sources", type=STORE, nargs=-1, required=True, metavar="STORE|URL|RUN...")
 @click.argument("out", type=LocalPath(dir_okay=False))
-def report(store: str | Path, out: Path) -> None:
-    """Write the discovered classes of STORE as one page, OUT.html.
+@click.option(
+    "--store", "stores", type=STORE, multiple=True, metavar="STORE|URL",
+    help="The store of the runs: adds confusion of classes and a map of features. Repeat it for"
+    " runs of several stores.",
+)  # fmt: skip
+@click.option(
+    "--device", default="auto", show_default=True,
+    help="PyTorch device that computes them; auto is a GPU if there is one, else the CPU.",
+)  # fmt: skip
+@click.option("--names", is_flag=True, help="Show the names of RUN folders and of test cases.")
+def report(sources: Sequence[str | Path], out: Path, **options: Any) -> None:
+    """Write the classes of STORE, or training runs, as one page, OUT.html.
 
-    It opens in any browser without a network, and contains no path, name or header text.
+    RUN is the folder of a pretraining or fine-tuning run, or of a comparison. Several runs are
+    shown together: curves, restored crops over time, settings, scores. OUT.html opens in any
+    browser without a network, and contains no path, name or header text.
     """
     from store import PatchStore
     from store.inspect import format_size
     from store.report import write_report
+    from trainer.report import is_run, write_run_report
 
-    opened = PatchStore(store)
+    runs = [Path(source) for source in sources if is_run(Path(source))]
+    if runs or len(sources) > 1:
+        options["stores"] = [PatchStore(store) for store in options["stores"]]
+        click.echo(write_run_report(list(map(Path, sources)), out, progress=Terminal(), **options))
+        return
+    opened = PatchStore(sources[0])
     size = write_report(opened, out, progress=Terminal())
     click.echo(f"{out}: {opened.num_classes} classes, {format_size(size)}; open it in a browser")
 
@@ -925,9 +943,11 @@ def _traced(kind: type) -> Callable[[Path | None, dict[str, Any]], Resolved]:
             values = load(kind, file, given)
         if file is not None:
             layers[file.name] = read_toml(file)
-        params = click.get_current_context().command.params
-        spelled = {str(param.name): max(param.opts, key=len) for param in params}
-        layers |= {f"option {spelled[name]}": {name: given[name]} for name in given}
+        for param in click.get_current_context().command.params:
+            if param.name in given:
+                value = given[param.name]
+                names = param.secondary_opts if value is False else param.opts
+                layers[f"option {max(names, key=len)}"] = {param.name: value}
         return resolve(values, layers)
 
     return read

@@ -241,7 +241,9 @@ def _logged(ctx: click.Context) -> Iterator[None]:
         if _is_interrupt(error):
             _log.info("interrupted")
         elif isinstance(error, click.ClickException) or _explain(error) is not None:
-            _log.error("%s; standard error says more\n%s", type(error).__name__, _frames(error))
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(frame.filename).name}, line {frame.lineno}"
+            _log.error("%s in %s; standard error says more", type(error).__name__, where)
         else:
             _log.error("a bug; its message is on standard error\n%s", _frames(error))
         raise

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from trainer.config import LoopConfig
 from trainer.errors import TrainError
@@ -33,6 +34,12 @@ def pick_device(name: str, ranks: Ranks) -> torch.device:
             f" give {'auto, cpu or cuda' if num_gpus else 'auto or cpu'}"
         ) from error
     return device
+
+
+def describe_machine(net: nn.Module, device: torch.device) -> dict[str, Any]:
+    """What config.json records of a net and of what trains it."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"num_parameters": sum(p.numel() for p in net.parameters()), "device": name}
 
 
 def resolve_precision(config: Config, device: torch.device) -> Config:

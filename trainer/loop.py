@@ -210,7 +210,8 @@ class Loop(Generic[BatchT]):
         if self._recorder:
             self._recorder.write("validation", state.step, state.epoch, metrics)
             if result.pictured is not None:
-                self._recorder.picture(state.step, result.pictured)
+                number = state.epoch // self.config.validate_every
+                self._recorder.picture(state.step, number, result.pictured)
             if result.confusion is not None:
                 self._recorder.confusion(state.step, result.confusion.cpu().numpy())
         if best:

@@ -21,7 +21,7 @@ from trainer.checkpoint import LAST, RunState, load_checkpoint
 from trainer.config import TrainConfig, suggest_batch_size
 from trainer.data.dataset import Batch
 from trainer.data.plan import thin
-from trainer.device import memory_explained
+from trainer.device import describe_machine, memory_explained
 from trainer.events import Ended, Event, Noticed, TrainSummary, ignore
 from trainer.folder import open_run, write_config
 from trainer.learner import Losses, Validation
@@ -54,8 +54,8 @@ def pretrain(
     store
         An opened store, or its path.
     run
-        Run directory: config.json, metrics.jsonl, last.pt, best.pt, samples.png, tensorboard/.
-        Created when missing.
+        Run directory: config.json, metrics.jsonl, last.pt, best.pt, samples.png (the latest
+        restored crops), samples/ (earlier ones), tensorboard/. Created when missing.
     net
         A net of your own to train instead of the one that `config` names: any module that meets the
         protocol `trainer.nets.backbone.Backbone`, or `Encoder` for tasks that do not restore crops.
@@ -102,7 +102,13 @@ def pretrain(
         )
         if ranks.is_main:
             own = {name: setup.facts[name] for name in _OWN if name in setup.facts}
-            write_config(run, setup.config, store_fingerprint=setup.facts["fingerprint"], **own)
+            write_config(
+                run,
+                setup.config,
+                store_fingerprint=setup.facts["fingerprint"],
+                **describe_machine(setup.net, setup.device),
+                **own,
+            )
         for origin in parse_origins(setup.facts["origins"]) if not saved else ():
             on_event(Noticed(text=f"init: {origin}"))
         loop.announce(

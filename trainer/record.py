@@ -1,4 +1,4 @@
-"""What a run writes for people: metrics.jsonl, TensorBoard events, samples.png."""
+"""What a run writes for people: metrics.jsonl, TensorBoard events, samples.png, samples/."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from store.atomic import replace_file
 from trainer.errors import TrainError
+from trainer.samples import add_sample, drop_samples_after
 
 METRICS, SAMPLES, TENSORBOARD = "metrics.jsonl", "samples.png", "tensorboard"
 _TILE_PIXELS, _GAP_PIXELS, _CAPTION_PIXELS, _CONFUSION_PIXELS = 128, 2, 20, 400
@@ -41,7 +42,8 @@ class Recorder:
                 f"{path}: shorter than when the checkpoint was saved; restore the file or give"
                 " another RUN"
             )
-        self._samples = run / SAMPLES
+        self._run = run
+        drop_samples_after(run, step)
         self._file = path.open("r+b")
         self._file.truncate(size)
         self._file.seek(size)
@@ -59,16 +61,21 @@ class Recorder:
         for tag, value in values.items():
             self._board.add_scalar(tag, value, step)
 
-    def picture(self, step: int, columns: dict[str, Tensor]) -> None:
+    def picture(self, step: int, number: int, columns: dict[str, Tensor]) -> None:
         """Show middle slices side by side, a row for each crop, in samples.png and TensorBoard.
 
+        Some of them also go to samples/, to see how they change.
+
+        number
+            Of the validation; see `trainer.samples.add_sample`.
         columns
             Crops (n, 1, Z, Y, X) in [0, 1] by caption.
         """
         picture = draw_slices(columns)
         self._board.add_image(" | ".join(columns), np.asarray(picture), step, dataformats="HW")
-        with replace_file(self._samples) as partial:
+        with replace_file(self._run / SAMPLES) as partial:
             picture.save(partial)
+        add_sample(self._run, number, step, columns)
 
     def confusion(self, step: int, counts: NDArray[np.integer[Any]]) -> None:
         """Show a confusion matrix in TensorBoard: a row for each true class, dark for many.

@@ -115,10 +115,13 @@ def survey_headers(
         _catalogue_series(client, archive, catalogue, config, manifest, progress, advance)
     while True:
         with progress.stage("read headers", catalogue.count_pending(), "series") as advance:
+            rejections = _Rejections(progress, catalogue.reasons())
             found = run_bounded(client, inspect_header, catalogue.pending(), config)
             for series, result in found:
                 ended = isinstance(result, ProcessEnded)
-                catalogue.record(_surveyed(series, result) if ended else result)
+                surveyed = _surveyed(series, result) if ended else result
+                catalogue.record(surveyed)
+                rejections.count(surveyed.reason)
                 advance(1)
             catalogue.commit()
         if not (config.one_per_study and choose_next_best(catalogue)):

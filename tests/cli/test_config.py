@@ -42,7 +42,7 @@ def test_each_setting_is_shown_with_where_it_comes_from(file: Path) -> None:
     assert origins["neighbours"] == origins["autoencoder.width"] == "settings.toml"
     assert origins["classes"] == "option --classes"
     assert origins["spacing_mm"] == "option --spacing"
-    assert origins["one_per_study"] == "option --one-per-study"
+    assert origins["one_per_study"] == "option --all-series"
     assert origins["side_steps"] == "derived from other settings"
     assert found["classes"]["value"] == 9
     assert found["spacing_mm"]["value"] == [2, 2, 2]

@@ -13,13 +13,17 @@ from pathlib import Path
 import psutil
 import pytest
 from click.testing import CliRunner
+from selenium import webdriver
 
 from cli import main
+from tests.support.browser import Page
 from tests.support.command import ROOT
 from tests.support.comparison import PLAN
 from tests.support.progress import CountedProgress
 from trainer import TrainError
 from trainer.comparison import compare, read_results, trials
+from trainer.comparison.statistics import summarise
+from trainer.report import write_run_report
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +38,29 @@ def test_every_trial_has_a_result(compared: Path) -> None:
     assert all(0 <= result["score"] <= 1 and result["num_test"] == 3 for result in results)
     assert not list(compared.rglob("best.pt")), "weights are not kept"
     assert list((compared / "trials").rglob("test/*.nii.gz")), "masks of the first trial are"
+
+
+def test_the_page_has_bars_and_the_tables(
+    compared: Path, browser: webdriver.Chrome, tmp_path: Path
+) -> None:
+    result = CliRunner().invoke(main, ["report", str(compared), str(tmp_path / "page.html")])
+    assert result.exit_code == 0, result.output
+    opened = Page(browser, (tmp_path / "page.html").as_uri())
+    opened.go("")
+    assert len(opened.all(".bar")) == 2, "a bar for each starting point"
+    assert len(opened.all("circle.dot")) == 2 * 2 + 1, "trials, and the difference to the best"
+    assert len(opened.all(".chart polyline")) == 2, "a curve for each starting point"
+    tables = opened.one("#tables").text
+    for row in summarise(read_results(compared)):
+        assert f"{100 * row.mean:.2f} ± {100 * row.std:.2f} (2)" in tables
+    assert "What classification adds (Result I)" in tables
+    assert str(compared) not in (tmp_path / "page.html").read_text()
+    assert browser.get_log("browser") == []
+
+
+def test_a_comparison_has_a_page_of_its_own(compared: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match="give its folder alone"):
+        write_run_report([compared, compared], tmp_path / "page.html")
 
 
 def test_trials_that_are_done_are_not_run_again(folder: Path, compared: Path) -> None:

@@ -11,8 +11,10 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from selenium import webdriver
 
 from cli import main
+from tests.support.browser import Page
 from tests.support.finetuning import (
     CONFIG,
     draw_case,
@@ -28,6 +30,8 @@ from trainer.finetuning.grid import Grid
 from trainer.finetuning.images import compute_scan_id, read_image
 from trainer.finetuning.pictures import draw_tile
 from trainer.finetuning.scores import area_under_curve, classification_scores, overlap_scores
+from trainer.report import write_run_report
+from trainer.report.finetuned import describe_test, read_pictures
 
 NUM_CASES = 8
 
@@ -231,6 +235,53 @@ def test_prediction_writes_a_table_of_probabilities(classifier: Path, tmp_path: 
     rows = read_rows(tmp_path / "out.csv")
     assert [row["image"] for row in rows] == ["200.nii", "201.nii"]
     assert float(rows[0]["yes"]) > float(rows[1]["yes"])
+
+
+# The page of a run
+
+
+def test_the_page_shows_scores_and_masks_of_cases_without_their_names(
+    segmenter: Path, browser: webdriver.Chrome, tmp_path: Path
+) -> None:
+    write_run_report([segmenter], tmp_path / "page.html")
+    opened = Page(browser, (tmp_path / "page.html").as_uri())
+    opened.go("")
+    rows = read_rows(segmenter / "cases.csv")
+    text = opened.one("#test").text
+    for number, row in enumerate(rows, 1):
+        assert f"Case {number} {float(row['dice']):.3f} {float(row['iou']):.3f}" in text
+    opened.wait(lambda: len(opened.all(".masks canvas[data-drawn]")) == len(rows))
+    assert [title.text for title in opened.all(".chart h3")] == [
+        "Loss", "Dice", "IoU", "Learning rate"]  # fmt: skip
+    assert "Restored crops" not in opened.one("body").text
+    assert browser.get_log("browser") == []
+
+
+def test_the_page_names_cases_on_request(segmenter: Path) -> None:
+    test, named = describe_test(segmenter), describe_test(segmenter, names=True)
+    assert test is not None
+    assert named is not None
+    assert [case["name"] for case in test["cases"]] == ["Case 1", "Case 2"]
+    names = [row["case"] for row in read_rows(segmenter / "cases.csv")]
+    assert [case["name"] for case in named["cases"]] == names
+
+
+def test_masks_on_the_page_have_no_captions(segmenter: Path) -> None:
+    pictures = read_pictures(segmenter, 2)
+    with Image.open(segmenter / "test.png") as whole:
+        assert sum(picture.height for picture in pictures[:1]) < whole.height
+    for picture in pictures:
+        white = (np.array(picture) == 255).all(axis=-1)
+        assert not white[0].any(), "the first line is the image's, not a caption's"
+
+
+def test_the_page_of_a_classifier_lists_true_classes_and_probabilities(classifier: Path) -> None:
+    test = describe_test(classifier)
+    assert test is not None
+    assert test["columns"] == ["no", "yes"]
+    rows = read_rows(classifier / "cases.csv")
+    assert [case["label"] for case in test["cases"]] == [int(row["label"]) for row in rows]
+    assert all(sum(case["values"]) == pytest.approx(1, abs=1e-3) for case in test["cases"])
 
 
 # Leaks

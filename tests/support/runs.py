@@ -27,9 +27,15 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def read_pictures(run: Path) -> dict[str, bytes]:
+    """The pictures of restored crops over time, by file name."""
+    return {file.name: file.read_bytes() for file in (run / "samples").glob("*")}
+
+
 def assert_same_run(run: Path, other: Path) -> None:
-    """Metrics, weights and optimiser state agree bit for bit."""
+    """Metrics, pictures, weights and optimiser state agree bit for bit."""
     assert (run / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    assert read_pictures(run) == read_pictures(other)
     for name in ("last.pt", "best.pt"):
         ours, theirs = (torch.load(path / name, weights_only=True) for path in (run, other))
         for key, value in ours["model"].items():

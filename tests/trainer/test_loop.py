@@ -478,7 +478,8 @@ def test_a_run_writes_all_its_files(whole: tuple[Path, list[Event]]) -> None:
     run, _ = whole
     names = {path.name for path in run.iterdir() if not path.name.startswith(".")}
     assert names == {
-        "config.json", "metrics.jsonl", "last.pt", "best.pt", "samples.png", "tensorboard"
+        "config.json", "metrics.jsonl", "last.pt", "best.pt", "samples.png", "samples",
+        "tensorboard",
     }  # fmt: skip
 
 
@@ -489,6 +490,8 @@ def test_config_json_holds_the_settings_and_the_fingerprint(
     resolved = {"precision": "fp32", "excluded_classes": [], "normalise": "window"}
     assert content["config"] == to_json(TINY) | resolved
     assert content["store_fingerprint"] == PatchStore(store).fingerprint
+    (started,) = of_kind(whole[1], Started)
+    assert (content["num_parameters"], content["device"]) == (started.num_parameters, "cpu")
 
 
 def test_metrics_have_a_line_for_every_logged_step_and_validation(

@@ -64,6 +64,18 @@ def join_tiles(tiles: Sequence[Tile]) -> Image.Image:
     return canvas
 
 
+def split_tiles(picture: Image.Image, count: int) -> list[Image.Image]:
+    """The first `count` tiles of a picture by `join_tiles`, without their captions."""
+    step = (_SIDE_PIXELS + 4, _SIDE_PIXELS + _CAPTION_PIXELS)
+    columns, rows = picture.width // step[0], picture.height // step[1]
+    tiles = []
+    for index in range(min(count, columns * rows)):
+        row, column = divmod(index, columns)
+        left, top = column * step[0], row * step[1] + _CAPTION_PIXELS
+        tiles.append(picture.crop((left, top, left + _SIDE_PIXELS, top + _SIDE_PIXELS)))
+    return tiles
+
+
 def _outline(mask: NDArray[Any], size: tuple[int, int]) -> NDArray[np.bool_]:
     """(height, width) pixels where one class borders on another."""
     large = np.array(Image.fromarray(mask.astype(np.uint8)).resize(size, Image.Resampling.NEAREST))

@@ -13,7 +13,7 @@ import torch
 
 from store.progress import SILENT, Progress
 from trainer.checkpoint import BEST, LAST, RunState, load_checkpoint, refuse_other_run
-from trainer.device import memory_explained, pick_device, resolve_precision
+from trainer.device import describe_machine, memory_explained, pick_device, resolve_precision
 from trainer.errors import TrainError
 from trainer.events import Ended, Event, Noticed, TrainSummary, format_metrics, ignore
 from trainer.finetuning.cases import Prepared, fingerprint, prepare_cases
@@ -143,7 +143,13 @@ def _set_up(
             run / LAST, saved, fingerprint=facts["fingerprint"], config=config, num_processes=1
         )
     finetuner = Finetuner(task, cases, start, config, device, saved=saved)
-    write_config(run, config, task_fingerprint=facts["fingerprint"], task=task.name)
+    write_config(
+        run,
+        config,
+        task_fingerprint=facts["fingerprint"],
+        task=task.name,
+        **describe_machine(finetuner.net, device),
+    )
     loop = Loop(
         finetuner,
         finetuner.train_patches.epoch,

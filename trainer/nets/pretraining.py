@@ -151,6 +151,16 @@ class PretrainingNet(nn.Module):
             restored = self.out_tr(self.backbone.decode(features))  # (n, 1, Z, Y, X)
         return Output(restored, logits, pretext_logits)
 
+    def describe(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features (n, bottleneck_channels), means over space, and logits of (n, 1, Z, Y, X) crops.
+
+        The logits are None without a classification head.
+        """
+        subcubes = split_subcubes(x, self.parts_per_axis)  # (n * parts^3, 1, Z', Y', X')
+        bottleneck = join_subcubes(self.backbone.encode(subcubes)[0], self.parts_per_axis)
+        logits = None if self.num_classes is None else self.clc_out(bottleneck)
+        return bottleneck.mean(dim=(2, 3, 4)), logits
+
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         """The backbone's features of crops (n, 1, Z, Y, X), deepest first."""
         return tuple(self.backbone.encode(x))

@@ -10,6 +10,7 @@ const keepLook = () => remember("look", { plane: look.plane, size: look.size, so
 let sheetsShown = []; // contact sheets of the present view: each turns with the others
 
 const memberSorts = () => ({ ...(data.match ? { score: "match, best first", weakest: "match, weakest first" } : {}), distance: "distance, nearest first", farthest: "distance, farthest first", doubtful: "outliers first" });
+if (!memberSorts()[look.sort]) look.sort = "distance"; // members were not matched
 const isOutlier = (c, index) => c.outliers.includes(c.members.scan[index]);
 const isWeak = (c, index) => c.members.weak?.includes(index) ?? false;
 const isLeftOut = (c, index) => c.excluded_members.includes(c.members.scan[index]);
@@ -114,13 +115,13 @@ function classFacts(c) {
     data.match && [meaning("match", "Match score"), `median ${number(c.median_score)}; ${c.weak_members} of ${c.members.scan.length - 1} only just passed`],
     [meaning("outlier", "Outliers"), c.outliers.length ? `${c.outliers.length} of ${c.members.scan.length}` : "none"],
     [meaning("overlap", "Overlap"), c.overlap_class < 0 || c.overlap < 0.01 ? "none" : el("span", {}, `${percent(c.overlap)} with `, el("a", { href: `#/compare/${c.label}/${c.overlap_class}` }, titleOf(data.classes[c.overlap_class])))],
-    ["Tissue", shares],
+    [meaning("tissue", "Tissue"), shares],
     c.body_share !== null && [meaning("body", "Body"), percent(c.body_share)],
     [meaning("distance", "Distance"), `median ${number(c.median_distance)}, interquartile range ${number(c.distance_spread)}`],
-    ["Similarity", `${number(c.similarity)} of two members, ${number(c.null_similarity)} to other classes`],
+    [meaning("similarity", "Similarity"), `${number(c.similarity)} of two members, ${number(c.null_similarity)} to other classes`],
     ["Crop", `${c.extent.map((v) => number(v, 0)).join(" × ")} mm (z, y, x)`],
     [meaning("reference", "Reference"), scanName(c.reference)],
-    ["Centre", `${c.centre.map((v) => number(v)).join(", ")} (z, y, x; ${data.config.frame ?? "frame"} units)`],
+    [meaning("centre", "Centre"), `${c.centre.map((v) => number(v)).join(", ")} (z, y, x; ${data.config.frame ?? "frame"} units)`],
   ]);
 }
 function turningPicture(c, index, text) {

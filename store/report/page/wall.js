@@ -20,8 +20,12 @@ const TERMS = {
   overlap: "Share of the crop that another class also covers in the same scans.",
   body: "Share of the reference's crop that is body, not air or table.",
   distance: "Distance of the scan's embedding (what the autoencoder knows of its thumbnail) to the reference's.",
+  tissue: "Share of the voxels by HU: air below -950, lung -950 to -500, fat -150 to -30, soft -30 to 130, bone above 200.",
+  similarity: "Mean correlation of two crops, in small windows: 1 for equal anatomy, 0 for unrelated anatomy.",
+  centre: "Where the centre of the crop lies in the reference, as shares of the body's box or of the scan, from 0 to 1, or as voxels: the setting frame says which.",
   validation: "Scans of persons that training never sees; they measure how well a model generalises.",
 };
+const hint = (...words) => words.map((word) => `${word}: ${TERMS[word]}`).join("\n");
 const meaning = (word, text = word) => term(text, TERMS[word]);
 
 // What is shown, in which order; a reload keeps it.
@@ -92,8 +96,8 @@ function card(c) {
     el("a", { class: "pictures", href: `#/class/${c.label}`, tabindex: -1, "aria-hidden": "true" },
       figureOf(crop(0, "mean of all members"), "mean"), figureOf(crop(1, "reference"), "reference"),
       el("span", { class: "places" }, placePictures(c, 0, 104, 184))),
-    el("p", { class: "small soft" }, `${c.num_train} + ${c.num_validation} members, mostly ${mostly(c)}`, c.body_share !== null && `, body ${percent(c.body_share)}`, c.median_score !== null && `, match ${number(c.median_score)}`),
-    found.length ? el("p", { class: "small fair" }, found.join(", ")) : null,
+    el("p", { class: "small soft", title: hint("member", "tissue", "body", "match") }, `${c.num_train} + ${c.num_validation} members, mostly ${mostly(c)}`, c.body_share !== null && `, body ${percent(c.body_share)}`, c.median_score !== null && `, match ${number(c.median_score)}`),
+    found.length ? el("p", { class: "small fair", title: hint("outlier", "only just passed", "overlap") }, found.join(", ")) : null,
     c.tags.length || c.note ? el("p", { class: "small" }, c.tags.map((tag) => el("span", { class: "tag" }, tag)), c.note && el("span", { class: "soft" }, c.note.length > 80 ? `${c.note.slice(0, 80)}…` : c.note)) : null,
     view.scans && el("p", { class: "small" }, `${inScans(c)} of ${view.scans.size} chosen scans`),
     data.live && el("footer", {}, decisionButtons(c, true)));

@@ -1,0 +1,106 @@
+"""What a comparison tells: its tables, and the numbers behind its figures."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.comparison.results import read_results
+from trainer.comparison.statistics import Difference, Row, pair_up, summarise
+from trainer.comparison.tables import to_markdown
+from trainer.errors import TrainError
+
+
+def describe_comparison(folder: Path) -> dict[str, Any]:
+    """What the page shows of a comparison; TrainError where no trial is done yet."""
+    results = read_results(folder)
+    rows = summarise(results)
+    tasks = dict.fromkeys(row.task for row in rows)
+    if not any(row.scores for row in rows):
+        raise TrainError(f"{folder}: no trial has a score yet; run semgen compare until one has")
+    return {
+        "tables": parse_tables(to_markdown(rows, pair_up(results))),
+        "tasks": [_describe_task(task, rows, results) for task in tasks],
+        "trials": len(results),
+    }
+
+
+def parse_tables(markdown: str) -> list[dict[str, Any]]:
+    """Headings, paragraphs and tables, in order, of what `to_markdown` writes."""
+    blocks: list[dict[str, Any]] = []
+    for line in markdown.splitlines():
+        if line.startswith("#"):
+            blocks.append({"heading": line.lstrip("# ")})
+        elif line.startswith("|"):
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            if not (blocks and "rows" in blocks[-1]):
+                blocks.append({"head": cells, "rows": []})
+            elif set(cells) != {"---"}:
+                blocks[-1]["rows"].append(cells)
+        elif line:
+            blocks.append({"text": line})
+    return blocks
+
+
+def _describe_task(task: str, rows: list[Row], results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Scores of each starting point with all labels and with fewer, and curves of validation."""
+    own = [row for row in rows if row.task == task and row.scores]
+    largest = max((row.label_fraction for row in own), default=1.0)
+    main = [row for row in own if row.label_fraction == largest]
+    return {
+        "name": task,
+        "metric": own[0].metric if own else "",
+        "starts": [
+            {
+                "name": row.start,
+                "scores": row.scores,
+                "mean": row.mean,
+                "std": _finite(row.std),
+                "best": row.is_best,
+                "equivalent": row.is_equivalent,
+                "leaked": row.leaked,
+                "gap": _describe_gap(row.gap_to_best),
+            }
+            for row in main
+        ],
+        "fractions": [
+            {"name": start, "points": sorted(
+                [row.label_fraction, row.mean] for row in own if row.start == start)}
+            for start in dict.fromkeys(row.start for row in own)
+        ] if len({row.label_fraction for row in own}) > 1 else [],
+        "curves": [
+            {"name": row.start, "points": points} for row in main
+            if (points := _mean_curve([
+                r["curve"] for r in results if r["curve"] and (r["task"], r["start"],
+                r["label_fraction"]) == (task, row.start, largest)]))
+        ],
+    }  # fmt: skip
+
+
+def _describe_gap(gap: Difference | None) -> dict[str, float | None] | None:
+    """The starting point minus the best one, with its 95 % interval."""
+    if gap is None:
+        return None
+    return {
+        "mean": -gap.mean,
+        "low": _finite(-gap.high),
+        "high": _finite(-gap.low),
+        "p": _finite(gap.p_student),
+    }
+
+
+def _mean_curve(curves: list[list[list[float]]]) -> list[list[float]]:
+    """The mean of several curves of (step, score)."""
+    if not curves:
+        return []
+    tables = [np.array(curve) for curve in curves]
+    steps = np.unique(np.concatenate([table[:, 0] for table in tables]))
+    mean = np.mean([np.interp(steps, table[:, 0], table[:, 1]) for table in tables], axis=0)
+    return [[int(step), round(float(value), 5)] for step, value in zip(steps, mean, strict=True)]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,60 @@
+"""What fine-tuning's test tells: scores of each class and case, and pictures of masks."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+
+def describe_test(run: Path, *, names: bool = False) -> dict[str, Any] | None:
+    """Scores of a fine-tuned run's test cases; None where it was not tested.
+
+    names
+        Show the names of cases, not only their numbers.
+    """
+    from trainer.finetuning.evaluation import CASES, RESULT  # noqa: PLC0415 - needs SimpleITK
+
+    if not (run / RESULT).exists():
+        return None
+    result = json.loads((run / RESULT).read_text())
+    with (run / CASES).open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    columns = [name for name in (rows[0] if rows else ()) if name not in ("case", "label")]
+    leaked = set(result.get("leaked", []))
+    return {
+        "scores": result["scores"],
+        "numTest": result["num_test"],
+        "bestStep": result["best_step"],
+        "columns": columns,
+        "classifies": bool(rows) and "label" in rows[0],
+        "cases": [
+            {
+                "name": row["case"] if names else f"Case {number}",
+                "label": int(row["label"]) if row.get("label") else None,
+                "leaked": row["case"] in leaked,
+                "values": [_number(row[name]) for name in columns],
+            }
+            for number, row in enumerate(rows, 1)
+        ],
+    }
+
+
+def read_pictures(run: Path, num_cases: int) -> list[Image.Image]:
+    """The pictures of masks in test.png, without their captions, which name the cases."""
+    from trainer.finetuning.evaluation import PICTURE  # noqa: PLC0415 - needs SimpleITK
+    from trainer.finetuning.pictures import split_tiles  # noqa: PLC0415
+
+    if not (run / PICTURE).exists():
+        return []
+    with Image.open(run / PICTURE) as picture:
+        return split_tiles(picture, num_cases)
+
+
+def _number(text: str) -> float | None:
+    """A score, None for NaN."""
+    value = float(text) if text else float("nan")
+    return round(value, 4) if value == value else None  # noqa: PLR0124 - NaN is not itself
