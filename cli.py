@@ -357,10 +357,12 @@ def report(sources: Sequence[str | Path], out: Path, **options: Any) -> None:
     from store import PatchStore
     from store.inspect import format_size
     from store.report import write_report
-    from trainer.report import is_run, write_run_report
+    from trainer.report import is_run
 
     runs = [Path(source) for source in sources if is_run(Path(source))]
     if runs or len(sources) > 1:
+        from trainer.report import write_run_report
+
         options["stores"] = [PatchStore(store) for store in options["stores"]]
         click.echo(write_run_report(list(map(Path, sources)), out, progress=Terminal(), **options))
         return

@@ -208,6 +208,7 @@ def _open(
         batch_size=suggest_batch_size(store.crop_shape),
         rows=rows,
         excluded_classes=(),
+        excluded_members=config.get("excluded_members") or (),
         normalise=config["normalise"] or "window",
         shuffle=False,
         cache="none",
@@ -315,8 +316,7 @@ def _class_tiles(store: PatchStore, label: int) -> list[Grey]:
         return [np.zeros((CLASS_TILE, CLASS_TILE), np.uint8)] * CLASS_TILES
     own = rows[split.scan[rows] == reference]
     crop = split.read([int((own if len(own) else rows)[0])])[0]
-    axial, coronal = slices(crop, {"axial": 1, "coronal": 1})
-    return [fit(axial, CLASS_TILE), fit(coronal, CLASS_TILE)]
+    return [fit(tile, CLASS_TILE) for tile in slices(crop, {"axial": 1, "coronal": 1})]
 
 
 def _aspect(store: PatchStore) -> list[float]:

@@ -20,7 +20,7 @@ CONFIG, _METRICS, _TENSORBOARD = "config.json", "metrics.jsonl", "tensorboard"
 _MOST_POINTS = 1000
 """Points of a curve on the page; a longer one is averaged."""
 _RESOLVED: Final = frozenset(
-    {"precision", "normalise", "warmup_epochs", "excluded_classes", "device"}
+    {"precision", "normalise", "warmup_epochs", "excluded_classes", "excluded_members", "device"}
 )
 """Settings that a run always resolves, so that they differ from their default."""
 _WITHOUT_EFFECT: Final = frozenset(
@@ -99,6 +99,7 @@ def describe_run(run: Run) -> dict[str, Any]:
             "precision": config.get("precision"),
             "values": config.get("normalise"),
             "excluded": config.get("excluded_classes"),
+            "excludedMembers": len(config.get("excluded_members") or ()),
             "steps": last["step"],
             "epochs": validations[-1]["epoch"] if validations else 0,
             "batch": config["batch_size"],

@@ -94,7 +94,7 @@ class Charts {
         el("text", { x: left - 6, y: chart.y(value) + 4, "text-anchor": "end" }, percents ? percent(value) : cleared(value))]),
       ...ticks(x0, x1, width < 420 ? 4 : 7).map((value) => el("text", { x: chart.x(value), y: height - bottom + 16, "text-anchor": "middle" }, count(value))),
       el("text", { x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, this.settings.xName),
-      ...chart.marks().flatMap(([x, text]) => [el("line", { class: "mark", x1: chart.x(x), x2: chart.x(x), y1: top, y2: height - bottom }), el("text", { x: chart.x(x) + 4, y: top + 10 }, text)]),
+      ...chart.marks().flatMap(([x, text]) => [el("line", { class: "mark", x1: chart.x(x), x2: chart.x(x), y1: top, y2: height - bottom }), el("text", { x: chart.x(x) + 4, y: height - bottom - 6 }, text)]),
       ...chart.lines.flatMap((one) => [
         one.shown !== one.raw && el("polyline", { class: "raw", points: path(one.raw), style: `stroke: ${one.colour}` }),
         el("polyline", { class: { train: "thin", baseline: "baseline" }[one.kind], points: path(one.shown), style: `stroke: ${one.colour}` }),

@@ -7,7 +7,7 @@ const roomy = (wanted) => Math.max(280, Math.min(wanted, main.clientWidth - 60))
 // A plot of points with one chosen at a time: pointer or arrow keys. points: {x, y, name, fill?, hollow?}; choose(index).
 function pointPlot({ title, points, xName, yName, xRange, yRange, height = 420, grid = true, order, choose, percents = false }) {
   const width = roomy(640), left = grid ? 56 : 10, bottom = grid ? 42 : 10, top = 10, right = 12;
-  const at = ([low, high], value, first, last) => first + (value - low) / (high - low || 1) * (last - first);
+  const inset = 8, at = ([low, high], value, first, last) => { const by = Math.sign(last - first) * inset; return first + by + (value - low) / (high - low || 1) * (last - first - 2 * by); };
   const spots = points.map((one) => ({ x: at(xRange, one.x, left, width - right), y: at(yRange, one.y, height - bottom, top) }));
   const circles = points.map((one, i) => el("circle", { cx: spots[i].x.toFixed(1), cy: spots[i].y.toFixed(1), r: one.hollow ? 3.4 : 4.2,
     style: one.hollow ? `fill: none; stroke: ${one.fill}; stroke-width: 1.4` : `fill: ${one.fill}` }));
@@ -83,10 +83,10 @@ function classViews(run) {
       if (!by) return;
       event.preventDefault(); event.stopPropagation(); pick(row + by[0], column + by[1]);
     });
-    const first = pairs[0]?.classes;
-    if (first) pick(place[first[0]], place[first[1]]); else if (N) pick(0, 0);
-    const list = pairs.map(({ classes: [a, b], counts: [ab, ba], share }) => el("button", { type: "button", class: "pair", click: () => { const [i, j] = ab >= ba ? [a, b] : [b, a]; pick(place[i], place[j]); svg.scrollIntoView({ block: "nearest" }); } },
-      axial(a), axial(b), el("span", {}, `${name(a)} and ${name(b)}: ${percent(share)} `, el("span", { class: "soft small" }, `(${a} as ${b}: ${plural(ab, "crop")}; ${b} as ${a}: ${ba})`))));
+    const larger = ({ classes: [a, b], counts: [ab, ba] }) => ab >= ba ? [place[a], place[b]] : [place[b], place[a]];
+    if (pairs.length) pick(...larger(pairs[0])); else if (N) pick(0, 0);
+    const list = pairs.map((pair) => { const { classes: [a, b], counts: [ab, ba], share } = pair; return el("button", { type: "button", class: "pair", click: () => { pick(...larger(pair)); svg.scrollIntoView({ block: "nearest" }); } },
+      axial(a), axial(b), el("span", {}, `${name(a)} and ${name(b)}: ${percent(share)} `, el("span", { class: "soft small" }, `(${a} as ${b}: ${plural(ab, "crop")}; ${b} as ${a}: ${ba})`))); });
     return el("div", { class: "panel" }, el("h3", {}, "Confusion of classes"),
       el("p", {}, `The classification head names the class of ${percent(accuracy)} of ${plural(crops, "validation crop")} of ${plural(patients, "patient")}. Rows are true classes, columns predicted ones; blue is right, red is wrong; stronger is a larger share of the row. Classes that are taken for each other are neighbours.`),
       el("div", { class: "split" }, el("div", { class: "heat" }, svg), detail),
@@ -99,7 +99,7 @@ function classViews(run) {
     const labels = order.filter((label) => totals[label]).sort((a, b) => (right[a] ?? 0) / totals[a] - (right[b] ?? 0) / totals[b]);
     const points = labels.map((label) => ({ x: found.consistency[label], y: (right[label] ?? 0) / totals[label], name: `Class ${name(label)}`, fill: colour(label) }));
     const detail = el("div", { "aria-live": "polite" }, el("p", { class: "soft" }, "Point at a class, or use the arrow keys."));
-    const low = Math.min(0.5, ...points.map((one) => one.x));
+    const low = Math.min(0.9, ...points.map((one) => one.x));
     const plot = pointPlot({ title: "Accuracy against consistency", points, xName: "consistency of the class", yName: "accuracy", xRange: [Math.floor(low * 10) / 10, 1], yRange: [0, 1], order: points.map((_, i) => i),
       choose: (i) => detail.replaceChildren(el("p", {}, el("strong", {}, points[i].name), `: accuracy ${percent(points[i].y)} of ${plural(totals[labels[i]], "crop")}, consistency ${number(points[i].x)}`), pictures(labels[i])) });
     return el("div", { class: "panel" }, el("h3", {}, "Accuracy of each class against its ", term("consistency", "Probability that two members of the class are more alike than a member and a crop of another class: 1 is perfect, 0.5 is chance")),
@@ -116,11 +116,12 @@ function classViews(run) {
     const [crop, across] = found.cropTile, holder = el("div"), detail = el("div", { "aria-live": "polite" }, el("p", { class: "soft" }, "Point at a crop, or use the arrow keys."));
     const fills = { class: (i) => colour(labels[i]), split: (i) => split[i] ? "var(--validation)" : "var(--train)", right: (i) => predicted[i] === labels[i] ? "var(--good)" : "var(--bad)" };
     const sorted = [...labels.keys()].sort((a, b) => rank[labels[a]] - rank[labels[b]] || a - b);
+    const range = (axis) => [Math.min(...at.map((one) => one[axis])), Math.max(...at.map((one) => one[axis]))];
     let plot = null;
     const dim = () => plot.circles.forEach((circle, i) => circle.classList.toggle("dim", state.only !== "" && labels[i] !== Number(state.only)));
     const draw = () => {
       const [a, b] = pairs[state.axes] ?? [0, 0];
-      plot = pointPlot({ title: "Map of features", points: labels.map((label, i) => ({ x: at[i][a], y: at[i][b], name: `Crop of class ${name(label)}`, fill: fills[state.colour](i), hollow: !split[i] })), xRange: [-1.05, 1.05], yRange: [-1.05, 1.05], height: 520, grid: false, order: sorted, choose });
+      plot = pointPlot({ title: "Map of features", points: labels.map((label, i) => ({ x: at[i][a], y: at[i][b], name: `Crop of class ${name(label)}`, fill: fills[state.colour](i), hollow: !split[i] })), xRange: range(a), yRange: range(b), height: 480, grid: false, order: sorted, choose });
       holder.replaceChildren(plot.node, el("p", { class: "soft small" }, `Across: component ${a + 1} (${percent(found.explained[a])} of the variance); up: component ${b + 1} (${percent(found.explained[b])}). Filled: validation; ring: train.`));
       dim();
     };

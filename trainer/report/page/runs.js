@@ -17,7 +17,11 @@ const METRICS = {
 };
 const SHARES = new Set(["accuracy", "rotation_accuracy", "order_accuracy", "rotated_accuracy", "dice", "iou", "auc"]);
 const settings = (text) => text.replaceAll("_", " ");
-const duration = (s) => s === null || s === undefined ? "-" : s < 60 ? `${number(s, 0)} s` : s < 3600 ? `${Math.floor(s / 60)} min ${Math.round(s % 60)} s` : `${Math.floor(s / 3600)} h ${Math.round(s % 3600 / 60)} min`;
+function duration(seconds) {
+  if (seconds === null || seconds === undefined) return "-";
+  const s = Math.round(seconds), m = Math.round(s / 60);
+  return s < 60 ? `${s} s` : s < 3600 ? `${Math.floor(s / 60)} min ${s % 60} s` : `${Math.floor(m / 60)} h ${m % 60} min`;
+}
 const value = (one) => one === null || one === undefined ? "default" : one === true ? "yes" : one === false ? "no" : Array.isArray(one) ? one.join(", ") || "none" : String(one);
 
 function header(title, sections) {
@@ -64,8 +68,9 @@ function factsView(runs) {
     ["Waiting for data", (f) => f.waiting === null ? "-" : percent(f.waiting), "Mean share of the training time"],
     ["Device", (f) => `${f.device ?? "-"}, ${f.precision}`], ["Values", (f) => f.values ?? "-", "What the net sees: the HU window mapped to 0..1, or z-scores"],
     ["Excluded classes", (f) => f.excluded?.length ? value(f.excluded) : "none"],
+    ["Excluded members", (f) => count(f.excludedMembers), "Crops of single scans that were left out of a class"],
     ["Fingerprint of the data", (f) => f.fingerprint ? f.fingerprint.slice(0, 16) : "-"],
-  ].filter(([name]) => name !== "Excluded classes" || runs.some((run) => run.facts.excluded?.length)).filter(([name]) => name !== "Values" || runs.some((run) => run.facts.values));
+  ].filter(([name]) => name !== "Excluded classes" || runs.some((run) => run.facts.excluded?.length)).filter(([name]) => name !== "Excluded members" || runs.some((run) => run.facts.excludedMembers)).filter(([name]) => name !== "Values" || runs.some((run) => run.facts.values));
   const names = [...new Set(runs.flatMap((run) => run.settings.map(([name]) => name)))];
   const heads = (text) => runs.map((run) => runs.length > 1 ? el("span", {}, swatch(run.colour), text(run)) : "Value");
   const changed = names.map((name) => {
@@ -113,7 +118,8 @@ function samplesView(run) {
   };
   const last = run.samples.length - 1;
   draw(last);
-  return el("div", { class: "panel stack" }, el("p", { class: "soft" }, "The same four validation crops at each time, perturbed in the same way: the middle axial slice."),
+  return el("div", { class: "panel stack" }, el("p", { class: "soft" }, "The same four validation crops at each time, changed in the same way: the middle axial slice, in the range of HU that the net sees. More contrast shows soft tissue."),
+    el("div", { class: "row" }, "Contrast ", choice("Contrast", [["1", "1×"], ["2", "2×"], ["4", "4×"]], "1", (times) => { holder.style.filter = `contrast(${times})`; })),
     el("label", { class: "row" }, "Time", el("input", { type: "range", class: "timeline", min: 0, max: last, ".value": last, "aria-label": "Time", input: (event) => draw(Number(event.target.value)) }), text), holder);
 }
 
