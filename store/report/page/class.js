@@ -111,7 +111,7 @@ function classFacts(c) {
   const shares = Object.entries(c.tissue).filter(([, v]) => v >= 0.01).map(([k, v]) => `${k} ${percent(v)}`).join(", ");
   return facts([
     [meaning("consistency", "Consistency"), gradeMark(c)],
-    [meaning("member", "Members"), `${c.num_train} train, ${c.num_validation} validation; ${plural(c.patients, "person", "persons")}`],
+    [meaning("member", "Members"), `${c.num_train} train, ${c.num_validation} validation; ${plural(c.patients, "patient")}`],
     data.match && [meaning("match", "Match score"), `median ${number(c.median_score)}; ${c.weak_members} of ${c.members.scan.length - 1} only just passed`],
     [meaning("outlier", "Outliers"), c.outliers.length ? `${c.outliers.length} of ${c.members.scan.length}` : "none"],
     [meaning("overlap", "Overlap"), c.overlap_class < 0 || c.overlap < 0.01 ? "none" : el("span", {}, `${percent(c.overlap)} with `, el("a", { href: `#/compare/${c.label}/${c.overlap_class}` }, titleOf(data.classes[c.overlap_class])))],
@@ -167,7 +167,7 @@ const noteOf = (c) => (c.note || c.tags.length ? el("section", { class: "panel" 
 function memberTable(c) {
   const body = el("details", { toggle: () => {
     if (!body.open || body.children.length > 1) return;
-    const head = ["scan", "person", "split", "distance", ...(data.match ? ["match", "there and back, mm"] : []), "", ...(data.paths ? ["file"] : [])];
+    const head = ["scan", "patient", "split", "distance", ...(data.match ? ["match", "there and back, mm"] : []), "", ...(data.paths ? ["file"] : [])];
     body.append(table(head, c.members.scan.map((row, i) => [data.scans[row].id, data.scans[row].patient, splitOf(c, i), number(c.members.distance[i], 3),
       ...(data.match ? [number(c.members.score[i]), number(c.members.cycle[i], 1)] : []), memberWords(c, i).join(", "), ...(data.paths ? [data.paths[row] ?? ""] : [])]), data.match ? [3, 4, 5] : [3]));
   } }, el("summary", {}, `Table of all ${c.members.scan.length} members`));

@@ -4,7 +4,7 @@
 const titleOf = (c) => c.name || `Class ${c.label}`;
 const mostly = (c) => Object.entries(c.tissue).sort((a, b) => b[1] - a[1])[0][0];
 const isDecided = (c) => c.kept || c.excluded;
-const scanName = (row) => `${data.scans[row].id.slice(0, 8)}, person ${data.scans[row].patient}`;
+const scanName = (row) => `${data.scans[row].id.slice(0, 8)}, patient ${data.scans[row].patient}`;
 
 // Consistency in words. Below `data.mixedBelow` the members may show different anatomy.
 const GRADES = { good: ["▲", "good"], fair: ["●", "fair"], mixed: ["▼", "bad"] }; // sign, colour
@@ -23,7 +23,7 @@ const TERMS = {
   tissue: "Share of the voxels by HU: air below -950, lung -950 to -500, fat -150 to -30, soft -30 to 130, bone above 200.",
   similarity: "Mean correlation of two crops, in small windows: 1 for equal anatomy, 0 for unrelated anatomy.",
   centre: "Where the centre of the crop lies in the reference, as shares of the body's box or of the scan, from 0 to 1, or as voxels: the setting frame says which.",
-  validation: "Scans of persons that training never sees; they measure how well a model generalises.",
+  validation: "Scans of patients that training never sees; they measure how well a model generalises.",
 };
 const hint = (...words) => words.map((word) => `${word}: ${TERMS[word]}`).join("\n");
 const meaning = (word, text = word) => term(text, TERMS[word]);
@@ -63,13 +63,13 @@ const selected = new Set();
 let anchor = null;
 
 function summaryStrip() {
-  const persons = new Set(data.scans.map((s) => s.patient)).size, train = data.scans.filter((s) => s.split === "train").length;
+  const patients = new Set(data.scans.map((s) => s.patient)).size, train = data.scans.filter((s) => s.split === "train").length;
   const rejected = Object.values(data.rejected).reduce((a, b) => a + b, 0), mixed = data.classes.filter((c) => c.consistency < data.mixedBelow).length;
   const excluded = data.classes.filter((c) => c.excluded).length;
   const box = (value, label, detail, href = null) => el(href ? "a" : "div", { class: "count", href }, el("b", {}, value), el("span", {}, label), el("small", { class: "soft" }, detail));
   return el("section", { class: "counts", "aria-label": "Summary" },
     box(count(data.scans.length), "scans", `${train} train, ${data.scans.length - train} validation`, "#/scans"),
-    box(count(persons), "persons", "never in both splits"),
+    box(count(patients), "patients", "never in both splits"),
     box(count(data.classes.length), "classes", `${excluded} excluded`),
     box(count(data.crops.train + data.crops.validation), "crops", `${data.shape.join(" × ")} voxels`),
     box(number(median(data.classes.map((c) => c.consistency))), "median consistency", `${mixed} of ${data.classes.length} below ${data.mixedBelow}`),
