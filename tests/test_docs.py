@@ -125,8 +125,6 @@ def check_semgen(line: str) -> None:
     """A `semgen` command has known options and allowed values."""
     command: click.Command = main
     arguments = shlex.split(line.partition(" > ")[0], comments=True)[1:]
-    if arguments[0] in ("-q", "-v"):
-        arguments = arguments[1:]
     while isinstance(command, click.Group):
         context = click.Context(command, allow_interspersed_args=False)
         _, arguments, _ = command.make_parser(context).parse_args(arguments)

@@ -27,7 +27,7 @@ const memberWords = (c, index) => [
 function memberTile(c, index) {
   const size = fitted(planeMm(c, look.plane), tileSize(c)), words = memberWords(c, index);
   const label = `${scanName(c.members.scan[index])}, ${splitOf(c, index)}${words.length ? `, ${words.join(", ")}` : ""}`;
-  const image = picture(() => memberSlice(c, index, look.plane, look.share), size, label, { plane: look.plane, mm: planeMm(c, look.plane)[0] });
+  const image = picture(() => memberSlice(c, index, look.plane, look.share), size, label, { of: c, plane: look.plane, mm: planeMm(c, look.plane)[0] });
   const kind = `${isOutlier(c, index) ? " outlier" : ""}${isWeak(c, index) ? " weak" : ""}${isLeftOut(c, index) ? " left-out" : ""}`;
   return el("li", { class: `tile${kind}`, "data-index": index },
     el("button", { type: "button", tabindex: -1, title: label, "aria-label": label, click: () => openMember(c, index) }, image),
@@ -111,21 +111,21 @@ function classFacts(c) {
   const shares = Object.entries(c.tissue).filter(([, v]) => v >= 0.01).map(([k, v]) => `${k} ${percent(v)}`).join(", ");
   return facts([
     [meaning("consistency", "Consistency"), gradeMark(c)],
-    [meaning("member", "Members"), `${c.num_train} train, ${c.num_validation} validation; ${plural(c.patients, "person", "persons")}`],
+    [meaning("member", "Members"), `${c.num_train} train, ${c.num_validation} validation; ${plural(c.patients, "patient")}`],
     data.match && [meaning("match", "Match score"), `median ${number(c.median_score)}; ${c.weak_members} of ${c.members.scan.length - 1} only just passed`],
     [meaning("outlier", "Outliers"), c.outliers.length ? `${c.outliers.length} of ${c.members.scan.length}` : "none"],
     [meaning("overlap", "Overlap"), c.overlap_class < 0 || c.overlap < 0.01 ? "none" : el("span", {}, `${percent(c.overlap)} with `, el("a", { href: `#/compare/${c.label}/${c.overlap_class}` }, titleOf(data.classes[c.overlap_class])))],
-    ["Tissue", shares],
+    [meaning("tissue", "Tissue"), shares],
     c.body_share !== null && [meaning("body", "Body"), percent(c.body_share)],
     [meaning("distance", "Distance"), `median ${number(c.median_distance)}, interquartile range ${number(c.distance_spread)}`],
-    ["Similarity", `${number(c.similarity)} of two members, ${number(c.null_similarity)} to other classes`],
+    [meaning("similarity", "Similarity"), `${number(c.similarity)} of two members, ${number(c.null_similarity)} to other classes`],
     ["Crop", `${c.extent.map((v) => number(v, 0)).join(" × ")} mm (z, y, x)`],
     [meaning("reference", "Reference"), scanName(c.reference)],
-    ["Centre", `${c.centre.map((v) => number(v)).join(", ")} (z, y, x; ${data.config.frame ?? "frame"} units)`],
+    [meaning("centre", "Centre"), `${c.centre.map((v) => number(v)).join(", ")} (z, y, x; ${data.config.frame ?? "frame"} units)`],
   ]);
 }
 function turningPicture(c, index, text) {
-  const image = wheelTurns(picture(() => memberSlice(c, index, look.plane, look.share), fitted(planeMm(c, look.plane), Math.min(200, half())), text, { plane: look.plane, mm: planeMm(c, look.plane)[0] }));
+  const image = wheelTurns(picture(() => memberSlice(c, index, look.plane, look.share), fitted(planeMm(c, look.plane), Math.min(200, half())), text, { of: c, plane: look.plane, mm: planeMm(c, look.plane)[0] }));
   image.dataset.turns = "";
   return figureOf(image, text);
 }
@@ -167,7 +167,7 @@ const noteOf = (c) => (c.note || c.tags.length ? el("section", { class: "panel" 
 function memberTable(c) {
   const body = el("details", { toggle: () => {
     if (!body.open || body.children.length > 1) return;
-    const head = ["scan", "person", "split", "distance", ...(data.match ? ["match", "there and back, mm"] : []), "", ...(data.paths ? ["file"] : [])];
+    const head = ["scan", "patient", "split", "distance", ...(data.match ? ["match", "there and back, mm"] : []), "", ...(data.paths ? ["file"] : [])];
     body.append(table(head, c.members.scan.map((row, i) => [data.scans[row].id, data.scans[row].patient, splitOf(c, i), number(c.members.distance[i], 3),
       ...(data.match ? [number(c.members.score[i]), number(c.members.cycle[i], 1)] : []), memberWords(c, i).join(", "), ...(data.paths ? [data.paths[row] ?? ""] : [])]), data.match ? [3, 4, 5] : [3]));
   } }, el("summary", {}, `Table of all ${c.members.scan.length} members`));
@@ -182,7 +182,7 @@ function openMember(c, index) {
   const load = (plane) => (data.live ? bytesOf(`crop/${splitOf(c, index)}-${c.members.rows[index][scale]}`).then((volume) => sliceOf(volume, data.shape, plane, at[plane])) : memberSlice(c, index, plane, at[plane]));
   const most = Math.min(380, innerWidth - 60);
   const views = Object.keys(PLANES).map((plane) => {
-    const image = picture(() => load(plane), fitted(planeMm(c, plane), most), `${PLANES[plane][0]} plane of the crop`, { plane, mm: planeMm(c, plane)[0], cross: [0, 0] });
+    const image = picture(() => load(plane), fitted(planeMm(c, plane), most), `${PLANES[plane][0]} plane of the crop`, { of: c, plane, mm: planeMm(c, plane)[0], cross: [0, 0] });
     const slider = el("input", { type: "range", min: 0, max: total(plane) - 1, ".value": Math.floor(total(plane) / 2), "aria-label": `Slice, ${plane}`, input: () => move(plane, Number(slider.value)) });
     const words = el("span", { class: "small soft" });
     image.addEventListener("wheel", (event) => { event.preventDefault(); move(plane, Number(slider.value) + (event.deltaY < 0 ? 1 : -1)); }, { passive: false });

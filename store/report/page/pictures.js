@@ -3,7 +3,8 @@
 // with orientation marks and a scale bar.
 
 const data = readData("data");
-const WINDOWS = [["Wide", -1000, 500], ["Lung", -1350, 150], ["Soft tissue", -160, 240], ["Bone", -500, 1300]];
+// The first window is chosen for each class by its tissue.
+const WINDOWS = [["Auto"], ["Wide", -1000, 500], ["Lung", -1350, 150], ["Soft tissue", -160, 240], ["Bone", -500, 1300]];
 const PLANES = { axial: ["Axial", "Seen from the feet"], coronal: ["Coronal", "Seen from the front"], sagittal: ["Sagittal", "Seen from the patient's left"] };
 // Letters at the left, top, right and bottom edge.
 const EDGES = { axial: ["R", "A", "L", "P"], coronal: ["R", "H", "L", "F"], sagittal: ["A", "H", "P", "F"] };
@@ -21,7 +22,9 @@ const IDENTITY = Uint8ClampedArray.from({ length: 256 }, (_, level) => level);
 function windowTable([, low, high]) {
   return Uint8ClampedArray.from({ length: 256 }, (_, level) => 255 * (toHu(level) - low) / (high - low));
 }
-let levels = windowTable(WINDOWS[shown.window]);
+const TABLES = WINDOWS.slice(1).map(windowTable);
+const autoWindow = ({ tissue }) => (tissue.lung + tissue.air > 0.5 ? 2 : tissue.bone > 0.2 ? 4 : tissue.lung + tissue.air > 0.15 ? 1 : 3);
+const levelsOf = (c) => TABLES[(shown.window || (c ? autoWindow(c) : 1)) - 1];
 
 // The last values made, by name; the oldest are forgotten.
 class Recent {
@@ -78,11 +81,11 @@ function sliceOf(volume, [depth, height, width], plane, share) {
 }
 
 // A canvas that draws itself when it becomes visible. `load` gives a slice, `size` is in CSS pixels.
-// box: [left, top, right, bottom] as shares; cross: [x, y]; mm: width of the picture; plain: no window.
-function picture(load, size, label, { plane = null, box = null, cross = null, mm = null, plain = false } = {}) {
+// of: the class; box: [left, top, right, bottom] as shares; cross: [x, y]; mm: width; plain: no window.
+function picture(load, size, label, { of = null, plane = null, box = null, cross = null, mm = null, plain = false } = {}) {
   const scale = Math.min(2, Math.max(1, devicePixelRatio));
   const canvas = el("canvas", { width: Math.round(size[0] * scale), height: Math.round(size[1] * scale), role: "img", "aria-label": label, style: `width:${Math.round(size[0])}px;height:auto;aspect-ratio:${size[0]}/${size[1]}` });
-  Object.assign(canvas, { load, scale, stale: true, visible: false, extras: { plane, box, cross, mm, plain } });
+  Object.assign(canvas, { load, scale, stale: true, visible: false, extras: { of, plane, box, cross, mm, plain } });
   visibility.observe(canvas);
   return canvas;
 }
@@ -103,8 +106,8 @@ async function draw(canvas) {
   let slice;
   try { slice = await canvas.load(); } catch (error) { canvas.title = `This picture could not be read: ${error.message}`; return; }
   if (turn !== canvas.turn) return; // a later one was asked for
-  const { grey, width, height } = slice, { plane, box, cross, mm, plain } = canvas.extras;
-  const shades = plain ? IDENTITY : levels, image = new ImageData(width, height), pixels = new Uint32Array(image.data.buffer);
+  const { grey, width, height } = slice, { of, plane, box, cross, mm, plain } = canvas.extras;
+  const shades = plain ? IDENTITY : levelsOf(of), image = new ImageData(width, height), pixels = new Uint32Array(image.data.buffer);
   for (let i = 0; i < pixels.length; i++) pixels[i] = 0xff000000 | (shades[grey[i]] * 0x010101);
   scratch.canvas.width = width; scratch.canvas.height = height;
   scratch.putImageData(image, 0, 0);
@@ -204,12 +207,11 @@ function placePictures(c, index, most, widest = 2.6 * most) {
 function redrawAll() { for (const canvas of document.querySelectorAll("canvas")) if (canvas.load) refresh(canvas); }
 function setWindow(index) {
   shown.window = index;
-  levels = windowTable(WINDOWS[index]);
   remember("window", index);
   windowChoice.choose(index);
   redrawAll();
 }
-const windowChoice = choice("Window", WINDOWS.map(([name, low, high], i) => [i, name, `${low} to ${high} HU (key ${i + 1})`]), shown.window, setWindow);
+const windowChoice = choice("Window", WINDOWS.map(([name, low, high], i) => [i, name, i ? `${low} to ${high} HU (key ${i})` : "By the tissue of each class (key 0)"]), shown.window, setWindow);
 windowChoice.id = "window";
-WINDOWS.forEach(([name], i) => { keys.shared[i + 1] = [`Window: ${name}`, () => setWindow(i)]; });
+WINDOWS.forEach(([name], i) => { keys.shared[i] = [`Window: ${name}`, () => setWindow(i)]; });
 keys.shared.m = ["Show or hide orientation marks and scale bars", () => { shown.marks = !shown.marks; remember("marks", shown.marks); redrawAll(); }];

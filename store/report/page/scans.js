@@ -39,7 +39,7 @@ function scanCard(row) {
   const scan = data.scans[row], [depth, tall, wide] = frameMm(row), scale = Math.min(180 / depth, 220 / wide);
   const make = (which, plane, width, text) => picture(() => tileOf("scans", 2 * row + which, data.scanColumns), [width * scale, depth * scale], `Scan ${scan.id}, ${text}`, { plain: true, plane, mm: width });
   return [row < data.mappedScans ? el("span", { class: "places" }, make(0, "coronal", wide, "from the front"), make(1, "sagittal", tall, "from the patient's left")) : null,
-    facts([["Scan", scan.id], ["Person", scan.patient], ["Split", scan.split], ["Region", `${scan.region} (estimated)`], ["Voxels", `${scan.size.join(" × ")} (z, y, x)`], ["Spacing", `${scan.spacing.map((v) => number(v)).join(" × ")} mm`], ["Classes", classesOf(row)], data.paths && ["File", data.paths[row] ?? "-"]])];
+    facts([["Scan", scan.id], ["Patient", scan.patient], ["Split", scan.split], ["Region", `${scan.region} (estimated)`], ["Voxels", `${scan.size.join(" × ")} (z, y, x)`], ["Spacing", `${scan.spacing.map((v) => number(v)).join(" × ")} mm`], ["Classes", classesOf(row)], data.paths && ["File", data.paths[row] ?? "-"]])];
 }
 function scatter(side = 560) {
   const place = (at) => [14 + at[0] * (side - 28), 14 + (1 - at[1]) * (side - 28)], radius = data.scans.length > 2000 ? 2 : data.scans.length > 300 ? 4 : 7;

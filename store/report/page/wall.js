@@ -4,7 +4,7 @@
 const titleOf = (c) => c.name || `Class ${c.label}`;
 const mostly = (c) => Object.entries(c.tissue).sort((a, b) => b[1] - a[1])[0][0];
 const isDecided = (c) => c.kept || c.excluded;
-const scanName = (row) => `${data.scans[row].id.slice(0, 8)}, person ${data.scans[row].patient}`;
+const scanName = (row) => `${data.scans[row].id.slice(0, 8)}, patient ${data.scans[row].patient}`;
 
 // Consistency in words. Below `data.mixedBelow` the members may show different anatomy.
 const GRADES = { good: ["▲", "good"], fair: ["●", "fair"], mixed: ["▼", "bad"] }; // sign, colour
@@ -20,8 +20,12 @@ const TERMS = {
   overlap: "Share of the crop that another class also covers in the same scans.",
   body: "Share of the reference's crop that is body, not air or table.",
   distance: "Distance of the scan's embedding (what the autoencoder knows of its thumbnail) to the reference's.",
-  validation: "Scans of persons that training never sees; they measure how well a model generalises.",
+  tissue: "Share of the voxels by HU: air below -950, lung -950 to -500, fat -150 to -30, soft -30 to 130, bone above 200.",
+  similarity: "Mean correlation of two crops, in small windows: 1 for equal anatomy, 0 for unrelated anatomy.",
+  centre: "Where the centre of the crop lies in the reference, as shares of the body's box or of the scan, from 0 to 1, or as voxels: the setting frame says which.",
+  validation: "Scans of patients that training never sees; they measure how well a model generalises.",
 };
+const hint = (...words) => words.map((word) => `${word}: ${TERMS[word]}`).join("\n");
 const meaning = (word, text = word) => term(text, TERMS[word]);
 
 // What is shown, in which order; a reload keeps it.
@@ -59,13 +63,13 @@ const selected = new Set();
 let anchor = null;
 
 function summaryStrip() {
-  const persons = new Set(data.scans.map((s) => s.patient)).size, train = data.scans.filter((s) => s.split === "train").length;
+  const patients = new Set(data.scans.map((s) => s.patient)).size, train = data.scans.filter((s) => s.split === "train").length;
   const rejected = Object.values(data.rejected).reduce((a, b) => a + b, 0), mixed = data.classes.filter((c) => c.consistency < data.mixedBelow).length;
   const excluded = data.classes.filter((c) => c.excluded).length;
   const box = (value, label, detail, href = null) => el(href ? "a" : "div", { class: "count", href }, el("b", {}, value), el("span", {}, label), el("small", { class: "soft" }, detail));
   return el("section", { class: "counts", "aria-label": "Summary" },
     box(count(data.scans.length), "scans", `${train} train, ${data.scans.length - train} validation`, "#/scans"),
-    box(count(persons), "persons", "never in both splits"),
+    box(count(patients), "patients", "never in both splits"),
     box(count(data.classes.length), "classes", `${excluded} excluded`),
     box(count(data.crops.train + data.crops.validation), "crops", `${data.shape.join(" × ")} voxels`),
     box(number(median(data.classes.map((c) => c.consistency))), "median consistency", `${mixed} of ${data.classes.length} below ${data.mixedBelow}`),
@@ -84,7 +88,7 @@ function stateMark(c) {
 function card(c) {
   const name = `cards-${Math.floor(c.label / data.classesPerSheet)}`, first = (c.label % data.classesPerSheet) * data.cardTiles;
   const size = fitted(planeMm(c, "axial"), 104), mm = planeMm(c, "axial")[0];
-  const crop = (which, text) => picture(() => tileOf(name, first + which, data.cardTiles), size, `${titleOf(c)}: ${text}, axial`, { plane: "axial", mm });
+  const crop = (which, text) => picture(() => tileOf(name, first + which, data.cardTiles), size, `${titleOf(c)}: ${text}, axial`, { of: c, plane: "axial", mm });
   const found = [c.outliers.length && plural(c.outliers.length, "outlier"), c.weak_members && `${c.weak_members} only just passed`, c.overlap >= 0.3 && `${percent(c.overlap)} shared with ${titleOf(data.classes[c.overlap_class])}`].filter(Boolean);
   const box = el("li", { class: `card${c.excluded ? " excluded" : ""}`, "data-label": c.label, tabindex: -1, "aria-selected": String(selected.has(c.label)), role: "option", "aria-label": `${titleOf(c)}, ${c.grade}, consistency ${number(c.consistency)}` },
     el("header", {}, el("input", { type: "checkbox", class: "pick", "aria-label": `Select ${titleOf(c)}`, ".checked": selected.has(c.label), tabindex: -1, click: (event) => pick(c.label, event.shiftKey) }),
@@ -92,8 +96,8 @@ function card(c) {
     el("a", { class: "pictures", href: `#/class/${c.label}`, tabindex: -1, "aria-hidden": "true" },
       figureOf(crop(0, "mean of all members"), "mean"), figureOf(crop(1, "reference"), "reference"),
       el("span", { class: "places" }, placePictures(c, 0, 104, 184))),
-    el("p", { class: "small soft" }, `${c.num_train} + ${c.num_validation} members, mostly ${mostly(c)}`, c.body_share !== null && `, body ${percent(c.body_share)}`, c.median_score !== null && `, match ${number(c.median_score)}`),
-    found.length ? el("p", { class: "small fair" }, found.join(", ")) : null,
+    el("p", { class: "small soft", title: hint("member", "tissue", "body", "match") }, `${c.num_train} + ${c.num_validation} members, mostly ${mostly(c)}`, c.body_share !== null && `, body ${percent(c.body_share)}`, c.median_score !== null && `, match ${number(c.median_score)}`),
+    found.length ? el("p", { class: "small fair", title: hint("outlier", "only just passed", "overlap") }, found.join(", ")) : null,
     c.tags.length || c.note ? el("p", { class: "small" }, c.tags.map((tag) => el("span", { class: "tag" }, tag)), c.note && el("span", { class: "soft" }, c.note.length > 80 ? `${c.note.slice(0, 80)}…` : c.note)) : null,
     view.scans && el("p", { class: "small" }, `${inScans(c)} of ${view.scans.size} chosen scans`),
     data.live && el("footer", {}, decisionButtons(c, true)));
