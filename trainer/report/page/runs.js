@@ -79,7 +79,7 @@ function factsView(runs) {
   });
   const facts = table(["", ...heads((run) => run.name)], rows.map(([name, text, hint]) => [hint ? term(name, hint) : name, ...runs.map((run) => text(run.facts, run))]));
   facts.classList.add("runs");
-  return [el("div", { class: "bars" }, el("div", { class: "panel" }, facts), el("div", { class: "panel" }, el("h3", {}, "Settings that differ from the defaults"),
+  return [el("div", { class: runs.length > 2 ? "stack" : "bars" }, el("div", { class: "panel" }, facts), el("div", { class: "panel" }, el("h3", {}, "Settings that differ from the defaults"),
     names.length ? table(["Setting", ...heads((run) => run.letter), "Default"], changed) : el("p", {}, "None.")))];
 }
 
