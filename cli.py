@@ -127,9 +127,9 @@ main.sections = {
 def demo(directory: Path) -> None:
     """Run every step on synthetic patients, in about two minutes.
 
-    Makes phantom patients as files, prepares them, writes the report and pretrains briefly.
-    DIRECTORY (default semgen-demo) gets archive/, store/, report.html and run/. Run again to
-    resume.
+    Makes phantom patients as files, prepares them, pretrains briefly, and writes both pages.
+    DIRECTORY (default semgen-demo) gets archive/, store/, report.html, run/ and run.html. Run
+    again to resume.
     """
     from pipeline import prepare
     from pipeline.phantom.files import write_archive
@@ -137,6 +137,7 @@ def demo(directory: Path) -> None:
     from store.report import write_report
     from trainer import pretrain
     from trainer.messages import show_events
+    from trainer.report import write_run_report
 
     archive, store, run = directory / "archive", directory / "store", directory / "run"
     progress, page = Terminal(), directory / "report.html"
@@ -152,12 +153,14 @@ def demo(directory: Path) -> None:
     trained = pretrain(
         store, run, _DEMO_TRAINING, on_event=show_events("pretrain", quiet=is_quiet())
     )
+    curves = directory / "run.html"
+    write_run_report([run], curves, stores=[PatchStore(store)], progress=progress)
     click.echo(
         f"{trained}\n"
         f"\nMade: {archive}/ ({summary.accepted + sum(summary.rejected.values())} series, one"
         f" broken on purpose), {store}/ ({summary.classes} classes), {run}/ (weights)."
         f"\nLook at: {page} (the classes, in a browser)"
-        f"\n         {run / 'samples.png'} (perturbed, restored, original)"
+        f"\n         {curves} (the training: curves, restored crops, confusion of classes)"
         f"\n         {_tool('semgen')} inspect {store}"
         f"\n         {_tool('tensorboard')} --logdir {run / 'tensorboard'}"
         f"\nThen with your own scans: {_tool('semgen')} prepare ARCHIVE STORE"

@@ -430,7 +430,7 @@ def test_the_demo_makes_what_it_names_and_can_be_run_again(tmp_path: Path) -> No
     assert "(7 series, one broken on purpose)" in made
     folder = tmp_path / "semgen-demo"
     assert {path.name for path in folder.iterdir()} > {"archive", "store", "run", "report.html"}
-    assert (folder / "run" / "samples.png").is_file()
+    assert (folder / "run.html").is_file()
     assert str(Path("semgen-demo/report.html")) in "\n".join(told)
     assert demo()[0] == "semgen-demo/store is complete; nothing to do."
 
