@@ -56,14 +56,19 @@ def write_report(store: PatchStore, out: Path, *, progress: Progress = SILENT) -
     return out.stat().st_size
 
 
-def make_page(sources: str, *, script_sources: str = "") -> Shell:
-    """The page without its data; `sources` are those of its security policy."""
+def make_page(sources: str, *, live: bool = False) -> Shell:
+    """The page without its data; `sources` are those of its security policy.
+
+    live
+        A server sends the page: it may load the 3-D viewer from there.
+    """
+    names = [*_SCRIPTS[:-1], "viewer", _SCRIPTS[-1]] if live else _SCRIPTS
     return render_shell(
         "semgen: discovered classes",
         styles=[read_part("classes.css")],
-        scripts=[read_part(f"{name}.js") for name in _SCRIPTS],
+        scripts=[read_part(f"{name}.js") for name in names],
         sources=sources,
-        script_sources=script_sources,
+        script_sources="'self'" if live else "",
     )
 
 

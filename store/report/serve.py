@@ -39,6 +39,7 @@ from store.report.sheets import (
     scan_sheet,
 )
 from store.report.shell import embed_json
+from store.report.volumes import crop_nifti, read_viewer, scan_nifti
 
 LOOPBACK = "127.0.0.1"
 _CACHED_SHEETS = 256
@@ -79,7 +80,8 @@ class ReportApp:
     def page(self) -> str:
         """The page with the present annotation."""
         facts = add_notes(self.facts, read_annotation(self.store.path))
-        shell = make_page("default-src 'none'; img-src 'self' data:; connect-src 'self'")
+        sources = "default-src 'none'; img-src 'self' data:; connect-src 'self'"
+        shell = make_page(sources, live=True)
         return shell.head + embed_json("data", facts) + shell.scripts + shell.tail
 
     def notes(self) -> dict[int, dict[str, Any]]:
@@ -168,6 +170,23 @@ class _Crop(_Bytes):
         await self.send(
             lambda: crop_volume(self.app.store, split, int(row)), "application/octet-stream"
         )
+
+
+class _Nifti(_Bytes):
+    async def get(self, token: str, part: str, number: str) -> None:
+        def make() -> bytes:
+            if part == "scan":
+                return scan_nifti(self.app.store, int(number))
+            return crop_nifti(self.app.store, part, int(number))
+
+        await self.send(make, "application/octet-stream")
+
+
+class _Viewer(_Bytes):
+    """The library that shows volumes in 3-D."""
+
+    async def get(self, token: str) -> None:
+        await self.send(read_viewer, "text/javascript; charset=utf-8")
 
 
 class _Saving(_Handler):
@@ -274,6 +293,8 @@ def make_application(app: ReportApp) -> Application:
             (r"/([^/]+)/sheet/(cards|scans)(?:-(\d{1,9}))?", _Sheet, shared),
             (r"/([^/]+)/volumes/(\d{1,9})-(mean|\d{1,9})", _Volumes, shared),
             (rf"/([^/]+)/crop/({'|'.join(SPLITS)})-(\d{{1,9}})", _Crop, shared),
+            (rf"/([^/]+)/volume/(scan|{'|'.join(SPLITS)})-(\d{{1,9}})\.nii", _Nifti, shared),
+            (r"/([^/]+)/niivue\.js", _Viewer, shared),
             (r"/([^/]+)/annotation", _Annotation, shared),
             (r"/([^/]+)/decisions\.(csv|json)", _Decisions, shared),
             (r"/(.*)", _Handler, shared),

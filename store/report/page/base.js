@@ -81,7 +81,7 @@ addEventListener("keydown", (event) => {
     return;
   }
   if ((event.key === "Enter" || event.key === " ") && event.target.matches("button, a, summary, input")) return;
-  const dialog = document.querySelector("dialog[open]");
+  const dialog = [...document.querySelectorAll("dialog[open]")].at(-1);
   const own = dialog ? dialog.keys ?? {} : keys.view;
   const found = own[key] ?? keys.shared[key];
   if (!found) return;
