@@ -25,7 +25,10 @@ from store.report.sheets import (
 from store.report.shell import Shell, embed_json, embed_text, read_part, render_shell
 
 CLASSES_PER_SHEET: Final = 25
-_SCRIPTS: Final = ("pictures", "wall", "class", "compare", "scans", "curate", "main")
+_SCRIPTS: Final = (
+    "pictures", "words", "order", "select", "wall", "members", "class", "member", "compare",
+    "scans", "decisions", "curate", "main",
+)  # fmt: skip
 
 
 def write_report(store: PatchStore, out: Path, *, progress: Progress = SILENT) -> int:

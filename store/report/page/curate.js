@@ -1,96 +1,14 @@
 "use strict";
-// Decisions on classes: keep, exclude, name, tag, note; leave single members out. Every change is saved
-// at once with the value that it replaces, so two windows never overwrite each other.
-
-const FIELDS = ["name", "note", "tags", "excluded", "kept", "excluded_members"];
-const past = [], future = []; // changes that can be undone, and done again: [{label, before, after}]
-let saving = Promise.resolve();
-
-const pickFields = (c, fields) => Object.fromEntries(fields.map((field) => [field, c[field]]));
-const tell = (labels) => { dispatchEvent(new CustomEvent("classeschange", { detail: labels })); showProgress(); };
-// Change classes: `changes` are {label, before, after}. Shown at once, taken back if it cannot be saved.
-function commit(changes) {
-  for (const { label, after } of changes) Object.assign(data.classes[label], after);
-  tell(changes.map((change) => change.label));
-  const body = { changes: Object.fromEntries(changes.map((c) => [c.label, c.after])), was: Object.fromEntries(changes.map((c) => [c.label, c.before])) };
-  saving = saving.then(async () => {
-    let reply = null;
-    try {
-      reply = await fetch("annotation", { method: "PUT", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
-    } catch { /* the server has stopped */ }
-    if (reply?.ok) return adopt(await reply.json(), changes.map((c) => c.label));
-    for (const { label, before } of changes) Object.assign(data.classes[label], before);
-    tell(changes.map((c) => c.label));
-    for (const list of [past, future]) for (let i = list.length - 1; i >= 0; i--) if (list[i] === changes) list.splice(i, 1);
-    toast(reply === null ? "Not saved: semgen browse does not answer. Is it still running?" : `Not saved: ${await reply.text()}`, { error: true });
-    if (reply?.status === 409) await follow();
-  });
-  return saving;
-}
-function decide(labels, after, words) {
-  const changes = labels.map((label) => {
-    const c = data.classes[label], full = { ...after };
-    if (full.excluded) full.kept = false;
-    if (full.kept) full.excluded = false;
-    return { label, before: pickFields(c, Object.keys(full)), after: full };
-  }).filter(({ before, after: now }) => JSON.stringify(before) !== JSON.stringify(now));
-  if (!changes.length) return;
-  past.push(changes);
-  future.length = 0;
-  commit(changes);
-  toast(`${words}: ${labels.length === 1 ? titleOf(data.classes[labels[0]]) : plural(labels.length, "class", "classes")}`, { action: ["Undo", undo] });
-}
-const turnRound = (changes) => changes.map(({ label, before, after }) => ({ label, before: after, after: before }));
-function undo() {
-  const changes = past.pop();
-  if (!changes) return toast("Nothing to undo.");
-  const back = turnRound(changes);
-  future.push(changes);
-  commit(back);
-  toast(`Undone: ${plural(changes.length, "change")}`);
-}
-function redo() {
-  const changes = future.pop();
-  if (!changes) return toast("Nothing to redo.");
-  past.push(changes);
-  commit(changes);
-  toast(`Done again: ${plural(changes.length, "change")}`);
-}
-// Take what is saved, for classes that are not being changed here.
-function adopt(notes, labels = null) {
-  const fresh = { name: "", note: "", tags: [], excluded: false, kept: false, excluded_members: [] };
-  const changed = [];
-  for (const c of labels ? labels.map((label) => data.classes[label]) : data.classes) {
-    const now = { ...fresh, ...(notes[c.label] ?? {}) };
-    if (JSON.stringify(pickFields(c, FIELDS)) === JSON.stringify(pickFields(now, FIELDS))) continue;
-    Object.assign(c, pickFields(now, FIELDS));
-    changed.push(c.label);
-  }
-  if (changed.length) tell(changed);
-  return changed;
-}
-// Follow changes of other windows and of the command line.
-async function follow() {
-  let reply = null;
-  try { reply = await fetch("annotation"); } catch { return; }
-  if (!reply.ok) return;
-  const changed = adopt(await reply.json());
-  if (changed.length) toast(`Changed elsewhere: ${changed.length === 1 ? titleOf(data.classes[changed[0]]) : plural(changed.length, "class", "classes")}`);
-}
-let waiting = false;
-async function followNow() {
-  if (waiting || document.hidden) return;
-  waiting = true;
-  await saving;
-  await follow();
-  waiting = false;
-}
+// Deciding: progress, suggestions, buttons, keys, and the form of a class.
 
 // What to do with the classes next.
 const decided = () => data.classes.filter(isDecided).length;
 function nextUndecided(after = null) {
-  const order = chosen().map((c) => c.label), from = after === null ? -1 : order.indexOf(after);
-  const ahead = [...order.slice(from + 1), ...order.slice(0, from + 1)].find((label) => !isDecided(data.classes[label]) && label !== after);
+  const order = chosen().map((c) => c.label),
+    from = after === null ? -1 : order.indexOf(after);
+  const ahead = [...order.slice(from + 1), ...order.slice(0, from + 1)].find(
+    (label) => !isDecided(data.classes[label]) && label !== after,
+  );
   return ahead ?? null;
 }
 function goNext() {
@@ -100,9 +18,17 @@ function goNext() {
   else focusCard(next);
 }
 function suggestions() {
-  const open = data.classes.filter((c) => !isDecided(c)), found = [];
+  const open = data.classes.filter((c) => !isDecided(c)),
+    found = [];
   const mixed = open.filter((c) => c.consistency < data.mixedBelow).map((c) => c.label);
-  if (mixed.length) found.push([`${plural(mixed.length, "undecided class", "undecided classes")} below a consistency of ${data.mixedBelow}: the members may show different anatomy.`, [["Select", () => select_(mixed)], ["Exclude", () => decide(mixed, { excluded: true }, "Excluded")]]]);
+  if (mixed.length)
+    found.push([
+      `${plural(mixed.length, "undecided class", "undecided classes")} below a consistency of ${data.mixedBelow}: the members may show different anatomy.`,
+      [
+        ["Select", () => selectOnly(mixed)],
+        ["Exclude", () => decide(mixed, { excluded: true }, "Excluded")],
+      ],
+    ]);
   const pairs = new Map();
   for (const c of open) {
     const other = data.classes[c.overlap_class];
@@ -111,17 +37,49 @@ function suggestions() {
     if (!isDecided(worse)) pairs.set(`${better.label} ${worse.label}`, [better, worse, c.overlap]);
   }
   for (const [better, worse, overlap] of pairs.values())
-    found.push([`${titleOf(better)} and ${titleOf(worse)} show the same place (${percent(overlap)} shared): keep one.`, [["Compare", () => { location.hash = `#/compare/${better.label}/${worse.label}`; }], [`Exclude ${titleOf(worse)}`, () => exclude([worse.label])]]]);
-  const doubtful = open.filter((c) => c.consistency >= data.mixedBelow && c.outliers.some((scan) => scan !== c.reference && !c.excluded_members.includes(scan)));
-  if (doubtful.length) found.push([`${plural(doubtful.length, "good class has", "good classes have")} outliers: leave these members out of training.`, [["Select", () => select_(doubtful.map((c) => c.label))], ["Leave all of them out", () => leaveOutliers(doubtful)]]]);
+    found.push([
+      `${titleOf(better)} and ${titleOf(worse)} show the same place (${percent(overlap)} shared): keep one.`,
+      [
+        [
+          "Compare",
+          () => {
+            location.hash = `#/compare/${better.label}/${worse.label}`;
+          },
+        ],
+        [`Exclude ${titleOf(worse)}`, () => exclude([worse.label])],
+      ],
+    ]);
+  const doubtful = open.filter(
+    (c) =>
+      c.consistency >= data.mixedBelow &&
+      c.outliers.some((scan) => scan !== c.reference && !c.excluded_members.includes(scan)),
+  );
+  if (doubtful.length)
+    found.push([
+      `${plural(doubtful.length, "good class has", "good classes have")} outliers: leave these members out of training.`,
+      [
+        ["Select", () => selectOnly(doubtful.map((c) => c.label))],
+        ["Leave all of them out", () => leaveOutliers(doubtful)],
+      ],
+    ]);
   return found;
 }
 function leaveOutliers(list) {
-  const changes = list.map((c) => ({ label: c.label, before: pickFields(c, ["excluded_members"]), after: { excluded_members: [...new Set([...c.excluded_members, ...c.outliers.filter((scan) => scan !== c.reference)])].sort((a, b) => a - b) } }));
+  const changes = list.map((c) => ({
+    label: c.label,
+    before: pickFields(c, ["excluded_members"]),
+    after: {
+      excluded_members: [
+        ...new Set([...c.excluded_members, ...c.outliers.filter((scan) => scan !== c.reference)]),
+      ].sort((a, b) => a - b),
+    },
+  }));
   past.push(changes);
   future.length = 0;
   commit(changes);
-  toast(`Outliers left out: ${plural(changes.length, "class", "classes")}`, { action: ["Undo", undo] });
+  toast(`Outliers left out: ${plural(changes.length, "class", "classes")}`, {
+    action: ["Undo", undo],
+  });
 }
 function progressPanel() {
   const box = el("section", { class: "panel", id: "progress", "aria-label": "Progress" });
@@ -129,81 +87,246 @@ function progressPanel() {
   return box;
 }
 function showProgress() {
-  const box = document.getElementById("progress"), words = `${decided()} of ${data.classes.length} decided`;
+  const box = document.getElementById("progress"),
+    words = `${decided()} of ${data.classes.length} decided`;
   document.getElementById("decided")?.replaceChildren(words);
   if (!box) return;
-  const open = box.querySelector("details")?.open ?? recall("suggestions", true), found = suggestions();
-  const list = el("details", { ".open": open, toggle: () => remember("suggestions", list.open) }, el("summary", {}, plural(found.length, "suggestion")), el("ul", {}, found.slice(0, 8).map(([text, actions]) => el("li", {}, text, " ", actions.map(([name, act]) => el("button", { type: "button", click: act }, name))))), found.length > 8 && el("p", { class: "soft small" }, `and ${found.length - 8} more`));
-  box.replaceChildren(el("div", { class: "row" }, el("b", { id: "decided" }, words), el("progress", { max: data.classes.length, value: decided(), "aria-label": "Decided classes" }),
-    el("button", { type: "button", class: "primary", click: goNext, title: "Key g" }, "Next undecided"),
-    el("button", { type: "button", title: "Key u", disabled: !past.length, click: undo }, "Undo"), el("button", { type: "button", title: "Key r", disabled: !future.length, click: redo }, "Redo"),
-    el("span", { class: "spacer row" }, el("span", { class: "soft small" }, "Decisions:"), el("a", { href: "decisions.csv", download: "decisions.csv" }, "CSV"), el("a", { href: "decisions.json", download: "decisions.json" }, "JSON"), el("button", { type: "button", click: importDecisions }, "Import"),
-      el("span", { class: "soft small" }, el("kbd", {}, "x"), " exclude, ", el("kbd", {}, "k"), " keep, ", el("kbd", {}, "?"), " all keys"))), ...(found.length ? [list] : []));
+  const open = box.querySelector("details")?.open ?? recall("suggestions", true),
+    found = suggestions();
+  const list = el(
+    "details",
+    { ".open": open, toggle: () => remember("suggestions", list.open) },
+    el("summary", {}, plural(found.length, "suggestion")),
+    el(
+      "ul",
+      {},
+      found.slice(0, 8).map(([text, actions]) =>
+        el(
+          "li",
+          {},
+          text,
+          " ",
+          actions.map(([name, act]) => el("button", { type: "button", click: act }, name)),
+        ),
+      ),
+    ),
+    found.length > 8 && el("p", { class: "soft small" }, `and ${found.length - 8} more`),
+  );
+  box.replaceChildren(
+    el(
+      "div",
+      { class: "row" },
+      el("b", { id: "decided" }, words),
+      el("progress", {
+        max: data.classes.length,
+        value: decided(),
+        "aria-label": "Decided classes",
+      }),
+      el(
+        "button",
+        { type: "button", class: "primary", click: goNext, title: "Key g" },
+        "Next undecided",
+      ),
+      el("button", { type: "button", title: "Key u", disabled: !past.length, click: undo }, "Undo"),
+      el(
+        "button",
+        { type: "button", title: "Key r", disabled: !future.length, click: redo },
+        "Redo",
+      ),
+      el(
+        "span",
+        { class: "spacer row" },
+        el("span", { class: "soft small" }, "Decisions:"),
+        el("a", { href: "decisions.csv", download: "decisions.csv" }, "CSV"),
+        el("a", { href: "decisions.json", download: "decisions.json" }, "JSON"),
+        el("button", { type: "button", click: importDecisions }, "Import"),
+        el(
+          "span",
+          { class: "soft small" },
+          el("kbd", {}, "x"),
+          " exclude, ",
+          el("kbd", {}, "k"),
+          " keep, ",
+          el("kbd", {}, "?"),
+          " all keys",
+        ),
+      ),
+    ),
+    ...(found.length ? [list] : []),
+  );
 }
 function importDecisions() {
-  const input = el("input", { type: "file", accept: ".csv,.json", id: "import", change: async () => {
-    const [file] = input.files;
-    input.remove();
-    if (!file) return;
-    const reply = await fetch(`decisions.${file.name.endsWith(".json") ? "json" : "csv"}`, { method: "PUT", headers: { "Content-Type": "application/octet-stream" }, body: await file.text() }).catch(() => null);
-    if (!reply?.ok) return toast(`Not imported: ${reply ? await reply.text() : "semgen browse does not answer"}`, { error: true });
-    past.length = future.length = 0;
-    const changed = adopt(await reply.json());
-    toast(`Imported: ${plural(changed.length, "class", "classes")} changed`);
-  } });
+  const input = el("input", {
+    type: "file",
+    accept: ".csv,.json",
+    id: "import",
+    change: async () => {
+      const [file] = input.files;
+      input.remove();
+      if (!file) return;
+      const reply = await fetch(`decisions.${file.name.endsWith(".json") ? "json" : "csv"}`, {
+        method: "PUT",
+        headers: { "Content-Type": "application/octet-stream" },
+        body: await file.text(),
+      }).catch(() => null);
+      if (!reply?.ok)
+        return toast(
+          `Not imported: ${reply ? await reply.text() : "semgen browse does not answer"}`,
+          { error: true },
+        );
+      past.length = future.length = 0;
+      const changed = adopt(await reply.json());
+      toast(`Imported: ${plural(changed.length, "class", "classes")} changed`);
+    },
+  });
   input.hidden = true;
   document.body.append(input);
   input.click();
 }
 
-// Buttons and keys of one or of several classes.
-const keep = (labels) => decide(labels, { kept: true, excluded: false }, "Kept");
-const exclude = (labels) => decide(labels, { excluded: true, kept: false }, "Excluded");
-const reopen = (labels) => decide(labels, { excluded: false, kept: false }, "Undecided again");
 function decisionButtons(c, small = false) {
   const press = (act) => () => act([c.label]);
   return [
-    el("button", { type: "button", class: "keep", "aria-pressed": String(c.kept), title: "Keep the class (key k)", tabindex: small ? -1 : 0, click: press(c.kept ? reopen : keep) }, "Keep"),
-    el("button", { type: "button", class: "exclude", "aria-pressed": String(c.excluded), title: "Exclude the class from training (key x)", tabindex: small ? -1 : 0, click: press(c.excluded ? reopen : exclude) }, "Exclude"),
+    el(
+      "button",
+      {
+        type: "button",
+        class: "keep",
+        "aria-pressed": String(c.kept),
+        title: "Keep the class (key k)",
+        tabindex: small ? -1 : 0,
+        click: press(c.kept ? reopen : keep),
+      },
+      "Keep",
+    ),
+    el(
+      "button",
+      {
+        type: "button",
+        class: "exclude",
+        "aria-pressed": String(c.excluded),
+        title: "Exclude the class from training (key x)",
+        tabindex: small ? -1 : 0,
+        click: press(c.excluded ? reopen : exclude),
+      },
+      "Exclude",
+    ),
   ];
 }
 const batchButtons = (labels) => [
-  el("button", { type: "button", click: () => keep(labels) }, "Keep"), el("button", { type: "button", click: () => exclude(labels) }, "Exclude"), el("button", { type: "button", click: () => reopen(labels) }, "Undecided"),
-  el("button", { type: "button", click: () => askText("Name", labels) }, "Name"), el("button", { type: "button", click: () => askText("Tag", labels) }, "Tag"),
+  el("button", { type: "button", click: () => keep(labels) }, "Keep"),
+  el("button", { type: "button", click: () => exclude(labels) }, "Exclude"),
+  el("button", { type: "button", click: () => reopen(labels) }, "Undecided"),
+  el("button", { type: "button", click: () => askText("Name", labels) }, "Name"),
+  el("button", { type: "button", click: () => askText("Tag", labels) }, "Tag"),
 ];
 // Ask for a name or a tag; several classes of one name are numbered.
 function askText(kind, labels) {
   if (!labels.length) return;
-  const one = data.classes[labels[0]], old = kind === "Name" ? (labels.length === 1 ? one.name : "") : "";
-  const input = el("input", { id: "asked", maxlength: 200, ".value": old, list: "known", size: 32 });
-  const known = [...new Set(data.classes.flatMap((c) => (kind === "Name" ? [c.name] : c.tags)).filter(Boolean))].sort();
-  const box = openDialog(`${kind} of ${labels.length === 1 ? titleOf(one) : plural(labels.length, "class", "classes")}`, el("form", { method: "dialog", submit: () => save() },
-    el("p", {}, el("label", {}, `${kind} `, input), el("datalist", { id: "known" }, known.map((value) => el("option", { value }))), " ", el("button", { class: "primary" }, "Save")),
-    el("p", { class: "soft small" }, kind === "Tag" ? "Separate tags by commas; a tag with a minus before it is removed." : labels.length > 1 ? "Several classes get the name with a number." : "")));
+  const one = data.classes[labels[0]],
+    old = kind === "Name" ? (labels.length === 1 ? one.name : "") : "";
+  const input = el("input", {
+    id: "asked",
+    maxlength: 200,
+    ".value": old,
+    list: "known",
+    size: 32,
+  });
+  const known = [
+    ...new Set(data.classes.flatMap((c) => (kind === "Name" ? [c.name] : c.tags)).filter(Boolean)),
+  ].sort();
+  const box = openDialog(
+    `${kind} of ${labels.length === 1 ? titleOf(one) : plural(labels.length, "class", "classes")}`,
+    el(
+      "form",
+      { method: "dialog", submit: () => save() },
+      el(
+        "p",
+        {},
+        el("label", {}, `${kind} `, input),
+        el(
+          "datalist",
+          { id: "known" },
+          known.map((value) => el("option", { value })),
+        ),
+        " ",
+        el("button", { class: "primary" }, "Save"),
+      ),
+      el(
+        "p",
+        { class: "soft small" },
+        kind === "Tag"
+          ? "Separate tags by commas; a tag with a minus before it is removed."
+          : labels.length > 1
+            ? "Several classes get the name with a number."
+            : "",
+      ),
+    ),
+  );
   const save = () => {
     const value = input.value.trim();
     if (kind === "Name") {
-      const changes = labels.map((label, i) => ({ label, before: pickFields(data.classes[label], ["name"]), after: { name: labels.length > 1 && value ? `${value} ${i + 1}` : value } }));
-      past.push(changes); future.length = 0; commit(changes);
+      const changes = labels.map((label, i) => ({
+        label,
+        before: pickFields(data.classes[label], ["name"]),
+        after: { name: labels.length > 1 && value ? `${value} ${i + 1}` : value },
+      }));
+      past.push(changes);
+      future.length = 0;
+      commit(changes);
     } else if (value) {
-      const parts = value.split(",").map((part) => part.trim()).filter(Boolean), gone = parts.filter((p) => p.startsWith("-")).map((p) => p.slice(1).trim());
-      const changes = labels.map((label) => ({ label, before: pickFields(data.classes[label], ["tags"]), after: { tags: [...new Set([...data.classes[label].tags, ...parts.filter((p) => !p.startsWith("-"))])].filter((tag) => !gone.includes(tag)).sort() } }));
-      past.push(changes); future.length = 0; commit(changes);
+      const parts = value
+          .split(",")
+          .map((part) => part.trim())
+          .filter(Boolean),
+        gone = parts.filter((p) => p.startsWith("-")).map((p) => p.slice(1).trim());
+      const changes = labels.map((label) => ({
+        label,
+        before: pickFields(data.classes[label], ["tags"]),
+        after: {
+          tags: [
+            ...new Set([...data.classes[label].tags, ...parts.filter((p) => !p.startsWith("-"))]),
+          ]
+            .filter((tag) => !gone.includes(tag))
+            .sort(),
+        },
+      }));
+      past.push(changes);
+      future.length = 0;
+      commit(changes);
     }
   };
-  box.addEventListener("close", () => { if (cardOf(labels[0])) focusCard(labels[0]); else main.focus({ preventScroll: true }); });
-  input.addEventListener("keydown", (event) => { if (event.key === "Enter") { event.preventDefault(); event.stopPropagation(); save(); box.close(); } if (event.key === "Escape") { event.stopPropagation(); } });
+  box.addEventListener("close", () => {
+    if (cardOf(labels[0])) focusCard(labels[0]);
+    else main.focus({ preventScroll: true });
+  });
+  input.addEventListener("keydown", (event) => {
+    if (event.key === "Enter") {
+      event.preventDefault();
+      event.stopPropagation();
+      save();
+      box.close();
+    }
+    if (event.key === "Escape") {
+      event.stopPropagation();
+    }
+  });
   input.focus();
   input.select();
 }
 const historyKeys = () => ({
-  u: ["Undo", undo], r: ["Redo", redo], "Ctrl+z": ["", undo], "Ctrl+Z": ["", redo], "Ctrl+y": ["", redo],
+  u: ["Undo", undo],
+  r: ["Redo", redo],
+  "Ctrl+z": ["", undo],
+  "Ctrl+Z": ["", redo],
+  "Ctrl+y": ["", redo],
 });
 // `labels()`: the classes that a key acts on; `then(labels)` goes on after a decision.
 function curatingKeys(labels, then) {
   const act = (what) => () => {
     const found = labels();
-    if (!found.length) return toast("Choose a class first: arrow keys, or a click beside its name.");
+    if (!found.length)
+      return toast("Choose a class first: arrow keys, or a click beside its name.");
     const member = focusedMember();
     if (member && what === exclude) return leaveOut(...member);
     what(found);
@@ -212,56 +335,133 @@ function curatingKeys(labels, then) {
     then(found);
   };
   return {
-    x: ["Exclude, and go to the next undecided class", act(exclude)], k: ["Keep, and go to the next undecided class", act(keep)],
-    z: ["Undecided again", () => { const found = labels(); if (found.length) reopen(found); }],
-    n: ["Name", () => askText("Name", labels())], t: ["Tag", () => askText("Tag", labels())],
-    o: ["Leave the member that has the keyboard out of training, or take it back", () => { const member = focusedMember(); if (member) leaveOut(...member); else toast("Go to a member first: key f, then arrows."); }],
-    g: ["Next undecided class", goNext], ...historyKeys(),
+    x: ["Exclude, and go to the next undecided class", act(exclude)],
+    k: ["Keep, and go to the next undecided class", act(keep)],
+    z: [
+      "Undecided again",
+      () => {
+        const found = labels();
+        if (found.length) reopen(found);
+      },
+    ],
+    n: ["Name", () => askText("Name", labels())],
+    t: ["Tag", () => askText("Tag", labels())],
+    o: [
+      "Leave the member that has the keyboard out of training, or take it back",
+      () => {
+        const member = focusedMember();
+        if (member) leaveOut(...member);
+        else toast("Go to a member first: key f, then arrows.");
+      },
+    ],
+    g: ["Next undecided class", goNext],
+    ...historyKeys(),
   };
 }
 
-function leaveOut(c, index) {
-  if (index === 0) return toast("The reference defines the class: exclude the class instead.");
-  const scan = c.members.scan[index], out = c.excluded_members.includes(scan);
-  decide([c.label], { excluded_members: out ? c.excluded_members.filter((row) => row !== scan) : [...c.excluded_members, scan].sort((a, b) => a - b) }, out ? "Member taken back" : "Member left out");
-}
 const leaveOutButton = (c, index) => {
-  const button = el("button", { type: "button", id: "leave-out", "aria-pressed": String(isLeftOut(c, index)), title: "Key o", click: () => { leaveOut(c, index); button.setAttribute("aria-pressed", String(isLeftOut(c, index))); } }, "Leave out of training");
+  const button = el(
+    "button",
+    {
+      type: "button",
+      id: "leave-out",
+      "aria-pressed": String(isLeftOut(c, index)),
+      title: "Key o",
+      click: () => {
+        leaveOut(c, index);
+        button.setAttribute("aria-pressed", String(isLeftOut(c, index)));
+      },
+    },
+    "Leave out of training",
+  );
   return button;
 };
 
 function editor(c) {
   const change = (field, read) => () => decide([c.label], { [field]: read() }, "Saved");
-  const name = el("input", { id: "name", maxlength: 200, ".value": c.name, change: change("name", () => name.value.trim()) });
-  const note = el("textarea", { id: "note", rows: 2, maxlength: 2000, ".value": c.note, change: change("note", () => note.value) });
-  const tags = el("input", { id: "tags", maxlength: 400, ".value": c.tags.join(", "), placeholder: "separated by commas", change: change("tags", () => [...new Set(tags.value.split(",").map((tag) => tag.trim()).filter(Boolean))].sort()) });
-  return el("section", { class: "panel editor", id: "editor" }, el("div", { class: "row", id: "decision" }, decisionButtons(c), el("span", { class: "soft small" }, "then the next undecided: ", el("kbd", {}, "k"), " ", el("kbd", {}, "x"))),
-    el("label", {}, "Name", name), el("label", {}, "Tags", tags), el("label", {}, "Note", note),
-    c.excluded_members.length ? el("p", { class: "small" }, `${plural(c.excluded_members.length, "member")} left out of training.`) : null);
+  const name = el("input", {
+    id: "name",
+    maxlength: 200,
+    ".value": c.name,
+    change: change("name", () => name.value.trim()),
+  });
+  const note = el("textarea", {
+    id: "note",
+    rows: 2,
+    maxlength: 2000,
+    ".value": c.note,
+    change: change("note", () => note.value),
+  });
+  const tags = el("input", {
+    id: "tags",
+    maxlength: 400,
+    ".value": c.tags.join(", "),
+    placeholder: "separated by commas",
+    change: change("tags", () =>
+      [
+        ...new Set(
+          tags.value
+            .split(",")
+            .map((tag) => tag.trim())
+            .filter(Boolean),
+        ),
+      ].sort(),
+    ),
+  });
+  return el(
+    "section",
+    { class: "panel editor", id: "editor" },
+    el(
+      "div",
+      { class: "row", id: "decision" },
+      decisionButtons(c),
+      el(
+        "span",
+        { class: "soft small" },
+        "then the next undecided: ",
+        el("kbd", {}, "k"),
+        " ",
+        el("kbd", {}, "x"),
+      ),
+    ),
+    el("label", {}, "Name", name),
+    el("label", {}, "Tags", tags),
+    el("label", {}, "Note", note),
+    c.excluded_members.length
+      ? el(
+          "p",
+          { class: "small" },
+          `${plural(c.excluded_members.length, "member")} left out of training.`,
+        )
+      : null,
+  );
 }
 // The view of a class follows changes without losing the keyboard.
 addEventListener("classeschange", ({ detail: labels }) => {
   if (!location.hash.startsWith("#/class/") && !location.hash.startsWith("#/compare/")) return;
   const here = location.hash.split("/").slice(2).map(Number);
   if (!labels.some((label) => here.includes(label))) return;
-  const editing = typing(document.activeElement), [label] = here;
+  const editing = typing(document.activeElement),
+    [label] = here;
   if (location.hash.startsWith("#/class/")) {
     if (!editing) document.getElementById("editor")?.replaceWith(editor(data.classes[label]));
     const head = main.querySelector("h2");
     const c = data.classes[label];
-    head?.replaceChildren(titleOf(c), ...(c.name ? [el("span", { class: "soft" }, ` (class ${label})`)] : []));
+    head?.replaceChildren(
+      titleOf(c),
+      ...(c.name ? [el("span", { class: "soft" }, ` (class ${label})`)] : []),
+    );
     head?.nextElementSibling?.replaceChildren(...[gradeMark(c), stateMark(c)].filter(Boolean));
   } else route();
-  for (const list of sheetsShown) for (const tile of list.children) {
-    const index = Number(tile.dataset.index), c = list.classOf;
-    if (tile.classList.contains("left-out") === isLeftOut(c, index)) continue;
-    const had = tile.contains(document.activeElement), fresh = memberTile(c, index);
-    fresh.querySelector("button").tabIndex = tile.querySelector("button").tabIndex;
-    tile.replaceWith(fresh);
-    if (had) fresh.querySelector("button").focus();
-  }
+  for (const list of sheetsShown)
+    for (const tile of list.children) {
+      const index = Number(tile.dataset.index),
+        c = list.classOf;
+      if (tile.classList.contains("left-out") === isLeftOut(c, index)) continue;
+      const had = tile.contains(document.activeElement),
+        fresh = memberTile(c, index);
+      fresh.querySelector("button").tabIndex = tile.querySelector("button").tabIndex;
+      tile.replaceWith(fresh);
+      if (had) fresh.querySelector("button").focus();
+    }
 });
-if (data.live) {
-  setInterval(followNow, 3000);
-  addEventListener("focus", followNow);
-}
