@@ -75,7 +75,7 @@ async function openViewer(label, member) {
     if (!box.open) return;
     viewer = new Niivue({
       isRadiologicalConvention: true, sagittalNoseLeft: true, multiplanarShowRender: SHOW_RENDER.ALWAYS, show3Dcrosshair: true,
-      showAllOrientationMarkers: true, fontColor: [0.9, 0.9, 0.9, 1],
+      showAllOrientationMarkers: true, fontColor: [0.15, 0.6, 1, 1], multiplanarPadPixels: 16,
       crosshairColor: [1, 0.75, 0.1, 1], crosshairWidthUnit: "mm", dragAndDropEnabled: false, loadingText: "", logLevel: "error",
     });
     viewer.onLocationChange = tell;
