@@ -206,8 +206,9 @@ def test_a_member_is_left_out_of_training_and_taken_back(page: Page, store: Path
 
 def test_the_reference_cannot_be_left_out(page: Page, store: Path) -> None:
     page.go("#/class/1")
+    page.wait(lambda: page.all(".tile"))
     page.press("f", "o")
-    assert "exclude the class instead" in page.one("#toasts").text
+    page.wait(lambda: "exclude the class instead" in page.one("#toasts").text)
     assert read_annotation(store)[1] == ClassNote()
 
 
