@@ -143,23 +143,18 @@ async function openViewer(label, member) {
     const { Niivue, SHOW_RENDER } = await loadNiivue();
     if (!box.open) return;
     viewer = new Niivue({
-<<<<<<< HEAD
       isRadiologicalConvention: true,
       sagittalNoseLeft: true,
       multiplanarShowRender: SHOW_RENDER.ALWAYS,
       show3Dcrosshair: true,
       showAllOrientationMarkers: true,
-      fontColor: [0.9, 0.9, 0.9, 1],
+      fontColor: [0.15, 0.6, 1, 1],
+      multiplanarPadPixels: 16,
       crosshairColor: [1, 0.75, 0.1, 1],
       crosshairWidthUnit: "mm",
       dragAndDropEnabled: false,
       loadingText: "",
       logLevel: "error",
-=======
-      isRadiologicalConvention: true, sagittalNoseLeft: true, multiplanarShowRender: SHOW_RENDER.ALWAYS, show3Dcrosshair: true,
-      showAllOrientationMarkers: true, fontColor: [0.15, 0.6, 1, 1], multiplanarPadPixels: 16,
-      crosshairColor: [1, 0.75, 0.1, 1], crosshairWidthUnit: "mm", dragAndDropEnabled: false, loadingText: "", logLevel: "error",
->>>>>>> decisions
     });
     viewer.onLocationChange = tell;
     await viewer.attachToCanvas(canvas);
