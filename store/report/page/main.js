@@ -75,6 +75,14 @@ addEventListener("hashchange", ({ oldURL, newURL }) => {
     main.focus({ preventScroll: true });
   }
 });
+let resizing = 0,
+  wide = innerWidth;
+addEventListener("resize", () => {
+  if (innerWidth === wide || document.querySelector("dialog[open]")) return;
+  wide = innerWidth;
+  clearTimeout(resizing);
+  resizing = setTimeout(route, 200);
+});
 addEventListener("beforeprint", () => {
   for (const canvas of document.querySelectorAll("canvas")) if (canvas.stale) draw(canvas);
 });

@@ -46,10 +46,21 @@ function summaryStrip() {
   );
 }
 
+// Cards share the width of the page; their pictures fill them.
+const CARD_WIDTH = 352,
+  CARD_GAP = 14;
+function pictureSizes() {
+  const wide = main.clientWidth - 48,
+    columns = Math.max(1, Math.floor((wide + CARD_GAP) / (CARD_WIDTH + CARD_GAP))),
+    inside = (wide - (columns - 1) * CARD_GAP) / columns - 26;
+  const crop = Math.min(150, Math.floor(0.27 * inside));
+  return { crop, places: inside - 2 * crop - 26 };
+}
 function card(c) {
   const name = `cards-${Math.floor(c.label / data.classesPerSheet)}`,
     first = (c.label % data.classesPerSheet) * data.cardTiles;
-  const size = fitted(planeMm(c, "axial"), 104),
+  const { crop: side, places } = pictureSizes(),
+    size = fitted(planeMm(c, "axial"), side),
     mm = planeMm(c, "axial")[0];
   const crop = (which, text) =>
     picture(
@@ -94,7 +105,7 @@ function card(c) {
       { class: "pictures", href: `#/class/${c.label}`, tabindex: -1, "aria-hidden": "true" },
       figureOf(crop(0, "mean of all members"), "mean"),
       figureOf(crop(1, "reference"), "reference"),
-      el("span", { class: "places" }, placePictures(c, 0, 104, 184)),
+      el("span", { class: "places" }, placePictures(c, 0, side, places)),
     ),
     el(
       "p",
