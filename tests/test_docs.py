@@ -1,11 +1,8 @@
 """Python examples of README and docs run, on files of the names they use; commands parse."""
 
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import click
@@ -13,7 +10,7 @@ import pytest
 
 from cli import main
 from store.options import LocalPath
-from tests.support.command import ROOT, Semgen
+from tests.support.command import ROOT, Semgen, run_code
 from tests.support.settings import SETTINGS
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -46,14 +43,7 @@ def test_an_example_runs(code: str, folder: Path) -> None:
         code = code.replace("width=16", "width=2, steps=1, batch_size=4").replace("(7, 12)", "(1,)")
         code = code.replace("epochs=100", "epochs=1").replace("20_000", "1, batch_size=4")
     others = re.search("pytorch_lightning|torchdata", code)  # they warn about each other and torch
-    done = subprocess.run(
-        [sys.executable, *([] if others else ["-W", "error"]), "-c", code],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_code(code, cwd=folder, warn=bool(others))
     assert done.returncode == 0, done.stderr
 
 
