@@ -1,33 +1,31 @@
 """Benchmarks that need a machine which is seldom at hand run here at small size."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.scans import abdomen_with_organs, altered_copy
-from tests.support.command import ROOT
+from tests.support.command import run_code
 from tests.support.synthetic_store import make_store
+
+
+def run_module(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Like `python -m`."""
+    words = [name, *arguments]
+    return run_code(
+        f"import runpy, sys; sys.argv = {words!r}; runpy.run_module({name!r}, None, '__main__')"
+    )
 
 
 def test_the_benchmark_for_gpus_runs_on_the_cpu(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", num_train=3, num_validation=1, shape=(32, 64, 64))
     small = "--device cpu --width 1 --batch-size 2 --steps 1 --warm-up 1 --threads 1"
     nets = "--nets genesis resenc-s"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "benchmarks.pretrain_gpu", str(store), *small.split()),
-            *nets.split(),
-            *("--plain-workers", "1", "--no-compile", "--out", str(tmp_path / "table.md")),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
+    done = run_module(
+        *("benchmarks.pretrain_gpu", str(store), *small.split(), *nets.split()),
+        *("--plain-workers", "1", "--no-compile", "--out", str(tmp_path / "table.md")),
     )
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "table.md").read_text()
@@ -49,14 +47,7 @@ def test_the_benchmark_of_matching_runs_at_small_size(tmp_path: Path, command: s
     else:
         options = ["--seeds", "1", "--phantoms", "2", "--matrix", "32"]
         options += ["--step", "80"] if command == "masks" else ["--margin", "10"]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.anatomy", command, *options],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_module("benchmarks.anatomy", command, *options)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) >= 3
 

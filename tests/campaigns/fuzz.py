@@ -7,7 +7,6 @@ Counts how many were accepted, or rejected for which reason, and exits 1 unless 
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -17,6 +16,7 @@ import numpy as np
 import SimpleITK
 
 from pipeline.phantom.files import write_archive
+from tests.support.command import run_semgen
 
 FORMATS = ("nii", "nii.gz", "mha", "nrrd", "mhd", "dcm")
 SETTINGS = """
@@ -97,15 +97,9 @@ def campaign(num_files: int, seed: int, workers: int) -> tuple[int, str, dict[st
         folder = Path(scratch)
         make_archive(folder / "archive", num_files, seed)
         (folder / "settings.toml").write_text(SETTINGS)
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "cli", "prepare", str(folder / "archive")),
-                *(str(folder / "store"), "--config", str(folder / "settings.toml")),
-                *("--workers", str(workers), "--json"),
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
+        done = run_semgen(
+            *("prepare", folder / "archive", folder / "store", "--json"),
+            *("--config", folder / "settings.toml", "--workers", workers),
         )
         if done.returncode:
             return done.returncode, done.stderr, {}

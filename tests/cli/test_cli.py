@@ -19,7 +19,7 @@ from cli import main
 from pipeline.config import AutoencoderConfig, PrepareConfig
 from store import PatchStore, StoreError
 from store.settings import describe
-from tests.support.command import ROOT, Semgen, assert_refused, run
+from tests.support.command import ROOT, Semgen, assert_refused, run, run_code
 from tests.support.listing import list_series
 from tests.support.settings_tables import PAGE, fill
 from trainer import TrainConfig
@@ -155,17 +155,19 @@ def test_options_take_precedence_over_the_file_and_the_file_over_the_preset(
 # Commands ----------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_lists_the_series_and_makes_nothing(phantoms: Path, tmp_path: Path) -> None:
-    result = run("prepare", phantoms, tmp_path / "s", "--dry-run", "--workers", 1)
-    assert result.exit_code == 0, result.stderr
+def test_a_dry_run_lists_the_series_and_makes_nothing(
+    phantoms: Path, semgen: Semgen, tmp_path: Path
+) -> None:
+    result = semgen("prepare", phantoms, tmp_path / "s", "--dry-run", "--workers", 1)
+    assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert "7 series: 6 to read, 1 unreadable" in lines
     assert [line.split()[0] for line in lines[-4:]] == ["scans", "crops", "store", "time"]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_prints_json(phantoms: Path, tmp_path: Path) -> None:
-    result = run("prepare", phantoms, tmp_path / "s", "--dry-run", "--workers", 1, "--json")
+def test_a_dry_run_prints_json(phantoms: Path, semgen: Semgen, tmp_path: Path) -> None:
+    result = semgen("prepare", phantoms, tmp_path / "s", "--dry-run", "--workers", 1, "--json")
     found = json.loads(result.stdout)
     assert len(found["series"]) == 7
     columns = ("file", "files", "reason", "detail", "size", "spacing_mm")
@@ -399,7 +401,6 @@ def test_a_prepared_store_trains_and_its_weights_are_exported(
 
 
 DEMO = """
-import sys
 from dataclasses import replace
 import cli
 
@@ -407,20 +408,13 @@ cli._DEMO_PATIENTS = 6
 autoencoder = {"width": 4, "max_steps": 4, "threads": 1}
 cli.PRESETS["demo"] |= {"classes": 3, "neighbours": 4, "autoencoder": autoencoder}
 cli._DEMO_TRAINING = replace(cli._DEMO_TRAINING, epochs=2, warmup_epochs=1, threads=1)
-cli.main(sys.argv[1:])
+cli.main(["demo"])
 """
 
 
 def test_the_demo_makes_what_it_names_and_can_be_run_again(tmp_path: Path) -> None:
     def demo() -> list[str]:
-        done = subprocess.run(
-            [sys.executable, "-c", DEMO, "demo"],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = run_code(DEMO, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
 

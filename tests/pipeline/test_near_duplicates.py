@@ -42,6 +42,11 @@ ORIGINAL, COPY = "phantom-0000.nii.gz", "zebrowski.nii.gz"
 
 
 @pytest.fixture(scope="module")
+def config(config: PrepareConfig) -> PrepareConfig:
+    return replace(config, near_duplicates="same-split")
+
+
+@pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three patients, and the first once more: on a grid of other spacing, shifted and noisy."""
     folder = tmp_path_factory.mktemp("near")

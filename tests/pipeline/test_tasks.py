@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,7 @@ from distributed import Client, LocalCluster
 from pipeline import isolation
 from pipeline.isolation import ProcessCrashed, ProcessKilled, call_isolated
 from pipeline.tasks import run_alone
-from tests.support.command import ENVIRONMENT
+from tests.support.command import run_code
 
 # Shell commands stand for series. $PPID is the process that reads: a worker, or its isolated child.
 KILL = "kill -KILL $PPID"
@@ -64,7 +62,7 @@ def test_a_process_that_is_killed_from_outside_is_tried_again(
 
 
 SCRIPT = """
-import dask, json, os, sys
+import dask, json, os
 from distributed import Client, LocalCluster
 from pipeline.tasks import run_bounded
 
@@ -73,7 +71,7 @@ dask.config.set({"distributed.deploy.lost-worker-timeout": "1 day"})  # to resta
 one = {"n_workers": 1, "threads_per_worker": 1, "silence_logs": 50}
 one["dashboard_address"] = "127.0.0.1:0"
 with LocalCluster(**one) as cluster, Client(cluster) as client:
-    found = run_bounded(client, os.system, json.loads(sys.argv[1]))
+    found = run_bounded(client, os.system, SERIES)
     print(json.dumps([[item, str(result)] for item, result in found]))
 """
 
@@ -82,12 +80,6 @@ def test_a_series_is_read_in_the_end_however_often_its_worker_is_lost(tmp_path: 
     file = tmp_path / "lost"
     file.touch()
     series = ["true", LOST.format(file=file, times=3), "sleep 0.1"]
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(series)],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run_code(SCRIPT.replace("SERIES", repr(series)))
     assert dict(json.loads(done.stdout)) == dict.fromkeys(series, "0")
     assert len(file.read_text()) == 3, "once among others, twice in a process of its own"

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from store import PatchStore
-from store.quality import Quality, assess, describe_crops, load_quality
+from store.quality import Quality, assess, describe_crops, load_quality, share_above
 from tests.support.command import Semgen
 from tests.support.progress import CountedProgress
 from tests.support.synthetic_store import make_store
@@ -56,6 +56,14 @@ def test_similarity_ignores_brightness_and_contrast(crops: NDArray[np.int16]) ->
     alike = describe_crops(crops[:1])[0] @ describe_crops(brighter)[0]
     assert alike > 0.9
     assert describe_crops(crops[:1])[0] @ describe_crops(crops[4:])[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_share_counts_pairs_that_exceed_the_null_and_half_of_equal_ones() -> None:
+    rng = np.random.default_rng(3)
+    pairs, null = (rng.integers(0, 20, size).astype(np.float32) / 7 for size in (30, 50))
+    plain = [1.0 if pair > other else 0.5 * (pair == other) for pair in pairs for other in null]
+    assert share_above(pairs, null) == pytest.approx(np.mean(plain), abs=1e-15)
+    assert share_above(pairs[:0], null) == 0.5
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ neighbours = 3
 max_member_share = 1.0
 validation_neighbours = 2
 validation_fraction = 0.34
+near_duplicates = "off"
 shape = [16, 32, 32]
 spacing_mm = [3.0, 2.0, 2.0]
 side_steps = [25, 40]

@@ -33,3 +33,9 @@ def unseal(store: Path) -> Path:
     changed = {"state": "building", "fingerprint": None}
     group.attrs["semgen"] = {**group.attrs["semgen"], **changed}  # type: ignore[dict-item]
     return store
+
+
+def assert_same_bytes(store: Path, other: Path) -> None:
+    one, two = contents(store), contents(other)
+    assert sorted(one) == sorted(two)
+    assert [name for name in one if one[name] != two[name]] == []

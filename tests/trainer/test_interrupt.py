@@ -47,6 +47,14 @@ def saved_step(run: Path) -> int:
     return int(torch.load(run / "last.pt", weights_only=True)["progress"]["step"])
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c() -> Iterator[None]:
+    """Not ignored, as it is where these tests run in the background of a script."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(params=SIGNALS, ids=["SIGINT", "SIGTERM"])
 def number(request: pytest.FixtureRequest) -> int:
     return int(request.param)

@@ -6,9 +6,8 @@ import json
 import math
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from store import CorruptStore, PatchStore, annotate
 from store.settings import to_json
+from tests.support.command import run_code
 from tests.support.runs import SHAPE, TINY, assert_same_run, read_metrics, tiny
 from tests.support.synthetic_store import make_store
 from trainer import (
@@ -562,14 +562,14 @@ def test_the_learning_rate_schedule_starts_again_in_each_phase(store: Path, tmp_
 
 
 CHILD = """
-import json, os, signal, sys
+import os, signal
 import torch
 from trainer import Stepped, TrainConfig, pretrain
 torch.set_num_threads(1)
 def kill(event):
     if isinstance(event, Stepped) and event.step == 8:
         os.kill(os.getpid(), signal.SIGKILL)
-pretrain(sys.argv[1], sys.argv[2], TrainConfig(**json.loads(sys.argv[3])), on_event=kill)
+pretrain({store!r}, {run!r}, TrainConfig(**{config!r}), on_event=kill)
 """
 
 
@@ -577,8 +577,8 @@ def test_a_run_killed_and_resumed_equals_the_uninterrupted_one(
     whole: tuple[Path, list[Event]], store: Path, tmp_path: Path
 ) -> None:
     config = tiny(checkpoint_every=3)  # so the kill loses steps 7 and 8, and a line of metrics
-    command = [sys.executable, "-c", CHILD, str(store), str(tmp_path / "run")]
-    killed = subprocess.run([*command, json.dumps(to_json(config))], check=False)
+    names = {"store": str(store), "run": str(tmp_path / "run"), "config": to_json(config)}
+    killed = run_code(CHILD.format(**names))
     assert killed.returncode == -signal.SIGKILL
     pretrain(store, tmp_path / "run", config)
     assert_same_run(tmp_path / "run", whole[0])
@@ -738,11 +738,9 @@ def test_a_refused_training_creates_no_files(store: Path, tmp_path: Path, existe
     assert list(tmp_path.rglob("*")) == ([run] if existed else [])
 
 
-@pytest.mark.skipif(
-    not any(map(shutil.which, ("c++", "g++", "clang++"))),
-    reason="no C++ compiler is here",
-)
-def test_a_compiled_net_learns_the_same(tmp_path: Path) -> None:
+def test_a_compiled_net_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced forwards and backwards; PyTorch's default would then take a minute for C++ code."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     store = make_store(tmp_path / "bare.store", num_validation=0, shape=SHAPE)
     config = tiny(pretext="none", epochs=1, warmup_epochs=0, batch_size=36)
     plain, compiled = (

@@ -1,5 +1,6 @@
 """Training by two processes, as torchrun starts them."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import torch
 from store import PatchStore
 from store.settings import to_json
 from tests.support.command import ROOT
+from tests.support.ranks import train_by_two
 from tests.support.synthetic_store import make_store
 from trainer import TrainConfig, TrainError, pretrain
 from trainer.data.plan import EpochPlan
@@ -88,10 +90,9 @@ def test_two_processes_give_the_weights_of_one(store: Path, together: Path, tmp_
 
 
 def test_one_step_of_two_processes_is_one_step_of_one(store: Path, tmp_path: Path) -> None:
-    settings = {"steps": 1, "warmup_epochs": 0, "batch_size": 11}
-    done = torchrun(store, tmp_path / "together", **settings)
-    assert done.returncode == 0, done.stderr
-    pretrain(store, tmp_path / "alone", TrainConfig(**{**to_json(CONFIG), **settings}))
+    config = dataclasses.replace(CONFIG, steps=1, warmup_epochs=0, batch_size=11)
+    train_by_two(store, tmp_path / "together", config)
+    pretrain(store, tmp_path / "alone", config)
     saved = [
         torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("together", "alone")
     ]
@@ -137,7 +138,7 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step_without_loss(
     assert "Interrupted" in done.stderr
     saved = torch.load(run / "last.pt", weights_only=True)["progress"]
     assert saved["step"] == 8  # the next line of metrics
-    assert torchrun(store, run).returncode == 0
+    train_by_two(store, run, CONFIG)
     assert (run / "metrics.jsonl").read_bytes() == (together / "metrics.jsonl").read_bytes()
     ours, theirs = weights(run), weights(together)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
@@ -146,9 +147,9 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step_without_loss(
 def test_another_number_of_processes_is_refused_without_synced_batch_norm(
     store: Path, tmp_path: Path
 ) -> None:
-    apart = {"sync_batch_norm": False, "steps": 2, "warmup_epochs": 0}
-    assert torchrun(store, tmp_path / "apart", **apart).returncode == 0
-    config = TrainConfig(**{**to_json(CONFIG), **apart, "steps": 4})
+    apart = dataclasses.replace(CONFIG, sync_batch_norm=False, steps=2, warmup_epochs=0)
+    train_by_two(store, tmp_path / "apart", apart)
+    config = dataclasses.replace(apart, steps=4)
     with pytest.raises(TrainError, match="trained by 2 processes, but now there are 1"):
         pretrain(store, tmp_path / "apart", config)
 
@@ -158,8 +159,8 @@ def test_processes_with_unequal_parts_of_a_batch_do_not_wait_for_ever(
     store: Path, tmp_path: Path, settings: dict[str, int]
 ) -> None:
     """Parts of 5 and 4 crops in three accumulation steps, or of one and no crop."""
-    done = torchrun(store, tmp_path / "run", warmup_epochs=0, steps=3, **settings)
-    assert done.returncode == 0, done.stderr
+    config = dataclasses.replace(CONFIG, warmup_epochs=0, steps=3, **settings)  # type: ignore[arg-type]
+    train_by_two(store, tmp_path / "run", config)
     assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
 
 
