@@ -3,11 +3,11 @@
 import contextlib
 import errno
 import json
+import multiprocessing
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import psutil
@@ -17,7 +17,7 @@ from selenium import webdriver
 
 from cli import main
 from tests.support.browser import Page
-from tests.support.command import ROOT
+from tests.support.command import running_semgen, start_server
 from tests.support.comparison import PLAN
 from tests.support.progress import CountedProgress
 from trainer import TrainError
@@ -70,27 +70,19 @@ def test_trials_that_are_done_are_not_run_again(folder: Path, compared: Path) ->
 
 
 @contextlib.contextmanager
-def running_command(folder: Path, out: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+def running_command(
+    folder: Path, out: Path, *options: str, errors: Path | None = None
+) -> Iterator[ForkServerProcess]:
     """The command in another process, after its first trial is done."""
-    command = [
-        sys.executable,
-        "-m",
-        "cli",
-        "compare",
-        str(folder / "plan.toml"),
-        str(out),
-        *options,
-    ]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as process:
+    command = ["compare", folder / "plan.toml", out, *options]
+    with running_semgen(*command, errors=errors) as process:
         until = time.monotonic() + 120
         while not read_results(out) and time.monotonic() < until:
             time.sleep(0.02)
         yield process
 
 
-def find_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+def find_workers(process: ForkServerProcess) -> list[psutil.Process]:
     children = psutil.Process(process.pid).children()
     return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
@@ -117,7 +109,12 @@ def test_an_incomplete_line_is_run_again_and_does_not_harm_others(
     assert compare(folder / "plan.toml", out) == read_results(compared)
 
 
-def test_several_processes_share_the_work(folder: Path, compared: Path) -> None:
+def test_several_processes_share_the_work(
+    folder: Path, compared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_server()
+    forks = multiprocessing.get_context("forkserver")  # new interpreters take ten seconds
+    monkeypatch.setattr("multiprocessing.get_context", lambda _: forks)
     progress = CountedProgress()
     results = compare(
         folder / "plan.toml",
@@ -132,13 +129,15 @@ def test_several_processes_share_the_work(folder: Path, compared: Path) -> None:
         assert one["score"] == pytest.approx(other["score"], abs=0.02)  # threads differ
 
 
-def test_a_process_that_dies_is_reported(folder: Path) -> None:
+def test_a_process_that_dies_is_reported(folder: Path, tmp_path: Path) -> None:
     """As when memory runs out; the others do not wait for it."""
-    with running_command(folder, folder / "died", "--devices", "cpu,cpu") as process:
+    errors, two = tmp_path / "errors", ("--devices", "cpu,cpu")
+    errors.touch()
+    with running_command(folder, folder / "died", *two, errors=errors) as process:
         find_workers(process)[0].kill()
-        _, printed = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "a process died" in printed
+        process.join(60)
+    assert process.exitcode == 1
+    assert "a process died" in errors.read_text()
 
 
 def test_worker_processes_end_when_their_parent_is_killed(folder: Path) -> None:

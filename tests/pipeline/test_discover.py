@@ -150,7 +150,7 @@ def test_a_reference_is_the_first_member_of_its_class(name: str) -> None:
     many = dataclasses.replace(
         CONFIGS[name], classes=40, tries=20, max_overlap=1.0, separation_steps=0
     )
-    for seed in range(4):
+    for seed in range(2):
         for found in discover(SCANS, dataclasses.replace(many, seed=seed)).classes:
             assert (found.train.scans[0], found.train.distance[0]) == (found.reference, 0)
 
