@@ -487,7 +487,9 @@ def test_config_json_holds_the_settings_and_the_fingerprint(
     whole: tuple[Path, list[Event]], store: Path
 ) -> None:
     content = json.loads((whole[0] / "config.json").read_text())
-    resolved = {"precision": "fp32", "excluded_classes": [], "normalise": "window"}
+    resolved = {
+        "precision": "fp32", "excluded_classes": [], "excluded_members": [], "normalise": "window",
+    }  # fmt: skip
     assert content["config"] == to_json(TINY) | resolved
     assert content["store_fingerprint"] == PatchStore(store).fingerprint
     (started,) = of_kind(whole[1], Started)
