@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from store.classes import Annotation, ClassNote
+from store.classes import Annotation
 from store.format import SPLITS
 from store.geometry import scan_name
 from store.matches import find_weak, weak_limits
@@ -79,15 +79,9 @@ def describe_page(
 def add_notes(facts: Facts, annotation: Annotation) -> Facts:
     """The values with names, decisions and notes of the classes."""
     classes = [
-        {**known, **describe_note(annotation[label])}
-        for label, known in enumerate(facts["classes"])
+        {**known, **asdict(annotation[label])} for label, known in enumerate(facts["classes"])
     ]
     return {**facts, "classes": classes}
-
-
-def describe_note(note: ClassNote) -> Facts:
-    """The annotation of one class, as the page reads it."""
-    return asdict(note)
 
 
 def _describe_limits(store: PatchStore) -> dict[str, float]:

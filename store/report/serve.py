@@ -13,6 +13,7 @@ import json
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
@@ -27,7 +28,7 @@ from store.format import SPLITS, StoreError
 from store.quality import Quality
 from store.reader import PatchStore
 from store.report.build import make_page
-from store.report.facts import add_notes, describe_note, describe_page
+from store.report.facts import add_notes, describe_page
 from store.report.pictures import encode_tiles
 from store.report.sheets import (
     CARD_TILES,
@@ -87,7 +88,7 @@ class ReportApp:
     def notes(self) -> dict[int, dict[str, Any]]:
         """Annotated classes as the page reads them."""
         notes = read_annotation(self.store.path).notes
-        return {label: describe_note(note) for label, note in notes.items()}
+        return {label: asdict(note) for label, note in notes.items()}
 
     def _draw(self, kind: str, number: int) -> bytes:
         """A sheet of pictures; KeyError for one that does not exist."""
