@@ -35,7 +35,9 @@ from trainer.report.runs import Run, describe_run, label_runs, read_run
 from trainer.samples import list_samples, read_sample
 
 MOST_RUNS: Final = 8
-_SCRIPTS = ("charts.js", "classes.js", "runs.js")
+_SCRIPTS: Final = (
+    "charts.js", "words.js", "classes.js", "runs.js", "finetuned.js", "compared.js", "main.js",
+)  # fmt: skip
 _QUALITY = 85
 
 

@@ -219,18 +219,16 @@ class Charts {
         { x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" },
         this.settings.xName,
       ),
-      ...chart
-        .marks()
-        .flatMap(([x, text]) => [
-          el("line", {
-            class: "mark",
-            x1: chart.x(x),
-            x2: chart.x(x),
-            y1: top,
-            y2: height - bottom,
-          }),
-          el("text", { x: chart.x(x) + 4, y: height - bottom - 6 }, text),
-        ]),
+      ...chart.marks().flatMap(([x, text]) => [
+        el("line", {
+          class: "mark",
+          x1: chart.x(x),
+          x2: chart.x(x),
+          y1: top,
+          y2: height - bottom,
+        }),
+        el("text", { x: chart.x(x) + 4, y: height - bottom - 6 }, text),
+      ]),
       ...chart.lines.flatMap((one) =>
         [
           one.shown !== one.raw &&
