@@ -63,6 +63,7 @@ class Watch:
         self, name: str, total: int | None, unit: str, *, done: int = 0
     ) -> Iterator[Callable[[int], None]]:
         """What the job calls (see store.progress.Progress)."""
+        name = name.rpartition(": ")[2]  # without its number
         wall, busy, waiting = time.perf_counter(), _cpu_seconds(), psutil.cpu_times().iowait
         yield lambda _: None
         wall = time.perf_counter() - wall
