@@ -5,11 +5,13 @@
     python -m benchmarks.prepare --archive ARCHIVE --work DIR --published
 
 ARCHIVE holds a few real scans; DIR keeps what is made of them: six copies of each, that differ by
-some voxels, and phantoms of 512 x 512 x 300, plain and gzip. For each archive and round: the floor
-(as many processes read the same files and do nothing else), then a whole job; of both the median
-is taken. Of each stage: wall time, the share of the cores' time that its processes computed, the
-share that the machine waited for disks, and the rest, idle. Memory is the peak of the resident set,
-and "added" what a worker has above one that has only imported what its tasks need.
+some voxels, and phantoms of 512 x 512 x 300, plain and gzip. For each archive and round: the
+floors, then a whole job; medians are taken. Floor of the survey: as many processes read the same
+files and do nothing else. Floor of cut: they also encode, checksum and write the same crops, which
+are there already; `benchmarks.cut` does this at several numbers of crops a scan. Of each stage:
+wall time, the share of the cores' time that its processes computed, the share that the machine
+waited for disks, and the rest, idle. Memory is the peak of the resident set, and "added" what a
+worker has above one that has only imported what its tasks need.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ import SimpleITK as sitk  # noqa: N813
 from scipy import ndimage
 
 from benchmarks.archives import large_phantoms, pack, replicate
+from benchmarks.floors import floor_of_cut, floor_of_survey
 from pipeline.archive.lookup import catalogue_folder, read_series
 from pipeline.archive.series import Series
 from pipeline.cluster import WORKER_MODULES, connect
@@ -45,17 +48,12 @@ _PUBLISHED = {"scans": 623, "classes": 200, "members": 230}
 _PUBLISHED_CLASSES, _PUBLISHED_MEMBERS = 10, 30
 
 
-def read_only(series: Series) -> int:
-    """Read a series the plain way; its voxels."""
-    image = sitk.ReadImage(series.files if len(series.files) > 1 else series.files[0])
-    return image.GetNumberOfPixels()
-
-
 @dataclass
 class Watch:
     """Times of the stages of a job in this process, and the memory of its processes."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    cpu: dict[str, float] = field(default_factory=dict)
     shares: dict[str, tuple[float, float]] = field(default_factory=dict)
     parent_mib: float = 0.0
     worker_mib: dict[int, float] = field(default_factory=dict)
@@ -65,13 +63,15 @@ class Watch:
         self, name: str, total: int | None, unit: str, *, done: int = 0
     ) -> Iterator[Callable[[int], None]]:
         """What the job calls (see store.progress.Progress)."""
+        name = name.rpartition(": ")[2]  # without its number
         wall, busy, waiting = time.perf_counter(), _cpu_seconds(), psutil.cpu_times().iowait
         yield lambda _: None
         wall = time.perf_counter() - wall
         self.seconds[name] = self.seconds.get(name, 0.0) + wall
         cores = wall * (psutil.cpu_count() or 1)
         waited = psutil.cpu_times().iowait - waiting
-        self.shares[name] = (_cpu_seconds() - busy) / cores, waited / cores
+        self.cpu[name] = _cpu_seconds() - busy
+        self.shares[name] = self.cpu[name] / cores, waited / cores
         self._note_memory()
 
     def _note_memory(self) -> None:
@@ -99,15 +99,6 @@ def _cpu_seconds() -> float:
 def list_series(store: Path) -> list[Series]:
     """The series of every scan of a store."""
     return list(read_series(store, range(len(PatchStore(store).scans.id))))
-
-
-def measure_floor(series: list[Series], workers: int) -> float:
-    """Seconds to only read the series."""
-    with get_context("spawn").Pool(workers) as pool:
-        pool.map(abs, range(workers * 4))  # started and warm
-        begun = time.perf_counter()
-        pool.map(read_only, series, chunksize=1)
-        return time.perf_counter() - begun
 
 
 def idle_mib() -> float:
@@ -138,21 +129,28 @@ def compare(
 ) -> None:
     """Jobs and floors of one archive in turn; print the table."""
     store, weights = work / "store", work / "autoencoder.safetensors"
-    watches, floors = [run_job(archive, store, config, workers)], []
+    watches = [run_job(archive, store, config, workers)]
+    floors: dict[str, list[float]] = {"survey": [], "cut": []}
     series = list_series(store)
     shutil.copy(store / "scans/embedding/autoencoder.safetensors", weights)
     for _ in range(rounds):
-        floors.append(measure_floor(series, workers))
+        floors["survey"].append(floor_of_survey(series, workers))
+        shutil.rmtree(work / "floor.store", ignore_errors=True)
+        parts = floor_of_cut(store, series, work / "floor.store", workers)
+        floors["cut"].append(sum(part.wall for part in parts))
         watches.append(run_job(archive, store, config, workers, autoencoder=weights))
     opened = PatchStore(store)
     num_crops = len(opened.train) + len(opened.validation)
-    floor = statistics.median(floors)
+    floor = {stage: statistics.median(seconds) for stage, seconds in floors.items()}
     stored = sum(file.stat().st_size for file in store.glob("*/patch/**/*") if file.is_file())
     print(
         f"\n### {name}: {len(series)} scans, {opened.num_classes} classes, {num_crops} crops of"
         f" {opened.crop_shape}, {stored / num_crops / 2**20:.2f} MiB each on disk"
     )
-    print(f"\nfloor {floor:.2f} s ({min(floors):.2f} to {max(floors):.2f}), {workers} processes\n")
+    for stage, seconds in floors.items():
+        spread = f"({min(seconds):.2f} to {max(seconds):.2f})"
+        print(f"\nfloor of {stage}: {floor[stage]:.2f} s {spread}, {workers} processes")
+    print()
     print("| stage | s | x floor | computing | waiting for disks | idle |")
     print("|---|---|---|---|---|---|")
     for stage in watches[0].seconds:
@@ -160,11 +158,13 @@ def compare(
         seconds = statistics.median(watch.seconds[stage] for watch in of_stage)
         busy = statistics.median(watch.shares[stage][0] for watch in of_stage)
         waiting = statistics.median(watch.shares[stage][1] for watch in of_stage)
-        ratio = f"{seconds / floor:.2f}" if stage in {"survey", "cut"} else ""
+        ratio = f"{seconds / floor[stage]:.2f}" if stage in floor else ""
         idle = max(0.0, 1 - busy - waiting)
         print(f"| {stage} | {seconds:.2f} | {ratio} | {busy:.0%} | {waiting:.0%} | {idle:.0%} |")
     cut = statistics.median(watch.seconds["cut"] for watch in watches[1:])
-    print(f"\ncut beyond the floor: {(cut - floor) * workers / num_crops * 1e3:.2f} ms a crop")
+    print(
+        f"\ncut beyond the floor: {(cut - floor['cut']) * workers / num_crops * 1e3:.2f} ms a crop"
+    )
     largest = float(opened.scans.size.prod(axis=1).max()) * 2 / 2**20
     shard_mib = opened.config["rows_per_shard"] * opened.train.patch.dtype.itemsize / 2**20
     shard_mib *= float(np.prod(opened.train.patch.shape[1:]))

@@ -58,6 +58,8 @@ _SETTINGS: Final = {
     "distributed.deploy.lost-worker-timeout": "1 day",
     # a series that hangs takes its time limit at each try
     "distributed.scheduler.allowed-failures": 1,
+    # looks at the stack of each process every 10 ms, on the cores that should cut crops
+    "distributed.worker.profile.enabled": False,
     **{f"distributed.nanny.pre-spawn-environ.{k}": v for k, v in WORKER_ENVIRONMENT.items()},
 }
 """Of clusters that are started here."""

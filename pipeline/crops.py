@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,23 +55,36 @@ def axis_weights(
     vanishes where the two are equal.
     """
     index = (first_mm + step_mm * np.arange(num_samples)) / spacing_mm
-    index = np.clip(index, 0, num_voxels - 1)
-    sigma = 0.5 * np.sqrt(max(0.0, (step_mm / spacing_mm) ** 2 - 1))  # in voxels
+    index = np.minimum(np.maximum(index, 0), num_voxels - 1)
+    before = index.astype(np.intp)
+    kernel, change = _kernel(step_mm / spacing_mm)
+    reach = len(kernel) // 2 - 1
+    start, stop = int(before[0]) - reach, int(before[-1]) + reach + 2
+    # Of each sample, the weights of the voxels from `before - reach` to `before + reach + 1`.
+    near = kernel + (index - before)[:, None] * change
+    column = before[:, None] + np.arange(-reach - start, reach + 2 - start)
+    low, high = max(0, start), min(num_voxels, stop)
+    if (low, high) != (start, stop):  # the scan ends within reach
+        near[(column < low - start) | (column >= high - start)] = 0
+    if reach:  # without smoothing, the sum is 1 already
+        near /= near.sum(axis=1, keepdims=True)
+    weights = np.zeros((num_samples, stop - start), np.float32)
+    weights[np.arange(num_samples)[:, None], column] = near
+    return low, weights[:, low - start : high - start]
+
+
+@lru_cache(maxsize=256)
+def _kernel(step: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Smoothing before interpolation, for samples `step` voxels apart.
+
+    Returns the weights of the voxels from `-reach` to `reach + 1` around a sample on a voxel, not
+    normalised, and how they change until the sample is on the next voxel.
+    """
+    sigma = 0.5 * np.sqrt(max(0.0, step**2 - 1))
     reach = int(np.ceil(_TRUNCATE_SIGMAS * sigma))
-    before = np.floor(index).astype(np.intp)
-    low = max(0, int(before[0]) - reach)
-    high = min(num_voxels - 1, int(before[-1]) + 1 + reach)
-    # The kernel at the distances from the voxel before each sample, and from the one after.
-    # Beyond `reach` it is zero, as both ends of the table are.
-    distance = np.arange(-reach, reach + 1)
-    table = np.zeros(2 * reach + 5)
-    table[2:-2] = np.exp(-0.5 * (distance / sigma) ** 2) if reach else 1.0
-    column = np.arange(low + reach + 2, high + reach + 3) - before[:, None]
-    share = (index - before)[:, None]
-    weights = table.take(column, mode="clip")
-    weights += share * (table.take(column - 1, mode="clip") - weights)
-    weights /= weights.sum(axis=1, keepdims=True)
-    return low, weights.astype(np.float32)
+    kernel = np.zeros(2 * reach + 2)
+    kernel[:-1] = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2) if reach else 1.0
+    return kernel, np.roll(kernel, 1) - kernel
 
 
 def resample(
@@ -142,8 +155,9 @@ def cut_crop(
                 f"crop spans {first:.2f} to {last:.2f} mm along {name}, the scan 0 to {limit:.2f}"
             )
     values = resample(volume, origin_mm=origin_mm, extent_mm=extent_mm, shape=shape)
-    np.rint(np.clip(values, *window_hu, out=values), out=values)
-    return values.astype(np.int16)
+    low, high = (min(max(bound, -32768), 32767) for bound in window_hu)
+    crop = np.rint(values, out=values).astype(np.int16)
+    return np.clip(crop, low, high, out=crop)
 
 
 def make_thumbnail(

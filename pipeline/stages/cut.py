@@ -5,6 +5,7 @@ The functions that workers run come last; they write shards and touch no catalog
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import deque
 from dataclasses import dataclass, replace
@@ -126,28 +127,35 @@ def _cut_split(client: Client, plan: _SplitPlan, config: PrepareConfig, advance:
     """Cut the missing shards of one split, in row order, and fill in their digests.
 
     A scan is read by one task for all its crops. That task writes the shards that have crops of
-    this scan only, and passes its crops of other shards to the tasks that write those. Where Dask
-    gives up one of these tasks, because workers were lost, one task cuts the whole shard.
+    this scan only, and passes its crops of other shards to the tasks that write those: one for all
+    shards that begin with the same scan, because each task costs the scheduler milliseconds. Where
+    Dask gives up one of these tasks, because workers were lost, one task cuts each whole shard.
     """
     path, grid, digests = str(plan.path), plan.grid, plan.digests
     limit = 2 * num_threads(client)  # of shards and of scans in flight
     cuts: dict[int, Any] = {}  # futures, by scan
-    in_flight: deque[tuple[int, Any]] = deque()  # shard and future
+    in_flight: deque[tuple[list[int], Any]] = deque()  # shards and future
 
     def collect() -> None:
-        shard, future = in_flight.popleft()
+        shards, future = in_flight.popleft()
         try:
-            digests[shard] = future.result()
+            found = future.result()
         except KilledWorker:
-            scans = [plan.scan_cut(scan) for scan in plan.scans_of(grid.rows_of(shard))]
-            ((_, digest),) = run_alone(client, cut_shard, [shard], path, scans, config)
-            raise_if_failed(digest)
+            found = []
+            for shard in shards:
+                scans = [plan.scan_cut(scan) for scan in plan.scans_of(grid.rows_of(shard))]
+                ((_, digest),) = run_alone(client, cut_shard, [shard], path, scans, config)
+                raise_if_failed(digest)
+                found.append(digest)
+        for shard, digest in zip(shards, found, strict=True):
             digests[shard] = digest
-        _log.debug("%s: shard %d of %d is written", plan.split, shard + 1, grid.num_shards)
-        advance(len(grid.rows_of(shard)))
+            _log.debug("%s: shard %d of %d is written", plan.split, shard + 1, grid.num_shards)
+            advance(len(grid.rows_of(shard)))
 
-    for shard in [shard for shard in range(grid.num_shards) if digests[shard] is None]:
-        rows = grid.rows_of(shard)
+    missing = (shard for shard in range(grid.num_shards) if digests[shard] is None)
+    for _, group in itertools.groupby(missing, lambda shard: plan.scans_of(grid.rows_of(shard))[0]):
+        shards = list(group)
+        rows = range(grid.rows_of(shards[0]).start, grid.rows_of(shards[-1]).stop)
         scans = plan.scans_of(rows)
         cuts = {s: cut for s, cut in cuts.items() if s in scans and cut.status != "error"}
         for scan in scans:
@@ -161,16 +169,16 @@ def _cut_split(client: Client, plan: _SplitPlan, config: PrepareConfig, advance:
                     pure=False,
                 )
         done = client.submit(
-            finish_shard,
+            finish_shards,
             path,
             plan.split,
-            shard,
+            shards,
             [cuts[scan] for scan in scans],
-            key=f"finish-{plan.split}-{shard}",
+            key=f"finish-{plan.split}-{shards[0]}",
             pure=False,
         )
-        in_flight.append((shard, done))
-        oldest = grid.rows_of(in_flight[0][0]).start
+        in_flight.append((shards, done))
+        oldest = grid.rows_of(in_flight[0][0][0]).start
         if len(in_flight) >= limit and len(plan.scans_of(range(oldest, rows.stop))) > limit:
             collect()
     while in_flight:
@@ -245,16 +253,23 @@ def cut_scan(store: str, cut: ScanCut, config: PrepareConfig) -> dict[int, Piece
     return pieces
 
 
-def finish_shard(store: str, split: str, shard: int, cuts: list[dict[int, Piece]]) -> str:
-    """Write one shard from the scans that share it, in row order; returns its digest."""
-    pieces = [cut[shard] for cut in cuts]
-    if isinstance(pieces[0], str):
-        return pieces[0]
-    crops = np.concatenate([piece for piece in pieces if not isinstance(piece, str)])
-    return write_shard(Path(store), f"{split}/patch", shard, crops)
+def finish_shards(
+    store: str, split: str, shards: list[int], cuts: list[dict[int, Piece]]
+) -> list[str]:
+    """Write shards from the scans that share them, in row order; returns their digests."""
+    digests = []
+    for shard in shards:
+        pieces = [cut[shard] for cut in cuts if shard in cut]
+        if isinstance(pieces[0], str):
+            digests.append(pieces[0])
+            continue
+        crops = np.concatenate([piece for piece in pieces if not isinstance(piece, str)])
+        digests.append(write_shard(Path(store), f"{split}/patch", shard, crops))
+    return digests
 
 
 def cut_shard(shard: int, store: str, cuts: list[ScanCut], config: PrepareConfig) -> str:
     """Cut one shard from all scans that share it, and write it; returns its digest."""
     pieces = [cut_scan(store, replace(cut, shards=(shard,)), config) for cut in cuts]
-    return finish_shard(store, cuts[0].split, shard, pieces)
+    (digest,) = finish_shards(store, cuts[0].split, [shard], pieces)
+    return digest

@@ -182,6 +182,20 @@ def test_values_are_clipped_to_the_window() -> None:
     assert set(np.unique(cut(metal, (4, 4, 12), (1, 1, 1))).tolist()) == {-1000, 1000}
 
 
+def test_a_window_wider_than_int16_clips_nothing() -> None:
+    hu = np.full((8, 8, 8), 32767, np.int16)
+    hu[:, :, :4] = -32768
+    volume = Volume(hu=hu, spacing_mm=(1.0, 1.0, 1.0))
+    crop = cut_crop(
+        volume,
+        origin_mm=(-0.5, -0.5, -0.5),
+        extent_mm=(8.0, 8.0, 8.0),
+        shape=hu.shape,
+        window_hu=(-40000, 40000),
+    )
+    assert (crop == hu).all()
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("end", ["low", "high"])
 def test_a_crop_that_extends_beyond_the_scan_is_refused(noise: Volume, axis: int, end: str) -> None:

@@ -23,6 +23,7 @@ from store.decisions import list_excluded_members, parse_member
 from store.format import format_rows
 from store.settings import differences
 from trainer.config import CacheMode, Normalise
+from trainer.data.buffers import Buffers
 from trainer.data.cache import CropCache, make_cache
 from trainer.data.epochs import EpochCounter
 from trainer.data.intensity import ZScores
@@ -168,6 +169,7 @@ class PatchDataset(IterableDataset[Batch]):
         self._cache_mode: CacheMode = cache
         self._cache: CropCache | None = None
         self._device = torch.device(device)
+        self._buffers = Buffers(threads + 3)  # being read, waiting, and with the caller
         self._statistics_hu = read_statistics(store) if normalise == "zscore" else None
         if excluded_classes is None:
             excluded_classes = read_annotation(store.location).excluded
@@ -332,11 +334,11 @@ class PatchDataset(IterableDataset[Batch]):
         """
         if self._cache is not None and self._cache.holds(rows):
             return rows, None
-        crops = torch.empty(
-            (len(rows), 1, *self._split.patch.shape[1:]),
-            dtype=torch.int16,
-            pin_memory=self._device.type == "cuda",
-        )
+        shape = (len(rows), 1, *self._split.patch.shape[1:])
+        if self._device.type == "cuda":  # torch keeps pinned memory itself
+            crops = torch.empty(shape, dtype=torch.int16, pin_memory=True)
+        else:
+            crops = torch.from_numpy(self._buffers.take(shape))
         corrupt = self._split.patch.read_into(rows, crops[:, 0].numpy())
         if corrupt:
             if not self._skip_corrupt:
