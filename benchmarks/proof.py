@@ -41,7 +41,6 @@ from trainer.comparison import compare
 from trainer.config import NetName, PretextName
 
 _WINDOW_HU = (-200, 300)
-_SPACING_MM = (6.0, 6.0, 6.0)
 _PRETEXTS: Final[dict[str, tuple[PretextName, bool]]] = {
     "restoration": ("restoration", False), "mae": ("mae", False),
     "classification": ("none", True), "joint": ("restoration", True), "mae-joint": ("mae", True),
@@ -67,12 +66,14 @@ class Size:
     classes: int = 20
     neighbours: int = 90
     """Members of a class among the training scans."""
-    autoencoder_steps: int = 300
-    side: int = 24
-    """Voxels of a crop along y and x; 16 along z."""
+    autoencoder_steps: int = 150
+    side: int = 16
+    """Voxels of a crop along each axis."""
+    spacing_mm: float = 8.0
+    """Of crops, and of organs; disease is small, and seen at half of it."""
     net: NetName = "genesis"
     width: int = 4
-    pretrain_steps: int = 500
+    pretrain_steps: int = 1500
     pretrain_batch: int = 16
     train: int = 64
     """Labeled phantoms from which a trial draws; for disease, pairs of crops."""
@@ -82,13 +83,21 @@ class Size:
     """Numbers of labeled phantoms."""
     disease_labels: tuple[int, ...] = (20, 50, 100)
     """Numbers of labeled crops."""
-    organs_steps: int = 300
-    disease_steps: int = 150
+    organs_steps: int = 600
+    disease_steps: int = 300
     batch: int = 8
     learning_rate: float = 1e-2
 
     def labels(self, task: str) -> tuple[int, ...]:
         return self.organs_labels if task == "organs" else self.disease_labels
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (self.side, self.side, self.side)
+
+    @property
+    def spacings_mm(self) -> tuple[float, float, float]:
+        return (self.spacing_mm, self.spacing_mm, self.spacing_mm)
 
     @property
     def pools(self) -> dict[str, int]:
@@ -98,15 +107,15 @@ class Size:
 
 SIZES: Final = {
     "small": Size(
-        archive=40, matrix=48, classes=8, neighbours=12, autoencoder_steps=10, side=16, width=2,
-        pretrain_steps=20, train=20, test=10, organs_labels=(5, 10), disease_labels=(10,),
+        archive=40, matrix=48, classes=8, neighbours=12, autoencoder_steps=10, width=2,
+        pretrain_steps=20, train=20, test=10, organs_labels=(5, 10), disease_labels=(20,),
         organs_steps=20, disease_steps=20,
     ),
     "cpu": Size(),
     "gpu": Size(
-        archive=1000, matrix=128, classes=40, neighbours=300, autoencoder_steps=1500, side=48,
-        width=32, pretrain_steps=10_000, pretrain_batch=64, organs_steps=1000, disease_steps=1000,
-        batch=16, learning_rate=1e-3,
+        archive=1000, matrix=128, classes=40, neighbours=300, autoencoder_steps=1500, side=32,
+        spacing_mm=4.0, width=32, pretrain_steps=10_000, pretrain_batch=64, organs_steps=1000,
+        disease_steps=500, batch=16, learning_rate=1e-3,
     ),
 }  # fmt: skip
 
@@ -131,8 +140,8 @@ def make_data(work: Path, size: Size, workers: int) -> None:
             neighbours=size.neighbours,
             validation_neighbours=10,
             place=place,
-            shape=(16, size.side, size.side),
-            spacing_mm=_SPACING_MM,
+            shape=size.shape,
+            spacing_mm=size.spacings_mm,
             window_hu=_WINDOW_HU,
             max_overlap=0.5,
             autoencoder=AutoencoderConfig(max_steps=size.autoencoder_steps),
@@ -218,12 +227,13 @@ def _write_plan(size: Size, trial: int, starts: Sequence[str], task: str, runs: 
         "validation_fraction": 0.0,
         "net": size.net,
         "width": size.width,
-        "shape": [16, size.side, size.side],
-        "spacing_mm": _SPACING_MM,
+        "shape": size.shape,
+        "spacing_mm": [mm / (2 if task == "disease" else 1) for mm in size.spacings_mm],
         "window_hu": _WINDOW_HU,
         "batch_size": size.batch,
         "steps": size.organs_steps if task == "organs" else size.disease_steps,
         "learning_rate": size.learning_rate,
+        "patches_per_case": 32,  # long epochs, because each ends with a checkpoint
         "loss": "dice+cross-entropy" if task == "organs" else "cross-entropy",
         "overlap": 0.0,
         "threads": 1,

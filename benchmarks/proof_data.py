@@ -1,8 +1,9 @@
 """Phantoms for `benchmarks.proof`: the archive to pretrain on, and two tasks to fine-tune on.
 
-Organs: segment seven organs of abdomens. Disease: does a crop show a mass or an effusion? Each crop
-with disease has one without, at the same place of the atlas in a healthy phantom, so that neither
-place nor organ tells them apart. No phantom is in two of: archive, training, test.
+Organs: segment seven organs of abdomens. Disease: does a crop of a chest show a mass of the lung or
+an effusion? Each crop with disease has one without, at the same place of the atlas in a healthy
+phantom, so that neither place nor organ tells them apart. No phantom is in two of: archive,
+training, test.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from pipeline.phantom.solids import LABELS
 ORGANS: Final = (
     "background", "liver", "spleen", "right_kidney", "left_kidney", "stomach", "aorta", "spine",
 )  # fmt: skip
-DISEASES: Final = ("mass", "effusion")
+_DISEASES: Final = ("mass", "effusion")
 _ARCHIVE, _ORGANS, _SICK, _HEALTHY = range(1900, 1904)
 """Seeds of the phantoms."""
-_SLICE_MM = 6.0
-"""Slices of the labeled phantoms: pixels of a matrix of 64 are as large."""
+_SLICES_MM = 384.0
+"""Slices of the labeled phantoms, times the matrix: they are about as thick as pixels are wide."""
 _SHIFT_MM = 20.0
 """A crop's centre is at most this far from a voxel of the disease, along each axis."""
 
@@ -109,10 +110,10 @@ def _draw_pairs(matrix: int) -> Iterator[tuple[tuple[Phantom, Any], tuple[Phanto
     )
     for number in itertools.count():
         sick = draw_phantom(_SICK, number, matrix=matrix, varied=True)
-        if sick.disease is None:
-            continue
+        if sick.disease is None or sick.disease.organ == "liver":
+            continue  # a mass in the liver has hardly any contrast
         sick = _with_thick_slices(sick)
-        shown = np.argwhere(np.isin(sick.render_masks(), [LABELS[name] for name in DISEASES]))
+        shown = np.argwhere(np.isin(sick.render_masks(), [LABELS[name] for name in _DISEASES]))
         if not len(shown):
             continue
         rng = np.random.default_rng([_SICK, number])
@@ -133,11 +134,12 @@ def _extent_mm(phantom: Phantom) -> NDArray[np.float64]:
 
 
 def _with_thick_slices(phantom: Phantom) -> Phantom:
-    num = int(_extent_mm(phantom)[0] // _SLICE_MM) + 1
+    slice_mm = _SLICES_MM / phantom.size[2]
+    num = int(_extent_mm(phantom)[0] // slice_mm) + 1
     return replace(
         phantom,
         size=(num, *phantom.size[1:]),
-        spacing_mm=(_SLICE_MM, *phantom.spacing_mm[1:]),
+        spacing_mm=(slice_mm, *phantom.spacing_mm[1:]),
     )
 
 
