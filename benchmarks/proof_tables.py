@@ -1,0 +1,276 @@
+"""Tests, tables and figure of `benchmarks.proof`, from the lines of its trials alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from store.atomic import replace_file
+from trainer.comparison.results import RESULTS, read_results
+from trainer.comparison.statistics import ALPHA, correct, difference, mean_and_std
+
+PLANNED: Final = (
+    ("scratch", "restoration"), ("scratch", "mae"), ("scratch", "classification"),
+    ("scratch", "joint"), ("scratch", "mae-joint"),
+    ("restoration", "joint"), ("mae", "mae-joint"),
+    ("classification-shuffled", "classification"), ("joint-shuffled", "joint"),
+    ("classification-frame", "classification"), ("joint-frame", "joint"),
+)  # fmt: skip
+"""Comparisons that were planned before the campaign: a gain is the second minus the first."""
+_STYLES: Final = {"shuffled": ":", "frame": "--"}
+_NAMES: Final = {"organs": "organs, mean Dice", "disease": "disease, AUC"}
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gain:
+    """One comparison: the second start minus the first, trial by trial."""
+
+    one: str
+    other: str
+    num: int
+    """Trials that both have."""
+    mean: float
+    low: float
+    high: float
+    """95 % confidence interval of the paired difference."""
+    p_paired: float
+    p_welch: float
+
+
+# Results
+
+
+def gather_results(compared: Path, pools: dict[str, int]) -> list[Line]:
+    """The lines of all trials: task, start, labels, trial, score, and Dice of each test phantom.
+
+    compared
+        Folder with TASK/TRIAL, each a result of `semgen compare`.
+    pools
+        Labeled cases that a trial draws from, by task.
+    """
+    lines = []
+    for folder in sorted(compared.glob("*/*"), key=_task_and_trial):
+        for found in read_results(folder):
+            line = {name: found[name] for name in ("task", "start", "score", "failed", "seed")}
+            line["labels"] = round(found["label_fraction"] * pools[found["task"]])
+            line["trial"] = int(folder.name)
+            share = f"{found['label_fraction']:g}"
+            cases = folder / "trials" / line["task"] / line["start"] / share / "0-0" / "cases.csv"
+            line["cases"] = dict(_read_dice(cases)) if line["score"] is not None else {}
+            lines.append(line)
+    return lines
+
+
+def _task_and_trial(folder: Path) -> tuple[int, int]:
+    return list(_NAMES).index(folder.parent.name), int(folder.name)
+
+
+def _read_dice(file: Path) -> Iterator[tuple[str, float]]:
+    with file.open(newline="") as stream:
+        for row in csv.DictReader(stream):
+            if "dice" in row:
+                yield row["case"], float(row["dice"])
+
+
+def write_results(lines: Sequence[Line], out: Path) -> str:
+    """Write results.jsonl, tables.md and figure.png to `out`; returns the tables."""
+    out.mkdir(parents=True, exist_ok=True)
+    with replace_file(out / RESULTS) as partial:
+        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    blocks = []
+    for task in dict.fromkeys(line["task"] for line in lines):
+        own = [line for line in lines if line["task"] == task]
+        blocks += [f"### {_NAMES[task]}\n", _scores_table(own), _planned_table(own)]
+        if len({line["labels"] for line in own}) > 1:
+            blocks.append(_by_labels_table(own))
+    text = "\n".join(blocks) or "No trial has a score yet.\n"
+    with replace_file(out / "tables.md") as partial:
+        partial.write_text(text)
+    if lines:
+        _draw(lines, out / "figure.png")
+    return text
+
+
+def split_start(start: str) -> tuple[str, str]:
+    """Kind and control ("shuffled", "frame" or "") of a start."""
+    kind, _, control = start.rpartition("-")
+    return (kind, control) if control in _STYLES else (start, "")
+
+
+# Statistics
+
+
+def scores_by_trial(lines: Sequence[Line], start: str, labels: int | None) -> dict[int, float]:
+    """The score of each trial; for labels None, its mean over all numbers of labels.
+
+    A trial without all of them is left out.
+    """
+    wanted = {line["labels"] for line in lines} if labels is None else {labels}
+    found: dict[int, list[float]] = {}
+    for line in lines:
+        if line["start"] == start and line["labels"] in wanted and line["score"] is not None:
+            found.setdefault(line["trial"], []).append(line["score"])
+    return {n: float(np.mean(scores)) for n, scores in found.items() if len(scores) == len(wanted)}
+
+
+def compare_starts(lines: Sequence[Line], one: str, other: str, labels: int | None) -> Gain | None:
+    """The gain of `other` over `one`; None where fewer than two trials have both."""
+    ones, others = (scores_by_trial(lines, start, labels) for start in (one, other))
+    both = sorted(ones.keys() & others.keys())
+    if len(both) < 2:
+        return None
+    pair = [ones[n] for n in both], [others[n] for n in both]
+    gains = np.subtract(pair[1], pair[0])
+    mean, error = float(gains.mean()), float(stats.sem(gains))
+    reach = error * float(stats.t.ppf(1 - ALPHA / 2, len(both) - 1))
+    p_paired = float(stats.ttest_1samp(gains, 0).pvalue) if error else float(mean == 0)
+    return Gain(
+        one=one, other=other, num=len(both), mean=mean, low=mean - reach, high=mean + reach,
+        p_paired=p_paired, p_welch=difference(*pair).p_welch,
+    )  # fmt: skip
+
+
+def planned_gains(lines: Sequence[Line], labels: int | None = None) -> list[tuple[Gain, float]]:
+    """The planned comparisons that have trials, each with its paired p after Holm's correction."""
+    gains = [g for pair in PLANNED if (g := compare_starts(lines, *pair, labels)) is not None]
+    return list(zip(gains, correct([gain.p_paired for gain in gains]), strict=True))
+
+
+def _share_better(lines: Sequence[Line], gain: Gain) -> str:
+    """On how many test phantoms the second start is better, in the mean over all trainings."""
+    means = [_case_means(lines, start) for start in (gain.one, gain.other)]
+    both = means[0].keys() & means[1].keys()
+    return f"{sum(means[1][c] > means[0][c] for c in both)} of {len(both)}" if both else ""
+
+
+def _case_means(lines: Sequence[Line], start: str) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for line in lines:
+        if line["start"] == start:
+            for case, dice in line["cases"].items():
+                found.setdefault(case, []).append(dice)
+    return {case: float(np.nanmean(dice)) for case, dice in found.items()}
+
+
+# Tables
+
+
+def _scores_table(lines: Sequence[Line]) -> str:
+    numbers = sorted({line["labels"] for line in lines})
+    body = []
+    for start in _starts(lines):
+        cells = []
+        for labels in (*numbers, None):
+            mean, std = mean_and_std(list(scores_by_trial(lines, start, labels).values()))
+            cells.append("" if math.isnan(mean) else f"{100 * mean:.1f} ± {100 * std:.1f}")
+        trials = len(scores_by_trial(lines, start, None))
+        failed = sum(line["start"] == start and line["score"] is None for line in lines)
+        body.append([start, *cells, f"{trials}" + (f" ({failed} failed)" if failed else "")])
+    return _table(["start", *(f"{n} labels" for n in numbers), "mean", "trials"], body)
+
+
+def _planned_table(lines: Sequence[Line]) -> str:
+    body = [
+        [
+            gain.one, gain.other, f"{100 * gain.mean:+.1f}",
+            f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}", _p(gain.p_paired), _p(holm),
+            _p(gain.p_welch), _share_better(lines, gain),
+        ]
+        for gain, holm in planned_gains(lines)
+    ]  # fmt: skip
+    header = ["from", "to", "gain of the mean", "95 % interval", "p paired", "p Holm", "p Welch"]
+    return _table([*header, "test phantoms better"], body)
+
+
+def _by_labels_table(lines: Sequence[Line]) -> str:
+    """Gains by number of labels; a star: p < 0.05 after Holm's correction within that number."""
+    numbers = sorted({line["labels"] for line in lines})
+    cells: dict[tuple[str, str], dict[int, str]] = {}
+    for labels in numbers:
+        for gain, holm in planned_gains(lines, labels):
+            star = "*" if holm < ALPHA else ""
+            cells.setdefault((gain.one, gain.other), {})[labels] = f"{100 * gain.mean:+.1f}{star}"
+    body = [[*pair, *(found.get(n, "") for n in numbers)] for pair, found in cells.items()]
+    return _table(["from", "to", *(f"{n} labels" for n in numbers)], body)
+
+
+def _starts(lines: Sequence[Line]) -> list[str]:
+    return list(dict.fromkeys(line["start"] for line in lines))
+
+
+def _p(value: float) -> str:
+    if math.isnan(value):
+        return ""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    rows = [header, ["---"] * len(header), *body]
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+# Figure
+
+
+def _draw(lines: Sequence[Line], file: Path) -> None:
+    """Scores by number of labels, with 95 % intervals over trials."""
+    import matplotlib as mpl  # noqa: PLC0415 (takes seconds)
+
+    mpl.use("Agg", force=False)
+    from matplotlib import pyplot  # noqa: PLC0415
+
+    tasks = list(dict.fromkeys(line["task"] for line in lines))
+    figure, panels = pyplot.subplots(
+        1, len(tasks), figsize=(6 * len(tasks), 4.6), dpi=120, squeeze=False
+    )
+    starts = _starts(lines)
+    kinds = list(dict.fromkeys(split_start(start)[0] for start in starts))
+    for task, axes in zip(tasks, panels[0], strict=True):
+        own = [line for line in lines if line["task"] == task]
+        numbers = sorted({line["labels"] for line in own})
+        for position, start in enumerate(starts):
+            kind, control = split_start(start)
+            means, reach = _intervals(own, start, numbers)
+            shift = 1 + 0.012 * (position - len(starts) / 2)  # so that bars do not hide each other
+            axes.errorbar(
+                np.array(numbers) * shift, 100 * means, yerr=100 * reach, marker="o", markersize=4,
+                capsize=2, linewidth=1.4, label=start, color=f"C{kinds.index(kind)}",
+                linestyle=_STYLES.get(control, "-"),
+            )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_xticks(numbers, [str(n) for n in numbers])
+        axes.minorticks_off()
+        axes.set_xlabel("labeled phantoms")
+        axes.set_ylabel(f"{_NAMES[task]} (%)")
+        axes.grid(alpha=0.3)
+    panels[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    figure.tight_layout()
+    with replace_file(file) as partial:
+        figure.savefig(partial, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def _intervals(
+    lines: Sequence[Line], start: str, numbers: Sequence[int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean at each number of labels, NaN without trials, and half of its interval."""
+    means, reach = np.full(len(numbers), np.nan), np.zeros(len(numbers))
+    for place, labels in enumerate(numbers):
+        scores = list(scores_by_trial(lines, start, labels).values())
+        mean, std = mean_and_std(scores)
+        means[place] = mean
+        if len(scores) > 1:
+            t = float(stats.t.ppf(1 - ALPHA / 2, len(scores) - 1))
+            reach[place] = t * std / math.sqrt(len(scores))
+    return means, reach
