@@ -100,22 +100,7 @@ function showClass(label) {
           el("p", { class: "row" }, gradeMark(c), stateMark(c)),
         ),
         data.live ? editor(c) : noteOf(c),
-        el(
-          "section",
-          { class: "panel" },
-          el(
-            "div",
-            { class: "row top" },
-            turningPicture(c, 0, "Reference"),
-            turningPicture(c, -1, "Mean of all members"),
-            el(
-              "figure",
-              {},
-              el("span", { class: "places" }, placePictures(c, 0, 150)),
-              el("figcaption", {}, "Place in the reference"),
-            ),
-          ),
-        ),
+        el("section", { class: "panel" }, classPictures(c, 150)),
         el("section", { class: "panel" }, classFacts(c)),
         !data.live &&
           el(

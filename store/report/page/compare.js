@@ -28,18 +28,7 @@ function compare(first, second) {
         stateMark(c),
       ),
       data.live && el("div", { class: "row" }, decisionButtons(c)),
-      el(
-        "div",
-        { class: "row top" },
-        turningPicture(c, 0, "Reference"),
-        turningPicture(c, -1, "Mean of all members"),
-        el(
-          "figure",
-          {},
-          el("span", { class: "places" }, placePictures(c, 0, 130, 220)),
-          el("figcaption", {}, "Place in the reference"),
-        ),
-      ),
+      classPictures(c, 130, 220),
       wheelTurns(contactSheet(c), true),
       el("div", { class: "panel" }, classFacts(c)),
     );

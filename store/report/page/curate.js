@@ -74,9 +74,7 @@ function leaveOutliers(list) {
       ].sort((a, b) => a - b),
     },
   }));
-  past.push(changes);
-  future.length = 0;
-  commit(changes);
+  apply(changes);
   toast(`Outliers left out: ${plural(changes.length, "class", "classes")}`, {
     action: ["Undo", undo],
   });
@@ -185,32 +183,22 @@ function importDecisions() {
 }
 
 function decisionButtons(c, small = false) {
-  const press = (act) => () => act([c.label]);
+  const button = (name, title, pressed, act) =>
+    el(
+      "button",
+      {
+        type: "button",
+        class: name.toLowerCase(),
+        "aria-pressed": String(pressed),
+        title,
+        tabindex: small ? -1 : 0,
+        click: () => (pressed ? reopen : act)([c.label]),
+      },
+      name,
+    );
   return [
-    el(
-      "button",
-      {
-        type: "button",
-        class: "keep",
-        "aria-pressed": String(c.kept),
-        title: "Keep the class (key k)",
-        tabindex: small ? -1 : 0,
-        click: press(c.kept ? reopen : keep),
-      },
-      "Keep",
-    ),
-    el(
-      "button",
-      {
-        type: "button",
-        class: "exclude",
-        "aria-pressed": String(c.excluded),
-        title: "Exclude the class from training (key x)",
-        tabindex: small ? -1 : 0,
-        click: press(c.excluded ? reopen : exclude),
-      },
-      "Exclude",
-    ),
+    button("Keep", "Keep the class (key k)", c.kept, keep),
+    button("Exclude", "Exclude the class from training (key x)", c.excluded, exclude),
   ];
 }
 const batchButtons = (labels) => [
@@ -271,9 +259,7 @@ function askText(kind, labels) {
         before: pickFields(data.classes[label], ["name"]),
         after: { name: labels.length > 1 && value ? `${value} ${i + 1}` : value },
       }));
-      past.push(changes);
-      future.length = 0;
-      commit(changes);
+      apply(changes);
     } else if (value) {
       const parts = value
           .split(",")
@@ -291,9 +277,7 @@ function askText(kind, labels) {
             .sort(),
         },
       }));
-      past.push(changes);
-      future.length = 0;
-      commit(changes);
+      apply(changes);
     }
   };
   box.addEventListener("close", () => {

@@ -50,6 +50,12 @@ function commit(changes) {
   });
   return saving;
 }
+// The same for a new change, which can be undone.
+function apply(changes) {
+  past.push(changes);
+  future.length = 0;
+  commit(changes);
+}
 function decide(labels, after, words) {
   const changes = labels
     .map((label) => {
@@ -61,9 +67,7 @@ function decide(labels, after, words) {
     })
     .filter(({ before, after: now }) => JSON.stringify(before) !== JSON.stringify(now));
   if (!changes.length) return;
-  past.push(changes);
-  future.length = 0;
-  commit(changes);
+  apply(changes);
   toast(
     `${words}: ${labels.length === 1 ? titleOf(data.classes[labels[0]]) : plural(labels.length, "class", "classes")}`,
     { action: ["Undo", undo] },

@@ -272,3 +272,15 @@ function turningPicture(c, index, text) {
   image.dataset.turns = "";
   return figureOf(image, text);
 }
+// What a class is, in pictures; the place is at most so high and so wide.
+const classPictures = (c, ...size) =>
+  el(
+    "div",
+    { class: "row top" },
+    turningPicture(c, 0, "Reference"),
+    turningPicture(c, -1, "Mean of all members"),
+    figureOf(
+      el("span", { class: "places" }, placePictures(c, 0, ...size)),
+      "Place in the reference",
+    ),
+  );
