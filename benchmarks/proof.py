@@ -70,10 +70,9 @@ class Size:
     side: int = 16
     """Voxels of a crop along each axis."""
     spacing_mm: float = 8.0
-    """Of crops, and of organs; disease is small, and seen at half of it."""
     net: NetName = "genesis"
     width: int = 4
-    pretrain_steps: int = 1500
+    pretrain_steps: int = 1000
     pretrain_batch: int = 16
     train: int = 64
     """Labeled phantoms from which a trial draws; for disease, pairs of crops."""
@@ -83,10 +82,12 @@ class Size:
     """Numbers of labeled phantoms."""
     disease_labels: tuple[int, ...] = (20, 50, 100)
     """Numbers of labeled crops."""
-    organs_steps: int = 600
+    organs_steps: int = 800
     disease_steps: int = 300
     batch: int = 8
-    learning_rate: float = 1e-2
+    organs_rate: float = 1e-2
+    """Learning rate of fine-tuning."""
+    disease_rate: float = 3e-3
 
     def labels(self, task: str) -> tuple[int, ...]:
         return self.organs_labels if task == "organs" else self.disease_labels
@@ -115,7 +116,7 @@ SIZES: Final = {
     "gpu": Size(
         archive=1000, matrix=128, classes=40, neighbours=300, autoencoder_steps=1500, side=32,
         spacing_mm=4.0, width=32, pretrain_steps=10_000, pretrain_batch=64, organs_steps=1000,
-        disease_steps=500, batch=16, learning_rate=1e-3,
+        disease_steps=500, batch=16, organs_rate=1e-3, disease_rate=1e-3,
     ),
 }  # fmt: skip
 
@@ -189,11 +190,11 @@ def _pretrain(work: Path, size: Size, trial: int, start: str, run: Path, device:
     kind, control = split_start(start)
     pretext, classify = _PRETEXTS[kind]
     store = open_store(work, control, trial)
-    epochs = size.pretrain_steps * size.pretrain_batch // len(store.train)
+    epochs = size.pretrain_steps * size.pretrain_batch / len(store.train)
     config = TrainConfig(
         pretext=pretext,
         classify=classify,
-        warmup_epochs=epochs // 4,  # of starts with both losses: classes alone
+        warmup_epochs=round(epochs / 4),  # of starts with both losses: classes alone
         net=size.net,
         width=size.width,
         batch_size=size.pretrain_batch,
@@ -228,11 +229,11 @@ def _write_plan(size: Size, trial: int, starts: Sequence[str], task: str, runs: 
         "net": size.net,
         "width": size.width,
         "shape": size.shape,
-        "spacing_mm": [mm / (2 if task == "disease" else 1) for mm in size.spacings_mm],
+        "spacing_mm": size.spacings_mm,
         "window_hu": _WINDOW_HU,
         "batch_size": size.batch,
         "steps": size.organs_steps if task == "organs" else size.disease_steps,
-        "learning_rate": size.learning_rate,
+        "learning_rate": size.organs_rate if task == "organs" else size.disease_rate,
         "patches_per_case": 32,  # long epochs, because each ends with a checkpoint
         "loss": "dice+cross-entropy" if task == "organs" else "cross-entropy",
         "overlap": 0.0,
