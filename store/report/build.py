@@ -10,14 +10,13 @@ from typing import Final
 from store.atomic import replace_file
 from store.classes import read_annotation
 from store.progress import SILENT, Advance, Progress
-from store.quality import Quality, load_quality
+from store.quality import load_quality
 from store.reader import PatchStore
 from store.report.facts import add_notes, describe_page
 from store.report.pictures import Grey, encode_tiles
 from store.report.sheets import (
     CARD_TILES,
     card_tiles,
-    choose_members,
     class_sheet,
     mean_crop,
     scan_sheet,
@@ -32,9 +31,10 @@ _SCRIPTS: Final = (
 
 
 def write_report(store: PatchStore, out: Path, *, progress: Progress = SILENT) -> int:
-    """Write the page; returns its size in bytes. One class is in memory at a time.
+    """Write the page; returns its size in bytes.
 
-    The pictures of the cards come first, so that a browser shows them while it reads the rest.
+    In memory are the crops of one class, and the pictures of all classes, at most some 15 MB: those
+    of cards are written first, so that a browser shows them while it reads the rest.
     """
     quality = load_quality(store, progress=progress)
     facts = describe_page(store, quality, classes_per_sheet=CLASSES_PER_SHEET)
@@ -47,7 +47,8 @@ def write_report(store: PatchStore, out: Path, *, progress: Progress = SILENT) -
     ):
         page.write(shell.head + embed_json("data", facts))
         late: list[str] = []
-        for name, content in _sheets(store, quality, advance):
+        shown = [one["shown"] for one in facts["classes"]]
+        for name, content in _sheets(store, shown, advance):
             element = embed_text(name, base64.b64encode(content).decode())
             if name.startswith("cards-"):
                 page.write(element)
@@ -76,14 +77,13 @@ def make_page(sources: str, *, live: bool = False) -> Shell:
 
 
 def _sheets(
-    store: PatchStore, quality: Sequence[Quality], advance: Advance
+    store: PatchStore, shown: Sequence[Sequence[int]], advance: Advance
 ) -> Iterator[tuple[str, bytes]]:
-    """Pictures of the page by name."""
+    """Pictures of the page by name; `shown` are the members of each class, by number."""
     cards: list[Grey] = []
     for label in range(store.num_classes):
         mean = mean_crop(store, label)
-        shown = choose_members(store, label, quality[label].outliers)
-        yield f"class-{label}", class_sheet(store, label, mean, shown)
+        yield f"class-{label}", class_sheet(store, label, mean, shown[label])
         cards += card_tiles(store, label, mean)
         if label + 1 == store.num_classes or (label + 1) % CLASSES_PER_SHEET == 0:
             yield f"cards-{label // CLASSES_PER_SHEET}", encode_tiles(cards, CARD_TILES)

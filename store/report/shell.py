@@ -55,9 +55,9 @@ def render_shell(
 
 
 @cache
-def read_part(name: str) -> str:
-    """A file of the folder `page`."""
-    return (files("store.report") / "page" / name).read_text("utf-8")
+def read_part(name: str, package: str = "store.report") -> str:
+    """A file of the folder `page` of a package."""
+    return (files(package) / "page" / name).read_text("utf-8")
 
 
 def embed_json(name: str, content: Any) -> str:

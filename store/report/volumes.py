@@ -58,7 +58,7 @@ def encode_nifti(
     extent_mm: NDArray[np.float64],
     scale: tuple[float, float] = (1, 0),
 ) -> bytes:
-    """A volume (Z, Y, X) as the content of a .nii file.
+    """A volume (Z, Y, X) as the content of a .nii file; pages need no reader of images.
 
     origin_mm, extent_mm
         First corner (voxel edges) and size, (z, y, x).

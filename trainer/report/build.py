@@ -6,8 +6,6 @@ import base64
 import dataclasses
 import io
 from collections.abc import Iterator, Sequence
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +15,7 @@ from store import PatchStore, StoreError, read_annotation
 from store.atomic import replace_file
 from store.inspect import format_size
 from store.progress import SILENT, Progress
-from store.report.shell import embed_json, embed_text, render_shell
+from store.report.shell import embed_json, embed_text, read_part, render_shell
 from trainer.comparison.results import RESULTS
 from trainer.errors import TrainError
 from trainer.report.compared import describe_comparison
@@ -127,8 +125,8 @@ def _write(
     title = "semgen: comparison" if "comparison" in content else "semgen: runs"
     shell = render_shell(
         title,
-        styles=[_read_part("runs.css")],
-        scripts=[_read_part(name) for name in _SCRIPTS],
+        styles=[read_part("runs.css", "trainer.report")],
+        scripts=[read_part(name, "trainer.report") for name in _SCRIPTS],
         sources="default-src 'none'; img-src data:",
     )
     with replace_file(out) as partial, partial.open("w", encoding="utf-8") as page:
@@ -141,11 +139,6 @@ def _write(
     return ReportSummary(
         out=out, num_bytes=out.stat().st_size, letters=letters, missing=tuple(missing)
     )
-
-
-@cache
-def _read_part(name: str) -> str:
-    return (files("trainer.report") / "page" / name).read_text("utf-8")
 
 
 # Pictures: facts about them are added to `facts`, they themselves are returned by name

@@ -38,8 +38,7 @@ function commit(changes) {
       );
     for (const { label, before } of changes) Object.assign(data.classes[label], before);
     tell(changes.map((c) => c.label));
-    for (const list of [past, future])
-      for (let i = list.length - 1; i >= 0; i--) if (list[i] === changes) list.splice(i, 1);
+    past.length = future.length = 0; // they no longer lead from what is saved
     toast(
       reply === null
         ? "Not saved: semgen browse does not answer. Is it still running?"

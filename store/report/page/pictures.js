@@ -43,17 +43,16 @@ function windowTable([, low, high]) {
   );
 }
 const TABLES = WINDOWS.slice(1).map(windowTable);
-const autoWindow = ({ tissue }) =>
-  tissue.lung + tissue.air > 0.5
-    ? 2
-    : tissue.bone > 0.2
-      ? 4
-      : tissue.lung + tissue.air > 0.15
-        ? 1
-        : 3;
-const levelsOf = (c) => TABLES[(shown.window || (c ? autoWindow(c) : 1)) - 1];
+const [WIDE, LUNG, SOFT, BONE] = [1, 2, 3, 4]; // places in WINDOWS
+function autoWindow({ tissue }) {
+  const air = tissue.lung + tissue.air;
+  if (air > 0.5) return LUNG;
+  if (tissue.bone > 0.2) return BONE;
+  return air > 0.15 ? WIDE : SOFT;
+}
+const levelsOf = (c) => TABLES[(shown.window || (c ? autoWindow(c) : WIDE)) - 1];
 
-// The last values made, by name; the oldest are forgotten.
+// Promises of the last values, by name; the oldest and those that failed are forgotten.
 class Recent {
   constructor(most) {
     this.most = most;
@@ -62,7 +61,10 @@ class Recent {
   get(name, make) {
     let found = this.made.get(name);
     this.made.delete(name);
-    found ??= make();
+    if (!found) {
+      found = make();
+      found.catch(() => this.made.delete(name));
+    }
     this.made.set(name, found);
     if (this.made.size > this.most) this.made.delete(this.made.keys().next().value);
     return found;
