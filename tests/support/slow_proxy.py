@@ -39,6 +39,7 @@ class SlowProxy:
         self.latency_s = latency_s
         self.fault: Callable[[str], Fault] = lambda request: None
         self.requests: list[str] = []
+        self._connections: set[asyncio.Task[None] | None] = set()  # asyncio itself may forget them
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -71,6 +72,7 @@ class SlowProxy:
 
     async def _serve(self, *client: *Streams) -> None:
         """One connection of a client, and one to the server, to their end."""
+        self._connections.add(asyncio.current_task())
         server = None
         with contextlib.suppress(OSError, EOFError, asyncio.CancelledError):
             try:
