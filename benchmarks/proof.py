@@ -1,14 +1,15 @@
 """Does pretraining help, and do the discovered classes add to it? Measured on phantoms.
 
     export OMP_NUM_THREADS=1
-    python -m benchmarks.proof WORK --size cpu --workers 2
+    python -m benchmarks.proof WORK --size cpu --workers 2 --known benchmarks/proof_cpu.jsonl
     python -m benchmarks.proof WORK --table
 
 Pretrains a small net on unlabeled phantoms in several ways, fine-tunes each on few labeled
 phantoms, and compares them with random weights and with controls whose classes are wrong. Trial n
 has the seed n in pretraining and in fine-tuning, and its own draw of labeled phantoms, which all
 starts share. Stores and test phantoms are the same in all trials. docs/design/0019-proof.md has
-hypotheses, sizes and planned comparisons. Run again to resume, or with more --trials.
+hypotheses, sizes and planned comparisons. Run again to resume, or with more --trials. Trials that
+are complete in the results of an earlier campaign, --known, are not run again.
 
 WORK gets the archive, two stores (classes placed by matching and by the frame), two tasks, runs/,
 compared/, and results/: results.jsonl (a line for each trial), tables.md, and figure.png. --table
@@ -32,7 +33,12 @@ import numpy as np
 import torch
 
 from benchmarks.proof_data import make_archive, make_disease, make_organs
-from benchmarks.proof_tables import gather_results, split_start, write_results
+from benchmarks.proof_tables import (
+    complete_trials,
+    gather_results,
+    split_start,
+    write_results,
+)
 from pipeline import PrepareConfig, prepare
 from pipeline.config import AutoencoderConfig
 from store import PatchStore
@@ -46,10 +52,7 @@ _PRETEXTS: Final[dict[str, tuple[PretextName, bool]]] = {
     "classification": ("none", True), "joint": ("restoration", True), "mae-joint": ("mae", True),
 }  # fmt: skip
 """Pretext task, and whether classes are learned. A control's name goes on with a dash."""
-STARTS: Final = (
-    "scratch", *_PRETEXTS, "classification-shuffled", "joint-shuffled", "classification-frame",
-    "joint-frame",
-)  # fmt: skip
+STARTS: Final = ("scratch", *_PRETEXTS, "classification-shuffled", "classification-frame")
 TASKS: Final = ("organs", "disease")
 _SHUFFLE = 1904
 """Role of the generator that shuffles labels."""
@@ -275,6 +278,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--known", type=Path, help="results.jsonl of an earlier campaign")
     parser.add_argument("--table", action="store_true")
     for field in dataclasses.fields(Size):
         default = field.default
@@ -284,20 +288,28 @@ def main() -> None:
         parser.add_argument(f"--{field.name.replace('_', '-')}", **many)
     given = parser.parse_args()
     work: Path = given.work
-    if not given.table:
+    if given.table:
+        size = Size(**json.loads((work / "size.json").read_text()))
+    else:
         own = {f.name: getattr(given, f.name) for f in dataclasses.fields(Size)}
         own = {k: tuple(v) if isinstance(v, list) else v for k, v in own.items() if v is not None}
         size = dataclasses.replace(SIZES[given.size], **own)
         _record(work, size)
+    num_lines = len(given.starts) * sum(len(size.labels(task)) for task in given.tasks)
+    known = complete_trials(given.known, num_lines) if given.known else []
+    trials = sorted(set(range(given.trials)) - {line["trial"] for line in known})
+    if not given.table:
         began = time.perf_counter()
         make_data(work, size, given.workers)
         print(f"data: {(time.perf_counter() - began) / 60:.0f} min", flush=True)
         options = (given.starts, given.tasks, given.device)
-        jobs = [(run_trial, (work, size, trial, *options)) for trial in range(given.trials)]
-        _run_all(jobs, given.workers)
+        _run_all([(run_trial, (work, size, trial, *options)) for trial in trials], given.workers)
         print(f"all: {(time.perf_counter() - began) / 60:.0f} min", flush=True)
-    size = Size(**json.loads((work / "size.json").read_text()))
-    print(write_results(gather_results(work / "compared", size.pools), work / "results"))
+    new = [
+        line for line in gather_results(work / "compared", size.pools) if line["trial"] in trials
+    ]
+    store = PatchStore(work / "match").fingerprint
+    print(write_results([*known, *({**line, "store": store} for line in new)], work / "results"))
 
 
 def _record(work: Path, size: Size) -> None:

@@ -9,7 +9,12 @@ import pytest
 
 from benchmarks.proof import SIZES, open_store, run_trial
 from benchmarks.proof_data import make_disease, make_organs
-from benchmarks.proof_tables import gather_results, planned_gains, write_results
+from benchmarks.proof_tables import (
+    complete_trials,
+    gather_results,
+    planned_gains,
+    write_results,
+)
 from benchmarks.scans import abdomen_with_organs, altered_copy
 from tests.support.command import run_code
 from tests.support.synthetic_store import make_store
@@ -124,3 +129,6 @@ def test_the_proof_trains_on_phantoms_and_repeats_its_tables_without_training(
     assert len(lines) == 2 * len(starts)
     assert {line["labels"] for line in lines} == {1, 2}
     assert tables.count("| classification-shuffled | ") == 2
+    results = tmp_path / "results" / "results.jsonl"
+    assert complete_trials(results, 4) == lines
+    assert complete_trials(results, 5) == []
