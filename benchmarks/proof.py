@@ -8,8 +8,8 @@ Pretrains a small net on unlabeled phantoms in several ways, fine-tunes each on 
 phantoms, and compares them with random weights and with controls whose classes are wrong. Trial n
 has the seed n in pretraining and in fine-tuning, and its own draw of labeled phantoms, which all
 starts share. Stores and test phantoms are the same in all trials. docs/design/0019-proof.md has
-hypotheses, sizes and planned comparisons. Run again to resume, or with more --trials. Trials that
-are complete in the results of an earlier campaign, --known, are not run again.
+hypotheses, sizes and planned comparisons. Run again to resume, or with more --trials. Starts that
+are in the results of an earlier campaign, --known, are not run again.
 
 WORK gets the archive, two stores (classes placed by matching and by the frame), two tasks, runs/,
 compared/, and results/: results.jsonl (a line for each trial), tables.md, and figure.png. --table
@@ -34,8 +34,10 @@ import torch
 
 from benchmarks.proof_data import make_archive, make_disease, make_organs
 from benchmarks.proof_tables import (
-    complete_trials,
+    STARTS,
+    TASKS,
     gather_results,
+    read_complete,
     split_start,
     write_results,
 )
@@ -52,8 +54,6 @@ _PRETEXTS: Final[dict[str, tuple[PretextName, bool]]] = {
     "classification": ("none", True), "joint": ("restoration", True), "mae-joint": ("mae", True),
 }  # fmt: skip
 """Pretext task, and whether classes are learned. A control's name goes on with a dash."""
-STARTS: Final = ("scratch", *_PRETEXTS, "classification-shuffled", "classification-frame")
-TASKS: Final = ("organs", "disease")
 _SHUFFLE = 1904
 """Role of the generator that shuffles labels."""
 
@@ -75,7 +75,7 @@ class Size:
     spacing_mm: float = 8.0
     net: NetName = "genesis"
     width: int = 4
-    pretrain_steps: int = 1000
+    pretrain_steps: int = 750
     pretrain_batch: int = 16
     train: int = 64
     """Labeled phantoms from which a trial draws; for disease, pairs of crops."""
@@ -85,7 +85,7 @@ class Size:
     """Numbers of labeled phantoms."""
     disease_labels: tuple[int, ...] = (20, 50, 100)
     """Numbers of labeled crops."""
-    organs_steps: int = 800
+    organs_steps: int = 400
     disease_steps: int = 300
     batch: int = 8
     organs_rate: float = 1e-2
@@ -171,22 +171,21 @@ def open_store(work: Path, control: str, trial: int) -> PatchStore:
 # A trial
 
 
-def run_trial(
-    work: Path, size: Size, trial: int, starts: Sequence[str], tasks: Sequence[str], device: str
+def run_start(
+    work: Path, size: Size, trial: int, start: str, tasks: Sequence[str], device: str
 ) -> None:
-    """Pretrain for every start, then fine-tune all of them on every task."""
+    """Pretrain one start of a trial, then fine-tune it on every task."""
     torch.set_num_threads(1 if device == "cpu" else torch.get_num_threads())
-    runs = Path("runs") / str(trial)
-    for start in starts:
-        if start != "scratch":
-            _pretrain(work, size, trial, start, work / runs / start, device)
+    run = work / "runs" / str(trial) / start
+    if start != "scratch":
+        _pretrain(work, size, trial, start, run, device)
     for task in tasks:
-        plan = work / "plans" / f"{task}-{trial}.toml"
+        plan = work / "plans" / f"{task}-{trial}-{start}.toml"
         plan.parent.mkdir(exist_ok=True)
-        plan.write_text(_write_plan(size, trial, starts, task, runs))
+        plan.write_text(_write_plan(size, trial, start, task, run))
         began = time.perf_counter()
-        compare(plan, work / "compared" / task / str(trial), devices=[device])
-        print(f"trial {trial}, {task}: {time.perf_counter() - began:.0f} s", flush=True)
+        compare(plan, work / "compared" / task / str(trial) / start, devices=[device])
+        print(f"trial {trial}, {start}, {task}: {time.perf_counter() - began:.0f} s", flush=True)
 
 
 def _pretrain(work: Path, size: Size, trial: int, start: str, run: Path, device: str) -> None:
@@ -222,8 +221,8 @@ def _train_to_the_end() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _write_plan(size: Size, trial: int, starts: Sequence[str], task: str, runs: Path) -> str:
-    """A plan of `semgen compare`, as TOML, for one trial of one task."""
+def _write_plan(size: Size, trial: int, start: str, task: str, run: Path) -> str:
+    """A plan of `semgen compare`, as TOML, for one start in one trial of one task."""
     defaults = {
         **_train_to_the_end(),
         "seed": trial,
@@ -238,14 +237,13 @@ def _write_plan(size: Size, trial: int, starts: Sequence[str], task: str, runs: 
         "steps": size.organs_steps if task == "organs" else size.disease_steps,
         "learning_rate": size.organs_rate if task == "organs" else size.disease_rate,
         "patches_per_case": 32,  # long epochs, because each ends with a checkpoint
-        "loss": "dice+cross-entropy" if task == "organs" else "cross-entropy",
+        "loss": "dice" if task == "organs" else "cross-entropy",
         "overlap": 0.0,
         "threads": 1,
     }
     path = f"../{task}" if task == "organs" else f"../{task}/task.csv"
     tables: dict[str, dict[str, Any]] = {"defaults": defaults, f"tasks.{task}": {"path": path}}
-    for start in starts:
-        tables[f"starts.{start}"] = {} if start == "scratch" else {"init": f"../{runs}/{start}"}
+    tables[f"starts.{start}"] = {} if start == "scratch" else {"init": str(run.resolve())}
     shares = [labels / size.pools[task] for labels in size.labels(task)]
     text = f"trials = 1\nlabel_fractions = {json.dumps(shares)}\n"
     for name, values in tables.items():
@@ -295,19 +293,23 @@ def main() -> None:
         own = {k: tuple(v) if isinstance(v, list) else v for k, v in own.items() if v is not None}
         size = dataclasses.replace(SIZES[given.size], **own)
         _record(work, size)
-    num_lines = len(given.starts) * sum(len(size.labels(task)) for task in given.tasks)
-    known = complete_trials(given.known, num_lines) if given.known else []
-    trials = sorted(set(range(given.trials)) - {line["trial"] for line in known})
+    num_lines = sum(len(size.labels(task)) for task in given.tasks)
+    known = read_complete(given.known, num_lines) if given.known else []
+    done = {(line["trial"], line["start"]) for line in known}
     if not given.table:
         began = time.perf_counter()
         make_data(work, size, given.workers)
         print(f"data: {(time.perf_counter() - began) / 60:.0f} min", flush=True)
-        options = (given.starts, given.tasks, given.device)
-        _run_all([(run_trial, (work, size, trial, *options)) for trial in trials], given.workers)
+        todo = [
+            (run_start, (work, size, trial, start, given.tasks, given.device))
+            for trial in range(given.trials)
+            for start in given.starts
+            if (trial, start) not in done
+        ]
+        _run_all(todo, given.workers)
         print(f"all: {(time.perf_counter() - began) / 60:.0f} min", flush=True)
-    new = [
-        line for line in gather_results(work / "compared", size.pools) if line["trial"] in trials
-    ]
+    found = gather_results(work / "compared", size.pools)
+    new = [line for line in found if (line["trial"], line["start"]) not in done]
     store = PatchStore(work / "match").fingerprint
     print(write_results([*known, *({**line, "store": store} for line in new)], work / "results"))
 

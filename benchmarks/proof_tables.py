@@ -19,6 +19,11 @@ from store.atomic import replace_file
 from trainer.comparison.results import RESULTS, read_results
 from trainer.comparison.statistics import ALPHA, correct, difference, mean_and_std
 
+TASKS: Final = ("organs", "disease")
+STARTS: Final = (
+    "scratch", "restoration", "mae", "classification", "joint", "mae-joint",
+    "classification-shuffled", "classification-frame",
+)  # fmt: skip
 PLANNED: Final = (
     ("scratch", "restoration"), ("scratch", "mae"), ("scratch", "classification"),
     ("scratch", "joint"), ("scratch", "mae-joint"),
@@ -55,16 +60,16 @@ def gather_results(compared: Path, pools: dict[str, int]) -> list[Line]:
     """The lines of all trials: task, start, labels, trial, score, and Dice of each test phantom.
 
     compared
-        Folder with TASK/TRIAL, each a result of `semgen compare`.
+        Folder with TASK/TRIAL/START, each a result of `semgen compare`.
     pools
         Labeled cases that a trial draws from, by task.
     """
     lines = []
-    for folder in sorted(compared.glob("*/*"), key=_task_and_trial):
+    for folder in compared.glob("*/*/*"):
         for found in read_results(folder):
             line = {name: found[name] for name in ("task", "start", "score", "failed", "seed")}
             line["labels"] = round(found["label_fraction"] * pools[found["task"]])
-            line["trial"] = int(folder.name)
+            line["trial"] = int(folder.parent.name)
             share = f"{found['label_fraction']:g}"
             cases = folder / "trials" / line["task"] / line["start"] / share / "0-0" / "cases.csv"
             line["cases"] = dict(_read_dice(cases)) if line["score"] is not None else {}
@@ -72,15 +77,11 @@ def gather_results(compared: Path, pools: dict[str, int]) -> list[Line]:
     return lines
 
 
-def complete_trials(file: Path, num_lines: int) -> list[Line]:
-    """The lines of the trials that have so many in a results.jsonl."""
+def read_complete(file: Path, num_lines: int) -> list[Line]:
+    """The lines of a results.jsonl of the starts that have so many in a trial."""
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    of_trial = Counter(line["trial"] for line in lines)
-    return [line for line in lines if of_trial[line["trial"]] == num_lines]
-
-
-def _task_and_trial(folder: Path) -> tuple[int, int]:
-    return list(_NAMES).index(folder.parent.name), int(folder.name)
+    found = Counter((line["trial"], line["start"]) for line in lines)
+    return [line for line in lines if found[line["trial"], line["start"]] == num_lines]
 
 
 def _read_dice(file: Path) -> Iterator[tuple[str, float]]:
@@ -93,6 +94,7 @@ def _read_dice(file: Path) -> Iterator[tuple[str, float]]:
 def write_results(lines: Sequence[Line], out: Path) -> str:
     """Write results.jsonl, tables.md and figure.png to `out`; returns the tables."""
     out.mkdir(parents=True, exist_ok=True)
+    lines = sorted(lines, key=_order)
     with replace_file(out / RESULTS) as partial:
         partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
     blocks = []
@@ -107,6 +109,12 @@ def write_results(lines: Sequence[Line], out: Path) -> str:
     if lines:
         _draw(lines, out / "figure.png")
     return text
+
+
+def _order(line: Line) -> tuple[int, ...]:
+    return (
+        TASKS.index(line["task"]), line["trial"], STARTS.index(line["start"]), line["labels"]
+    )  # fmt: skip
 
 
 def split_start(start: str) -> tuple[str, str]:
