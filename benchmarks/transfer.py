@@ -4,11 +4,11 @@
         [--steps 300] [--trials 3] [--devices cpu,cpu] [--nets genesis resenc-s]
         [--pretexts restoration classification joint mae mae-joint] [--tasks sarcoma-ct]
 
-Prepares a store from CT/archive, which has no patient of the tasks; pretrains each net with
-restoration, with self-classification, and with both; and compares them with random weights on three
-tasks: soft-tissue sarcomas of CT/sts in CT and in MR, cross-validated by patient, and
-AdrenalMNIST3D at 64^3 with its official split. DIR/plan.toml is the plan, which `semgen compare`
-reads, too. Run again to resume.
+Prepares a store from CT/archive, CT/archive-2mm and CT/small, which have no patient of the tasks;
+pretrains each net with restoration, with self-classification, and with both; and compares them with
+random weights on four tasks: soft-tissue sarcomas of CT/sts in CT and in MR, cross-validated by
+patient, and AdrenalMNIST3D at 28^3 (resized to 32^3) and at 64^3 with its official split. DIR has a
+plan for each task, TASK.toml, which `semgen compare` reads, too. Run again to resume.
 """
 
 from __future__ import annotations
@@ -35,13 +35,15 @@ PRETEXTS = {
 }
 ADDS_TO = {"joint": "restoration", "mae-joint": "mae"}
 """Starts that add self-classification to another one."""
+ARCHIVES = ("archive", "archive-2mm", "small")
 STORE = """classes = 44
 validation_fraction = 0.2
 window_hu = [{window[0]}, {window[1]}]
 """
 WINDOW_HU = (-150, 250)  # soft tissue; for pretraining and fine-tuning
-PLAN = """# Does pretraining help? Tumours of soft tissue in CT and in MR, and adrenal glands.
+PLAN = """# Does pretraining help? One task; each start with the same settings.
 trials = {trials}
+label_fractions = {fractions}
 
 [defaults]
 width = {width}
@@ -49,33 +51,38 @@ batch_size = 8
 steps = {steps}
 validate_every = 4
 patience = 1000
+
+[tasks.{task}]
 """
 TASKS = {
-    "sarcoma-ct": """[tasks.sarcoma-ct]
-path = "sarcoma-ct.csv"
+    "sarcoma-ct": """path = "sarcoma-ct.csv"
 folds = 3
 window_hu = [{window[0]}, {window[1]}]
 learning_rate = 4e-3
 spacing_mm = [4.0, 3.0, 3.0]
 shape = [16, 48, 48]
 """,
-    "sarcoma-mr": """[tasks.sarcoma-mr]
-path = "sarcoma-mr.csv"
+    "sarcoma-mr": """path = "sarcoma-mr.csv"
 folds = 3
-validation_fraction = 0.0
 steps = {half}
+validation_fraction = 0.0
 learning_rate = 4e-3
 intensity = "per-image"
 spacing_mm = [4.0, 3.0, 3.0]
 shape = [16, 48, 48]
 """,
-    "adrenal": """[tasks.adrenal]
-path = "adrenal/task.csv"
-shape = [64, 64, 64]
-label_fraction = 0.25
+    "adrenal-28": """path = "adrenal-28/task.csv"
 steps = {half}
+shape = [32, 32, 32]
+""",
+    "adrenal-64": """path = "adrenal-64/task.csv"
+steps = {half}
+shape = [64, 64, 64]
 """,
 }
+FRACTIONS = {"adrenal-28": [0.1, 0.25, 1.0], "adrenal-64": [0.1, 0.25, 1.0]}
+"""Shares of the training patients, where not all."""
+ADRENALS = {"adrenal-28": "adrenalmnist3d.npz", "adrenal-64": "adrenalmnist3d_64.npz"}
 
 
 def run_semgen(*arguments: object) -> str:
@@ -115,7 +122,8 @@ def main() -> None:
 
     store, settings = work / "archive.store", work / "archive.toml"
     settings.write_text(STORE.format(window=WINDOW_HU))
-    print(run_semgen("prepare", arguments.ct / "archive", store, "--config", settings))
+    archives = [arguments.ct / name for name in ARCHIVES]
+    print(run_semgen("prepare", *archives, store, "--config", settings), flush=True)
     starts = {}
     for net in arguments.nets:
         starts[f"{net}-scratch"] = {"net": net}
@@ -136,22 +144,26 @@ def main() -> None:
                 starts[start]["adds_to"] = f"{net}-{ADDS_TO[name]}"
     write_sarcomas(arguments.ct, "CT", work / "sarcoma-ct.csv")
     write_sarcomas(arguments.ct, "MR_T1", work / "sarcoma-mr.csv")
-    if not (work / "adrenal" / MANIFEST).exists():
-        source = arguments.ct / "downstream" / "adrenalmnist3d_64.npz"
-        convert("medmnist", source, work / "adrenal")
-    plan = "\n".join([PLAN, *(TASKS[name] for name in arguments.tasks)]).format(
-        width=arguments.width,
-        steps=arguments.steps,
-        half=arguments.steps // 2,
-        trials=arguments.trials,
-        window=WINDOW_HU,
-    )
-    for start, values in starts.items():
-        plan += f"\n[starts.{start}]\n"
-        plan += "".join(f'{name} = "{value}"\n' for name, value in values.items())
-    (work / "plan.toml").write_text(plan)
-    compared = ("compare", work / "plan.toml", work / "compared")
-    print(run_semgen(*compared, "--devices", arguments.devices))
+    for task, source in ADRENALS.items():
+        if task in arguments.tasks and not (work / task / MANIFEST).exists():
+            convert("medmnist", arguments.ct / "downstream" / source, work / task)
+    for task in arguments.tasks:
+        plan = (PLAN + TASKS[task]).format(
+            task=task,
+            width=arguments.width,
+            steps=arguments.steps,
+            half=arguments.steps // 2,
+            trials=arguments.trials,
+            fractions=FRACTIONS.get(task, [1.0]),
+            window=WINDOW_HU,
+        )
+        for start, values in starts.items():
+            plan += f"\n[starts.{start}]\n"
+            plan += "".join(f'{name} = "{value}"\n' for name, value in values.items())
+        file = work / f"{task}.toml"
+        file.write_text(plan)
+        compared = ("compare", file, work / "compared" / task)
+        print(run_semgen(*compared, "--devices", arguments.devices), flush=True)
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"width {arguments.width}, {where}, {(time.perf_counter() - began) / 60:.0f} min")
 
