@@ -75,18 +75,20 @@ class Size:
     spacing_mm: float = 8.0
     net: NetName = "genesis"
     width: int = 4
-    pretrain_steps: int = 750
+    pretrain_steps: int = 500
     pretrain_batch: int = 16
     train: int = 64
     """Labeled phantoms from which a trial draws; for disease, pairs of crops."""
-    test: int = 60
-    """Test phantoms; for disease, pairs of crops."""
+    organs_test: int = 30
+    """Test phantoms."""
+    disease_test: int = 60
+    """Pairs of test crops."""
     organs_labels: tuple[int, ...] = (5, 10, 20, 50)
     """Numbers of labeled phantoms."""
     disease_labels: tuple[int, ...] = (20, 50, 100)
     """Numbers of labeled crops."""
-    organs_steps: int = 400
-    disease_steps: int = 300
+    organs_steps: int = 300
+    disease_steps: int = 200
     batch: int = 8
     organs_rate: float = 1e-2
     """Learning rate of fine-tuning."""
@@ -112,8 +114,8 @@ class Size:
 SIZES: Final = {
     "small": Size(
         archive=40, matrix=48, classes=8, neighbours=12, autoencoder_steps=10, width=2,
-        pretrain_steps=20, train=20, test=10, organs_labels=(5, 10), disease_labels=(20,),
-        organs_steps=20, disease_steps=20,
+        pretrain_steps=20, train=20, organs_test=10, disease_test=10, organs_labels=(5, 10),
+        disease_labels=(20,), organs_steps=20, disease_steps=20,
     ),
     "cpu": Size(),
     "gpu": Size(
@@ -135,8 +137,8 @@ def make_data(work: Path, size: Size, workers: int) -> None:
         for part in parts
         if len(part)
     ]
-    for task, make in (("organs", make_organs), ("disease", make_disease)):
-        jobs.append((make, (work / task, size.train, size.test, size.matrix)))
+    jobs.append((make_organs, (work / "organs", size.train, size.organs_test, size.matrix)))
+    jobs.append((make_disease, (work / "disease", size.train, size.disease_test, size.matrix)))
     _run_all(jobs, workers)
     for place in ("match", "frame"):
         config = PrepareConfig(

@@ -106,7 +106,7 @@ def test_the_proof_trains_on_phantoms_and_repeats_its_tables_without_training(
 ) -> None:
     make_store(tmp_path / "match", num_train=3, num_validation=1, shape=(16, 16, 16))
     size = dataclasses.replace(
-        SIZES["small"], matrix=16, width=1, pretrain_steps=1, pretrain_batch=2, train=1, test=1,
+        SIZES["small"], matrix=16, width=1, pretrain_steps=1, pretrain_batch=2, train=1,
         organs_labels=(1,), disease_labels=(2,), organs_steps=1, disease_steps=1, batch=1,
     )  # fmt: skip
     make_organs(tmp_path / "organs", train=1, test=1, matrix=16)
