@@ -188,7 +188,8 @@ def _scores_table(lines: Sequence[Line]) -> str:
         cells = []
         for labels in (*numbers, None):
             mean, std = mean_and_std(list(scores_by_trial(lines, start, labels).values()))
-            cells.append("" if math.isnan(mean) else f"{100 * mean:.1f} ± {100 * std:.1f}")
+            spread = "" if math.isnan(std) else f" ± {100 * std:.1f}"
+            cells.append("" if math.isnan(mean) else f"{100 * mean:.1f}{spread}")
         trials = len(scores_by_trial(lines, start, None))
         failed = sum(line["start"] == start and line["score"] is None for line in lines)
         body.append([start, *cells, f"{trials}" + (f" ({failed} failed)" if failed else "")])
