@@ -22,14 +22,14 @@ of one name are its seeds, and their mean score counts. "scratch" is the same ne
 weights; its batch norms have measured the crops of the store. "voxels" are means of 4 x 4 x 4
 voxels, without a net.
 
-A scan counts as a patient, and no patient is on both sides of a prediction. For region and side,
-patients are tested in five folds. Patients that any RUN was trained on are not tested; their crops
-and labels are only known. Scans of the store's validation split count as unseen: they can only have
- chosen the step of the best weights.
+No patient is on both sides of a prediction. Real scans, each of which counts as a patient, are
+tested in five folds. Those that any RUN was trained on are not tested: their crops and labels only
+help to predict others. Scans of the store's validation split count as unseen, because they can only
+have chosen the step of the best weights.
 
 Intervals are the middle 95 % of 2,000 bootstrap samples of the tested patients, with nets and
-predictions as they are: how much other pretrainings differ, the range over seeds tells. A gain is
-the difference to scratch in the same samples.
+predictions as they are; how much nets differ is shown by the range over seeds. A gain is the
+difference to scratch in the same samples.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -206,7 +206,8 @@ def draw_crops(
     """
     volume, rng = read_scan(file), np.random.default_rng([_PLACES, number])
     box = frame_box(volume, "body")
-    content = ContentOfScan(make_thumbnail(volume, box, THUMBNAIL_SHAPE, config), box, config)
+    wide = replace(config, window_hu=PrepareConfig().window_hu)  # in which air differs from fat
+    content = ContentOfScan(make_thumbnail(volume, box, THUMBNAIL_SHAPE, wide), box, wide)
     spacing = np.array(volume.spacing_mm)
     step = crop_step_mm(config, spacing)
     extent = step * config.shape
@@ -257,6 +258,7 @@ def make_starts(
     crops
         Of the store, for the batch norms of scratch.
     """
+    mixed = replace(crops, voxels=np.random.default_rng(0).permutation(crops.voxels))
     kinds = {describe_net(run, one) for run, one in zip(runs, weights, strict=True)}
     if len(kinds) != 1:
         raise SystemExit(f"--runs must be of one net and width; these are {sorted(kinds)}")
@@ -265,7 +267,7 @@ def make_starts(
     for seed in range(seeds):
         with seeded_weights(seed):
             net = channels_last(build_encoder(kind, width))
-        random.append(pool(measure_norms(net, crops)))
+        random.append(pool(measure_norms(net, mixed)))
     starts: dict[str, list[Encode]] = {"voxels": [mean_of_cells], SCRATCH: random}
     for run in runs:
         starts.setdefault(run.name, []).append(pool(load_encoder(run)))
