@@ -193,7 +193,7 @@ def _scores_table(lines: Sequence[Line]) -> str:
         trials = len(scores_by_trial(lines, start, None))
         failed = sum(line["start"] == start and line["score"] is None for line in lines)
         body.append([start, *cells, f"{trials}" + (f" ({failed} failed)" if failed else "")])
-    return _table(["start", *(f"{n} labels" for n in numbers), "mean", "trials"], body)
+    return markdown_table(["start", *(f"{n} labels" for n in numbers), "mean", "trials"], body)
 
 
 def _planned_table(lines: Sequence[Line]) -> str:
@@ -206,7 +206,7 @@ def _planned_table(lines: Sequence[Line]) -> str:
         for gain, holm in planned_gains(lines)
     ]  # fmt: skip
     header = ["from", "to", "gain of the mean", "95 % interval", "p paired", "p Holm", "p Welch"]
-    return _table([*header, "test phantoms better"], body)
+    return markdown_table([*header, "test phantoms better"], body)
 
 
 def _by_labels_table(lines: Sequence[Line]) -> str:
@@ -218,7 +218,7 @@ def _by_labels_table(lines: Sequence[Line]) -> str:
             star = "*" if holm < ALPHA else ""
             cells.setdefault((gain.one, gain.other), {})[labels] = f"{100 * gain.mean:+.1f}{star}"
     body = [[*pair, *(found.get(n, "") for n in numbers)] for pair, found in cells.items()]
-    return _table(["from", "to", *(f"{n} labels" for n in numbers)], body)
+    return markdown_table(["from", "to", *(f"{n} labels" for n in numbers)], body)
 
 
 def _starts(lines: Sequence[Line]) -> list[str]:
@@ -231,7 +231,7 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     rows = [header, ["---"] * len(header), *body]
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 

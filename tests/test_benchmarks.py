@@ -6,13 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK
+from scipy import stats
 
+from benchmarks.probe import class_task, draw_crops, find_seen, probe, scan_tasks
+from benchmarks.probe import main as probe_main
+from benchmarks.probe_scores import cross_validate, deal_folds, interval, resample, score
 from benchmarks.proof import SIZES, open_store, run_start
 from benchmarks.proof_data import make_disease, make_organs
 from benchmarks.proof_tables import gather_results, planned_gains, read_complete, write_results
 from benchmarks.scans import abdomen_with_organs, altered_copy
+from pipeline import PrepareConfig
+from store import PatchStore
+from store.geometry import scan_name
 from tests.support.command import run_code
+from tests.support.runs import tiny
 from tests.support.synthetic_store import make_store
+from trainer import pretrain
+from trainer.weights import Weights
 
 
 def run_module(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -128,3 +139,111 @@ def test_the_proof_trains_on_phantoms_and_repeats_its_tables_without_training(
     results = tmp_path / "results" / "results.jsonl"
     assert sorted(read_complete(results, 2), key=str) == sorted(lines, key=str)
     assert read_complete(results, 3) == []
+
+
+def test_the_probe_finds_a_class_in_features_and_nothing_for_shuffled_labels(
+    tmp_path: Path,
+) -> None:
+    store = make_store(tmp_path / "store", num_train=30, num_validation=20, shape=(8, 8, 8))
+    task = class_task(PatchStore(store))
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(len(task.labels), 12)).astype(np.float32)
+    encoded = noise + 4 * np.eye(12, dtype=np.float32)[task.labels]
+    shuffled = dataclasses.replace(task, labels=rng.permutation(task.labels))
+    right, wrong = (
+        read_scores(probe(one, {"scratch": [noise, noise], "encoded": [encoded]}))
+        for one in (task, shuffled)
+    )
+    for column in ("kNN", "linear"):
+        assert right["encoded"][column] > 95
+        assert right["encoded"][f"{column}, gain"] > 60
+        assert right["scratch"][column] == pytest.approx(100 / 6, abs=12)
+        assert wrong["encoded"][column] == pytest.approx(100 / 6, abs=12)
+
+
+def read_scores(table: str) -> dict[str, dict[str, float]]:
+    """The first number of each cell, by start and column."""
+    header, _, *rows = (
+        [cell.strip() for cell in line.strip("| ").split("|")]
+        for line in table.splitlines()
+        if line.startswith("|")
+    )
+    return {
+        start: {name: float(cell.split()[0]) for name, cell in zip(header[1:], cells) if cell}
+        for start, *cells in rows
+    }
+
+
+def test_patients_are_not_on_both_sides_and_are_resampled_whole() -> None:
+    """Features tell the patient, and the label follows from the patient alone."""
+    patients = np.repeat(np.arange(60), 4)
+    labels = patients % 2
+    folds = deal_folds(patients, labels, 5)
+    for fold in range(5):
+        assert np.bincount(labels[folds == fold]).tolist() == [24, 24]
+        assert not np.isin(patients[folds == fold], patients[folds != fold]).any()
+    features = np.random.default_rng(0).normal(size=(60, 16)).astype(np.float32)[patients]
+    found = cross_validate("kNN", features, labels, patients, folds, 2)
+    weights = resample(patients, 500)
+    samples = score(labels, found, weights)
+    assert (weights[:, ::4] == weights[:, 3::4]).all()
+    assert weights.sum(1).tolist() == [len(labels)] * 501
+    assert samples[0] == pytest.approx(roc_auc(labels, found), abs=1e-12)
+    low, high = interval(samples)
+    assert 0.2 < low < samples[0] < high < 0.8
+
+
+def roc_auc(labels: np.ndarray, found: np.ndarray) -> float:
+    statistic = stats.mannwhitneyu(found[labels == 1, 1], found[labels == 0, 1]).statistic
+    return float(statistic / np.prod(np.bincount(labels)))
+
+
+def test_region_and_side_of_random_crops_are_those_of_the_scan(tmp_path: Path) -> None:
+    """Limbs are dark; the left half of a chest is brighter than the right one."""
+    for number, name in enumerate(("chest-0", "chest-1", "limb-2", "limb-3", "other")):
+        hu = np.full((16, 48, 48), -1000, np.int16)
+        is_limb = name.startswith("limb")
+        hu[:, 8:40, 8:40] = 100 if is_limb else 300
+        hu[:, 8:40, 24:40] += 0 if is_limb else 600
+        hu[0, 0, 0] += number  # no two scans are the same
+        image = SimpleITK.GetImageFromArray(hu)
+        image.SetSpacing((4.0, 4.0, 4.0))
+        SimpleITK.WriteImage(image, str(tmp_path / f"{name}.nii.gz"))
+    config = PrepareConfig(shape=(8, 8, 8), spacing_mm=(3.0, 3.0, 3.0))
+    regions = [("chest-", "chest"), ("limb-", "limb")]
+    seen, _ = draw_crops(tmp_path / "chest-1.nii.gz", config, 0, 0)
+    region, side = scan_tasks([tmp_path], regions, {"limb"}, config, {seen}, 10)
+    brightest = region.crops.voxels.max(axis=(1, 2, 3))
+    assert len(brightest) == 40
+    assert (region.labels == (brightest <= 100)).all()
+    assert (side.labels == (brightest[side.used] > 500)).all()
+    for task in (region, side):
+        assert ((task.folds == -1) == (task.patients == 1)).all()
+    assert 10 < len(side.used) < 20
+    assert set(side.patients) == {0, 1}
+
+
+def test_the_probe_writes_a_table_for_each_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(tmp_path / "store", num_train=6, num_validation=2, shape=(8, 16, 16))
+    run, file = tmp_path / "mae", tmp_path / "adrenal.npz"
+    pretrain(store, run, tiny(pretext="mae", classify=False, epochs=1, warmup_epochs=0))
+    images = np.random.default_rng(0).integers(0, 2, (8, 28, 28, 28), np.uint8)
+    parts = {f"{split}_images": images for split in ("train", "val", "test")}
+    parts |= {f"{split}_labels": np.arange(8)[:, None] % 2 for split in ("train", "val", "test")}
+    np.savez(file, **parts)
+    words = ("probe", store, "--runs", run, "--seeds", 2, "--adrenal", file, "--out", run / "out")
+    monkeypatch.setattr("sys.argv", [str(word) for word in words])
+    probe_main()
+    _, classes, adrenal = (run / "out").read_text().split("**: ")
+    assert "12 crops of 2 patients tested, of 24 crops of 4" in classes
+    assert "8 crops of 8 patients tested, of 24 crops of 24" in adrenal
+    assert list(read_scores(adrenal)) == ["voxels", "scratch", "mae"]
+    assert read_scores(adrenal)["voxels"]["kNN"] == 100  # the images of the test are known
+
+
+def test_patients_of_training_are_seen_and_those_of_validation_are_not(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", num_train=3, num_validation=1, shape=(8, 16, 16))
+    weights = Weights({}, {"scans": [scan_name(scan) for scan in (0, 1, 2, 3, 99)]})
+    assert find_seen(PatchStore(store), [weights]) == {scan_name(scan) for scan in (0, 1, 99)}

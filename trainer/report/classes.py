@@ -97,21 +97,37 @@ def nearest_class(
 ) -> NDArray[np.int64]:
     """The class of most of the five nearest crops of other patients, for each query.
 
-    Votes count by similarity, so there are no ties between unlike neighbours. -1 where every crop
-    is of the same patient.
+    -1 where every crop is of the same patient. For arguments, see `nearest_votes`.
+    """
+    num_classes = int(labels.max(initial=0)) + 1
+    votes = nearest_votes(features, labels, patients, queries, query_patients, num_classes)
+    return np.where(votes.any(1), votes.argmax(1), -1)
+
+
+def nearest_votes(
+    features: Floats,
+    labels: NDArray[np.int64],
+    patients: NDArray[np.int64],
+    queries: Floats,
+    query_patients: NDArray[np.int64],
+    num_classes: int,
+) -> NDArray[np.float64]:
+    """(m, classes) votes of the five nearest crops of other patients, for each query.
+
+    Votes count by similarity, so there are no ties between unlike neighbours. Zeros where every
+    crop is of the same patient.
 
     features, queries
         (n, d) and (m, d), products of which are similarities.
-    """  # fmt: skip
+    """
     alike = queries @ features.T  # (m, n)
     alike[query_patients[:, None] == patients] = -np.inf
     order = np.argsort(-alike, axis=1, kind="stable")[:, :NEIGHBOURS]
-    found = np.full(len(queries), -1, np.int64)
+    found = np.zeros((len(queries), num_classes))
     for number, nearest in enumerate(order):
         known = nearest[np.isfinite(alike[number, nearest])]
-        if len(known):
-            votes = np.bincount(labels[known], weights=1 + alike[number, known].clip(-1))
-            found[number] = votes.argmax()
+        weights = 1 + alike[number, known].clip(-1)
+        found[number] = np.bincount(labels[known], weights=weights, minlength=num_classes)
     return found
 
 
