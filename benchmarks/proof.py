@@ -24,6 +24,7 @@ import json
 import multiprocessing
 import os
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -150,6 +151,7 @@ def make_data(work: Path, size: Size, workers: int) -> None:
             spacing_mm=size.spacings_mm,
             window_hu=_WINDOW_HU,
             max_overlap=0.5,
+            min_body=0.0,  # also crops at the skin
             autoencoder=AutoencoderConfig(max_steps=size.autoencoder_steps),
         )
         same = work / "match" if place == "frame" else None  # the same neighbours
@@ -312,8 +314,9 @@ def main() -> None:
         print(f"all: {(time.perf_counter() - began) / 60:.0f} min", flush=True)
     found = gather_results(work / "compared", size.pools)
     new = [line for line in found if (line["trial"], line["start"]) not in done]
-    store = PatchStore(work / "match").fingerprint
-    print(write_results([*known, *({**line, "store": store} for line in new)], work / "results"))
+    rows = PatchStore(work / "match").train
+    crops = zlib.crc32(rows.label.tobytes() + rows.origin_mm.tobytes())  # which crops were trained
+    print(write_results([*known, *({**line, "crops": crops} for line in new)], work / "results"))
 
 
 def _record(work: Path, size: Size) -> None:

@@ -11,6 +11,8 @@ from pipeline.body import body_mask
 from pipeline.config import PrepareConfig
 from pipeline.place import Floats
 
+_AIR_HU = np.float32(-1000)
+
 
 @dataclass(frozen=True, slots=True)
 class Content:
@@ -37,7 +39,8 @@ class ContentOfScan:
         """
         self.thumbnail, self.box_mm, self.config = thumbnail, box_mm, config
         thin = thumbnail[::2]  # every other slice shows enough of the body
-        mask = body_mask(self._to_hu(thin), (box_mm[1] - box_mm[0]) / thin.shape)
+        hu = np.where(thin == 0, _AIR_HU, self._to_hu(thin))  # air, whatever the window begins with
+        mask = body_mask(hu, (box_mm[1] - box_mm[0]) / thin.shape)
         self.body = np.repeat(mask, 2, axis=0)
 
     def _to_hu(self, values: NDArray[np.uint8]) -> NDArray[np.float32]:

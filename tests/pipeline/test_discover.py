@@ -550,10 +550,13 @@ BOX = np.array([[0.0, 0, 0], [256, 256, 256]])
 
 
 def judge(
-    thumbnail: NDArray[np.uint8], place: tuple[float, float, float], depth: int = 1
+    thumbnail: NDArray[np.uint8],
+    place: tuple[float, float, float],
+    depth: int = 1,
+    window_hu: tuple[int, int] = BASE.window_hu,
 ) -> Content:
     """The content of a crop of 48 x 64 x 64 mm in a box of 256 mm."""
-    config = dataclasses.replace(BASE, tissue_depth=depth)
+    config = dataclasses.replace(BASE, tissue_depth=depth, window_hu=window_hu)
     return ContentOfScan(thumbnail, BOX, config).of_crop(np.array(place), np.array(BASE.spacing_mm))
 
 
@@ -607,7 +610,7 @@ def test_outside_the_frame_box_is_neither_body_nor_tissue(
     assert found.body == pytest.approx(share, abs=0.02)
 
 
-def trunk() -> NDArray[np.uint8]:
+def trunk(low_hu: int, high_hu: int) -> NDArray[np.uint8]:
     """A trunk of 160 x 220 mm with two lungs; a table of foam in a thin shell lies beneath it."""
     y, x = np.mgrid[:128, :128] * 2.0
     image = np.full((128, 128), -1000.0)
@@ -616,13 +619,15 @@ def trunk() -> NDArray[np.uint8]:
         image[((y - 100) / 60) ** 2 + ((x - middle) / 40) ** 2 < 1] = -850
     image[(y >= 190) & (y < 230) & (x > 20) & (x < 236)] = 150
     image[(y >= 194) & (y < 226) & (x > 24) & (x < 232)] = -900
-    thumbnail = np.rint((image + 1000) * 255 / 2000).astype(np.uint8)
-    return np.broadcast_to(thumbnail, (64, 128, 128))
+    share = np.clip((image - low_hu) / (high_hu - low_hu), 0, 1)
+    return np.broadcast_to(np.rint(share * 255).astype(np.uint8), (64, 128, 128))
 
 
-def test_lungs_are_body_table_and_air_are_not() -> None:
+@pytest.mark.parametrize("window_hu", [(-1000, 1000), (-150, 250)])
+def test_lungs_are_body_table_and_air_are_not(window_hu: tuple[int, int]) -> None:
     lung, table, beside = (
-        judge(trunk(), (128, *place)).body for place in ((100, 80), (220, 128), (32, 32))
+        judge(trunk(*window_hu), (128, *place), window_hu=window_hu).body
+        for place in ((100, 80), (220, 128), (32, 32))
     )
     assert lung == 1
     assert table < 0.1
