@@ -35,7 +35,7 @@ def run_module(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_benchmark_for_gpus_runs_on_the_cpu(tmp_path: Path) -> None:
-    store = make_store(tmp_path / "store", num_train=3, num_validation=1, shape=(32, 64, 64))
+    store = make_store(tmp_path / "store", num_train=3, num_validation=1, shape=(32, 32, 32))
     small = "--device cpu --width 1 --batch-size 2 --steps 1 --warm-up 1 --threads 1"
     nets = "--nets genesis resenc-s"
     done = run_module(
