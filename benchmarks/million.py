@@ -171,8 +171,10 @@ def write_store(path: Path, scans: Scans, classes: list[ClassPlan]) -> None:
     with told("store: tables of classes and rows"):
         for name, values in class_tables(classes, CONFIG).items():
             writer.write_table(f"classes/{name}", values)
+        num_rows = {}
         for split in SPLITS:
             rows = row_tables(classes, scans, CONFIG, split)
+            num_rows[split] = len(rows["label"])
             for name, values in rows.items():
                 writer.write_table(f"{split}/{name}", values)
         writer.finish_stage("discover", {"classes": len(classes), "rejected": {}, "redrawn": {}})
@@ -181,9 +183,8 @@ def write_store(path: Path, scans: Scans, classes: list[ClassPlan]) -> None:
         digests = {"scans/thumbnail": link_shards(writer, "scans/thumbnail", num, thumbnail)}
         for split in SPLITS:
             crop = rng.integers(-1000, 1000, CONFIG.shape).astype(np.int16)
-            length = len(writer.group[f"{split}/label"])  # type: ignore[arg-type]
             name = f"{split}/patch"
-            digests[name] = link_shards(writer, name, length, crop)
+            digests[name] = link_shards(writer, name, num_rows[split], crop)
     (path / AUTOENCODER_FILE).write_bytes(b"")
     with told("store: seal"):
         writer.seal(digests)

@@ -55,6 +55,7 @@ CONFIG = PrepareConfig(
     classes=10,
     neighbours=20,
     validation_neighbours=5,
+    near_duplicates="off",  # all tiny scans are alike: each would be compared with six others
     max_overlap=1.0,
     shape=(8, 8, 8),
     spacing_mm=(SPACING_MM, SPACING_MM, SPACING_MM),
@@ -131,6 +132,7 @@ class Run:
     """One archive prepared: its stages, and (files, bytes) of the folders before the seal."""
 
     scans: int
+    found: str
     stages: list[Stage]
     folders: dict[str, tuple[int, int]]
 
@@ -148,6 +150,7 @@ class Ledger:
     def stage(
         self, name: str, total: int | None, unit: str, *, done: int = 0
     ) -> Iterator[Callable[[int], None]]:
+        name = name.partition(": ")[2]  # without its number
         if name == "seal":  # before it tidies up
             self.begin("(counting)")
             self.folders = {
@@ -244,13 +247,15 @@ def prepare(archive: Path, store: Path, num_scans: int, workers: int) -> Run:
     ledger.begin("over")
     assert summary.accepted == num_scans, summary
     stages = [stage for stage in ledger.stages[:-1] if stage.name != "(counting)"]
-    return Run(scans=num_scans, stages=stages, folders=ledger.folders)
+    found = f"{summary.classes} classes, {summary.members} members"
+    return Run(scans=num_scans, found=found, stages=stages, folders=ledger.folders)
 
 
 def tell_run(run: Run, workers: int) -> None:
-    print(f"\n{run.scans:,} scans   per scan, ms:")
+    print(f"\n{run.scans:,} scans, {workers} workers: {run.found}; per scan, ms:")
     print(
-        "stage              seconds   after     wall    main  others  workers  idle  parent  worker MiB"
+        f"{'stage':16s}   seconds   after     wall    main  others  workers"
+        "  idle  parent  worker MiB"
     )
     per = 1000 / run.scans
     for s in run.stages:
