@@ -129,10 +129,10 @@ def read_lines(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def make_table(lines: list[dict[str, Any]]) -> str:
-    """A Markdown table of all campaigns, and the commands of their first parts."""
+    """A Markdown table of all campaigns, with the commands of their last parts."""
     rows = [
-        "| campaign | parts | all right | counts | time | CPU time |",
-        "|---|---|---|---|---|---|",
+        "| campaign | parts | all right | counts | time | CPU time | command |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name in dict.fromkeys(line["name"].partition("-")[0] for line in lines):
         parts = [line for line in lines if line["name"].partition("-")[0] == name]
@@ -145,7 +145,8 @@ def make_table(lines: list[dict[str, Any]]) -> str:
             format_duration(sum(part[key] for part in parts)) for key in ("seconds", "cpu_seconds")
         ]
         right = f"no, {wrong} not" if wrong else "yes"
-        rows.append(f"| {name} | {len(parts)} | {right} | {words} | {times[0]} | {times[1]} |")
+        cells = [name, len(parts), right, words, *times, f"`{parts[-1]['command']}`"]
+        rows.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(rows)
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from pipeline.archive.lookup import catalogue_folder
 from pipeline.phantom.files import write_archive
 from tests.support.command import run_semgen, running_semgen, start_server
 from tests.support.settings import SETTINGS
@@ -106,9 +107,11 @@ class Campaign:
     def kills(self, count: int) -> tuple[Counter[tuple[str, str, int | None]], int]:
         """Counts by stage, what was killed and exit status; and how many stores differ."""
         ends: Counter[tuple[str, str, int | None]] = Counter()
-        different = 0
-        store = self.folder / "store"
+        num_stores = different = 0
         while ends.total() < count:
+            # another name each time: workers of a killed job may still write to the last one
+            store = self.folder / f"store{num_stores}"
+            num_stores += 1
             targets = [stage for stage in self.seconds if self.rng.random() < _STAGES]
             for target in (*targets, None):
                 code, hit = self.run(store, target)
@@ -120,8 +123,8 @@ class Campaign:
                 different += 1
                 print(f"differs after {targets}: {self.errors.read_text()}", flush=True)
             print(f"{ends.total()} kills, {different} stores differ", flush=True)
-            for path in self.folder.glob("store*"):  # its catalogue and the quality of classes, too
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for path in (store, catalogue_folder(store)):
+                shutil.rmtree(path, ignore_errors=True)
         return ends, different
 
     def disk_full(self, count: int) -> tuple[Counter[str], int]:
