@@ -296,7 +296,7 @@ def tell_workers(runs: list[Run], numbers: Sequence[int]) -> None:
             1000 / run.scans * sum(s.main + s.others for s in run.stages if s.name == name)
             for run in runs
         ]
-        print(f"{name:16s}" + "".join(f"{ms:12.2f}{1000 / ms:10.0f}" for ms in own))
+        print(f"{name:16s}" + "".join(f"{ms:12.2f}{1000 / max(ms, 1e-3):10.0f}" for ms in own))
 
 
 def scale(sizes: list[int], workers: list[int], work: Path) -> None:
