@@ -145,6 +145,8 @@ class Ledger:
     stages: list[Stage] = field(default_factory=list)
     folders: dict[str, tuple[int, int]] = field(default_factory=dict)
     over: threading.Event = field(default_factory=threading.Event)
+    watching: float = 0.0
+    """CPU seconds of `watch`, which are not the job's."""
 
     @contextlib.contextmanager
     def stage(
@@ -168,7 +170,7 @@ class Ledger:
     def begin(self, name: str) -> None:
         """End the stage before, and begin one."""
         now, main = time.perf_counter(), time.thread_time()
-        others, workers = time.process_time() - main, workers_cpu()
+        others, workers = time.process_time() - main - self.watching, workers_cpu()
         if self.stages:
             last = self.stages[-1]
             last.wall += now
@@ -187,6 +189,7 @@ class Ledger:
             stage = self.stages[-1]
             stage.parent_mib = max(stage.parent_mib, mib(this))
             stage.worker_mib = max(stage.worker_mib, *map(mib, this.children(recursive=True)), 0.0)
+            self.watching = time.thread_time()
 
 
 def mib(process: psutil.Process) -> float:
