@@ -1,7 +1,7 @@
-"""What a scan costs as the archive grows, and discovery alone at a million scans.
+"""What a scan costs as the archive grows, and with many workers.
 
     python -m benchmarks.scale [--scans 100 1000 10000 100000] [--workers 2] [--work DIR]
-    python -m benchmarks.scale --million [--embeddings 1000000] [--index Flat IVF1024,Flat]
+    python -m benchmarks.scale --scans 5000 --workers 2 8 24
 
 The first generates archives of tiny scans (16 x 16 x 16 voxels, so that reading them is little)
 and prepares each in a process of its own. A stage's time runs to the beginning of the next one,
@@ -13,9 +13,9 @@ and the exponent e of seconds ~ scans^e; the CPU's are those to go by on a share
 crops are as many for every archive, and the autoencoder trains for a few steps: their share per
 scan falls. Before the seal, the thumbnails of an archive lie in the catalogue, too.
 
-The second draws embeddings around centres, with made-up geometry and thumbnails, and times
-discovery with the exact index, then each index alone: building it, and the neighbours of the first
-classes; how many it finds of those wanted, and of the true ones.
+With several numbers of workers, the archive is prepared with each of them: what the job's process,
+which is also Dask's scheduler, spends on a scan limits how many workers it can feed. On fewer cores
+than workers that is CPU time; the wall time says nothing then.
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
@@ -41,10 +40,6 @@ from numpy.typing import NDArray
 
 from pipeline.archive.lookup import catalogue_folder
 from pipeline.config import AutoencoderConfig, PrepareConfig
-from store.format import SPLITS, THUMBNAIL_SHAPE
-
-if TYPE_CHECKING:
-    from pipeline.place import Scans
 
 SIDE = 16
 SPACING_MM = 4.0
@@ -53,13 +48,14 @@ SCAN_BYTES = 2**19
 """Of disk, at most: its thumbnail in the catalogue and, packed, in the store."""
 SAMPLE_SECONDS = 0.1
 LAST = slice(-2, None)
-CENTRES, DIMENSIONS, NOISE = 1000, 16, np.float32(0.01)
-QUERIES = 20
+ANATOMY_HU = np.random.default_rng(0).integers(-200, 200, SIDE).astype(np.int16)
+NOISE_HU = 150
+"""What slices have in common in all scans, and how much they differ."""
 CONFIG = PrepareConfig(
     classes=10,
     neighbours=20,
     validation_neighbours=5,
-    place="frame",  # benchmarks/placing.py measures matching
+    near_duplicates="off",  # all tiny scans are alike: each would be compared with six others
     max_overlap=1.0,
     shape=(8, 8, 8),
     spacing_mm=(SPACING_MM, SPACING_MM, SPACING_MM),
@@ -86,12 +82,13 @@ def template() -> tuple[bytes, NDArray[np.int16]]:
 
 
 def write_folder(folder: Path, scans: range) -> None:
-    """Scans whose bodies' slices differ, which leaves thumbnails small when packed."""
+    """Scans of even slices, which differ in part; their thumbnails are small when packed."""
     folder.mkdir(parents=True)
     header, hu = template()
+    hu[hu > -1000] += ANATOMY_HU[np.nonzero(hu > -1000)[0]]
     for scan in scans:
         rng = np.random.default_rng(scan)
-        noise = rng.integers(-300, 300, (SIDE, 1, 1))
+        noise = rng.integers(-NOISE_HU, NOISE_HU, (SIDE, 1, 1))
         values = np.where(hu > -1000, hu + noise, hu).astype(np.int16)
         (folder / f"{scan:07d}.nii").write_bytes(header + values.tobytes())
 
@@ -135,6 +132,7 @@ class Run:
     """One archive prepared: its stages, and (files, bytes) of the folders before the seal."""
 
     scans: int
+    found: str
     stages: list[Stage]
     folders: dict[str, tuple[int, int]]
 
@@ -147,11 +145,14 @@ class Ledger:
     stages: list[Stage] = field(default_factory=list)
     folders: dict[str, tuple[int, int]] = field(default_factory=dict)
     over: threading.Event = field(default_factory=threading.Event)
+    watching: float = 0.0
+    """CPU seconds of `watch`, which are not the job's."""
 
     @contextlib.contextmanager
     def stage(
         self, name: str, total: int | None, unit: str, *, done: int = 0
     ) -> Iterator[Callable[[int], None]]:
+        name = name.partition(": ")[2]  # without its number
         if name == "seal":  # before it tidies up
             self.begin("(counting)")
             self.folders = {
@@ -169,7 +170,7 @@ class Ledger:
     def begin(self, name: str) -> None:
         """End the stage before, and begin one."""
         now, main = time.perf_counter(), time.thread_time()
-        others, workers = time.process_time() - main, workers_cpu()
+        others, workers = time.process_time() - main - self.watching, workers_cpu()
         if self.stages:
             last = self.stages[-1]
             last.wall += now
@@ -188,6 +189,7 @@ class Ledger:
             stage = self.stages[-1]
             stage.parent_mib = max(stage.parent_mib, mib(this))
             stage.worker_mib = max(stage.worker_mib, *map(mib, this.children(recursive=True)), 0.0)
+            self.watching = time.thread_time()
 
 
 def mib(process: psutil.Process) -> float:
@@ -196,6 +198,24 @@ def mib(process: psutil.Process) -> float:
         return process.memory_info().rss / 2**20
     except psutil.NoSuchProcess:
         return 0.0
+
+
+@contextlib.contextmanager
+def peak_mib(process: psutil.Process | None = None) -> Iterator[list[float]]:
+    """The one number of the list is this process's peak meanwhile, or another one's."""
+    peak, over, process = [0.0], threading.Event(), process or psutil.Process()
+
+    def watch() -> None:
+        while not over.wait(SAMPLE_SECONDS):
+            peak[0] = max(peak[0], mib(process))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        watcher.join()
 
 
 def workers_cpu() -> float:
@@ -230,18 +250,20 @@ def prepare(archive: Path, store: Path, num_scans: int, workers: int) -> Run:
     ledger.begin("over")
     assert summary.accepted == num_scans, summary
     stages = [stage for stage in ledger.stages[:-1] if stage.name != "(counting)"]
-    return Run(scans=num_scans, stages=stages, folders=ledger.folders)
+    found = f"{summary.classes} classes, {summary.members} members"
+    return Run(scans=num_scans, found=found, stages=stages, folders=ledger.folders)
 
 
 def tell_run(run: Run, workers: int) -> None:
-    print(f"\n{run.scans:,} scans   per scan, ms:")
+    print(f"\n{run.scans:,} scans, {workers} workers: {run.found}; per scan, ms:")
     print(
-        "stage        seconds   after     wall    main  others  workers  idle  parent  worker MiB"
+        f"{'stage':16s}   seconds   after     wall    main  others  workers"
+        "  idle  parent  worker MiB"
     )
     per = 1000 / run.scans
     for s in run.stages:
         print(
-            f"{s.name:10s} {s.wall:9.2f} {s.after:7.2f} {s.wall * per:8.2f} {s.main * per:7.2f}"
+            f"{s.name:16s} {s.wall:9.2f} {s.after:7.2f} {s.wall * per:8.2f} {s.main * per:7.2f}"
             f" {s.others * per:7.2f} {s.workers * per:8.2f} {1 - s.workers / s.wall / workers:5.0%}"
             f" {s.parent_mib:7.0f} {s.worker_mib:11.0f}"
         )
@@ -254,7 +276,7 @@ def tell_growth(runs: list[Run], what: str) -> None:
     sizes = [run.scans for run in runs]
     print(f"\n{what}, ms per further scan")
     print(
-        f"{'stage':10s}" + "".join(f"{f'to {n:,}':>12s}" for n in sizes[1:]) + "  exponent  of last"
+        f"{'stage':16s}" + "".join(f"{f'to {n:,}':>12s}" for n in sizes[1:]) + "  exponent  of last"
     )
     for name in [*(stage.name for stage in runs[0].stages), "all"]:
         took = [
@@ -264,11 +286,23 @@ def tell_growth(runs: list[Run], what: str) -> None:
         logs = np.log(sizes), np.log(np.maximum(took, 1e-3))
         overall, last = (np.polyfit(*(v[part] for v in logs), 1)[0] for part in (slice(None), LAST))
         print(
-            f"{name:10s}" + "".join(f"{f:12.2f}" for f in further) + f" {overall:9.2f} {last:8.2f}"
+            f"{name:16s}" + "".join(f"{f:12.2f}" for f in further) + f" {overall:9.2f} {last:8.2f}"
         )
 
 
-def scale(sizes: list[int], workers: int, work: Path) -> None:
+def tell_workers(runs: list[Run], numbers: Sequence[int]) -> None:
+    """CPU time of the job's process by number of workers, and what it can feed."""
+    print("\nCPU of the job's process, ms per scan; scans/s at that rate")
+    print(f"{'stage':16s}" + "".join(f"{f'{n} workers':>22s}" for n in numbers))
+    for name in dict.fromkeys(stage.name for stage in runs[0].stages):
+        own = [
+            1000 / run.scans * sum(s.main + s.others for s in run.stages if s.name == name)
+            for run in runs
+        ]
+        print(f"{name:16s}" + "".join(f"{ms:12.2f}{1000 / max(ms, 1e-3):10.0f}" for ms in own))
+
+
+def scale(sizes: list[int], workers: list[int], work: Path) -> None:
     runs = []
     for num_scans in sorted(sizes):
         if shutil.disk_usage(work).free < num_scans * SCAN_BYTES:
@@ -281,132 +315,34 @@ def scale(sizes: list[int], workers: int, work: Path) -> None:
             print(
                 f"\n{num_scans:,} scans written in {time.perf_counter() - began:.1f} s", flush=True
             )
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                runs.append(pool.submit(prepare, archive, store, num_scans, workers).result())
-        tell_run(runs[-1], workers)
+            of_archive = []
+            for number in workers:
+                with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                    job = pool.submit(prepare, archive, store, num_scans, number)
+                    of_archive.append(job.result())
+                tell_run(of_archive[-1], number)
+                shutil.rmtree(store)
+                shutil.rmtree(catalogue_folder(store))
+        if len(workers) > 1:
+            tell_workers(of_archive, workers)
+        runs.append(of_archive[0])
     if len(runs) > 1:
         tell_growth(runs, "wall")
         tell_growth(runs, "cpu")
 
 
-# a million --------------------------------------------------------------------------------------
-
-
-def draw_embeddings(num: int, width: int) -> NDArray[np.float32]:
-    """(num, width): points around centres in few dimensions, and a little noise."""
-    rng = np.random.default_rng(0)
-    centres = 3 * rng.standard_normal((CENTRES, DIMENSIONS), np.float32)
-    sheet = rng.standard_normal((DIMENSIONS, width), np.float32) / np.float32(width**0.5)
-    embedding = np.empty((num, width), np.float32)
-    for first in range(0, num, 65536):
-        part = embedding[first : first + 65536]
-        rng.standard_normal(out=part, dtype=np.float32)
-        part *= NOISE
-        place = centres[rng.integers(CENTRES, size=len(part))]
-        part += (place + rng.standard_normal(place.shape, np.float32)) @ sheet
-    return embedding
-
-
-def draw_scans(num: int) -> Scans:
-    """Scans as discovery sees them."""
-    from pipeline.place import Scans  # noqa: PLC0415
-
-    rng = np.random.default_rng(1)
-    spacing = rng.uniform([1.0, 0.6, 0.6], [3.0, 0.9, 0.9], (num, 3))
-    size = np.rint(rng.uniform([250, 300, 300], [450, 450, 450], (num, 3)) / spacing)
-    thumbnail = np.full(THUMBNAIL_SHAPE, 130, np.uint8)
-    return Scans(
-        split=(rng.random(num) < PrepareConfig().validation_fraction).astype(np.uint8),
-        spacing_mm=spacing,
-        size=size.astype(np.int32),
-        frame_mm=np.stack([-0.5 * spacing, (size - 0.5) * spacing], axis=1),
-        embedding=draw_embeddings(num, AutoencoderConfig().latent + 2),
-        thumbnail=lambda _: thumbnail,
-    )
-
-
-@contextlib.contextmanager
-def peak_mib() -> Iterator[list[float]]:
-    """The one number of the list is this process's peak meanwhile."""
-    peak, over, this = [0.0], threading.Event(), psutil.Process()
-
-    def watch() -> None:
-        while not over.wait(SAMPLE_SECONDS):
-            peak[0] = max(peak[0], mib(this))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield peak
-    finally:
-        over.set()
-        watcher.join()
-
-
-def million(num: int, indexes: list[str]) -> None:
-    from pipeline.neighbours import Neighbours  # noqa: PLC0415
-    from pipeline.place import Geometry  # noqa: PLC0415
-    from pipeline.plan import row_tables  # noqa: PLC0415
-    from pipeline.stages.discover import discover  # noqa: PLC0415
-
-    scans = draw_scans(num)
-    train = np.flatnonzero(scans.split == 0)
-    config = PrepareConfig(place="frame")
-    geometry = Geometry(scans, config)
-    print(f"{num:,} scans, embeddings {scans.embedding.nbytes / 2**20:,.0f} MiB")
-    with peak_mib() as peak:
-        began = time.perf_counter()
-        moments: list[float] = []
-        found = discover(scans, config, advance=lambda _: moments.append(time.perf_counter()))
-        classes = found.classes
-        discovered = time.perf_counter()
-        for split in SPLITS:
-            row_tables(classes, scans, config, split)
-        ended = time.perf_counter()
-    print(
-        f"discover: {len(classes)} classes in {discovered - began:.1f} s, the first after"
-        f" {moments[0] - began:.1f}, {(moments[-1] - moments[0]) / max(1, len(moments) - 1):.2f}"
-        f" each; row tables {ended - discovered:.1f} s; peak {peak[0]:,.0f} MiB"
-    )
-    print("\nindex            build s  nearest s  found  of the true  peak MiB")
-    for index in indexes:
-        with peak_mib() as peak:
-            began = time.perf_counter()
-            built = Neighbours(scans.embedding, train, index)
-            build_s = time.perf_counter() - began
-            nearest_s, found, true = 0.0, [], []
-            for one in classes[:QUERIES]:
-                eligible = geometry.fits(geometry.centre_mm(one.centre))
-                began = time.perf_counter()
-                members, _ = built.nearest(one.reference, config.neighbours, eligible)
-                nearest_s += time.perf_counter() - began
-                found.append(len(members) / config.neighbours)
-                true.append(np.isin(one.train.scans, members).mean())
-            del built
-        print(
-            f"{index:16s} {build_s:7.1f} {nearest_s / len(found):10.3f} {np.mean(found):6.0%}"
-            f" {np.mean(true):12.1%} {peak[0]:9,.0f}"
-        )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--scans", type=int, nargs="+", default=[100, 1000, 10_000, 100_000])
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, nargs="+", default=[2])
     parser.add_argument(
         "--work",
         type=Path,
         default=Path(tempfile.gettempdir()),
         help="folder for archives and stores",
     )
-    parser.add_argument("--million", action="store_true")
-    parser.add_argument("--embeddings", type=int, default=1_000_000)
-    parser.add_argument("--index", nargs="+", default=["Flat", "IVF1024,Flat"])
     given = parser.parse_args()
-    if given.million:
-        million(given.embeddings, given.index)
-    else:
-        scale(given.scans, given.workers, given.work)
+    scale(given.scans, given.workers, given.work)
 
 
 if __name__ == "__main__":

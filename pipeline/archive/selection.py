@@ -106,10 +106,13 @@ def patients_of_scans(catalogue: Catalogue) -> dict[str, NDArray[Any]]:
         "SELECT kept.scan_row, copy.patient, copy.split FROM series AS copy"
         " JOIN series AS kept ON kept.scan_id = copy.scan_id WHERE kept.scan_row IS NOT NULL"
     )
-    of_parts = (  # folders of one series: all but the first have no scan of their own
+    # Folders of one series: all but the first have no scan of their own. CROSS JOIN keeps SQLite
+    # from starting at `first`, where all files without a uid would be compared with each other.
+    of_parts = (
         "SELECT kept.scan_row, part.patient, part.split FROM series AS part"
-        " JOIN series AS first ON first.uid = part.uid"
-        " JOIN series AS kept ON kept.scan_id = first.scan_id WHERE kept.scan_row IS NOT NULL"
+        " CROSS JOIN series AS first ON first.uid = part.uid"
+        " CROSS JOIN series AS kept ON kept.scan_id = first.scan_id"
+        " WHERE kept.scan_row IS NOT NULL"
         f" AND part.uid != '' AND part.reason IN ('{JOINED}', '{DUPLICATE}')"
     )
     rows = catalogue.db.execute(f"{of_copies} UNION {of_parts} ORDER BY 1, 2, 3").fetchall()

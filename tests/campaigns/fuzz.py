@@ -115,9 +115,7 @@ if __name__ == "__main__":
     parser.add_argument("--workers", type=int, default=2)
     chosen = parser.parse_args()
     status, words, ends = campaign(chosen.files, chosen.seed, chosen.workers)
-    print(f"{chosen.files} mutated files, exit status {status}")
-    for end, count in ends.items():
-        print(f"{count:6d} {end}")
     if status or "Traceback" in words:
         print(words)
+    print(json.dumps({"files": chosen.files, "exit status": status, **ends}))
     sys.exit(int(status != 0 or "Traceback" in words))

@@ -9,6 +9,7 @@ not (but for spacing that no scan has), or when orientation, spacing or a voxel 
 
 import argparse
 import gzip
+import json
 import struct
 import sys
 import tempfile
@@ -130,6 +131,5 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     counts = campaign(chosen.files, chosen.seed)
-    for end, count in counts.most_common():
-        print(f"{count:6d} {end}")
+    print(json.dumps({"files": chosen.files, **dict(counts.most_common())}))
     sys.exit(int(any(end.startswith("DIFFERENT") for end in counts)))

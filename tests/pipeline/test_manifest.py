@@ -19,6 +19,7 @@ from pipeline.archive.selection import (
     number_scans,
     patients_of_scans,
     reject_duplicates,
+    series_in_parts,
 )
 from pipeline.archive.series import Series, patient_key
 from pipeline.config import PrepareConfig
@@ -34,6 +35,14 @@ THICK = replace(THIN, key="thick", slice_gap_mm=5.0)
 CORONAL = replace(THIN, key="coronal", axial=False, slice_gap_mm=0.5)
 SHORT = replace(THIN, key="a short one", files=("/b/1",))
 OTHER = replace(THICK, key="other study", study="t")
+READ = Surveyed(
+    key="",
+    spacing_mm=(1.0, 1.0, 1.0),
+    size=(9, 9, 9),
+    frame_mm=((0.0,) * 3,) * 2,
+    statistics_hu=(-300.0, 500.0),
+)
+"""What the survey finds, but for the key and the id."""
 
 
 @pytest.fixture
@@ -265,16 +274,7 @@ def survey(catalogue: Catalogue, series: list[Series], *, seed: int = 0) -> dict
     catalogue.add(series)
     for one in series:
         if one.reason is None:
-            catalogue.record(
-                Surveyed(
-                    key=one.key,
-                    scan_id=HELD[one.key],
-                    spacing_mm=(1.0, 1.0, 1.0),
-                    size=(9, 9, 9),
-                    frame_mm=((0.0,) * 3,) * 2,
-                    statistics_hu=(-300.0, 500.0),
-                )
-            )
+            catalogue.record(replace(READ, key=one.key, scan_id=HELD[one.key]))
     reject_duplicates(catalogue)
     number_scans(catalogue)
     config = PrepareConfig(seed=seed, validation_fraction=0.5)
@@ -318,3 +318,35 @@ def test_two_patients_with_parts_of_one_series_are_one(catalogue: Catalogue) -> 
         part = replace(COPY, key=reason, uid="one series", reason=reason)
         found = survey(catalogue, [whole, part, OTHER_OF_BERTA, STRANGER])
         assert found[7] == found[3] != found[9]
+
+
+# Many series -------------------------------------------------------------------------------------
+
+
+def count_steps(folder: Path, num_files: int) -> int:
+    """Instructions of SQLite, in thousands, from the list of an archive of files to its splits."""
+    catalogue, steps = Catalogue(folder), 0
+
+    def count() -> None:
+        nonlocal steps
+        steps += 1
+
+    catalogue.db.set_progress_handler(count, 1000)
+    names = [f"{number:04d}" for number in range(num_files)]
+    catalogue.add(
+        Series(key=name, kind="file", files=(name,), patient=name, study=name) for name in names
+    )
+    assert series_in_parts(catalogue) == []
+    choose_one_per_study(catalogue)
+    for number, name in enumerate(names):
+        catalogue.record(replace(READ, key=name, scan_id=number))
+    assert choose_next_best(catalogue) == 0
+    reject_duplicates(catalogue)
+    assert number_scans(catalogue) == len(patients_of_scans(catalogue)["scan"]) == num_files
+    catalogue.close()
+    return steps
+
+
+def test_the_work_grows_with_the_number_of_series_not_with_its_square(tmp_path: Path) -> None:
+    few, many = (count_steps(tmp_path / str(num), num) for num in (500, 2000))
+    assert many < 5 * few
