@@ -201,9 +201,10 @@ class Bench:
         """The table and what explains it, as Markdown."""
         label = np.load(self.source / "labels.npy")
         scan = np.load(self.source / "scans.npy")
+        peers = f" (peers: {call([self.given.peers, '-V'], 60)})" if self.given.peers else ""
         lines = [
             f"{datetime.date.today()}, {os.cpu_count()} cores, {THREADS} of them used; Python"
-            f" {sys.version.split()[0]}, torch {torch.__version__}; {self.num_rows} crops,"
+            f" {sys.version.split()[0]}{peers}, torch {torch.__version__}; {self.num_rows} crops,"
             f" {len(np.unique(label))} classes, {len(np.unique(scan))} scans; medians of"
             f" {self.given.rounds} rounds, ratios within a round.",
             "",
