@@ -351,9 +351,9 @@ def run_memmap(folder: Path) -> Epochs:
 
 
 def _shuffled(read: Callable[[np.ndarray], np.ndarray], labels: np.ndarray) -> Epochs:
-    """Of a library that reads rows and does not shuffle: batches by two threads.
+    """Shuffled batches from a library that reads rows by number, with two threads.
 
-    The rows of a batch are sorted, because arrays in shards are then read faster.
+    The rows of a batch are sorted, because rows of a shard are then read faster.
     """
 
     def read_batch(rows: np.ndarray) -> Batch:

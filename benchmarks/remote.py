@@ -39,7 +39,7 @@ def measure(store: str, step_s: float) -> dict[str, float]:
 
 
 def read_epochs(dataset: PatchDataset, epochs: range, step_s: float) -> tuple[float, float]:
-    """Crops per second with a pause after each batch, and the share of the time between pauses."""
+    """Crops per second with a pause after each batch, and the share of time outside the pauses."""
     began, asleep_s = time.perf_counter(), 0.0
     for epoch in epochs:
         for _ in dataset.batches(epoch):

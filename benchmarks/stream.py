@@ -15,7 +15,7 @@ workers kept. First batch: from the same beginning. Memory: the most above that 
 before, with its workers and what they share, without pages of mapped files. On disk: its files as
 prepared, and at the end where a library unpacks them. Shuffle: distinct scans and classes in a
 batch, over those under a true random permutation. A peer that does not run is named with why.
-The peers' files take about six times the uncompressed crops, in --work or the temporary folder.
+The peers' files take about eight times the uncompressed crops, in --work or the temporary folder.
 """
 
 from __future__ import annotations
