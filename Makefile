@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PEERS := .venv-peers/bin
+PEERS_PYTHON ?= python3.12
 
 .PHONY: demo test check docs settings figures bench-peers clean
 
@@ -16,12 +17,12 @@ check: .venv/done  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# make bench-peers STORE=chest.store [OPTIONS="--rounds 3 --write"]
+# make bench-peers STORE=chest.store [OPTIONS="--rounds 3 --write"] [PEERS_PYTHON=python3.12]
 bench-peers: .venv/done .venv-peers/done
 	$(BIN)/python -m benchmarks.stream $(STORE) --peers $(PEERS)/python $(OPTIONS)
 
 .venv-peers/done: benchmarks/peers-requirements.txt
-	$(PYTHON) -m venv .venv-peers
+	$(PEERS_PYTHON) -m venv .venv-peers
 	$(PEERS)/pip install --quiet --disable-pip-version-check -c $< torch
 	$(PEERS)/pip install --quiet --disable-pip-version-check --no-deps -r $<
 	touch $@

@@ -41,6 +41,12 @@ SAMPLE_S = 0.05
 BLOSC2_BLOCKS = (1, 16, 32, 16)
 """What nnU-Net's rule gives for crops of 32 x 64 x 64 int16: a block fits into L1, a crop is one
 chunk."""
+ROWS_PER_SHARD = 64
+FUSED = {"codec_pipeline.path": "zarr.core.codec_pipeline.FusedCodecPipeline"}
+ZARRS = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
+"""What annbatch advises for local files."""
+ANNBATCH_CHUNK = 16
+"""Images that annbatch's tutorial for images writes as a chunk; they are read together."""
 
 
 class Batch(NamedTuple):
@@ -341,14 +347,105 @@ def prepare_memmap(source: Path, folder: Path) -> None:
 
 def run_memmap(folder: Path) -> Epochs:
     crops, labels = load(folder)
+    return _shuffled(crops.__getitem__, labels)
 
-    def read(rows: np.ndarray) -> Batch:
-        return Batch(torch.from_numpy(crops[rows]), torch.from_numpy(labels[rows]), rows)
+
+def _shuffled(read: Callable[[np.ndarray], np.ndarray], labels: np.ndarray) -> Epochs:
+    """Shuffled batches from a library that reads rows by number, with two threads.
+
+    The rows of a batch are sorted, because rows of a shard are then read faster.
+    """
+
+    def read_batch(rows: np.ndarray) -> Batch:
+        return Batch(torch.from_numpy(read(rows)), torch.from_numpy(labels[rows]), rows)
 
     def batches(epoch: int) -> Iterator[Batch]:
         order = np.random.default_rng((SEED, epoch)).permutation(len(labels))
         places = range(0, len(order), BATCH_SIZE)
-        return read_ahead(read, (order[i : i + BATCH_SIZE] for i in places), WORKERS)
+        return read_ahead(read_batch, (np.sort(order[i : i + BATCH_SIZE]) for i in places), WORKERS)
+
+    return batches
+
+
+def prepare_zarr(source: Path, folder: Path) -> None:
+    """The layout and codecs of a semgen store: a crop is a chunk, 64 are a shard."""
+    import zarr  # noqa: PLC0415
+    from zarr.codecs import BloscCodec, Crc32cCodec  # noqa: PLC0415
+
+    crops, labels = load(source)
+    zarr.config.set(FUSED)
+    array = zarr.create_array(
+        folder / "crops", shape=crops.shape, dtype=crops.dtype, chunks=(1, *crops.shape[1:]),
+        shards=(ROWS_PER_SHARD, *crops.shape[1:]),
+        compressors=[BloscCodec(cname="lz4", clevel=9, shuffle="bitshuffle"), Crc32cCodec()],
+    )  # fmt: skip
+    for row in range(0, len(crops), ROWS_PER_SHARD):
+        array[row : row + ROWS_PER_SHARD] = crops[row : row + ROWS_PER_SHARD]
+    np.save(folder / "labels.npy", labels)
+
+
+def run_zarr(folder: Path) -> Epochs:
+    import zarr  # noqa: PLC0415
+
+    zarr.config.set({**FUSED, "codec_pipeline.max_workers": 1})  # a batch has a thread of its own
+    array: Any = zarr.open_array(folder / "crops", mode="r")
+    return _shuffled(lambda rows: array.oindex[rows], np.load(folder / "labels.npy"))
+
+
+def run_tensorstore(folder: Path) -> Epochs:
+    import tensorstore  # noqa: PLC0415
+
+    array = tensorstore.open(
+        {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder / "crops")}},
+        read=True,
+        recheck_cached_data="open",
+    ).result()
+    return _shuffled(lambda rows: array[rows].read().result(), np.load(folder / "labels.npy"))
+
+
+def _as_anndata(source: Path) -> Any:
+    import anndata  # noqa: PLC0415
+    import dask.array  # noqa: PLC0415
+    import pandas as pd  # noqa: PLC0415
+
+    crops, labels = load(source)
+    rows = np.arange(len(labels))
+    return anndata.AnnData(
+        obs=pd.DataFrame({"label": labels, "row": rows}, index=rows.astype(str)),
+        obsm={"crops": dask.array.from_array(crops, chunks=(BATCH_SIZE, -1, -1, -1))},
+    )
+
+
+def prepare_annbatch(source: Path, folder: Path) -> None:
+    import zarr  # noqa: PLC0415
+    from annbatch import DatasetCollection  # noqa: PLC0415
+
+    zarr.config.set(ZARRS)
+    DatasetCollection(zarr.open_group(folder, mode="w")).add_adatas(
+        [source], load_adata=_as_anndata, shuffle=True, n_obs_per_chunk=ANNBATCH_CHUNK,
+        dataset_size=100_000, rng=np.random.default_rng(SEED),
+    )  # fmt: skip
+
+
+def run_annbatch(folder: Path) -> Epochs:
+    import zarr  # noqa: PLC0415
+    from annbatch import DatasetCollection, Loader  # noqa: PLC0415
+    from anndata.io import read_elem  # noqa: PLC0415
+
+    zarr.config.set(ZARRS)
+    groups = list(DatasetCollection(zarr.open_group(folder, mode="r")))
+    loader = Loader(
+        batch_size=BATCH_SIZE, chunk_size=ANNBATCH_CHUNK, preload_nchunks=32, shuffle=True,
+        preload_to_gpu=False, to="torch", rng=np.random.default_rng(SEED),
+    ).add_datasets(
+        datasets=[group["obsm/crops"] for group in groups],
+        obs=[read_elem(group["obs"])[["label", "row"]] for group in groups],
+    )  # fmt: skip
+
+    def batches(_: int) -> Iterator[Batch]:
+        for batch in loader:
+            labels, rows = (batch["obs"][name].to_numpy() for name in ("label", "row"))
+            yield Batch(batch["X"], torch.tensor(labels), rows)
 
     return batches
 
@@ -404,6 +501,29 @@ PEERS = {
         how="a .b2nd file each, zstd level 8, mapped; DataLoader(shuffle=True)",
         prepare=prepare_blosc2,
         run=run_blosc2,
+    ),
+    "zarr-python, fused": Peer(
+        package="zarr",
+        modules=("zarr",),
+        how="shards of 64 with the codec of semgen, fused codec pipeline; sorted rows of a shuffled"
+        " batch by oindex, two threads",
+        prepare=prepare_zarr,
+        run=run_zarr,
+    ),
+    "TensorStore": Peer(
+        package="tensorstore",
+        modules=("tensorstore",),
+        how="the same shards; sorted rows of a shuffled batch, two threads ask for batches",
+        prepare=prepare_zarr,
+        run=run_tensorstore,
+    ),
+    "annbatch": Peer(
+        package="annbatch",
+        modules=("annbatch", "anndata", "zarrs"),
+        how="DatasetCollection, shuffled when written, images in obsm, chunks of 16, lz4; Loader"
+        "(shuffle=True) of 32 chunks at once, zarrs",
+        prepare=prepare_annbatch,
+        run=run_annbatch,
     ),
     "numpy.memmap": Peer(
         package="numpy",

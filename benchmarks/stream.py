@@ -15,7 +15,7 @@ workers kept. First batch: from the same beginning. Memory: the most above that 
 before, with its workers and what they share, without pages of mapped files. On disk: its files as
 prepared, and at the end where a library unpacks them. Shuffle: distinct scans and classes in a
 batch, over those under a true random permutation. A peer that does not run is named with why.
-The peers' files take about six times the uncompressed crops, in --work or the temporary folder.
+The peers' files take about eight times the uncompressed crops, in --work or the temporary folder.
 """
 
 from __future__ import annotations
@@ -201,9 +201,10 @@ class Bench:
         """The table and what explains it, as Markdown."""
         label = np.load(self.source / "labels.npy")
         scan = np.load(self.source / "scans.npy")
+        peers = f" (peers: {call([self.given.peers, '-V'], 60)})" if self.given.peers else ""
         lines = [
             f"{datetime.date.today()}, {os.cpu_count()} cores, {THREADS} of them used; Python"
-            f" {sys.version.split()[0]}, torch {torch.__version__}; {self.num_rows} crops,"
+            f" {sys.version.split()[0]}{peers}, torch {torch.__version__}; {self.num_rows} crops,"
             f" {len(np.unique(label))} classes, {len(np.unique(scan))} scans; medians of"
             f" {self.given.rounds} rounds, ratios within a round.",
             "",
