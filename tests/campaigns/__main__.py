@@ -1,7 +1,7 @@
 """Run all campaigns, one after the other and unattended; run again to resume.
 
     python -m tests.campaigns OUT --scale 0.01        # minutes
-    nohup nice -n 19 python -m tests.campaigns OUT &  # a day on two cores
+    nohup nice -n 19 python -m tests.campaigns OUT &  # hours
 
 Each campaign is divided into parts, each with a seed and a process of its own. A finished part adds
 a line to OUT/campaigns.jsonl: command, counts, seconds, software, whether all was right. Its output
