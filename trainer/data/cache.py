@@ -32,14 +32,19 @@ class CropCache:
         """Whether all of these rows are cached."""
         return bool(self._filled[self._slots(rows)].all())
 
-    def take(self, rows: NDArray[np.int64]) -> Tensor:
-        """The crops of these rows, (n, 1, Z, Y, X) int16, on the cache's device."""
-        return self._crops[torch.from_numpy(self._slots(rows)).to(self._crops.device)]
+    @property
+    def device(self) -> torch.device:
+        return self._crops.device
+
+    def take(self, rows: NDArray[np.int64], out: Tensor | None = None) -> Tensor:
+        """The crops of these rows, (n, 1, Z, Y, X) int16, on the cache's device; in `out`."""
+        slots = torch.from_numpy(self._slots(rows)).to(self.device)
+        return torch.index_select(self._crops, 0, slots, out=out)
 
     def put(self, rows: NDArray[np.int64], crops: Tensor) -> None:
         """Keep (n, 1, Z, Y, X) crops."""
         slots = self._slots(rows)
-        self._crops[torch.from_numpy(slots).to(self._crops.device)] = crops.to(self._crops.device)
+        self._crops[torch.from_numpy(slots).to(self.device)] = crops.to(self.device)
         self._filled[slots] = True
 
     def _slots(self, rows: NDArray[np.int64]) -> NDArray[np.intp]:

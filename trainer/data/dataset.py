@@ -330,15 +330,18 @@ class PatchDataset(IterableDataset[Batch]):
     def _read(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], Tensor | None]:
         """The rows that can be read, and their crops (n, 1, Z, Y, X) on the CPU.
 
-        The crops are None when the cache holds all of them.
+        The crops are None when a cache on the device holds all of them.
         """
-        if self._cache is not None and self._cache.holds(rows):
+        cache = self._cache if self._cache is not None and self._cache.holds(rows) else None
+        if cache is not None and cache.device.type != "cpu":
             return rows, None
         shape = (len(rows), 1, *self._split.patch.shape[1:])
         if self._device.type == "cuda":  # torch keeps pinned memory itself
             crops = torch.empty(shape, dtype=torch.int16, pin_memory=True)
         else:
             crops = torch.from_numpy(self._buffers.take(shape))
+        if cache is not None:
+            return rows, cache.take(rows, out=crops)
         corrupt = self._split.patch.read_into(rows, crops[:, 0].numpy())
         if corrupt:
             if not self._skip_corrupt:
@@ -352,11 +355,11 @@ class PatchDataset(IterableDataset[Batch]):
         """The batch on the device, from the CPU or from the cache."""
         if crops is not None:
             crops = crops.to(self._device, non_blocking=True)
-            if self._cache is not None:
+            if self._cache is not None and not self._cache.holds(rows):
                 self._cache.put(rows, crops)
         else:
             assert self._cache is not None
-            crops = self._cache.take(rows).to(self._device, non_blocking=True)
+            crops = self._cache.take(rows)
         labels = torch.from_numpy(self._split.label[rows].astype(np.int64))
         labels, zscores = labels.to(self._device, non_blocking=True), None
         if self._statistics_hu is not None:
