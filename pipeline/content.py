@@ -11,7 +11,8 @@ from pipeline.body import body_mask
 from pipeline.config import PrepareConfig
 from pipeline.place import Floats
 
-_AIR_HU = np.float32(-1000)
+_BELOW_WINDOW_HU = np.float32(-1000)
+"""Stands for what the window cuts off at its lower end: it is taken for air."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class ContentOfScan:
         """
         self.thumbnail, self.box_mm, self.config = thumbnail, box_mm, config
         thin = thumbnail[::2]  # every other slice shows enough of the body
-        hu = np.where(thin == 0, _AIR_HU, self._to_hu(thin))  # air, whatever the window begins with
+        hu = np.where(thin == 0, _BELOW_WINDOW_HU, self._to_hu(thin))
         mask = body_mask(hu, (box_mm[1] - box_mm[0]) / thin.shape)
         self.body = np.repeat(mask, 2, axis=0)
 
