@@ -11,15 +11,17 @@ import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from distributed.core import Status
+from distributed.diagnostics.plugin import SchedulerPlugin
 
 from store.errors import ConfigError, SemgenError
 from store.settings import build, check_types, read_toml, require
 
 if TYPE_CHECKING:
     from dask_jobqueue.core import JobQueueCluster
+    from distributed import Scheduler
 
 _CLASSES = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster"}
 """Names in dask-jobqueue."""
@@ -121,6 +123,9 @@ class Jobs:
         self.cluster = _start_scheduler(config, folder, self.log_folder)
         self._last_work = time.monotonic()
         self._last_seen: dict[str, float] = {}  # jobs whose workers joined, or that ended
+        self._arrivals = _Arrivals()
+        scheduler: Any = self.cluster.scheduler  # in this process
+        scheduler.add_plugin(self._arrivals)
 
     async def adapt(self, num_waiting: int) -> None:
         """Submit, replace or end jobs; to be called every few seconds, on the cluster's loop.
@@ -132,6 +137,7 @@ class Jobs:
         """
         cluster, config, now = self.cluster, self.config, time.monotonic()
         joined = {worker["name"] for worker in cluster.scheduler_info["workers"].values()}
+        joined |= self._arrivals.take()
         for job in self._last_seen.keys() - cluster.worker_spec.keys():
             del self._last_seen[job]  # a new job may get the name of one that ended
         for job, spec in list(cluster.worker_spec.items()):
@@ -171,6 +177,21 @@ class Jobs:
         for name in ("_job_key", "_job_cert", "_job_ca_file"):
             if hasattr(self.cluster, name):
                 getattr(self.cluster, name).close()
+
+
+class _Arrivals(SchedulerPlugin):
+    """Names of workers that joined, also of those that were lost before anyone looked."""
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        self._names.add(str(scheduler.workers[worker].name))
+
+    def take(self) -> set[str]:
+        """The names since the last call."""
+        names, self._names = self._names, set()
+        return names
 
 
 def _start_scheduler(config: ClusterConfig, folder: Path, log_folder: Path) -> JobQueueCluster:

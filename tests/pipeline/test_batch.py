@@ -3,9 +3,11 @@
 import os
 import re
 import signal
+import time
 from pathlib import Path
 
 import pytest
+from distributed import Client
 
 from pipeline import batch
 from pipeline.batch import ClusterConfig, ClusterError, Jobs, load_cluster_config
@@ -122,6 +124,29 @@ def test_a_job_that_fails_at_its_start_or_is_lost_is_replaced(
         os.killpg(int(job.job_id), signal.SIGKILL)
         assert list(run_bounded(client, abs, [-2])) == [(-2, 2)]
     assert len((tmp_path / "submitted").read_text()) >= 3
+
+
+def test_a_job_lost_between_two_looks_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "submitted").write_text("")  # all jobs start
+    submit = SBATCH.format(folder=tmp_path)
+    install(tmp_path, monkeypatch, sbatch=submit, scancel='kill -- "-$1"')
+    monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])
+    monkeypatch.setattr(batch, "_LOST_SECONDS", 0.1)
+    jobs = Jobs(CONFIG, tmp_path)
+    with jobs.cluster as cluster, Client(cluster, set_as_default=False) as client:
+        cluster.sync(jobs.adapt, 1)
+        (lost,) = [job.job_id for job in cluster.workers.values()]
+        client.wait_for_workers(1)
+        os.killpg(int(lost), signal.SIGKILL)
+        while client.nthreads():
+            time.sleep(0.1)
+        cluster.sync(jobs.adapt, 1)  # the first look since the job was submitted
+        time.sleep(0.2)
+        cluster.sync(jobs.adapt, 1)
+        (replacing,) = [job.job_id for job in cluster.workers.values()]
+        assert replacing != lost
 
 
 @pytest.mark.parametrize(
