@@ -32,7 +32,7 @@ _JOB_IDS = {
     "sge": "$JOB_ID",
 }
 """Shell variables of a job that have its number."""
-WORKER_ENVIRONMENT: Final = {"MALLOC_TRIM_THRESHOLD_": 2**24, "MALLOC_MMAP_THRESHOLD_": 2**22}
+WORKER_ENVIRONMENT: Final = {"MALLOC_TRIM_THRESHOLD_": 2**25, "MALLOC_MMAP_THRESHOLD_": 2**24}
 """With Dask's default, the memory of each crop goes back to the system and is requested again:
 cutting took twice as long. The memory of whole scans still goes back at once."""
 _MAX_STAGGER_S, _MAX_MARGIN_S = 600, 300
