@@ -7,9 +7,10 @@
 Pretrains a small net on unlabeled phantoms in several ways, fine-tunes each on few labeled
 phantoms, and compares them with random weights and with controls whose classes are wrong. Trial n
 has the seed n in pretraining and in fine-tuning, and its own draw of labeled phantoms, which all
-starts share. Stores and test phantoms are the same in all trials. docs/design/0019-proof.md has
-hypotheses, sizes and planned comparisons. Run again to resume, or with more --trials. Starts that
-are in the results of an earlier campaign, --known, are not run again.
+starts share. All trials in WORK have the same stores and test phantoms. docs/design/0019-proof.md
+has hypotheses, sizes and planned comparisons. Run again to resume, or with more --trials. Trials
+that are complete in the results of an earlier campaign, --known, are not run again; its stores may
+have other crops, because machines round differently.
 
 WORK gets the archive, two stores (classes placed by matching and by the frame), two tasks, runs/,
 compared/, and results/: results.jsonl (a line for each trial), tables.md, and figure.png. --table
@@ -280,7 +281,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--known", type=Path, help="results.jsonl of an earlier campaign")
+    parser.add_argument("--known", type=Path, help="results.jsonl of another campaign")
     parser.add_argument("--table", action="store_true")
     for field in dataclasses.fields(Size):
         default = field.default
@@ -297,9 +298,9 @@ def main() -> None:
         own = {k: tuple(v) if isinstance(v, list) else v for k, v in own.items() if v is not None}
         size = dataclasses.replace(SIZES[given.size], **own)
         _record(work, size)
-    num_lines = sum(len(size.labels(task)) for task in given.tasks)
+    num_lines = len(given.starts) * sum(len(size.labels(task)) for task in given.tasks)
     known = read_complete(given.known, num_lines) if given.known else []
-    done = {(line["trial"], line["start"]) for line in known}
+    done = {line["trial"] for line in known}
     if not given.table:
         began = time.perf_counter()
         make_data(work, size, given.workers)
@@ -307,15 +308,17 @@ def main() -> None:
         todo = [
             (run_start, (work, size, trial, start, given.tasks, given.device))
             for trial in range(given.trials)
+            if trial not in done
             for start in given.starts
-            if (trial, start) not in done
         ]
         _run_all(todo, given.workers)
         print(f"all: {(time.perf_counter() - began) / 60:.0f} min", flush=True)
     found = gather_results(work / "compared", size.pools)
-    new = [line for line in found if (line["trial"], line["start"]) not in done]
-    rows = PatchStore(work / "match").train
-    crops = zlib.crc32(rows.label.tobytes() + rows.origin_mm.tobytes())  # which crops were trained
+    new = [line for line in found if line["trial"] not in done]
+    crops = 0  # a checksum of the places that were cut
+    for place in ("match", "frame"):
+        rows = PatchStore(work / place).train
+        crops = zlib.crc32(rows.label.tobytes() + rows.origin_mm.tobytes(), crops)
     print(write_results([*known, *({**line, "crops": crops} for line in new)], work / "results"))
 
 

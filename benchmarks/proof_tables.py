@@ -78,10 +78,10 @@ def gather_results(compared: Path, pools: dict[str, int]) -> list[Line]:
 
 
 def read_complete(file: Path, num_lines: int) -> list[Line]:
-    """The lines of a results.jsonl of the starts that have so many in a trial."""
+    """The lines of a results.jsonl of the trials that have so many."""
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    found = Counter((line["trial"], line["start"]) for line in lines)
-    return [line for line in lines if found[line["trial"], line["start"]] == num_lines]
+    found = Counter(line["trial"] for line in lines)
+    return [line for line in lines if found[line["trial"]] == num_lines]
 
 
 def _read_dice(file: Path) -> Iterator[tuple[str, float]]:
