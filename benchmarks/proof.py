@@ -48,6 +48,7 @@ from pipeline.config import AutoencoderConfig
 from store import PatchStore
 from trainer import TrainConfig, pretrain
 from trainer.comparison import compare
+from trainer.comparison.trials import end_with_parent
 from trainer.config import NetName, PretextName
 
 _WINDOW_HU = (-200, 300)
@@ -152,7 +153,6 @@ def make_data(work: Path, size: Size, workers: int) -> None:
             spacing_mm=size.spacings_mm,
             window_hu=_WINDOW_HU,
             max_overlap=0.5,
-            min_body=0.0,  # also crops at the skin
             autoencoder=AutoencoderConfig(max_steps=size.autoencoder_steps),
         )
         same = work / "match" if place == "frame" else None  # the same neighbours
@@ -262,7 +262,8 @@ def _run_all(jobs: Sequence[tuple[Callable[..., None], tuple[Any, ...]]], worker
         for job, values in jobs:
             job(*values)
         return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, end_with_parent) as pool:
         for future in [pool.submit(job, *values) for job, values in jobs]:
             future.result()
 

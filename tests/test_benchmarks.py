@@ -137,8 +137,8 @@ def test_the_proof_trains_on_phantoms_and_repeats_its_tables_without_training(
     assert {line["labels"] for line in lines} == {1, 2}
     assert tables.count("| classification-shuffled | ") == 2
     results = tmp_path / "results" / "results.jsonl"
-    assert sorted(read_complete(results, 2), key=str) == sorted(lines, key=str)
-    assert read_complete(results, 3) == []
+    assert sorted(read_complete(results, 4), key=str) == sorted(lines, key=str)
+    assert read_complete(results, 5) == []
 
 
 def test_the_probe_finds_a_class_in_features_and_nothing_for_shuffled_labels(

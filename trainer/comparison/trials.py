@@ -89,7 +89,7 @@ def _run_all(
         return
     threads = max(1, len(os.sched_getaffinity(0)) // len(devices))
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(len(devices), context, _end_with_parent) as pool:
+    with ProcessPoolExecutor(len(devices), context, end_with_parent) as pool:
         workers = [
             pool.submit(_work_in_process, plan, trials, out, device, force, threads)
             for device in devices
@@ -137,7 +137,7 @@ def _count_done(trials: Sequence[Trial], out: Path) -> int:
 # Processes ---------------------------------------------------------------------------------------
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Start a thread that ends this process when its parent ends, even if that is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
