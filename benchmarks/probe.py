@@ -19,8 +19,8 @@ adrenal     the shape of an adrenal gland: AdrenalMNIST3D, tested on its officia
 
 RUN is a folder of `semgen pretrain`, or a file with weights. Its name is that of the start; several
 of one name are its seeds, and their mean score counts. "scratch" is the same net with random
-weights; its batch norms have measured the crops of the store. "voxels" are means of 4 x 4 x 4
-voxels, without a net.
+weights. The batch norms of all nets have measured the crops of the store. "voxels" are means of
+4 x 4 x 4 voxels, without a net.
 
 No patient is on both sides of a prediction. Real scans, each of which counts as a patient, are
 tested in five folds. Those that any RUN was trained on are not tested: their crops and labels only
@@ -256,21 +256,23 @@ def make_starts(
     """The nets of each start: one, or one for each seed.
 
     crops
-        Of the store, for the batch norms of scratch.
+        Of the store, for the batch norms of all nets.
     """
     mixed = replace(crops, voxels=np.random.default_rng(0).permutation(crops.voxels))
     kinds = {describe_net(run, one) for run, one in zip(runs, weights, strict=True)}
     if len(kinds) != 1:
         raise SystemExit(f"--runs must be of one net and width; these are {sorted(kinds)}")
     kind, width = kinds.pop()
-    random = []
+    random: list[nn.Module] = []
     for seed in range(seeds):
         with seeded_weights(seed):
-            net = channels_last(build_encoder(kind, width))
-        random.append(pool(measure_norms(net, mixed)))
-    starts: dict[str, list[Encode]] = {"voxels": [mean_of_cells], SCRATCH: random}
+            random.append(channels_last(build_encoder(kind, width)))
+    nets: dict[str, list[nn.Module]] = {SCRATCH: random}
     for run in runs:
-        starts.setdefault(run.name, []).append(pool(load_encoder(run)))
+        nets.setdefault(run.name, []).append(load_encoder(run))
+    starts: dict[str, list[Encode]] = {"voxels": [mean_of_cells]}
+    for start, of_start in nets.items():
+        starts[start] = [pool(measure_norms(net, mixed)) for net in of_start]
     return starts
 
 

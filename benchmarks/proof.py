@@ -197,11 +197,10 @@ def _pretrain(work: Path, size: Size, trial: int, start: str, run: Path, device:
     kind, control = split_start(start)
     pretext, classify = _PRETEXTS[kind]
     store = open_store(work, control, trial)
-    epochs = size.pretrain_steps * size.pretrain_batch / len(store.train)
     config = TrainConfig(
         pretext=pretext,
         classify=classify,
-        warmup_epochs=round(epochs / 4),  # of starts with both losses: classes alone
+        warmup_epochs=0,  # so restoration has as many steps with classes as without
         net=size.net,
         width=size.width,
         batch_size=size.pretrain_batch,
@@ -300,7 +299,10 @@ def main() -> None:
         size = dataclasses.replace(SIZES[given.size], **own)
         _record(work, size)
     num_lines = len(given.starts) * sum(len(size.labels(task)) for task in given.tasks)
+    settings = zlib.crc32(json.dumps(dataclasses.asdict(size)).encode())
     known = read_complete(given.known, num_lines) if given.known else []
+    if any(line["settings"] != settings for line in known):
+        raise SystemExit(f"{given.known}: has another size than {work}")
     done = {line["trial"] for line in known}
     if not given.table:
         began = time.perf_counter()
@@ -320,7 +322,8 @@ def main() -> None:
     for place in ("match", "frame"):
         rows = PatchStore(work / place).train
         crops = zlib.crc32(rows.label.tobytes() + rows.origin_mm.tobytes(), crops)
-    print(write_results([*known, *({**line, "crops": crops} for line in new)], work / "results"))
+    new = [{**line, "crops": crops, "settings": settings} for line in new]
+    print(write_results([*known, *new], work / "results"))
 
 
 def _record(work: Path, size: Size) -> None:

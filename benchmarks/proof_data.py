@@ -90,7 +90,7 @@ def _fill_organs(folder: Path, train: int, test: int, matrix: int) -> None:
 def _fill_disease(folder: Path, train: int, test: int, matrix: int) -> None:
     with (folder / "task.csv").open("w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["image", "label", "split", "x_mm", "y_mm", "z_mm"])
+        writer.writerow(["image", "label", "patient", "split", "x_mm", "y_mm", "z_mm"])
         pairs = itertools.islice(_draw_pairs(matrix), train + test)
         for number, pair in enumerate(pairs):
             split = "train" if number < train else "test"
@@ -98,7 +98,8 @@ def _fill_disease(folder: Path, train: int, test: int, matrix: int) -> None:
                 name = f"{number:04d}-{label}.nii"
                 _write(phantom.render(), phantom, folder / name)
                 world_mm = (place_mm + phantom.origin_mm)[::-1].round(2).tolist()
-                writer.writerow([name, label, split, *world_mm])
+                pair_name = f"{number:04d}"  # both are drawn for training, or none
+                writer.writerow([name, label, pair_name, split, *world_mm])
 
 
 def _draw_pairs(matrix: int) -> Iterator[tuple[tuple[Phantom, Any], tuple[Phantom, Any]]]:

@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -57,7 +57,7 @@ class Gain:
 
 
 def gather_results(compared: Path, pools: dict[str, int]) -> list[Line]:
-    """The lines of all trials: task, start, labels, trial, score, and Dice of each test phantom.
+    """The lines of all trials: task, start, labels, trial, score; Dice of test phantoms and organs.
 
     compared
         Folder with TASK/TRIAL/START, each a result of `semgen compare`.
@@ -72,7 +72,9 @@ def gather_results(compared: Path, pools: dict[str, int]) -> list[Line]:
             line["trial"] = int(folder.parent.name)
             share = f"{found['label_fraction']:g}"
             cases = folder / "trials" / line["task"] / line["start"] / share / "0-0" / "cases.csv"
-            line["cases"] = dict(_read_dice(cases)) if line["score"] is not None else {}
+            line["cases"], line["organs"] = (
+                _read_dice(cases) if line["score"] is not None else ({}, {})
+            )
             lines.append(line)
     return lines
 
@@ -84,11 +86,16 @@ def read_complete(file: Path, num_lines: int) -> list[Line]:
     return [line for line in lines if found[line["trial"]] == num_lines]
 
 
-def _read_dice(file: Path) -> Iterator[tuple[str, float]]:
+def _read_dice(file: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean Dice of each test phantom, and of each organ; nothing for a classification."""
     with file.open(newline="") as stream:
-        for row in csv.DictReader(stream):
-            if "dice" in row:
-                yield row["case"], round(float(row["dice"]), 4)
+        rows = [row for row in csv.DictReader(stream) if "dice" in row]
+    columns = [name for name in (rows[0] if rows else ()) if name.startswith("dice ")]
+    organs = {
+        name.removeprefix("dice "): round(float(np.nanmean([float(row[name]) for row in rows])), 4)
+        for name in columns
+    }
+    return {row["case"]: round(float(row["dice"]), 4) for row in rows}, organs
 
 
 def write_results(lines: Sequence[Line], out: Path) -> str:
@@ -103,6 +110,8 @@ def write_results(lines: Sequence[Line], out: Path) -> str:
         blocks += [f"### {_NAMES[task]}\n", _scores_table(own), _planned_table(own)]
         if len({line["labels"] for line in own}) > 1:
             blocks.append(_by_labels_table(own))
+        if own[0]["organs"]:
+            blocks.append(_organs_table(own))
     text = "\n".join(blocks) or "No trial has a score yet.\n"
     with replace_file(out / "tables.md") as partial:
         partial.write_text(text)
@@ -163,19 +172,18 @@ def planned_gains(lines: Sequence[Line], labels: int | None = None) -> list[tupl
 
 
 def _share_better(lines: Sequence[Line], gain: Gain) -> str:
-    """On how many test phantoms the second start is better, in the mean over all trainings."""
-    means = [_case_means(lines, start) for start in (gain.one, gain.other)]
-    both = means[0].keys() & means[1].keys()
-    return f"{sum(means[1][c] > means[0][c] for c in both)} of {len(both)}" if both else ""
-
-
-def _case_means(lines: Sequence[Line], start: str) -> dict[str, float]:
-    found: dict[str, list[float]] = {}
+    """On how many test phantoms the second start is better, in the mean over common trainings."""
+    cases: dict[str, dict[tuple[int, int], dict[str, float]]] = {gain.one: {}, gain.other: {}}
     for line in lines:
-        if line["start"] == start:
-            for case, dice in line["cases"].items():
-                found.setdefault(case, []).append(dice)
-    return {case: float(np.nanmean(dice)) for case, dice in found.items()}
+        if line["start"] in cases and line["cases"]:
+            cases[line["start"]][line["trial"], line["labels"]] = line["cases"]
+    both = cases[gain.one].keys() & cases[gain.other].keys()
+    gains: dict[str, list[float]] = {}
+    for key in both:
+        for case, dice in cases[gain.other][key].items():
+            gains.setdefault(case, []).append(dice - cases[gain.one][key][case])
+    better = sum(float(np.nanmean(found)) > 0 for found in gains.values())
+    return f"{better} of {len(gains)}" if gains else ""
 
 
 # Tables
@@ -190,23 +198,24 @@ def _scores_table(lines: Sequence[Line]) -> str:
             mean, std = mean_and_std(list(scores_by_trial(lines, start, labels).values()))
             spread = "" if math.isnan(std) else f" ± {100 * std:.1f}"
             cells.append("" if math.isnan(mean) else f"{100 * mean:.1f}{spread}")
-        trials = len(scores_by_trial(lines, start, None))
+        trials = f"{len(scores_by_trial(lines, start, None))}"
         failed = sum(line["start"] == start and line["score"] is None for line in lines)
-        body.append([start, *cells, f"{trials}" + (f" ({failed} failed)" if failed else "")])
+        body.append([start, *cells, trials + (f" ({failed} trainings failed)" if failed else "")])
     return markdown_table(["start", *(f"{n} labels" for n in numbers), "mean", "trials"], body)
 
 
 def _planned_table(lines: Sequence[Line]) -> str:
     body = [
         [
-            gain.one, gain.other, f"{100 * gain.mean:+.1f}",
+            gain.one, gain.other, f"{gain.num}", f"{100 * gain.mean:+.1f}",
             f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}", _p(gain.p_paired), _p(holm),
             _p(gain.p_welch), _share_better(lines, gain),
         ]
         for gain, holm in planned_gains(lines)
     ]  # fmt: skip
-    header = ["from", "to", "gain of the mean", "95 % interval", "p paired", "p Holm", "p Welch"]
-    return markdown_table([*header, "test phantoms better"], body)
+    header = ["from", "to", "trials", "gain of the mean", "95 % interval"]
+    header += ["p paired", "p Holm", "p Welch", "test phantoms better"]
+    return markdown_table(header, body)
 
 
 def _by_labels_table(lines: Sequence[Line]) -> str:
@@ -219,6 +228,16 @@ def _by_labels_table(lines: Sequence[Line]) -> str:
             cells.setdefault((gain.one, gain.other), {})[labels] = f"{100 * gain.mean:+.1f}{star}"
     body = [[*pair, *(found.get(n, "") for n in numbers)] for pair, found in cells.items()]
     return markdown_table(["from", "to", *(f"{n} labels" for n in numbers)], body)
+
+
+def _organs_table(lines: Sequence[Line]) -> str:
+    """Dice of each organ, over all trials and numbers of labels."""
+    organs = list(lines[0]["organs"])
+    body = []
+    for start in _starts(lines):
+        found = [line["organs"] for line in lines if line["start"] == start and line["organs"]]
+        body.append([start, *(f"{100 * np.mean([one[o] for one in found]):.1f}" for o in organs)])
+    return markdown_table(["start", *(organ.replace("_", " ") for organ in organs)], body)
 
 
 def _starts(lines: Sequence[Line]) -> list[str]:
