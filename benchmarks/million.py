@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import subprocess
 import sys
 import tempfile
@@ -245,11 +246,13 @@ def million(num: int, indexes: list[str], work: Path) -> None:
         with told("discover"):
             found = discover(scans, CONFIG, find=match_at_once(geometry))
         classes = found.classes
+        assert len(classes) == CONFIG.classes
         members = sum(len(one.train) + len(one.validation) for one in classes)
         print(f"{len(classes)} classes, {members} members, {found.to_facts()}")
         write_store(store, scans, classes)
         look_at(store)
     time_indexes(scans, geometry.is_large_enough(), classes[:QUERIES], indexes)
+    print(json.dumps({"scans": num, "classes": len(classes), "members": members}))
 
 
 def time_indexes(

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import shutil
 import tempfile
@@ -303,11 +304,11 @@ def tell_workers(runs: list[Run], numbers: Sequence[int]) -> None:
 
 
 def scale(sizes: list[int], workers: list[int], work: Path) -> None:
+    if shutil.disk_usage(work).free < max(sizes) * SCAN_BYTES:
+        needed = f"{max(sizes) * SCAN_BYTES / 2**30:,.0f} GiB"
+        raise SystemExit(f"{max(sizes):,} scans need {needed} of disk in {work}")
     runs = []
     for num_scans in sorted(sizes):
-        if shutil.disk_usage(work).free < num_scans * SCAN_BYTES:
-            print(f"{num_scans:,} scans need {num_scans * SCAN_BYTES / 2**30:,.0f} GiB of disk")
-            continue
         with tempfile.TemporaryDirectory(dir=work, prefix="scale-") as folder:
             archive, store = Path(folder) / "archive", Path(folder) / "store"
             began = time.perf_counter()
@@ -329,6 +330,7 @@ def scale(sizes: list[int], workers: list[int], work: Path) -> None:
     if len(runs) > 1:
         tell_growth(runs, "wall")
         tell_growth(runs, "cpu")
+    print(json.dumps({"scans": sum(sizes) * len(workers)}))
 
 
 def main() -> None:

@@ -25,6 +25,11 @@ from store.format import (
 from store.layout import ShardGrid
 from store.location import Location, Where, locate
 
+_KEYS = {
+    "state": str, "fingerprint": str | None, "config": dict, "software": dict, "stages": dict,
+}  # fmt: skip
+"""Of the group attribute, in a store of any format and state; `format` apart."""
+
 
 def open_group(store: Where, mode: str = "r") -> zarr.Group:
     """Open the group of a store; StoreError if there is something else or nothing."""
@@ -39,6 +44,12 @@ def open_group(store: Where, mode: str = "r") -> zarr.Group:
         raise StoreError(
             f"{where}: store format {attribute['format']}, but this version of semgen reads formats"
             f" 1 to {FORMAT}; use the version that wrote the store, or prepare it again"
+        )
+    broken = [key for key, kind in _KEYS.items() if not isinstance(attribute.get(key, ...), kind)]
+    if broken:
+        raise StoreError(
+            f'{where}: "{broken[0]}" is missing from the attribute "{ATTRIBUTE}", or damaged; copy'
+            " the store's zarr.json again from where it was made"
         )
     return group
 

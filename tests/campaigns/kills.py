@@ -14,6 +14,7 @@ import contextlib
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -104,10 +105,11 @@ class Campaign:
         job.join()
         return "command"
 
-    def kills(self, count: int) -> tuple[Counter[tuple[str, str, int | None]], int]:
-        """Counts by stage, what was killed and exit status; and how many stores differ."""
+    def kills(self, count: int) -> tuple[Counter[tuple[str, str, int | None]], Counter[str]]:
+        """Counts by stage, what was killed and exit status; and by what was wrong."""
         ends: Counter[tuple[str, str, int | None]] = Counter()
-        num_stores = different = 0
+        wrong = Counter({"stores that differ": 0, "jobs that fail": 0})
+        num_stores = 0
         while ends.total() < count:
             # another name each time: workers of a killed job may still write to the last one
             store = self.folder / f"store{num_stores}"
@@ -115,23 +117,27 @@ class Campaign:
             targets = [stage for stage in self.seconds if self.rng.random() < _STAGES]
             for target in (*targets, None):
                 code, hit = self.run(store, target)
-                if hit is not None:
+                if hit is not None and (hit[1] == "worker" or code == -signal.SIGKILL):
                     ends[*hit, code] += 1
                 if code == 0:
                     break
+                # without its first worker, a job may end before it begins
+                if code != -signal.SIGKILL and hit != (START, "worker"):
+                    wrong["jobs that fail"] += 1
+                    print(f"status {code} after {hit}: {self.errors.read_text()}", flush=True)
             if code != 0 or contents(store) != self.whole:
-                different += 1
+                wrong["stores that differ"] += 1
                 print(f"differs after {targets}: {self.errors.read_text()}", flush=True)
-            print(f"{ends.total()} kills, {different} stores differ", flush=True)
+            print(f"{ends.total()} kills; wrong: {dict(wrong)}", flush=True)
             for path in (store, catalogue_folder(store)):
                 shutil.rmtree(path, ignore_errors=True)
-        return ends, different
+        return ends, wrong
 
-    def disk_full(self, count: int) -> tuple[Counter[str], int]:
-        """Last error lines of runs on too small disks; and how many stores differ at the end."""
+    def disk_full(self, count: int) -> tuple[Counter[str], Counter[str]]:
+        """Last error lines of runs on too small disks; counts by what was wrong."""
         needed = sum(file.stat().st_size for file in self.folder.glob("whole*/**/*"))
         words: Counter[str] = Counter()
-        different = 0
+        wrong = Counter({"stores that differ after space was freed": 0, "jobs that crash": 0})
         for share in np.linspace(0.02, 2.0, count):
             disk = self.folder / "disk"
             disk.mkdir()
@@ -144,17 +150,18 @@ class Campaign:
                 errors = done.stderr.splitlines()
                 words[f"{done.returncode}: {errors[-1] if errors else ''}"] += 1
                 if "Traceback" in done.stderr:
+                    wrong["jobs that crash"] += 1
                     print(done.stderr)
                 more = f"remount,size={needed * 4}"
                 subprocess.run(["mount", "-o", more, disk], check=True)
                 done = run_semgen(*self.command(disk / "store"))
                 if done.returncode or contents(disk / "store") != self.whole:
-                    different += 1
+                    wrong["stores that differ after space was freed"] += 1
                     print(done.stderr)
             finally:
                 subprocess.run(["umount", disk], check=True)
                 disk.rmdir()
-        return words, different
+        return words, wrong
 
 
 def main() -> None:
@@ -169,21 +176,21 @@ def main() -> None:
         print(f"uninterrupted: {whole}", flush=True)
         counts: dict[str, int] = {}
         if chosen.kills:
-            ends, counts["stores that differ"] = campaign.kills(chosen.kills)
+            ends, wrong = campaign.kills(chosen.kills)
+            counts |= wrong
             for (stage, what, code), number in sorted(ends.items(), key=str):
                 print(f"{number:6d} {stage}: {what} killed, exit status {code}")
             counts["kills"] = ends.total()
             for stage in campaign.seconds:
                 counts[f"in {stage}"] = sum(n for (at, *_), n in ends.items() if at == stage)
         if chosen.disk_full:
-            said, counts["stores that differ after space was freed"] = campaign.disk_full(
-                chosen.disk_full
-            )
+            said, wrong = campaign.disk_full(chosen.disk_full)
+            counts |= wrong
             for line, number in said.items():
                 print(f"{number:6d} {line}")
             counts["full disks"] = said.total()
     print(json.dumps(counts))
-    sys.exit(int(any(number for name, number in counts.items() if "differ" in name)))
+    sys.exit(int(any(number for name, number in counts.items() if "that " in name)))
 
 
 if __name__ == "__main__":

@@ -178,7 +178,8 @@ def main() -> None:
         hits, runs, failed = campaign.kills(chosen.kills)
     for reached, count in sorted(hits.items()):
         print(f"{count:6d} kills, reached: {reached}")
-    print(json.dumps({"kills": hits.total(), "runs": runs, "runs that differ": failed}))
+    reached = {f"reached {what}": number for what, number in hits.items()}
+    print(json.dumps({"kills": hits.total(), "runs": runs, "runs that differ": failed, **reached}))
     sys.exit(int(failed > 0))
 
 

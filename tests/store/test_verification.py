@@ -8,7 +8,7 @@ import pytest
 import zarr
 
 from store import PatchStore
-from store.format import TABLES
+from store.format import TABLES, StoreError
 from store.group import compute_fingerprint
 from store.verification import Problem, verify
 from store.writer import write_shard
@@ -98,6 +98,14 @@ def test_verify_finds_a_table_without_its_chunks(copy: Path, name: str) -> None:
 def test_verify_finds_a_missing_table(copy: Path, name: str) -> None:
     shutil.rmtree(copy / name)
     assert name in {problem.where for problem in problems_of(copy)}
+
+
+@pytest.mark.parametrize("key", ["state", "fingerprint", "config", "software", "stages"])
+def test_a_damaged_attribute_is_reported(copy: Path, key: str) -> None:
+    file = copy / "zarr.json"
+    file.write_text(file.read_text().replace(f'"{key}"', f'"{key[:-1]}!"', 1))
+    with pytest.raises(StoreError, match=f'"{key}" is missing from the attribute "semgen", or dam'):
+        PatchStore(copy)
 
 
 @pytest.mark.parametrize("name", ["scans/thumbnail", "train/patch"])

@@ -7,7 +7,7 @@ import os
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -38,7 +38,7 @@ def run_semgen(*arguments: object, cwd: Path | None = None) -> subprocess.Comple
     commands import for longer than they work. Where start, imports or signals of a new interpreter
     matter, run `[sys.executable, "-m", "cli"]`.
     """
-    return _run(_run_main, list(map(str, arguments)), cwd=cwd)
+    return _run(_run_main, list(map(str, arguments)), {}, cwd=cwd)
 
 
 def run_code(
@@ -70,15 +70,19 @@ def _run(
 
 
 @contextlib.contextmanager
-def running_semgen(*arguments: object, errors: Path | None = None) -> Iterator[ForkServerProcess]:
+def running_semgen(
+    *arguments: object, errors: Path | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[ForkServerProcess]:
     """The command line in a process like that of `run_semgen`; it is killed in the end.
 
     errors
         An existing file for the error output.
+    environment
+        Variables besides those of this process.
     """
     nowhere = Path(os.devnull)
-    files = [nowhere, errors or nowhere]
-    with _forked(_run_main, list(map(str, arguments)), cwd=None, files=files) as job:
+    files, words = [nowhere, errors or nowhere], list(map(str, arguments))
+    with _forked(_run_main, words, dict(environment or {}), cwd=None, files=files) as job:
         yield job
 
 
@@ -125,7 +129,8 @@ def _enter(
     function(*arguments)
 
 
-def _run_main(arguments: list[str]) -> None:
+def _run_main(arguments: list[str], environment: Mapping[str, str]) -> None:
+    os.environ.update(environment)
     main(arguments, prog_name="semgen")
 
 
