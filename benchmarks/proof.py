@@ -173,6 +173,15 @@ def open_store(work: Path, control: str, trial: int) -> PatchStore:
     return store
 
 
+def checksum_crops(work: Path) -> int:
+    """CRC-32 of the labels and places of the training crops of both stores."""
+    total = 0
+    for place in ("match", "frame"):
+        rows = PatchStore(work / place).train
+        total = zlib.crc32(rows.label.tobytes() + rows.origin_mm.tobytes(), total)
+    return total
+
+
 # A trial
 
 
@@ -318,10 +327,7 @@ def main() -> None:
         print(f"all: {(time.perf_counter() - began) / 60:.0f} min", flush=True)
     found = gather_results(work / "compared", size.pools)
     new = [line for line in found if line["trial"] not in done]
-    crops = 0  # a checksum of the places that were cut
-    for place in ("match", "frame"):
-        rows = PatchStore(work / place).train
-        crops = zlib.crc32(rows.label.tobytes() + rows.origin_mm.tobytes(), crops)
+    crops = checksum_crops(work)
     new = [{**line, "crops": crops, "settings": settings} for line in new]
     print(write_results([*known, *new], work / "results"))
 

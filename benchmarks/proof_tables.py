@@ -80,7 +80,7 @@ def gather_results(compared: Path, pools: dict[str, int]) -> list[Line]:
 
 
 def read_complete(file: Path, num_lines: int) -> list[Line]:
-    """The lines of a results.jsonl of the trials that have so many."""
+    """The lines of a results.jsonl, of those trials that have `num_lines` of them."""
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     found = Counter(line["trial"] for line in lines)
     return [line for line in lines if found[line["trial"]] == num_lines]

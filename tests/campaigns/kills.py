@@ -174,23 +174,24 @@ def main() -> None:
         campaign = Campaign(Path(scratch), chosen.seed)
         whole = ", ".join(f"{name} {took[0]:.2f} s" for name, took in campaign.seconds.items())
         print(f"uninterrupted: {whole}", flush=True)
-        counts: dict[str, int] = {}
+        counts: Counter[str] = Counter()
+        wrong: Counter[str] = Counter()
         if chosen.kills:
-            ends, wrong = campaign.kills(chosen.kills)
-            counts |= wrong
+            ends, found = campaign.kills(chosen.kills)
+            wrong.update(found)
             for (stage, what, code), number in sorted(ends.items(), key=str):
                 print(f"{number:6d} {stage}: {what} killed, exit status {code}")
             counts["kills"] = ends.total()
             for stage in campaign.seconds:
                 counts[f"in {stage}"] = sum(n for (at, *_), n in ends.items() if at == stage)
         if chosen.disk_full:
-            said, wrong = campaign.disk_full(chosen.disk_full)
-            counts |= wrong
+            said, found = campaign.disk_full(chosen.disk_full)
+            wrong.update(found)
             for line, number in said.items():
                 print(f"{number:6d} {line}")
             counts["full disks"] = said.total()
-    print(json.dumps(counts))
-    sys.exit(int(any(number for name, number in counts.items() if "that " in name)))
+    print(json.dumps({**wrong, **counts}))
+    sys.exit(int(wrong.total() > 0))
 
 
 if __name__ == "__main__":
