@@ -113,8 +113,9 @@ def main(debug: bool) -> None:
 
 main.sections = {
     "Prepare an archive": ("demo", "phantom", "prepare", "match"),
-    "Look at a store": ("inspect", "report", "browse", "classes", "export-class", "verify"),
-    "Pretrain, and use the weights": ("push", "pretrain", "export"),
+    "Look at a store": ("inspect", "report", "browse", "classes", "export-class"),
+    "Check and share a store": ("verify", "push"),
+    "Pretrain, and use the weights": ("pretrain", "export"),
     "Fine-tune and compare": ("task", "finetune", "predict", "compare"),
     "This command line": ("config", "completion"),
 }
@@ -125,9 +126,9 @@ main.sections = {
 @main.command()
 @click.argument("directory", type=FOLDER, default=Path("semgen-demo"))
 def demo(directory: Path) -> None:
-    """Run every step on synthetic patients, in about two minutes.
+    """Try semgen on synthetic patients: prepare, pretrain and look, in about two minutes.
 
-    Makes phantom patients as files, prepares them, pretrains briefly, and writes both pages.
+    Makes phantom patients as files, prepares them, pretrains briefly, and writes two pages.
     DIRECTORY (default semgen-demo) gets archive/, store/, report.html, run/ and run.html. Run
     again to resume.
     """
@@ -347,7 +348,8 @@ def inspect(store: str | Path, label: int | None, paths: bool, as_json: bool) ->
 )  # fmt: skip
 @click.option(
     "--device", default="auto", show_default=True,
-    help="PyTorch device that computes them; auto is a GPU if there is one, else the CPU.",
+    help="PyTorch device for confusion and features (only with --store); auto is a GPU if there is"
+    " one, else the CPU.",
 )  # fmt: skip
 @click.option("--names", is_flag=True, help="Show the names of RUN folders and of test cases.")
 def report(sources: Sequence[str | Path], out: Path, **options: Any) -> None:

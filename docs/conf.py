@@ -25,6 +25,7 @@ extensions = [
 ]
 root_doc = "docs/index"
 include_patterns = [
+    "README.md",
     "docs/**.md",
     "benchmarks/RESULTS.md",
     "CHANGELOG.md",

@@ -99,8 +99,8 @@ class PrepareConfig:
     """Maximum distance in mm from the reference's place after matching to a scan and back, 0 to
     10."""
     candidates_per_member: float = 3.0
-    """Scans that are matched, nearest first, until a class has its maximum number of members: at
-    most this many times that number."""
+    """Maximum number of scans in which a class is searched for, as a multiple of its maximum number
+    of members. The most similar scans are tried first."""
     frame: Frame = "body"
     """Coordinate system of a class's centre: "body" (fractions of the body's extent in y and x and
     of the scan in z), "scan" (fractions of the scan) or "voxel" (voxel indices)."""

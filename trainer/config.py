@@ -31,11 +31,11 @@ LOOP_HEADINGS: Final = {
 }
 """Headings of the settings in --help, by the first setting below each."""
 HEADINGS: Final = LOOP_HEADINGS | {
-    "pretext": "Task",
+    "pretext": "Pretext task",
     "net": "Net",
     "accumulate": "Speed and memory",
     "warmup_epochs": "Losses",
-    "shuffle_blocks": "Task",
+    "shuffle_blocks": "Pretext task",
     "compile": "Speed and memory",
     "scales": "Which crops are used",
     "init": "Starting weights",
@@ -58,8 +58,8 @@ class LoopConfig:
     optimiser: OptimiserName = "adam"
     """Optimiser; "adamw" decays weights apart from the gradient, "sgd" has Nesterov momentum."""
     learning_rate: float = 1e-3
-    """Highest learning rate. Usual are 0.001 with adam, 0.01 with sgd, 0.0001 to 0.001 with
-    adamw."""
+    """Highest learning rate. Typical values: 0.001 with adam, 0.01 with sgd, 0.0001 to 0.001
+    with adamw."""
     lr_schedule: Schedule = "step"
     """How the learning rate falls: "step" is a cut every `lr_step_epochs` epochs, "plateau" a cut
     after that many epochs without a better validation loss; "poly" (as nnU-Net) and "cosine" fall
@@ -72,7 +72,7 @@ class LoopConfig:
     lr_gamma: float = 0.5
     """Factor of each cut of the learning rate."""
     lr_minimum: float = 0.0
-    """Lower limit of the learning rate, except at its rise."""
+    """Lower limit of the learning rate; not applied during `lr_warmup_steps`."""
     momentum: float = 0.99
     """Momentum of "sgd"; 0.99 is nnU-Net's."""
     weight_decay: float | None = None
@@ -145,9 +145,9 @@ class TrainConfig(LoopConfig):
     nnU-Net's."""
     normalise: Normalise | None = None
     """What the net sees of a crop, and restores: "window" is the store's HU window mapped to 0..1;
-    "zscore" is the HU less the mean of the scan, over its standard deviation, as nnU-Net and nnssl
-    do, and crops are restored without a sigmoid. Default: as the weights in `init` were trained,
-    else "window"."""
+    "zscore" is (HU - mean of the scan) / standard deviation of the scan, as nnU-Net and nnssl do,
+    and crops are restored without a sigmoid. Default: as the weights in `init` were trained, else
+    "window"."""
     accumulate: int = 1
     """Gradient-accumulation steps: split each batch into this many parts, to need less memory.
     Batch norm sees one part at a time."""
@@ -165,8 +165,9 @@ class TrainConfig(LoopConfig):
     mask_ratio: float = 0.75
     """Share of a crop's blocks that pretext "mae" hides."""
     mask_block: int | None = None
-    """Side of these blocks in voxels. Default: the largest power of two that fits six times into
-    the crop's longest side, from 4 to 16: 16 for sides of 96 and more, 8 for 64."""
+    """Side in voxels of the blocks that pretext "mae" hides. Default: the largest power of two that
+    fits six times into the crop's longest side, from 4 to 16: 16 for sides of 96 and more, 8 for
+    64."""
     compile: bool = False
     """Compile the net with torch.compile: faster steps on a GPU, after minutes of compiling."""
     recompute: bool = False

@@ -40,7 +40,8 @@ class FinetuneConfig(LoopConfig):
     """Part of a U-Net's weights to load; "unet" is the encoder, and the decoder if the file has
     one."""
     net: NetName = "genesis"
-    """Net if `init` is scratch; see the net of pretraining. A weights file sets its own."""
+    """Net if `init` is scratch: "genesis" is the U-Net of Models Genesis; "resenc-s", "resenc-m"
+    and "resenc-l" are nnU-Net's. A weights file sets its own."""
     width: int = 32
     """Channels of the first convolution if `init` is scratch. A weights file sets its own."""
     shape: tuple[int, int, int] = (32, 64, 64)
@@ -50,9 +51,9 @@ class FinetuneConfig(LoopConfig):
     cases; to classify, each image is resized to `shape`."""
     intensity: Intensity = "auto"
     """How the net sees values. Mapped to 0..1: "ct" by `window_hu`, "per-image" by each image's
-    0.5th and 99.5th percentile, "unit" not at all (8-bit values are divided by 255). Less the
-    image's mean, over its standard deviation: "ct-zscore" clipped to `window_hu`, "zscore" not
-    clipped. "auto": as the task defines it (name of the channel, or column `intensity`); if the
+    0.5th and 99.5th percentile, "unit" not at all (8-bit values are divided by 255). Z-scores,
+    (value - mean) / standard deviation of the image: "ct-zscore" clipped to `window_hu`, "zscore"
+    not clipped. "auto": as the task defines it (name of the channel, or column `intensity`); if the
     weights were pretrained on z-scores, "ct-zscore" for "ct" and "zscore" for "per-image"."""
     channel: int | None = None
     """Channel to use of images with several channels, from 0. A manifest's column `channel` takes
