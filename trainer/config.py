@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -241,11 +241,13 @@ def check(config: LoopConfig, name: str, holds: bool, rule: str) -> None:
     require(holds, name, rule, getattr(config, name), error=TrainError)
 
 
-def find_differences(saved: dict[str, Any], wanted: LoopConfig) -> list[str]:
-    """Settings that do not allow resuming, as "name: saved -> wanted".
+def find_differences(
+    saved: dict[str, Any], wanted: LoopConfig, free: Collection[str] = FREE_TO_CHANGE
+) -> list[str]:
+    """Settings that do not allow resuming, as "name: saved -> wanted"; those in `free` may differ.
 
     A setting that the saved run did not know yet had its default, or what `_UNRECORDED` says.
     """
-    fixed = {name: value for name, value in to_json(wanted).items() if name not in FREE_TO_CHANGE}
+    fixed = {name: value for name, value in to_json(wanted).items() if name not in free}
     before = to_json(type(wanted)()) | _UNRECORDED | saved
     return differences(fixed, {name: before[name] for name in fixed})

@@ -14,7 +14,14 @@ from trainer.config import Part
 from trainer.errors import TrainError
 from trainer.nets.registry import PARTS, find_kind
 from trainer.nnunet.write import CONFIGURATION, write_nnssl, write_nnunet
-from trainer.weights import GENESIS_AXES, METADATA_KEY, check_choice, parse_checkpoint, reverse_axes
+from trainer.weights import (
+    GENESIS_AXES,
+    METADATA_KEY,
+    Weights,
+    check_choice,
+    parse_checkpoint,
+    reverse_axes,
+)
 
 FORMATS = ("safetensors", "torch", "genesis", "nnunet", "nnssl")
 _SUFFIXES = {".safetensors": "safetensors", ".pt": "torch", ".pth": "torch"}
@@ -36,8 +43,8 @@ def export_weights(
 
     format
         "safetensors"; "torch", a dict with `state_dict` and `metadata`; or "genesis", which the
-        official code loads: a dict with `state_dict`, its axes (x, y, z), without the head of a
-        pretext task. For residual encoder nets, also "nnunet", a checkpoint for
+        official code loads: a dict with `state_dict`, its axes (x, y, z), and `metadata`, without
+        the head of a pretext task. For residual encoder nets, also "nnunet", a checkpoint for
         `nnUNetv2_train -pretrained_weights`; and "nnssl", a folder for
         `nnUNetv2_preprocess_like_nnssl` and `nnUNetv2_train_pretrained`. None: by the file's
         suffix, "safetensors" for .safetensors, "torch" for .pt and .pth.
@@ -73,16 +80,16 @@ def export_weights(
     if file.resolve() in {(run / name).resolve() for name in (BEST, LAST)}:
         raise TrainError(f"{file}: this is a checkpoint of the run itself; give another FILE")
     weights = parse_checkpoint(best, content, part)
-    if chosen == "genesis" and find_kind(weights.tensors) != "genesis":
-        raise TrainError(
-            f"{best}: format genesis is for the net genesis only; use safetensors or torch"
-        )
+    if chosen == "genesis":
+        _check_genesis(best, weights, part)
     prefixes = weights.keys.prefixes(part)
     tensors = {
         key: tensor.contiguous()
         for key, tensor in weights.tensors.items()
         if key.startswith(prefixes)
     }
+    if not tensors:
+        raise TrainError(f"{best}: not a net of semgen, whose parts are known; give part all")
     metadata = {**weights.metadata, "part": part}
     if chosen != "nnssl":
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -100,9 +107,22 @@ def export_weights(
         write_torch(file, {"state_dict": tensors, "metadata": metadata})
     else:
         published = {k: t for k, t in tensors.items() if not k.startswith("pretext_out.")}
-        write_torch(file, {"state_dict": reverse_axes(published)})
         metadata["axes"] = GENESIS_AXES
+        write_torch(file, {"state_dict": reverse_axes(published), "metadata": metadata})
     return metadata
+
+
+def _check_genesis(best: Path, weights: Weights, part: Part) -> None:
+    """Raise TrainError for weights that the official code cannot use."""
+    if find_kind(weights.tensors) != "genesis":
+        raise TrainError(
+            f"{best}: format genesis is for the net genesis only; use safetensors or torch"
+        )
+    if weights.metadata["normalise"] == "zscore" and part in ("all", "unet"):
+        raise TrainError(
+            f"{best}: restores z-scores, and the official net restores 0 to 1; give part backbone"
+            " or encoder"
+        )
 
 
 def _check_options(chosen: str, **options: dict[str, Any]) -> None:

@@ -63,10 +63,14 @@ class Ranks:
 def join_ranks(device: str) -> Iterator[Ranks]:
     """Connect to the other processes if torchrun started several; disconnect at the end."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1 or dist.is_initialized():
-        yield Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Ranks()
+    if dist.is_initialized():
+        yield Ranks(dist.get_rank(), dist.get_world_size(), _find_local(dist.get_rank()))
         return
-    ranks = Ranks(int(os.environ["RANK"]), size, int(os.environ["LOCAL_RANK"]))
+    if size == 1:
+        yield Ranks()
+        return
+    rank = int(os.environ["RANK"])
+    ranks = Ranks(rank, size, _find_local(rank))
     on_gpu = device != "cpu" and torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(ranks.local)
@@ -75,6 +79,12 @@ def join_ranks(device: str) -> Iterator[Ranks]:
         yield ranks
     finally:
         dist.destroy_process_group()
+
+
+def _find_local(rank: int) -> int:
+    """The number among the processes of this machine; by default, one process for each GPU."""
+    default = rank % max(1, torch.cuda.device_count())
+    return int(os.environ.get("LOCAL_RANK", default))
 
 
 class SyncedBatchNorm3d(nn.BatchNorm3d):

@@ -7,7 +7,6 @@ reversed to our z, y, x when they are read.
 from __future__ import annotations
 
 import json
-import pickle
 import struct
 import warnings
 from collections.abc import Iterable
@@ -119,7 +118,7 @@ def _load_torch(file: Path) -> Any:
         with warnings.catch_warnings(), nnunet.allow_numpy_scalars():
             warnings.simplefilter("ignore")  # warnings about files of another kind
             return torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch raises many kinds for a file that it did not write
         raise TrainError(
             f"{file}: expected safetensors or a torch file of plain tensors; "
             f"cannot be read as either ({type(error).__name__})"
@@ -349,7 +348,10 @@ def describe_net(file: str | Path, weights: Weights) -> tuple[NetName, int]:
         )
     kind, width = find_kind(weights.tensors), find_width(weights.tensors)
     if kind is None or width is None:
-        raise TrainError(f"{file}: holds no encoder; export it with --part encoder or all")
+        raise TrainError(
+            f"{file}: holds no encoder of a net of semgen; export --part encoder or all of a run of"
+            " semgen pretrain"
+        )
     return kind, width
 
 

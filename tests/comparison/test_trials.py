@@ -167,6 +167,25 @@ def test_other_settings_need_another_folder(folder: Path, compared: Path) -> Non
         compare(file, compared)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("steps = 3", "steps = 4", "steps: 3 -> 4"),
+        ("folds = 2", 'folds = 2\nmetric = "iou"', "metric: dice -> iou"),
+        ('path = "balls.csv"', 'path = "fewer.csv"', r"cases: 6 cases, \w+ -> 5 cases, \w+"),
+    ],
+)
+def test_other_steps_cases_and_metrics_need_another_folder(
+    folder: Path, compared: Path, old: str, new: str, message: str
+) -> None:
+    lines = (folder / "balls.csv").read_text().splitlines(keepends=True)
+    (folder / "fewer.csv").write_text("".join(lines[:-1]))
+    file = folder / "changed.toml"
+    file.write_text(PLAN.replace(old, new))
+    with pytest.raises(TrainError, match=message):
+        compare(file, compared)
+
+
 def test_trials_can_be_added_to_a_comparison(folder: Path, compared: Path) -> None:
     more = folder / "more"
     shutil.copytree(compared, more)

@@ -316,6 +316,15 @@ def test_medmnist_keeps_the_official_split(ct: Path, tmp_path: Path) -> None:
         assert task.cases[-1].label == int(archive["test_labels"][-1, 0])
 
 
+@pytest.mark.parametrize("name", ["cut.npz", "array.npy"])
+def test_a_damaged_file_of_medmnist_is_refused(tmp_path: Path, name: str) -> None:
+    np.savez(tmp_path / "whole.npz", train_images=np.zeros((4, 28, 28, 28), np.uint8))
+    np.save(tmp_path / "array.npy", np.zeros(4))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:1000])
+    with pytest.raises(TrainError, match="not a file of MedMNIST"):
+        convert("medmnist", tmp_path / name, tmp_path / "out")
+
+
 # All
 
 

@@ -315,6 +315,18 @@ def test_per_image_does_not_depend_on_scale_and_offset() -> None:
     assert (one.min(), one.max()) == (0, 1)
 
 
+def test_crops_of_one_image_share_its_percentiles() -> None:
+    grid = Grid(spacing_mm=None, shape=(4, 4, 4), intensity="per-image", window_hu=(0, 1))
+    values = np.repeat(np.linspace(0, 1000, 16), 64).reshape(16, 8, 8)
+    image = sitk.GetImageFromArray(values)
+    low, high = np.percentile(values, (0.5, 99.5))
+    for z in (3, 12):
+        crop = grid.resample(image, centre_mm=(3.5, 3.5, z + 0.5))
+        seen = grid.to_input(crop, image)
+        wanted = (values[z - 1 : z + 3, 2:6, 2:6] - low) / (high - low)
+        np.testing.assert_allclose(seen, wanted, atol=2e-3)
+
+
 @pytest.mark.parametrize("intensity", ["ct-zscore", "zscore"])
 def test_z_scores_are_those_of_the_image_before_resampling(intensity: str) -> None:
     """Padding counts as air in CT only, and only HU are clipped."""

@@ -328,6 +328,21 @@ def test_patients_are_assigned_to_splits_by_split_seed(twenty: Task) -> None:
     assert by_split(assign_splits(twenty, FinetuneConfig(split_seed=7))) != assigned
 
 
+def test_crops_of_one_image_are_in_one_split_without_patients(tmp_path: Path) -> None:
+    rows = []
+    for number in range(20):
+        image = f"{number // 4}.nii.gz"
+        write_image(tmp_path / image)
+        centre = {"x_mm": number, "y_mm": 2, "z_mm": 3}
+        rows.append({"image": image, "name": number, "label": number % 2, **centre})
+    task = assign_splits(load_task(write_manifest(tmp_path / "m.csv", rows)), FinetuneConfig())
+    splits: dict[str, set[str | None]] = {}
+    for case in task.cases:
+        splits.setdefault(case.image.name, set()).add(case.split)
+    assert [len(found) for found in splits.values()] == [1] * 5
+    assert set.union(*splits.values()) == {"train", "validation", "test"}
+
+
 def test_every_patient_is_a_test_patient_in_exactly_one_fold(twenty: Task) -> None:
     folds = [by_split(assign_splits(twenty, FinetuneConfig(folds=3, fold=f))) for f in range(3)]
     tested = [patient for fold in folds for patient in fold["test"]]

@@ -23,8 +23,8 @@ def train_by_two(store: Path, run: Path, config: TrainConfig) -> None:
 
 
 def _train(rank: int, port: int, store: Path, run: Path, config: TrainConfig) -> None:
-    """What each process does, with the variables that torchrun sets."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    """What each process does, with the variables that every launcher sets."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     pretrain(store, run, config)

@@ -48,6 +48,28 @@ def test_images_are_the_hu_window_mapped_to_zero_and_one(store: PatchStore) -> N
     assert images.dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "test"}, "split must be one of train, validation, got 'test'"),
+        ({"batch_size": 0}, "batch_size must be >= 1"),
+        ({"fraction": 3}, "fraction must be in"),
+        ({"seed": -1}, "seed must be >= 0"),
+        ({"threads": 0}, "threads must be >= 1"),
+        ({"cache": "disk"}, "cache must be one of auto, none"),
+        ({"max_batches": 0}, "max_batches must be >= 1"),
+        ({"normalise": "z-score"}, "normalise must be one of window, zscore"),
+        ({"scales": [9]}, "scales: the store has scales 0 to 2, not 9"),
+        ({"rows": [10**6]}, "rows: the split has rows 0 to 71, not 1000000"),
+    ],
+)
+def test_wrong_settings_are_refused(
+    store: PatchStore, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TrainError, match=message):
+        open_dataset(store, **options)
+
+
 def test_labels_belong_to_their_rows(store: PatchStore) -> None:
     for batch in open_dataset(store).batches(0):
         assert batch.labels.tolist() == store.train.label[batch.rows].tolist()

@@ -154,7 +154,10 @@ def test_a_file_that_would_execute_code_is_refused(net: PretrainingNet, tmp_path
             load_weights(net, tmp_path / name)
 
 
-@pytest.mark.parametrize("content", [b"", b"nothing of the kind", b"\x10" + bytes(7) + b"{broken"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"nothing of the kind", b"\x10" + bytes(7) + b"{broken", b"http://a", b"total 3", b"a,b"],
+)
 def test_a_file_that_is_no_weights_is_refused(
     net: PretrainingNet, tmp_path: Path, content: bytes
 ) -> None:
@@ -398,6 +401,13 @@ def test_a_genesis_export_is_what_the_official_code_loads(run: Path, tmp_path: P
     ours = net(crops.permute(0, 1, 4, 3, 2))
     torch.testing.assert_close(ours.restored.permute(0, 1, 4, 3, 2), restored, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(ours.logits, logits, atol=1e-5, rtol=1e-4)
+
+
+def test_a_genesis_export_keeps_the_scans_it_was_trained_on(run: Path, tmp_path: Path) -> None:
+    export_weights(run, tmp_path / "genesis.pt", format="genesis")
+    known, exported = (read_weights(file).metadata for file in (run, tmp_path / "genesis.pt"))
+    assert known["scans"]
+    assert {**exported, "axes": known["axes"]} == known
 
 
 def test_a_genesis_export_loads_back_exactly(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,12 +101,18 @@ class Plan:
 
     tasks: dict[str, PlannedTask]
     """Each with its metric."""
+    cases: dict[str, str]
+    """By task, a digest of its classes and cases; not of where they lie."""
     starts: dict[str, PlannedStart]
     configs: dict[tuple[str, str], FinetuneConfig]
     """By task and starting point; a trial changes seed, fold and share of labels."""
     trials: int
     label_fractions: tuple[float, ...]
     keep_weights: bool
+
+    def describe_task(self, name: str) -> dict[str, str | None]:
+        """What must be the same in all trials of a task, besides the settings."""
+        return {"cases": self.cases[name], "metric": self.tasks[name].metric}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,12 +209,19 @@ def _make_plan(given: PlanFile, folder: Path) -> Plan:
                 configs[task, name] = config
     return Plan(
         tasks=tasks,
+        cases={name: _digest(task) for name, task in loaded.items()},
         starts=starts,
         configs=configs,
         trials=given.trials,
         label_fractions=given.label_fractions,
         keep_weights=given.keep_weights,
     )
+
+
+def _digest(task: Task) -> str:
+    cases = sorted((c.name, c.patient, str(c.split), c.label, c.centre_mm) for c in task.cases)
+    content = json.dumps([task.classes, task.segments, cases])
+    return f"{len(cases)} cases, {hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
 @contextlib.contextmanager

@@ -25,11 +25,11 @@ import torch
 
 from store.atomic import replace_file
 from store.progress import SILENT, Progress
-from store.settings import to_json
+from store.settings import differences, to_json
 from trainer.checkpoint import BEST, LAST
 from trainer.comparison.plan import Plan, Trial, list_trials, read_plan
 from trainer.comparison.results import append_result, read_done, read_results
-from trainer.config import find_differences
+from trainer.config import FREE_TO_CHANGE, find_differences
 from trainer.errors import Diverged, TrainError
 from trainer.finetuning.evaluation import MASKS, RESULT
 from trainer.finetuning.session import finetune
@@ -38,6 +38,8 @@ from trainer.record import METRICS, TENSORBOARD
 
 _POLL_SECONDS = 2.0
 _SETTINGS = "plan.json"
+_FREE_TO_CHANGE = FREE_TO_CHANGE - {"epochs", "steps", "patience", "validate_every"}
+"""Settings that change no score."""
 
 
 def compare(
@@ -70,7 +72,7 @@ def compare(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     trials = list_trials(planned)
-    _record_settings(trials, out)
+    _record_settings(planned, trials, out)
     done = _count_done(trials, out)
     with progress.stage("compare", len(trials), "trials", done=done) as advance:
         for now_done in _run_all(planned, trials, out, devices, force):
@@ -108,15 +110,19 @@ def _run_all(
             ) from error
 
 
-def _record_settings(trials: Sequence[Trial], out: Path) -> None:
-    """Record the settings of each trial; TrainError where they differ from those recorded."""
+def _record_settings(plan: Plan, trials: Sequence[Trial], out: Path) -> None:
+    """Record task and settings of each trial; TrainError where they differ from those recorded."""
     file = out / _SETTINGS
     before: dict[str, dict[str, Any]] = {}  # settings by key, as JSON
     if file.exists():
         before = json.loads(file.read_text())
         for trial in trials:
             recorded = before.get(json.dumps(trial.key))
-            changed = find_differences(recorded, trial.config) if recorded else []
+            if recorded is None:
+                continue
+            task = plan.describe_task(trial.task)
+            changed = differences(task, {name: recorded.get(name, task[name]) for name in task})
+            changed += find_differences(recorded, trial.config, _FREE_TO_CHANGE)
             if changed:
                 raise TrainError(
                     f"{out}: was made with other settings ({trial.task}, {trial.start}:"
@@ -124,7 +130,10 @@ def _record_settings(trials: Sequence[Trial], out: Path) -> None:
                 )
     elif any(not path.name.startswith(".") for path in out.iterdir()):
         raise TrainError(f"{out}: is neither a comparison nor empty; give another OUT")
-    now = {json.dumps(trial.key): to_json(trial.config) for trial in trials}
+    now = {
+        json.dumps(trial.key): plan.describe_task(trial.task) | to_json(trial.config)
+        for trial in trials
+    }
     with replace_file(file, shared=True) as partial:
         partial.write_text(json.dumps(before | now))
 

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -20,8 +20,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from store import CorruptStore, PatchStore, StoreError, read_annotation
 from store.decisions import list_excluded_members, parse_member
-from store.format import format_rows
-from store.settings import differences
+from store.format import SPLITS, format_rows
+from store.settings import differences, require
 from trainer.config import CacheMode, Normalise
 from trainer.data.buffers import Buffers
 from trainer.data.cache import CropCache, make_cache
@@ -161,6 +161,27 @@ class PatchDataset(IterableDataset[Batch]):
         Raises StoreError when the store cannot be read; TrainError for a wrong setting.
         """
         super().__init__()
+        for name, value, holds, rule in (
+            ("split", split, split in SPLITS, f"one of {', '.join(SPLITS)}"),
+            ("batch_size", batch_size, batch_size >= 1, ">= 1"),
+            ("fraction", fraction, 0 < fraction <= 1, "in (0, 1]"),
+            ("seed", seed, seed >= 0, ">= 0"),
+            ("threads", threads, threads >= 1, ">= 1"),
+            (
+                "cache",
+                cache,
+                cache in get_args(CacheMode),
+                f"one of {', '.join(get_args(CacheMode))}",
+            ),
+            ("max_batches", max_batches, max_batches is None or max_batches >= 1, ">= 1"),
+            (
+                "normalise",
+                normalise,
+                normalise in get_args(Normalise),
+                f"one of {', '.join(get_args(Normalise))}",
+            ),
+        ):
+            require(holds, name, rule, value, error=TrainError)
         store = store if isinstance(store, PatchStore) else PatchStore(store)
         self.skipped: set[int] = set()
         self.window_hu = store.window_hu
@@ -173,7 +194,14 @@ class PatchDataset(IterableDataset[Batch]):
         self._statistics_hu = read_statistics(store) if normalise == "zscore" else None
         if excluded_classes is None:
             excluded_classes = read_annotation(store.location).excluded
-        _check_classes(store, classes=classes, excluded_classes=excluded_classes)
+        for name, chosen, what, count in (
+            ("classes", classes, "store has classes", store.num_classes),
+            ("excluded_classes", excluded_classes, "store has classes", store.num_classes),
+            ("scales", scales, "store has scales", store.num_scales),
+            ("rows", rows, "split has rows", len(self._split)),
+        ):
+            if chosen is not None:
+                _check_numbers(name, chosen, what, count)
         selected = select_rows(
             self._split.label,
             self._split.scale,
@@ -369,15 +397,16 @@ class PatchDataset(IterableDataset[Batch]):
         return Batch(epoch, index, rows, labels, crops, self.window_hu, zscores)
 
 
-def _check_classes(store: PatchStore, **chosen: Collection[int] | None) -> None:
-    """Raise TrainError for a class that the store does not have."""
-    for name, classes in chosen.items():
-        unknown = [c for c in classes or () if not 0 <= c < store.num_classes]
-        if unknown:
-            raise TrainError(
-                f"{name}: the store has classes 0 to {store.num_classes - 1},"
-                f" not {format_rows(unknown)}"
-            )
+def _check_numbers(
+    name: str, chosen: Collection[int] | NDArray[Any], what: str, count: int
+) -> None:
+    """Raise TrainError for a number that the store does not have."""
+    numbers = np.asarray(list(chosen))
+    if len(numbers) and numbers.dtype.kind not in "iu":
+        raise TrainError(f"{name} must be whole numbers, got {numbers.dtype}")
+    unknown = numbers[(numbers < 0) | (numbers >= count)].tolist()
+    if unknown:
+        raise TrainError(f"{name}: the {what} 0 to {count - 1}, not {format_rows(unknown)}")
 
 
 def _find_members(store: PatchStore, members: Collection[str]) -> list[tuple[int, int]]:

@@ -25,6 +25,8 @@ from trainer.finetuning.images import compute_scan_id, list_files, read_mask
 from trainer.finetuning.task import Case, Task
 from trainer.seeds import derive_seeds
 
+_VERSION = 2
+"""Raised when the same case and grid give other values."""
 _MAX_FOREGROUND = 20_000
 """Voxels of each class that are kept as possible centres of patches."""
 
@@ -70,7 +72,7 @@ def prepare_cases(
 
     Raises TrainError naming the file of a case that cannot be used.
     """
-    settings = json.dumps(dataclasses.asdict(grid))
+    settings = json.dumps({"version": _VERSION, **dataclasses.asdict(grid)})
     grid_folder = folder / hashlib.sha256(settings.encode()).hexdigest()[:16]
     grid_folder.mkdir(parents=True, exist_ok=True)
 
@@ -153,7 +155,7 @@ def _stamp(path: Path) -> list[int | str]:
     """Path, number of files, total size and newest time of a file or folder, to detect changes."""
     files = list_files(path)
     stats = [file.stat() for file in files]
-    size, time_ns = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
+    size, time_ns = sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)
     return [str(path.resolve()), len(files), size, time_ns]
 
 

@@ -7,6 +7,8 @@ ones (see docs/finetuning.md).
 from __future__ import annotations
 
 import csv
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -185,13 +187,13 @@ def _convert_medmnist(source: Path, out: Path) -> Iterator[Row]:
     """A 3-D data set of MedMNIST v2: one `.npz` file with the official split."""
     names: dict[Split, str] = {"train": "train", "validation": "val", "test": "test"}
     try:
-        with np.load(source) as archive:
+        with source.open("rb") as stream, np.load(stream) as archive:
             arrays = dict(archive)
         splits = {
             split: (arrays[f"{name}_images"], arrays[f"{name}_labels"])
             for split, name in names.items()
         }
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise TrainError(f"{source}: not a file of MedMNIST; give its .npz file") from error
     for split, (images, labels) in splits.items():
         if images.ndim != 4:

@@ -104,11 +104,11 @@ class Grid:
         """(Z, Y, X) values as the net sees them (see `FinetuneConfig.intensity`).
 
         image
-            The image as it was read, whose mean and standard deviation count. As in `prepare`,
-            padding outside the field of view is air.
+            The image as it was read: its percentiles, or mean and standard deviation, count. As in
+            `prepare`, padding outside the field of view is air.
         """
         if not self.is_zscore:
-            return self.to_unit(on_grid)
+            return self.to_unit(on_grid, image)
         original = sitk.GetArrayViewFromImage(image)
         values = sitk.GetArrayFromImage(on_grid).astype(np.float32)
         if self.is_hu:
@@ -117,13 +117,19 @@ class Grid:
         mean, std = mean_and_std(original)
         return ((values - mean) / max(std, 1e-6)).astype(np.float16)
 
-    def to_unit(self, image: sitk.Image) -> NDArray[np.float16]:
-        """(Z, Y, X) values mapped to 0..1; for z-scores, to what they are easiest to look at."""
+    def to_unit(self, image: sitk.Image, complete: sitk.Image | None = None) -> NDArray[np.float16]:
+        """(Z, Y, X) values mapped to 0..1; for z-scores, to what they are easiest to look at.
+
+        complete
+            The image whose percentiles count, if `image` is a crop of it.
+        """
         if self.intensity == "unit":
             image = _scale_bytes(image)
         values = sitk.GetArrayFromImage(image).astype(np.float32)
         ranges = {"unit": (0.0, 1.0)} | dict.fromkeys(_IN_HU, self.window_hu)
-        low, high = ranges.get(self.intensity) or np.percentile(values, _PERCENTILES)
+        low, high = ranges.get(self.intensity) or np.percentile(
+            sitk.GetArrayViewFromImage(image if complete is None else complete), _PERCENTILES
+        )
         scaled = (values - low) / max(float(high - low), 1e-6)
         return np.clip(scaled, 0, 1).astype(np.float16)
 

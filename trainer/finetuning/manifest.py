@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -45,9 +46,12 @@ def read_manifest(file: Path) -> Task:
         known = sorted({line.cells["label"] for line in lines}, key=_by_number)
         if len(known) < 2:
             raise TrainError(f"{file}: needs at least two different labels; got {known}")
+    num_lines = Counter(line.cells["image"] for line in lines)
     cases = [
         dataclasses.replace(
-            _read_case(file, line, split=_read_split(line)),
+            _read_case(
+                file, line, split=_read_split(line), shared=num_lines[line.cells["image"]] > 1
+            ),
             mask=file.parent / line.cells["mask"] if segments else None,
             label=-1 if segments else known.index(line.cells["label"]),
         )
@@ -107,8 +111,14 @@ def _read_lines(file: Path) -> tuple[set[str], list[_Line]]:
         raise TrainError(f"{file}: cannot be read as CSV ({type(error).__name__})") from error
 
 
-def _read_case(file: Path, line: _Line, split: Split | None = None) -> Case:
-    """The case of a line, without mask and label."""
+def _read_case(
+    file: Path, line: _Line, split: Split | None = None, *, shared: bool = False
+) -> Case:
+    """The case of a line, without mask and label.
+
+    shared
+        Other lines have this image, too: unless they name a patient, it is the image's.
+    """
     where, cells = line
     image = file.parent / cells["image"]
     name = cells.get("name") or find_stem(image) or image.name
@@ -118,7 +128,7 @@ def _read_case(file: Path, line: _Line, split: Split | None = None) -> Case:
         raise TrainError(f"{where}: channel must be a whole number from 0, got {channel!r}")
     return Case(
         name=name,
-        patient=cells.get("patient") or name,
+        patient=cells.get("patient") or (cells["image"] if shared else name),
         image=image,
         channel=None if channel is None else int(channel),
         centre_mm=_read_centre(line),
