@@ -54,10 +54,9 @@ class AutoencoderConfig:
     def __post_init__(self) -> None:
         """Raise ConfigError naming the setting, the allowed and the given value."""
         check_types(self, prefix="autoencoder.")
-        for name in ("latent", "batch_size", "max_epochs", "max_steps", "threads"):
+        for name in ("latent", "batch_size", "max_epochs", "max_steps", "patience", "threads"):
             _check(self, name, low=1)
-        for name in ("lr_patience", "patience"):
-            _check(self, name, low=0)
+        _check(self, "lr_patience", low=0)
         width, rate = self.width, self.learning_rate
         require(width >= 4 and width % 4 == 0, "autoencoder.width", "a multiple of 4", width)
         require(rate > 0, "autoencoder.learning_rate", "> 0", rate)
@@ -114,9 +113,9 @@ class PrepareConfig:
     """Scales of a training crop, 1 to 3: the base crop, and up to two larger or smaller ones drawn
     at random."""
     side_steps: tuple[int, int] = _BY_SHAPE
-    """In-plane side of a randomly drawn scale, in voxels of the base crop: first number included,
-    second excluded. Default: 25/32 and 5/4 of the base crop's smaller side: 50,80 of 64 voxels,
-    75,120 of 96."""
+    """Smaller in-plane side of a randomly drawn scale, in voxels of the base crop: first number
+    included, second excluded. Default: 25/32 and 5/4 of the base crop's smaller side: 50,80 of 64
+    voxels, 75,120 of 96."""
     shift_steps: tuple[int, int] = _BY_SHAPE
     """In-plane shift of a randomly drawn scale, in voxels of the base crop: first number
     included, second excluded. Default: 5/32 of the base crop's smaller side: -10,10 of 64 voxels,

@@ -143,7 +143,12 @@ def _time_training(samples: Sequence[Sample], config: PrepareConfig, num_train: 
             lambda rows: images[rows],
             train=batch,
             validation=batch[:2],
-            config=dataclasses.replace(settings, max_steps=_TRAINED_STEPS),
+            config=dataclasses.replace(
+                settings,
+                max_steps=_TRAINED_STEPS,
+                max_epochs=_TRAINED_STEPS,
+                patience=_TRAINED_STEPS,
+            ),
             seed=config.seed,
             checkpoint=Path(folder) / "checkpoint",
             advance=lambda _: times.append(time.perf_counter()),

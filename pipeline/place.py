@@ -51,7 +51,8 @@ class Geometry:
     Attributes, all (N, 3) in mm unless noted: `step_mm` and `extent_mm`, voxel spacing and size of
     the base crop; `last_mm`, centre of the last voxel; `low_mm` and `unit_mm`, start and unit of
     the frame; `base_reach` and `full_reach` (3,), from a class's centre to the outermost sample of
-    the base crop and of the largest drawn crop, in steps.
+    the base crop and of the largest drawn crop, in steps; `proportion` (2,), y and x of a crop over
+    the smaller of the two.
     """
 
     def __init__(self, scans: Scans, config: PrepareConfig) -> None:
@@ -69,8 +70,9 @@ class Geometry:
             self.unit_mm = scans.frame_mm[:, 1] - scans.frame_mm[:, 0]
         # half the distance between the outermost samples
         sides = np.asarray(config.shape, np.float64)
+        self.proportion = sides[1:] / sides[1:].min()
         self.base_reach = 0.5 * (sides - 1)
-        largest = np.where([False, True, True], config.side_steps[1] - 1, sides)
+        largest = np.array([sides[0], *(config.side_steps[1] - 1) * self.proportion])
         shift = max(abs(config.shift_steps[0]), abs(config.shift_steps[1] - 1))
         drawn = 0.5 * largest * (sides - 1) / sides + np.array([0, shift, shift])
         self.full_reach: Floats = self.base_reach

@@ -99,7 +99,7 @@ def row_tables(
         for level in range(num_scales):
             size, middle = geometry.extent_mm[members].copy(), centre.copy()
             if level:
-                size[:, 1:] = side[:, level - 1, None] * step[:, 1:]
+                size[:, 1:] = side[:, level - 1, None] * geometry.proportion * step[:, 1:]
                 middle[:, 1:] += shift[:, level - 1] * step[:, 1:]
             label.append(np.full(len(members), number, np.int32))
             scan.append(members.astype(np.int32))

@@ -6,6 +6,7 @@ listed, because a web server cannot list.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -84,7 +85,8 @@ class Folder:
 
     def kept(self, name: str, fingerprint: str | None) -> Path | None:
         """A file for results that are computed once, or None; it may not be writable."""
-        return self.path.with_name(f"{self.path.name}.{name}")
+        path = Path(os.path.realpath(self.path))  # "." has no name
+        return path.with_name(f"{path.name}.{name}")
 
 
 @dataclass(frozen=True)

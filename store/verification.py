@@ -11,6 +11,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from store.classes import read_annotation
 from store.format import DIGESTS, SHARDED, SPLITS, StoreError, Unreachable, format_rows
 from store.group import compute_fingerprint, digest_values
 from store.layout import ShardGrid, shard_key
@@ -59,7 +60,9 @@ def verify(path: Where, *, progress: Progress = SILENT) -> Iterator[Problem]:
             for problem in _guarded(name, _check_shards(store, name, advance)):
                 intact &= bool(problem.rows)
                 yield problem
+    yield from _guarded("classes", _check_annotation(store))
     if intact:
+        yield from _guarded("store", _check_stages(store))
         yield from _guarded("store", _check_consistency(store))
         yield from _guarded("store", _check_fingerprint(store))
 
@@ -101,6 +104,8 @@ def _check_table(store: PatchStore, name: str) -> Iterator[Problem]:
 
 def _list_chunks(name: str, array: Any) -> list[str]:
     """Keys of a table's chunks, which are cut along the first axis only."""
+    if 0 in array.shape:
+        return []
     num_chunks = ShardGrid(num_rows=array.shape[0], rows_per_shard=array.chunks[0]).num_shards
     return [f"{name}/{shard_key(chunk, array.ndim)}" for chunk in range(num_chunks)]
 
@@ -112,7 +117,8 @@ def _check_fingerprint(store: PatchStore) -> Iterator[Problem]:
 
 def _check_shards(store: PatchStore, name: str, advance: Advance) -> Iterator[Problem]:
     reader = ShardedReader(store.location, name)  # without a cache
-    digests: Any = store.group[name].attrs[DIGESTS]
+    array: Any = store.group[name]
+    digests = array.attrs[DIGESTS]
     if len(digests) != reader.grid.num_shards:
         yield Problem(name, f"{reader.grid.num_shards} shards, {len(digests)} digests")
         return
@@ -124,7 +130,43 @@ def _check_shards(store: PatchStore, name: str, advance: Advance) -> Iterator[Pr
             yield Problem(name, "checksum failed or data missing", tuple(bad))
         elif digest_values(values) != digests[shard]:
             yield Problem(name, "differs from what was written", tuple(rows))
+        elif shard == 0 and not np.array_equal(array[:1], values[:1]):
+            yield Problem(name, "other programs read other values: its zarr.json is damaged")
         advance(len(rows))
+
+
+def _check_annotation(store: PatchStore) -> Iterator[Problem]:
+    """Annotated classes and excluded members exist."""
+    for label, note in read_annotation(store.location).notes.items():
+        if not 0 <= label < store.num_classes:
+            yield Problem("classes", f"the annotation names class {label}, which does not exist")
+            continue
+        members = np.concatenate(
+            [store.classes.neighbour[label], store.classes.validation_neighbour[label]]
+        )
+        if not {*note.excluded_members} <= {*members[members >= 0].tolist()}:
+            yield Problem(
+                "classes", f"the annotation of class {label} names a scan that is no member"
+            )
+
+
+def _check_stages(store: PatchStore) -> Iterator[Problem]:
+    """What the stages recorded, against the tables."""
+    missing = [name for name in ("survey", "embed", "discover") if name not in store.stages]
+    if missing:
+        yield Problem("store", f"zarr.json has no record of stage {missing[0]}")
+        return
+    num_scans, survey = len(store.scans.id), store.stages["survey"]
+    for stage, name, counted in (
+        ("survey", "accepted", num_scans),
+        ("discover", "classes", store.num_classes),
+    ):
+        recorded = store.stages[stage][name]
+        if recorded != counted:
+            yield Problem("store", f"zarr.json counts {recorded} {name}, the tables {counted}")
+    rows = [row for *pair, _ in survey.get("near_duplicates") or () for row in pair]
+    if not all(0 <= row < num_scans for row in rows):
+        yield Problem("store", "zarr.json has near-duplicates of scans that do not exist")
 
 
 def _check_consistency(store: PatchStore) -> Iterator[Problem]:

@@ -124,12 +124,13 @@ def join_parts(parts: Sequence[Series], config: PrepareConfig) -> list[Series]:
 
 def _dicom_series(folder: Folder, uid: str, slices: list[Slice], config: PrepareConfig) -> Series:
     first, key = slices[0], hash_words(folder.origin, uid)
+    study = hash_words("study", first.study) if first.study else key
     series = Series(
         key=key,
         kind="dicom",
         files=(),
-        patient=patient_key(first.patient) if first.patient else key,
-        study=hash_words("study", first.study) if first.study else key,
+        patient=patient_key(first.patient) if first.patient else study,
+        study=study,
         uid=hash_words("series", first.patient, first.study, first.series) if first.series else "",
     )
     return _check(series, slices, config)

@@ -120,6 +120,7 @@ def open_read_only(store: Path) -> Iterator[sqlite3.Connection]:
         )
     with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as db:
         try:
+            _roll_back(db, file)
             if not _belongs(db, store):
                 raise StoreError(
                     f"{file.parent}: the catalogue of another store; move the one that belongs to"
@@ -131,6 +132,17 @@ def open_read_only(store: Path) -> Iterator[sqlite3.Connection]:
                 f"{file}: {error}; restore the file from a copy, or delete {store} and prepare"
                 " it again"
             ) from error
+
+
+def _roll_back(db: sqlite3.Connection, file: Path) -> None:
+    """Undo what a killed process left half-written, which a read-only connection cannot do."""
+    try:
+        db.execute("SELECT count(*) FROM sqlite_master")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
+            raise
+        with contextlib.closing(sqlite3.connect(file)) as writable:
+            writable.execute("SELECT count(*) FROM sqlite_master")
 
 
 def _belongs(db: sqlite3.Connection, store: Path) -> bool:

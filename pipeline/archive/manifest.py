@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
@@ -81,7 +82,7 @@ class Manifest:
             target = next((root / path for root in roots if path and (root / path).exists()), None)
             if target is None:
                 raise ManifestError(f"{where}: no such file or folder: {path or '(empty)'}")
-            known = self._by_path.setdefault(target.resolve(), entry)
+            known = self._by_path.setdefault(_resolve(target), entry)
             if known != entry:
                 raise ManifestError(
                     f"{where}: this path is in line {known.line}, too, with another patient or"
@@ -133,9 +134,9 @@ class Manifest:
     def _listed(self, series: Series) -> _Entry | None:
         """The line that applies: of one of the series' files, else of the closest parent folder."""
         files = [Path(file) for file in series.files]
-        resolved = {folder: folder.resolve() for folder in {file.parent for file in files}}
+        resolved = {folder: _resolve(folder) for folder in {file.parent for file in files}}
         paths = {resolved[file.parent] / file.name for file in files}
-        paths |= {file.resolve() for file in files if file.is_symlink()}
+        paths |= {_resolve(file) for file in files if file.is_symlink()}
         nearest: set[_Entry] = set()
         while paths:
             entries = [self._by_path[path] for path in paths if path in self._by_path]
@@ -150,6 +151,10 @@ class Manifest:
                 " patients or splits; keep one of the lines"
             )
         return nearest.pop() if nearest else None
+
+
+def _resolve(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # Path.resolve raises for a link to itself
 
 
 def select_parts(parts: Sequence[Series], joined: Sequence[Series]) -> list[Series]:

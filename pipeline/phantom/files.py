@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -58,7 +59,7 @@ def write_dicom(phantom: Phantom, directory: str | Path) -> None:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()):
-        raise FileExistsError(f"{directory} must be empty; give another one")
+        raise FileExistsError(errno.EEXIST, "must be empty; give another folder", str(directory))
     scan = phantom.render().astype(np.int32) + 1024
     rng = np.random.default_rng([phantom.seed, phantom.index, STORAGE, 1])
     (z, y, x), dz = phantom.origin_mm, phantom.spacing_mm[0]

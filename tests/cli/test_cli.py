@@ -166,6 +166,15 @@ def test_a_dry_run_lists_the_series_and_makes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_shows_names_that_are_not_utf_8(semgen: Semgen, tmp_path: Path) -> None:
+    archive = tmp_path / "a"
+    archive.mkdir()
+    Path(os.fsdecode(bytes(archive) + b"/m\xfcller.nii")).write_bytes(b"")
+    result = semgen("prepare", archive, tmp_path / "s", "--dry-run", "--workers", 1)
+    assert result.returncode == 0, result.stderr
+    assert r"m\udcfcller.nii (1 files): rejected" in result.stdout
+
+
 def test_a_dry_run_prints_json(phantoms: Path, semgen: Semgen, tmp_path: Path) -> None:
     result = semgen("prepare", phantoms, tmp_path / "s", "--dry-run", "--workers", 1, "--json")
     found = json.loads(result.stdout)
@@ -375,6 +384,18 @@ def test_phantom_writes_one_scan_per_patient(tmp_path: Path) -> None:
     assert result.exit_code == 0
     names = sorted(path.name for path in (tmp_path / "p").iterdir())
     assert names == ["landmarks.json", "phantom-0000.nii.gz", "phantom-0001"]
+
+
+def test_phantom_refuses_a_folder_that_has_phantoms(tmp_path: Path) -> None:
+    arguments = ("phantom", tmp_path / "p", "--patients", 1, "--format", "dicom", "--matrix", 64)
+    assert run(*arguments).exit_code == 0
+    assert_refused(run(*arguments), "phantom-0000: must be empty; give another folder")
+
+
+def test_a_store_is_called_by_a_dot(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = run("classes", copy, "--quality")
+    monkeypatch.chdir(copy)
+    assert (run("classes", ".", "--quality").stdout, expected.exit_code) == (expected.stdout, 0)
 
 
 def test_masks_of_phantoms_are_not_taken_for_scans(tmp_path: Path) -> None:

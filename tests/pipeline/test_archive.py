@@ -300,6 +300,24 @@ def test_each_series_without_a_patient_is_a_patient_of_its_own(
     assert one.patient != other.patient
 
 
+def test_series_of_one_study_without_a_patient_are_of_one_patient(
+    series: Path, tmp_path: Path
+) -> None:
+    def anonymise(data: pydicom.Dataset, number: int) -> None:
+        data.PatientID = ""
+
+    def anonymise_another_series(data: pydicom.Dataset, number: int) -> None:
+        data.PatientID = ""
+        data.SeriesInstanceUID = f"{data.SeriesInstanceUID[:60]}.1"
+
+    again = shutil.copytree(series, tmp_path / "again")
+    change_headers(series, anonymise)
+    change_headers(again, anonymise_another_series)
+    one, other = find(series, again)
+    assert one.key != other.key
+    assert one.patient == other.patient
+
+
 def test_listing_series_reads_headers_alone(series: Path) -> None:
     for file in series.iterdir():
         content = file.read_bytes()

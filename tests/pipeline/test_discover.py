@@ -31,6 +31,7 @@ CONFIGS = {
     "body": BASE,
     "crowded": dataclasses.replace(BASE, classes=60, max_overlap=0.1, tries=20),
     "base crop only": dataclasses.replace(BASE, scales=1),
+    "not square": dataclasses.replace(BASE, shape=(16, 24, 48), side_steps=(19, 30)),
     "voxel": NATIVE,
     "voxel in mm": dataclasses.replace(BASE, frame="voxel"),
     "separated": dataclasses.replace(
@@ -103,7 +104,8 @@ def holds(config: PrepareConfig, scan: int, centre: NDArray[Any]) -> bool:
     if SCANS.split[scan] == 0 and config.scales > 1:
         farthest = max(-config.shift_steps[0], config.shift_steps[1] - 1)  # either way
         ends = (-farthest, farthest)
-        side = step * (config.shape[0], config.side_steps[1] - 1, config.side_steps[1] - 1)
+        largest = (config.side_steps[1] - 1) / min(config.shape[1:])
+        side = step * (config.shape[0], largest * config.shape[1], largest * config.shape[2])
         boxes += [
             (place + step * (0, dy, dx) - side / 2, side) for dy, dx in product(ends, repeat=2)
         ]

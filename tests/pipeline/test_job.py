@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.archive.catalogue import Catalogue
-from pipeline.archive.lookup import catalogue_folder, read_archive, read_sources
+from pipeline.archive.lookup import DATABASE, catalogue_folder, read_archive, read_sources
 from pipeline.archive.selection import number_scans
 from pipeline.audit import audit
 from pipeline.config import PrepareConfig
@@ -17,6 +17,7 @@ from pipeline.job import _Staged, prepare
 from pipeline.preflight import PrepareError
 from pipeline.stages.discover import check_crops_fit
 from store import PatchStore, SemgenError, StoreError
+from store.errors import ConfigError
 from store.settings import to_json
 from store.writer import StoreWriter
 from tests.support.command import Semgen, assert_refused, run
@@ -34,6 +35,25 @@ def complete(prepared: Path, tmp_path: Path) -> Path:
 def unfinished(complete: Path) -> Path:
     (complete / "train/patch/c/0/0/0/0").unlink()
     return unseal(complete)
+
+
+# A catalogue that a killed process left half-written ---------------------------------------------
+
+
+def test_the_catalogue_of_a_killed_job_is_read(
+    unfinished: Path, phantoms: Path, config: PrepareConfig
+) -> None:
+    folder = catalogue_folder(unfinished)
+    before = read_sources(unfinished)
+    with contextlib.closing(sqlite3.connect(folder / DATABASE)) as killed:
+        killed.execute("PRAGMA cache_size = 1")  # so that changed pages reach the file early
+        killed.execute("UPDATE series SET files = hex(randomblob(100000))")
+        for file in list(folder.glob(f"{DATABASE}*")):
+            shutil.copy(file, folder / f"copy-{file.name}")
+    for file in list(folder.glob("copy-*")):
+        file.replace(folder / file.name.removeprefix("copy-"))
+    assert (folder / f"{DATABASE}-journal").stat().st_size > 0
+    assert read_sources(unfinished) == before
 
 
 # However STORE is spelled ------------------------------------------------------------------------
@@ -454,6 +474,15 @@ def test_a_single_scan_is_refused_before_an_autoencoder_is_trained(
     last = done.stderr.splitlines()[-1]
     assert "1 of 1 scans are for training, and a class needs 2" in last
     assert not any("embed" in line for line in done.stderr.splitlines())
+
+
+def test_an_unknown_index_is_refused_before_any_work(
+    phantoms: Path, config: PrepareConfig, tmp_path: Path
+) -> None:
+    changed = PrepareConfig(**{**_fields(config), "index": "Flatt"})
+    with pytest.raises(ConfigError, match="index must be an index_factory string of FAISS"):
+        prepare(phantoms, tmp_path / "s", changed)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

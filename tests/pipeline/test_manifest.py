@@ -207,6 +207,14 @@ def test_a_linked_file_is_listed_by_the_folder_of_its_link(studies: Path, tmp_pa
     assert listed_in(manifest_of(tmp_path, links, "path\nlinks\n"), links) == {"links": None}
 
 
+def test_a_link_to_itself_is_shown_as_broken(studies: Path, tmp_path: Path) -> None:
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "circle.nii").symlink_to(links / "circle.nii")
+    manifest = manifest_of(tmp_path, links, "path\nlinks\n")
+    assert [one.reason for one in manifest.apply(series_of(links))] == ["broken link"]
+
+
 def test_lines_for_files_of_one_series_must_agree(studies: Path, tmp_path: Path) -> None:
     one, other = sorted(file.name for file in (studies / "thick").iterdir())[:2]
     text = f"path,split\nscout,\nthick/{one},train\nthick/{other},"

@@ -128,6 +128,53 @@ def test_verify_finds_a_changed_fingerprint(copy: Path) -> None:
     assert problems_of(copy) == [Problem("store", "fingerprint does not match the content")]
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"discover"', '"discoveR"', "no record of stage discover"),
+        ('"accepted": 5', '"accepted": 6', "zarr.json counts 6 accepted, the tables 5"),
+        (
+            '"accepted": 5',
+            '"near_duplicates": [[0, 5, 1]], "accepted": 5',
+            "scans that do not exist",
+        ),
+    ],
+)
+def test_verify_finds_changed_records_of_stages(
+    copy: Path, old: str, new: str, message: str
+) -> None:
+    file = copy / "zarr.json"
+    file.write_text(file.read_text().replace(old, new))
+    (problem,) = problems_of(copy)
+    assert message in problem.what
+
+
+@pytest.mark.parametrize(
+    ("annotation", "message"),
+    [
+        ({"x": 5}, "cannot be read"),
+        ({"999": {"excluded": True}}, "names class 999"),
+        ({"0": {"excluded_members": [4711]}}, "names a scan that is no member"),
+    ],
+)
+def test_verify_finds_a_broken_annotation(
+    copy: Path, annotation: dict[str, object], message: str
+) -> None:
+    group = zarr.open_group(str(copy), path="classes", mode="r+")
+    group.attrs["annotation"] = annotation
+    (problem,) = problems_of(copy)
+    assert (problem.where, message in problem.what) == ("classes", True)
+
+
+@pytest.mark.parametrize(("old", "new"), [('"end"', '"start"'), ('"little"', '"big"')])
+def test_verify_finds_metadata_with_which_others_read_other_values(
+    copy: Path, old: str, new: str
+) -> None:
+    file = copy / "train/patch/zarr.json"
+    file.write_text(file.read_text().replace(old, new))
+    assert {problem.where for problem in problems_of(copy)} == {"train/patch"}
+
+
 def test_verify_finds_changed_settings(copy: Path, patches: PatchStore) -> None:
     change_attribute(copy, "config", {**patches.config, "seed": 1})
     assert problems_of(copy) == [Problem("store", "fingerprint does not match the content")]

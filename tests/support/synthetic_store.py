@@ -69,6 +69,8 @@ def make_store(
         writer.write_table("scans/mean_hu", -300.0 - 100 * np.arange(num_scans))
         writer.write_table("scans/std_hu", 400.0 + 50 * np.arange(num_scans))
     writer.finish_stage("survey", {"accepted": num_scans, "rejected": {}, "version": version})
+    writer.finish_stage("embed", {})
+    writer.finish_stage("discover", {"classes": num_classes, "rejected": {}, "redrawn": {}})
     writer.write_table("classes/reference", np.array(references or num_classes * [0], np.int32))
     writer.write_table("classes/centre", np.zeros((num_classes, 3)))
     for prefix, scans in (("", [0, 1]), ("validation_", [2, 3])):
