@@ -24,7 +24,7 @@ from pipeline.place import Floats, Geometry, Scans, TakenPlaces
 from pipeline.seeds import COORDINATE
 from pipeline.stages.survey import time_limit
 from store.format import THUMBNAIL_SHAPE
-from store.images import Rejected
+from store.images import UNREADABLE, Rejected
 from store.shards import encode_chunk
 
 SAMPLED_SCANS: Final = 8
@@ -58,7 +58,7 @@ def sample_scan(series: Series, config: PrepareConfig) -> Sample:
     except Rejected as rejected:
         return Sample(reason=rejected.reason)
     except (MemoryError, OSError):
-        return Sample(reason="unreadable")
+        return Sample(reason=UNREADABLE)
     volume.scan_id()
     box = frame_box(volume, config.frame)
     with one_blas_thread():

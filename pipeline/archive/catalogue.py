@@ -31,7 +31,7 @@ from pipeline.archive.rows import (
     select_series,
     unpack_files,
 )
-from pipeline.archive.series import Series
+from pipeline.archive.series import NOT_READABLE, Series
 from store.format import StoreError
 from store.geometry import scan_name
 
@@ -121,6 +121,11 @@ class Catalogue:
         self.db.execute(
             "UPDATE series SET scan_id = NULL WHERE reason IS NULL AND statistics_hu IS NULL"
         )
+
+    def forget_unreadable(self) -> None:
+        """Delete series that could not be read: they are listed again, and may be readable now."""
+        marks = ", ".join("?" * len(NOT_READABLE))
+        self.db.execute(f"DELETE FROM series WHERE reason IN ({marks})", NOT_READABLE)
 
     def close(self) -> None:
         self.db.close()

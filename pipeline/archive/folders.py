@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import socket
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,28 @@ def resolve_archive(archive: str | Path | Sequence[str | Path]) -> list[Path]:
         folder, name = (path, "") if path.is_dir() else (path.parent, path.name)
         resolved.append(Path(os.path.realpath(folder)) / name)
     return list(dict.fromkeys(resolved))
+
+
+def check_present(archive: Iterable[str | Path], file: str | None = None) -> None:
+    """Raise ArchiveError when a folder of the archive can no longer be listed, or is empty.
+
+    Then a disk is not mounted any more, or a permission was taken away: files are not bad.
+
+    file
+        Check only the folder with this file.
+    """
+    for root in map(str, archive):
+        if os.path.isfile(root) or (file and not file.startswith(os.path.join(root, ""))):
+            continue
+        try:
+            what = "" if os.listdir(root) else "is empty now"
+        except OSError as error:
+            what = error.strerror or type(error).__name__
+        if what:
+            raise ArchiveError(
+                f"{root}: {what}, on {socket.gethostname()}; make the archive readable there, then"
+                " run the same command again to resume"
+            )
 
 
 def find_folders(archive: Sequence[Path]) -> Iterator[Folder]:

@@ -51,7 +51,7 @@ def series_in_parts(catalogue: Catalogue) -> list[tuple[Series, ...]]:
 def choose_one_per_study(catalogue: Catalogue) -> None:
     """Reject all but the best series of each study: axial, with the thinnest slices."""
     catalogue.db.execute(
-        f"UPDATE series SET reason = '{NOT_CHOSEN}',"
+        f"UPDATE series SET reason = '{NOT_CHOSEN}', scan_id = NULL,"
         " detail = 'another series of its study is axial or thinner'"
         " WHERE reason IS NULL AND key NOT IN (SELECT key FROM (SELECT key, row_number() OVER"
         f" (PARTITION BY study ORDER BY {_PREFERENCE}) AS rank FROM series"

@@ -9,12 +9,16 @@ import dataclasses
 import hashlib
 from typing import Final
 
+from store.images import UNREADABLE
+
 CRASHED: Final = "reader crashed"
 """Reason of a series whose reading killed its process, or had to be stopped."""
 OUT_OF_MEMORY: Final = "out of memory"
 """Reason of a series that could not be allocated, or whose reader was killed again and again."""
 INTERNAL: Final = "internal error"
 """Reason of a series on which semgen itself failed; the detail is the traceback."""
+NOT_READABLE: Final = (UNREADABLE, "folder not readable", "file not readable", "broken link")
+"""Reasons that may vanish when a disk or a permission is back."""
 MAY_BE_INCOMPLETE: Final = ("too few slices", "missing slices", "uneven slice spacing")
 """Reasons that may vanish when the slices of other folders join a series."""
 JOINED: Final = "joined"

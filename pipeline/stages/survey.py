@@ -21,7 +21,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from pipeline.archive.catalogue import Catalogue, Surveyed, thumbnail_path
-from pipeline.archive.folders import find_folders
+from pipeline.archive.folders import check_present, find_folders
 from pipeline.archive.headers import crashed_folder, join_parts, read_folder
 from pipeline.archive.manifest import Manifest, select_parts
 from pipeline.archive.selection import (
@@ -46,7 +46,7 @@ from store.atomic import replace_file
 from store.errors import SemgenError
 from store.format import SURVEY_VERSION, THUMBNAIL_SHAPE
 from store.geometry import mean_and_std, scan_name
-from store.images import Rejected
+from store.images import UNREADABLE, Rejected
 from store.inspect import format_counts
 from store.progress import Advance, Progress
 from store.reader import PatchStore
@@ -78,6 +78,7 @@ def survey_archive(
     """
     if "survey" in writer.stages:
         return int(writer.stages["survey"]["accepted"])
+    catalogue.forget_unreadable()
     num_folders = sum(1 for _ in find_folders(archive))  # a list of all files may not fit in memory
     with progress.stage("list series", num_folders, "folders") as advance:
         _catalogue_series(client, archive, catalogue, config, manifest, progress, advance)
@@ -85,7 +86,7 @@ def survey_archive(
     while True:
         if extend is not None:
             _reuse_survey(extend, catalogue, progress)
-        _survey_pending(client, catalogue, config, progress)
+        _survey_pending(client, archive, catalogue, config, progress)
         if not (config.one_per_study and choose_next_best(catalogue)):
             break
     reject_duplicates(catalogue)
@@ -142,8 +143,10 @@ def _catalogue_series(
     advance
         Counts folders.
     """
-    rejections = _Rejections(progress)
+    rejections, roots = _Rejections(progress), set()
     for folder, result in run_bounded(client, read_folder, find_folders(archive), config):
+        if folder.files:
+            roots.add(archive[int(folder.origin.partition("/")[0])])
         ended = isinstance(result, ProcessEnded)
         series = [crashed_folder(folder, rejection_reason(result))] if ended else result
         series = manifest.apply(series) if manifest else series
@@ -151,6 +154,7 @@ def _catalogue_series(
         for one in series:
             rejections.count(one.reason)
         advance(1)
+    check_present(roots)
     for parts, joined in run_bounded(client, join_parts, series_in_parts(catalogue), config):
         if not isinstance(joined, ProcessEnded):  # else the parts stay as they are
             catalogue.add(select_parts(parts, joined), again=True)
@@ -173,13 +177,18 @@ def _reuse_survey(store: Path, catalogue: Catalogue, progress: Progress) -> None
 
 
 def _survey_pending(
-    client: Client, catalogue: Catalogue, config: PrepareConfig, progress: Progress
+    client: Client,
+    archive: Sequence[Path],
+    catalogue: Catalogue,
+    config: PrepareConfig,
+    progress: Progress,
 ) -> None:
     folder, done = str(catalogue.survey_folder), catalogue.count_surveyed()
     total = done + catalogue.count_pending()
     with progress.stage("survey", total, "scans", done=done) as advance:
         rejections = _Rejections(progress, catalogue.reasons())
-        surveys = run_bounded(client, survey_series, catalogue.pending(), config, folder)
+        roots = tuple(map(str, archive))
+        surveys = run_bounded(client, survey_series, catalogue.pending(), config, folder, roots)
         for series, result in surveys:
             ended = isinstance(result, ProcessEnded)
             surveyed = _surveyed(series, result) if ended else result
@@ -306,12 +315,17 @@ def inspect_header(series: Series, config: PrepareConfig) -> Surveyed:
     except Rejected as rejected:
         return Surveyed(key=series.key, reason=rejected.reason, detail=rejected.detail)
     except OSError as error:
-        return Surveyed(key=series.key, reason="unreadable", detail=type(error).__name__)
+        return Surveyed(key=series.key, reason=UNREADABLE, detail=type(error).__name__)
     return Surveyed(key=series.key, size=size, spacing_mm=spacing_mm)
 
 
-def survey_series(series: Series, config: PrepareConfig, survey_folder: str) -> Surveyed:
-    """Read one series, and write its thumbnail into the survey folder."""
+def survey_series(
+    series: Series, config: PrepareConfig, survey_folder: str, archive: Sequence[str]
+) -> Surveyed:
+    """Read one series, and write its thumbnail into the survey folder.
+
+    Raises ArchiveError when the series cannot be read because its archive is gone.
+    """
     try:
         with time_limit(config.max_read_seconds):
             volume = read_volume(series, config)
@@ -319,11 +333,14 @@ def survey_series(series: Series, config: PrepareConfig, survey_folder: str) -> 
         with one_blas_thread():
             thumbnail = make_thumbnail(volume, box, THUMBNAIL_SHAPE, config)
     except Rejected as rejected:
+        if rejected.reason == UNREADABLE:
+            check_present(archive, series.files[0])
         return Surveyed(key=series.key, reason=rejected.reason, detail=rejected.detail)
     except MemoryError:
         return Surveyed(key=series.key, reason=OUT_OF_MEMORY)
     except OSError as error:
-        return Surveyed(key=series.key, reason="unreadable", detail=type(error).__name__)
+        check_present(archive, series.files[0])
+        return Surveyed(key=series.key, reason=UNREADABLE, detail=type(error).__name__)
     except Exception:  # a bug: it costs this series, not the job
         return Surveyed(key=series.key, reason=INTERNAL, detail=traceback.format_exc())
     save_thumbnail(thumbnail_path(Path(survey_folder), series.key), thumbnail)

@@ -11,6 +11,9 @@ VOLUME_SUFFIXES: Final = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr")
 HEADER_SUFFIXES: Final = (".mhd", ".nhdr")
 """Of these, the files that hold only a header; the voxels are in another file."""
 
+UNREADABLE: Final = "unreadable"
+"""Reason of an image that cannot be read, in part or at all."""
+
 
 class Rejected(Exception):
     """An image that cannot be used.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import SimpleITK as sitk  # noqa: N813 (as its own documentation does)
 
-from store.images import Rejected
+from store.images import UNREADABLE, Rejected
 from store.images.quiet_itk import quiet_itk
 from store.images.slices import Slice, check_spacing, looks_like_dicom, order_slices, read_header
 
@@ -88,7 +88,7 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise Rejected("unreadable", _last_line(error)) from error
+        raise Rejected(UNREADABLE, _last_line(error)) from error
 
 
 def _last_line(error: RuntimeError) -> str:
@@ -113,6 +113,6 @@ def _check_length(path: Path, num_bytes: int) -> None:
             with gzip.open(path) as content:
                 length = sum(len(block) for block in iter(lambda: content.read(2**20), b""))
         except (EOFError, OSError, zlib.error):
-            raise Rejected("unreadable", "its gzip data is cut off or broken") from None
+            raise Rejected(UNREADABLE, "its gzip data is cut off or broken") from None
     if length < num_bytes:
-        raise Rejected("unreadable", f"{length} bytes where the header asks for {num_bytes}")
+        raise Rejected(UNREADABLE, f"{length} bytes where the header asks for {num_bytes}")

@@ -17,7 +17,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
-from store.images import Rejected
+from store.images import UNREADABLE, Rejected
 from store.images.quiet_pydicom import quiet_pydicom
 
 DICOM_SUFFIXES: Final = (".dcm", ".dicom", ".ima")
@@ -94,7 +94,7 @@ def read_header(path: str) -> Slice:
         with quiet_pydicom(), open(path, "rb") as file:
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=True)
             if "SOPClassUID" not in header and "Modality" not in header:
-                raise Rejected("unreadable", "no DICOM header")
+                raise Rejected(UNREADABLE, "no DICOM header")
             if "Rows" not in header or "Columns" not in header:
                 raise Rejected("not an image", f"modality {header.get('Modality')}")
             return Slice(
@@ -118,7 +118,7 @@ def read_header(path: str) -> Slice:
     except Rejected:
         raise
     except Exception as error:  # pydicom may raise anything for a malformed element
-        raise Rejected("unreadable", type(error).__name__) from error
+        raise Rejected(UNREADABLE, type(error).__name__) from error
 
 
 def _numbers(header: pydicom.Dataset, name: str) -> tuple[float, ...]:

@@ -864,7 +864,7 @@ def test_a_bug_costs_one_series_and_keeps_its_traceback(
         raise OverflowError("as a bug would")
 
     monkeypatch.setattr("pipeline.stages.survey.read_volume", stumble)
-    found = survey_series(find(tmp_path)[0], CONFIG, str(tmp_path))
+    found = survey_series(find(tmp_path)[0], CONFIG, str(tmp_path), [str(tmp_path)])
     assert found.reason == "internal error"
     assert found.detail.startswith("Traceback")
     assert "OverflowError: as a bug would" in found.detail

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ import pytest
 from distributed import Client
 
 from pipeline.archive.catalogue import Catalogue
+from pipeline.archive.folders import ArchiveError
+from pipeline.archive.headers import read_folder
 from pipeline.archive.rows import select_rejections
 from pipeline.config import PrepareConfig
 from pipeline.isolation import ProcessCrashed, ProcessEnded, ProcessKilled
@@ -148,6 +151,46 @@ def test_a_lost_write_permission_is_reported_and_nothing_is_lost(
         assert "Permission denied" in errors.splitlines()[-1]
     assert semgen(*command[command.index("prepare") :]).returncode == 0
     assert contents(store) == contents(prepared)
+
+
+@pytest.mark.parametrize("at", [read_folder, survey_series])
+@pytest.mark.parametrize("leaves_folder", [False, True])
+def test_an_archive_that_is_unmounted_rejects_nothing(
+    phantoms: Path, config: PrepareConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    at: Callable[..., Any], leaves_folder: bool,
+) -> None:  # fmt: skip
+    archive, away = tmp_path / "archive", tmp_path / "away"
+    shutil.copytree(phantoms, archive)
+    store = StoreWriter.create(tmp_path / "s", config=to_json(config), software={})
+
+    def unmounting(_client: None, function: Any, items: Any, *arguments: Any) -> Any:
+        for number, item in enumerate(items):
+            if function is at and number == 1:
+                archive.rename(away)
+                if leaves_folder:
+                    archive.mkdir()
+            yield item, function(item, *arguments)
+
+    def survey(run_bounded: Any, catalogue: Catalogue) -> None:
+        monkeypatch.setattr("pipeline.stages.survey.run_bounded", run_bounded)
+        survey_archive(
+            cast("Client", object()), [archive], store, catalogue, config, manifest=None,
+            extend=None, progress=SILENT,
+        )  # fmt: skip
+
+    with contextlib.closing(Catalogue(tmp_path / "catalogue")) as catalogue:
+        message = "is empty now" if leaves_folder else "No such file or directory"
+        with pytest.raises(
+            ArchiveError, match=rf"{archive}: {message}, on .* run the same command"
+        ):
+            survey(unmounting, catalogue)
+        if leaves_folder:
+            archive.rmdir()
+        away.rename(archive)
+        survey(
+            lambda _, function, items, *rest: ((i, function(i, *rest)) for i in items), catalogue
+        )
+        assert catalogue.reasons() == {"duplicate": 1, "unreadable": 1}
 
 
 @contextlib.contextmanager
