@@ -6,7 +6,7 @@ In pipeline, the only module that turns SimpleITK's x-y-z into z-y-x.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,8 @@ _MIN_AIR, _MIN_SOFT = 5e-3, 0.3
 dense as fat, water and organs. Real CT has at least 0.21 and 0.74, cropped scans included."""
 _LIGHT_HU, _SOFT_HU = -200, 300
 _SAMPLED_VOXELS = 2**20
+_SLICES_AT_ONCE = 32
+_8_BIT = (sitk.sitkInt8, sitk.sitkUInt8)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,11 +71,16 @@ class Volume:
 
 
 class _Image(NamedTuple):
-    """Values (Z, Y, X) along the image's own axes, and SimpleITK's geometry."""
+    """Values along the image's own axes, and SimpleITK's geometry."""
 
-    values: NDArray[Any]
+    blocks: Iterable[NDArray[Any]]
+    """The values, (n, Y, X) for some slices at a time."""
+    size_xyz: tuple[int, ...]
     spacing_xyz: tuple[float, ...]
     direction: tuple[float, ...]
+    is_8_bit: bool = False
+    own: NDArray[np.int16] | None = None
+    """The only block, where it is HU already and may be changed."""
 
 
 def read_volume(series: Series, config: PrepareConfig) -> Volume:
@@ -85,9 +92,9 @@ def read_volume(series: Series, config: PrepareConfig) -> Volume:
     read = _read_dicom if series.kind == "dicom" else _read_file
     image = read(series, config)
     _check_oblique(image.direction, config)
-    if image.values.dtype.itemsize == 1:
+    if image.is_8_bit:
         raise Rejected("not in HU", "8-bit values")
-    return _turn_to_lps(image._replace(values=_as_hu(image.values)))
+    return _turn_to_lps(_read_hu(image), image)
 
 
 def read_geometry(
@@ -108,12 +115,11 @@ def read_geometry(
         direction: tuple[float, ...] = tuple(axes.ravel().tolist())
     else:
         reader = open_file(Path(series.files[0]))
-        _check_header(reader.GetSize(), reader.GetNumberOfComponents(), config)
-        size_xyz = reader.GetSize()[:3]
+        size_xyz = _check_header(reader.GetSize(), reader.GetNumberOfComponents(), config)
         spacing_xyz = tuple(map(abs, reader.GetSpacing()[:3]))  # reading the voxels corrects signs
         check_spacing(spacing_xyz)
         direction = _direction(reader)
-        if reader.GetPixelID() in (sitk.sitkInt8, sitk.sitkUInt8):
+        if reader.GetPixelID() in _8_BIT:
             raise Rejected("not in HU", "8-bit values")
     _check_oblique(direction, config)
     order = _axes_zyx(_orientation(direction))
@@ -131,10 +137,9 @@ def _axes_zyx(letters: str) -> list[int]:
     return [next(a for a in range(3) if letters[a] in pair) for pair in ("SI", "PA", "LR")]
 
 
-def _turn_to_lps(image: _Image) -> Volume:
+def _turn_to_lps(hu: NDArray[np.int16], image: _Image) -> Volume:
     """What `SimpleITK.DICOMOrient(image, "LPS")` does, without a copy."""
-    letters = _orientation(image.direction)
-    hu, spacing_mm = image.values, []
+    letters, spacing_mm = _orientation(image.direction), []
     axes = _axes_zyx(letters)
     hu = hu.transpose([2 - axis for axis in axes])
     for axis, name in enumerate("SPL"):
@@ -144,18 +149,23 @@ def _turn_to_lps(image: _Image) -> Volume:
     return Volume(hu=hu, spacing_mm=(spacing_mm[0], spacing_mm[1], spacing_mm[2]))
 
 
-def _as_hu(values: NDArray[Any]) -> NDArray[np.int16]:
-    if np.issubdtype(values.dtype, np.floating):
-        if not np.isfinite(values).all():
-            raise Rejected("not in HU", "values that are not finite")
-        values = np.rint(values)
-    low, high = values.min(), values.max()
-    if low < -32768 or high > 32767:
-        values = np.clip(values, -32768, 32767)
-    hu = values.astype(np.int16, copy=False)
+def _read_hu(image: _Image) -> NDArray[np.int16]:
+    """(Z, Y, X) HU along the image's own axes."""
+    hu = np.empty(image.size_xyz[::-1], np.int16) if image.own is None else image.own
+    first = lowest = 0
+    for block in image.blocks:
+        for given, slice_yx in zip(block, hu[first:], strict=False):
+            if np.issubdtype(given.dtype, np.floating):
+                if not np.isfinite(given).all():
+                    raise Rejected("not in HU", "values that are not finite")
+                given = np.rint(given)  # noqa: PLW2901
+            low, high = given.min(), given.max()
+            lowest = min(lowest, low)
+            slice_yx[...] = np.clip(given, -32768, 32767) if low < -32768 or high > 32767 else given
+        first += len(block)
     _check_hu(hu)
-    if low <= PADDING_HU:
-        for slice_yx in hu:  # one slice fits the processor's cache
+    if lowest <= PADDING_HU:
+        for slice_yx in hu:
             slice_yx[slice_yx <= PADDING_HU] = AIR_HU
     return hu
 
@@ -181,16 +191,27 @@ def _check_hu(hu: NDArray[np.int16]) -> None:
 def _read_file(series: Series, config: PrepareConfig) -> _Image:
     path = Path(series.files[0])
     reader = open_file(path)
-    _check_header(reader.GetSize(), reader.GetNumberOfComponents(), config)
+    size = _check_header(reader.GetSize(), reader.GetNumberOfComponents(), config)
     spacing = reader.GetSpacing()[:3]
     if reader.HasMetaDataKey("vox_offset") and min(spacing) > 0:  # NIfTI of plain geometry
-        values = read_plain_nifti(path, reader.GetSize()[:3])
+        values = read_plain_nifti(path, size)
         if values is not None:
             check_spacing(spacing)
-            return _Image(values, spacing, _direction(reader))
+            own = values if values.dtype == np.int16 else None
+            return _Image([values], size, spacing, _direction(reader), own=own)
     image = load_file(reader)
-    values = sitk.GetArrayFromImage(image)
-    return _Image(values.reshape(values.shape[-3:]), image.GetSpacing()[:3], _direction(image))
+    return _Image(
+        _view(image, size),
+        size,
+        image.GetSpacing()[:3],
+        _direction(image),
+        is_8_bit=image.GetPixelID() in _8_BIT,
+    )
+
+
+def _view(image: sitk.Image, size_xyz: tuple[int, ...]) -> Iterator[NDArray[Any]]:
+    """The values of an image that is alive as long as they are used."""
+    yield sitk.GetArrayViewFromImage(image).reshape(size_xyz[::-1])
 
 
 def _direction(image: Any) -> tuple[float, ...]:
@@ -201,13 +222,26 @@ def _direction(image: Any) -> tuple[float, ...]:
 
 
 def _read_dicom(series: Series, config: PrepareConfig) -> _Image:
-    assert series.slice_gap_mm is not None  # measured from the headers
-    image = load_slices(series.files, series.slice_gap_mm)
-    _check_header(image.GetSize(), image.GetNumberOfComponentsPerPixel(), config)
-    return _Image(sitk.GetArrayFromImage(image), image.GetSpacing(), image.GetDirection())
+    """A DICOM series; some slices at a time, because SimpleITK often reads them as 32 bits."""
+    files, gap_mm = series.files, series.slice_gap_mm
+    assert gap_mm is not None  # measured from the headers
+    ends = load_slices([files[0], files[-1]], gap_mm)
+    size = (*ends.GetSize()[:2], len(files))
+    size = _check_header(size, ends.GetNumberOfComponentsPerPixel(), config)
+    blocks = (
+        block
+        for first in range(0, len(files), _SLICES_AT_ONCE)
+        for part in [files[first : first + _SLICES_AT_ONCE]]
+        for block in _view(load_slices(part, gap_mm), (*size[:2], len(part)))
+    )
+    is_8_bit = ends.GetPixelID() in _8_BIT
+    return _Image(blocks, size, ends.GetSpacing(), ends.GetDirection(), is_8_bit=is_8_bit)
 
 
-def _check_header(size_xyz: tuple[int, ...], num_components: int, config: PrepareConfig) -> None:
+def _check_header(
+    size_xyz: tuple[int, ...], num_components: int, config: PrepareConfig
+) -> tuple[int, ...]:
+    """The three axes of a size without further axes of length 1; or Rejected."""
     while len(size_xyz) > 3 and size_xyz[-1] == 1:
         size_xyz = size_xyz[:-1]
     if len(size_xyz) != 3:
@@ -219,6 +253,7 @@ def _check_header(size_xyz: tuple[int, ...], num_components: int, config: Prepar
         raise Rejected("too large", f"{voxels} voxels claimed, max_voxels is {config.max_voxels}")
     if min(size_xyz) < config.min_slices:
         raise Rejected("too few slices", f"size {size_xyz}, min_slices is {config.min_slices}")
+    return size_xyz
 
 
 def _check_oblique(direction: tuple[float, ...], config: PrepareConfig) -> None:
