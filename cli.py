@@ -6,7 +6,6 @@ Heavy imports stand inside the commands, so that --help answers at once.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import sys
@@ -68,6 +67,19 @@ def _tool(name: str) -> str:
     """A command as it can be typed here: its name, or its path if it is not on the PATH."""
     beside = Path(sys.executable).with_name(name)
     return name if shutil.which(name) or not beside.exists() else os.path.relpath(beside)
+
+
+def _open_browser(url: str) -> None:
+    """Open a page in a graphical browser, if there is one, without waiting for it."""
+    import threading
+    import webbrowser
+
+    try:
+        browser = webbrowser.get()
+    except webbrowser.Error:
+        return
+    if type(browser) is not webbrowser.GenericBrowser:  # that one runs in this terminal
+        threading.Thread(target=browser.open, args=(url,), daemon=True).start()
 
 
 def _echo_json(value: object) -> None:
@@ -397,7 +409,6 @@ def browse(store: Path, port: int, host: str, opens: bool, paths: bool) -> None:
     --host is given; the URL contains an access token. Press Ctrl-C to stop.
     """
     import asyncio
-    import webbrowser
 
     from store import PatchStore
     from store.quality import load_quality
@@ -406,7 +417,7 @@ def browse(store: Path, port: int, host: str, opens: bool, paths: bool) -> None:
     def show(url: str) -> None:
         click.echo(f"{url}\nPress Ctrl-C to stop.")
         if opens:
-            webbrowser.open(url)
+            _open_browser(url)
 
     opened = PatchStore(store)
     files: dict[str, Any] = {}
@@ -999,12 +1010,13 @@ def _show_finetune(config: Resolved, as_json: bool) -> None:
 def _show_recorded(made: str | Path, as_json: bool) -> None:
     """Show the settings that are recorded in a store or a run."""
     from store import PatchStore
+    from trainer.report.runs import read_run
 
     if isinstance(made, Path) and not made.exists():
         raise click.UsageError(f"{made}: give a store, a run, or one of {', '.join(_KINDS)}")
     file = made / "config.json" if isinstance(made, Path) else None
     if file is not None and file.is_file():  # a run
-        values = json.loads(file.read_text("utf-8"))["config"]
+        values = read_run(file.parent).config
     else:
         values = PatchStore(made, allow_building=True).config
     _echo_settings(recorded(values), as_json)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from dask_jobqueue.core import JobQueueCluster
     from distributed import Scheduler
 
+_UNSAFE = set(" \t\n\"'`$\\")
+"""Characters of paths that dask-jobqueue does not quote in job scripts."""
 _CLASSES = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster"}
 """Names in dask-jobqueue."""
 _JOB_IDS = {
@@ -201,6 +203,12 @@ def _start_scheduler(config: ClusterConfig, folder: Path, log_folder: Path) -> J
         raise ClusterError(
             'batch systems need dask-jobqueue; install it with `pip install "semgen[cluster]"`'
         ) from error
+    for path in (folder, log_folder.resolve()):
+        if set(str(path)) & _UNSAFE:
+            raise ClusterError(
+                f"{path}: paths in job scripts cannot have spaces, quotes, $ or `; give another"
+                " STORE"
+            )
     minutes = config.walltime_minutes
     walltime = f"{minutes // 60:02d}:{minutes % 60:02d}"
     leave_mark = f'touch "{log_folder.resolve()}/{_JOB_IDS[config.kind]}.ended"'

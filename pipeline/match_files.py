@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from store.errors import SemgenError
 from store.format import THUMBNAIL_SHAPE
 from store.images import Rejected
 
+_MOST_MM = 1e6
 _TILE_PIXELS, _GAP_PIXELS, _CROSS_PIXELS = 256, 4, 9
 _WINDOW_HU = (-1000.0, 600.0)
 _GOOD, _BAD = (255, 210, 0), (255, 60, 60)
@@ -111,7 +111,7 @@ def _is_position(value: object) -> bool:
     return (
         isinstance(value, list)
         and len(value) == 3
-        and all(isinstance(v, int | float) and math.isfinite(v) for v in value)
+        and all(isinstance(v, int | float) and abs(v) < _MOST_MM for v in value)
     )
 
 

@@ -104,8 +104,8 @@ class Summary:
         return [text]
 
     def _on_quality(self) -> list[str]:
-        if self.consistency is None or self.mixed is None:
-            return []
+        if self.consistency is None or self.mixed is None or self.classes < 2:
+            return []  # a class is compared with others
         text = f"quality  consistency {self.consistency:.2f} (median of the classes)"
         if self.mixed:
             text += (

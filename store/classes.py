@@ -7,6 +7,7 @@ content, so the fingerprint does not change.
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,6 +27,7 @@ from store.location import Where, locate
 _ATTRIBUTE = "annotation"
 _ALWAYS_WRITTEN: Final = ("name", "note", "excluded")
 _TAG_CHARACTERS: Final = 40
+_MOST_CHARACTERS: Final = {"name": 200, "note": 2000}
 
 
 class AnnotationChanged(StoreError):
@@ -158,6 +160,11 @@ def _check_change(store: str | Path, label: int, change: Mapping[str, Any]) -> d
                 raise StoreError(
                     f"{store}: the {name} of class {label} contains control"
                     f" characters: {text!a}; type it again without them"
+                )
+            if len(str(text)) > _MOST_CHARACTERS.get(name, math.inf):
+                raise StoreError(
+                    f"{store}: the {name} of class {label} has {len(text)} characters; at most"
+                    f" {_MOST_CHARACTERS[name]} are allowed"
                 )
             if name == "tags" and ("," in text or len(text) > _TAG_CHARACTERS):
                 raise StoreError(

@@ -159,11 +159,16 @@ def import_decisions(store: PatchStore, file: Path) -> int:
     Everything is checked before anything is written. Classes that the file does not name, and
     fields that it does not have, stay as they are.
     """
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise StoreError(f"{file}: is not UTF-8 text; save it as CSV UTF-8 or JSON") from error
+    text = decode_decisions(file.read_bytes(), where=str(file))
     return apply_decisions(store, read_decisions(store, text, where=str(file)))
+
+
+def decode_decisions(content: bytes, *, where: str) -> str:
+    """The text of a file of decisions; StoreError if it is not UTF-8."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise StoreError(f"{where}: is not UTF-8 text; save it as CSV UTF-8 or JSON") from error
 
 
 def apply_decisions(store: PatchStore, changes: Mapping[int, Mapping[str, Any]]) -> int:

@@ -23,7 +23,7 @@ MOST = 16
 """About how many pictures are kept, besides the first and the last one."""
 _CROPS, _SIDE_PIXELS = 4, 96
 """Crops in a picture, and the longest side of one: with both, a series needs at most 3 MB."""
-_COLUMNS = "columns"
+_COLUMNS, _ROWS = "columns", "rows"
 
 
 class Sample(NamedTuple):
@@ -50,11 +50,12 @@ def add_sample(run: Path, number: int, step: int, columns: dict[str, Tensor]) ->
     number
         Of the validation, such as its epoch; never smaller than in an earlier call.
     columns
-        Crops (n, 1, Z, Y, X) in [0, 1] by caption; four of them are drawn.
+        Crops (n, 1, Z, Y, X) in [0, 1] by caption; up to four of them are drawn.
     """
     (run / SERIES).mkdir(exist_ok=True)
     note = PngImagePlugin.PngInfo()
     note.add_text(_COLUMNS, json.dumps(list(columns)))
+    note.add_text(_ROWS, str(len(_choose(next(iter(columns.values()))))))
     with replace_file(run / SERIES / f"{number:06d}-{step:09d}.png") as partial:
         _draw(columns).save(partial, pnginfo=note)
     samples = list_samples(run)
@@ -82,12 +83,13 @@ def is_kept(number: int, *, last: int) -> bool:
     return number % stride == 0
 
 
-def read_sample(file: Path) -> tuple[list[str], Image.Image]:
-    """The captions of a picture's columns, and the picture."""
+def read_sample(file: Path) -> tuple[list[str], int, Image.Image]:
+    """The captions of a picture's columns, its number of rows, and the picture."""
     with Image.open(file) as picture:
         picture.load()
         captions = json.loads(picture.info[_COLUMNS])
-    return captions, picture
+        rows = int(picture.info.get(_ROWS, _CROPS))  # earlier versions recorded none
+    return captions, rows, picture
 
 
 def _draw(columns: dict[str, Tensor]) -> Image.Image:
@@ -96,9 +98,14 @@ def _draw(columns: dict[str, Tensor]) -> Image.Image:
     return Image.fromarray(np.block([list(row) for row in zip(*tiles, strict=True)]))
 
 
+def _choose(crops: Tensor) -> Tensor:
+    """Up to four of the crops, evenly."""
+    return crops[:: max(1, -(-len(crops) // _CROPS))]
+
+
 def _slices(crops: Tensor) -> Iterator[np.ndarray]:
     """The middle z slices of up to four of (n, 1, Z, Y, X) crops, as grey levels."""
-    chosen = crops[:: max(1, -(-len(crops) // _CROPS))]
+    chosen = _choose(crops)
     middle = chosen[:, 0, crops.shape[2] // 2].float().clamp(0, 1).cpu()  # (n, Y, X)
     for values in (middle * 255).round().to(torch.uint8).numpy():
         tile = Image.fromarray(values)

@@ -144,11 +144,21 @@ def _describe_class(store: PatchStore, quality: Quality, *, live: bool) -> Facts
             "cycle": _numbers(np.concatenate([m.cycles for m in by_split]), 2),
             "weak": np.flatnonzero(weak).tolist(),
         }
+    extent_mm = np.concatenate(
+        [store.split(s).extent_mm[m.rows] for s, m in zip(SPLITS, by_split, strict=True)]
+    )
+    if not np.allclose(extent_mm, extent_mm[0]):  # with native spacing
+        columns["extent"] = extent_mm.round(1).tolist()
     if live:
         columns["rows"] = [
             rows
             for split, members in zip(SPLITS, by_split, strict=True)
             for rows in _rows_by_scale(store, split, label, members)
+        ]
+        in_plane = store.train.extent_mm[:, 2]
+        columns["zoom"] = [  # in-plane side of the other scales, over that of the base crop
+            (in_plane[rows[1:]] / in_plane[rows[0]]).round(3).tolist()
+            for rows in columns["rows"][: len(by_split[0].rows)]
         ]
     facts = {name: value for name, value in asdict(quality).items() if "members" not in name}
     order, worth, _ = quality.rank
@@ -163,7 +173,7 @@ def _describe_class(store: PatchStore, quality: Quality, *, live: bool) -> Facts
         "shown": None if live else choose_members(store, label, quality.outliers),
         "reference": int(store.classes.reference[label]),
         "centre": store.classes.centre[label].round(3).tolist(),
-        "extent": store.train.extent_mm[by_split[0].rows[0]].round(1).tolist(),
+        "extent": extent_mm[0].round(1).tolist(),
     }
 
 

@@ -22,9 +22,16 @@ from tornado.httputil import split_host_and_port
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 
-from store.classes import AnnotationChanged, annotate, clean, read_annotation
-from store.decisions import apply_decisions, decisions_csv, decisions_json, read_decisions
+from store.classes import AnnotationChanged, annotate, read_annotation
+from store.decisions import (
+    apply_decisions,
+    decisions_csv,
+    decisions_json,
+    decode_decisions,
+    read_decisions,
+)
 from store.format import SPLITS, StoreError
+from store.group import open_group, read_attribute
 from store.quality import Quality
 from store.reader import PatchStore
 from store.report.build import make_page
@@ -45,11 +52,11 @@ from store.report.volumes import crop_nifti, read_viewer, scan_nifti
 LOOPBACK = "127.0.0.1"
 _CACHED_SHEETS = 256
 """Sheets of pictures that are kept; volumes are kept by the browser."""
-_TYPES: dict[str, tuple[type, int]] = {
-    "name": (str, 200), "note": (str, 2000), "tags": (list, 50), "excluded": (bool, 0),
-    "kept": (bool, 0), "excluded_members": (list, 100_000),
+_TYPES: dict[str, tuple[type, type | None]] = {
+    "name": (str, None), "note": (str, None), "tags": (list, str), "excluded": (bool, None),
+    "kept": (bool, None), "excluded_members": (list, int),
 }  # fmt: skip
-"""Fields that can be changed: type, and the most characters or entries."""
+"""Fields that can be changed: type, and type of its entries."""
 _MOST_BYTES = 2**22
 """Size of a request: the decisions on a large store."""
 
@@ -195,6 +202,7 @@ class _Saving(_Handler):
 
     async def save(self, change: Callable[[], object]) -> None:
         try:
+            await asyncio.to_thread(self.refuse_other_store)
             await asyncio.to_thread(change)
         except AnnotationChanged as error:
             self.refuse(409, error)
@@ -204,6 +212,12 @@ class _Saving(_Handler):
             self.refuse(403, f"the store cannot be written: {error.strerror}")
         else:
             self.finish(json.dumps(self.app.notes()))
+
+    def refuse_other_store(self) -> None:
+        """StoreError if another store was prepared at the path of the one that the page shows."""
+        store = self.app.store
+        if read_attribute(open_group(store.path))["fingerprint"] != store.fingerprint:
+            raise StoreError("the store was prepared again; stop semgen browse and start it again")
 
     def refuse(self, status: int, reason: object) -> None:
         self.set_status(status)
@@ -236,9 +250,10 @@ class _Decisions(_Saving):
     async def put(self, token: str, kind: str) -> None:
         if self.request.headers.get("Content-Type") != "application/octet-stream":
             raise HTTPError(415)  # a form of another site cannot send this
-        text = self.request.body.decode("utf-8", "replace")
+        body = self.request.body
 
         def apply() -> None:
+            text = decode_decisions(body, where="the file")
             apply_decisions(self.app.store, read_decisions(self.app.store, text, where="the file"))
 
         await self.save(apply)
@@ -273,16 +288,11 @@ def _read_changes(content: object) -> Changes | None:
 
 
 def _is_valid(name: str, value: object) -> bool:
-    """Whether a field exists and has a value of its type and size."""
-    kind, most = _TYPES.get(name, (type(None), 0))
+    """Whether a field exists and has a value of its type; `annotate` checks the rest."""
+    kind, entries = _TYPES.get(name, (type(None), None))
     if not isinstance(value, kind) or value is None:
         return False
-    if isinstance(value, str):
-        return len(value) <= most and clean(value, name) == value
-    if isinstance(value, list):
-        wanted = str if name == "tags" else int
-        return len(value) <= most and all(type(entry) is wanted for entry in value)
-    return True
+    return not isinstance(value, list) or all(type(entry) is entries for entry in value)
 
 
 def make_application(app: ReportApp) -> Application:

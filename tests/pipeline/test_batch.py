@@ -150,6 +150,15 @@ def test_a_job_lost_between_two_looks_is_replaced(
     assert replacing != lost
 
 
+def test_a_path_that_job_scripts_cannot_have_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "my store.catalogue"
+    with (
+        pytest.raises(ClusterError, match="paths in job scripts cannot have spaces"),
+        connect(None, None, cluster=CONFIG, folder=folder),
+    ):
+        pass
+
+
 @pytest.mark.parametrize(
     ("script", "words"),
     [

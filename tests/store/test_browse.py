@@ -30,7 +30,9 @@ from store.report.pictures import to_grey
 from store.report.serve import ReportApp, serve
 from tests.support.browser import Page
 from tests.support.command import ROOT
+from tests.support.crops import change_attribute
 
+WIDTH_MM = "return document.querySelector('dialog canvas').extras.mm"
 HOSTILE = "<script>document.title='owned'</script>"
 
 
@@ -58,7 +60,11 @@ def address(store: Path) -> Iterator[str]:
 
 
 def ask(
-    address: str, path: str = "", method: str = "GET", body: str | None = None, **headers: str
+    address: str,
+    path: str = "",
+    method: str = "GET",
+    body: str | bytes | None = None,
+    **headers: str,
 ) -> tuple[int, bytes]:
     """Status and answer, of a path as it is written."""
     place = urlsplit(address)
@@ -230,6 +236,31 @@ def test_a_change_that_another_window_made_is_never_overwritten(page: Page, stor
     assert read_annotation(store)[first].name == "liver"
 
 
+def test_a_note_typed_while_another_one_is_saved_is_refused_and_shown(
+    page: Page, store: Path
+) -> None:
+    page.go("#/class/2")
+    page.one("#note").send_keys("mine")
+    annotate(store, {2: {"note": "theirs"}})
+    page.browser.execute_script("follow()")
+    page.wait(lambda: page.browser.execute_script("return data.classes[2].note") == "theirs")
+    page.press(Keys.TAB)
+    page.wait(lambda: "You typed: mine" in page.one("#toasts").text)
+    assert read_annotation(store)[2].note == "theirs"
+
+
+def test_what_is_typed_survives_a_change_of_the_windows_width(page: Page, store: Path) -> None:
+    page.go("#/class/2")
+    note = page.one("#note")
+    note.send_keys("a long text")
+    page.browser.execute_script("route()")
+    page.wait(lambda: read_annotation(store)[2].note == "a long text")
+    page.one("#note").send_keys(", more", Keys.TAB)
+    page.wait(lambda: read_annotation(store)[2].note == "a long text, more")
+    page.one("#note").send_keys(" and more", Keys.TAB)
+    page.wait(lambda: read_annotation(store)[2].note == "a long text, more and more")
+
+
 def test_classes_of_one_place_are_suggested_for_comparison(page: Page) -> None:
     page.browser.execute_script(
         "Object.assign(data.classes[1], {overlap: 0.9, overlap_class: 2, rank: [1, 0]});"
@@ -276,7 +307,40 @@ def test_decisions_of_another_store_are_refused(address: str, store: Path) -> No
     assert read_annotation(store) == before
 
 
-def test_all_slices_of_a_member_are_shown_at_every_scale(page: Page) -> None:
+def test_decisions_that_are_not_utf_8_are_refused(address: str, store: Path) -> None:
+    _, content = ask(address, "decisions.csv")
+    changed = content.decode() + "größer"
+    before = read_annotation(store)
+    status, told = ask(
+        address, "decisions.csv", "PUT", changed.encode("cp1252"),
+        Content_Type="application/octet-stream",
+    )  # fmt: skip
+    assert (status, told) == (400, b"the file: is not UTF-8 text; save it as CSV UTF-8 or JSON")
+    assert read_annotation(store) == before
+
+
+def test_a_store_that_was_prepared_again_is_not_changed(prepared: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(prepared, tmp_path / "s")
+    opened = PatchStore(store)
+
+    async def change_another_store() -> tuple[int, bytes]:
+        started, stop = asyncio.Queue[str](), asyncio.Event()
+        serving = asyncio.create_task(
+            serve(opened, load_quality(opened), on_start=started.put_nowait, stop=stop.wait())
+        )
+        address = await started.get()
+        change_attribute(store, "fingerprint", "0" * 64)
+        answer = await asyncio.to_thread(put, address, {"0": {"excluded": True}})
+        stop.set()
+        await serving
+        return answer
+
+    status, told = asyncio.run(change_another_store())
+    assert (status, told[:29]) == (400, b"the store was prepared again;")
+    assert not read_annotation(store).excluded
+
+
+def test_all_slices_of_a_member_are_shown_at_every_scale(page: Page, patches: PatchStore) -> None:
     page.go("#/class/1")
     page.wait(lambda: page.all(".tile button"))
     page.one(".tile button").click()
@@ -285,8 +349,15 @@ def test_all_slices_of_a_member_are_shown_at_every_scale(page: Page) -> None:
     page.press(Keys.ARROW_UP)
     turned = page.other_pixels("dialog canvas", base)
     assert "10 of 16" in page.one("dialog").text
+    width = page.browser.execute_script(WIDTH_MM)
     page.one("dialog [data-value='1']").click()
     page.other_pixels("dialog canvas", turned)
+    row = patches.rows("train", 1, 1)[0]
+    base = patches.rows("train", 1, 0)[0]
+    shares = patches.train.extent_mm[[base, row], 2]
+    assert page.browser.execute_script(WIDTH_MM) / width == pytest.approx(
+        shares[1] / shares[0], abs=2e-3
+    )
 
 
 def test_volumes_are_the_crops_in_grey_levels(store: Path, address: str) -> None:

@@ -49,7 +49,7 @@ def test_a_resumed_run_keeps_the_same_pictures(whole: Path, tmp_path: Path, stop
 
 def test_a_picture_has_a_captioned_column_for_each_entry(tmp_path: Path) -> None:
     add_sample(tmp_path, 1, 1, {"perturbed": crops(0.2), "original": crops(1.0)})
-    captions, picture = read_sample(list_samples(tmp_path)[0].file)
+    captions, _, picture = read_sample(list_samples(tmp_path)[0].file)
     assert captions == ["perturbed", "original"]
     grey = np.asarray(picture)
     assert grey.shape == (16, 16)
@@ -59,5 +59,12 @@ def test_a_picture_has_a_captioned_column_for_each_entry(tmp_path: Path) -> None
 
 def test_many_large_crops_still_make_a_small_picture(tmp_path: Path) -> None:
     add_sample(tmp_path, 1, 1, {"noise": torch.rand(8, 1, 2, 160, 160)})
-    _, picture = read_sample(list_samples(tmp_path)[0].file)
-    assert picture.size == (96, 4 * 96)
+    _, rows, picture = read_sample(list_samples(tmp_path)[0].file)
+    assert (rows, picture.size) == (4, (96, 4 * 96))
+
+
+@pytest.mark.parametrize(("num", "expected"), [(1, 1), (3, 3), (5, 3), (6, 3), (9, 3)])
+def test_a_picture_says_how_many_rows_it_has(tmp_path: Path, num: int, expected: int) -> None:
+    add_sample(tmp_path, 1, 1, {"noise": torch.rand(num, 1, 2, 8, 8)})
+    _, rows, picture = read_sample(list_samples(tmp_path)[0].file)
+    assert (rows, picture.height) == (expected, 8 * expected)

@@ -147,9 +147,11 @@ def _write(
 def _add_samples(letter: str, run: Run, facts: dict[str, Any]) -> dict[str, bytes]:
     sheets = {}
     for number, sample in enumerate(list_samples(run.folder)):
-        captions, picture = read_sample(sample.file)
+        captions, rows, picture = read_sample(sample.file)
         name = f"sample-{letter}-{number}"
-        facts["samples"].append({"step": sample.step, "captions": captions, "sheet": name})
+        facts["samples"].append(
+            {"step": sample.step, "captions": captions, "rows": rows, "sheet": name}
+        )
         sheets[name] = _encode(picture)
     return sheets
 

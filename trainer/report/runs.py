@@ -72,8 +72,8 @@ def read_run(folder: Path) -> Run:
     """Read a run; TrainError where the folder holds none."""
     try:
         content = json.loads((folder / CONFIG).read_text())
-        _ = content["config"]
-    except (OSError, ValueError, KeyError, TypeError):
+        assert isinstance(content["config"], dict)
+    except (OSError, ValueError, KeyError, TypeError, AssertionError):
         raise TrainError(
             f"{folder}: not a run (no readable {CONFIG}); give the RUN folder of semgen pretrain or"
             " finetune, or the OUT folder of semgen compare"

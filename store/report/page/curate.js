@@ -20,7 +20,8 @@ function goNext() {
 function suggestions() {
   const open = data.classes.filter((c) => !isDecided(c)),
     found = [];
-  const mixed = open.filter((c) => c.consistency < data.mixedBelow).map((c) => c.label);
+  const comparable = data.classes.length > 1 ? open : []; // consistency compares a class with others
+  const mixed = comparable.filter((c) => c.consistency < data.mixedBelow).map((c) => c.label);
   if (mixed.length)
     found.push([
       `${plural(mixed.length, "undecided class", "undecided classes")} below a consistency of ${data.mixedBelow}: the members may show different anatomy.`,
@@ -165,7 +166,7 @@ function importDecisions() {
       const reply = await fetch(`decisions.${file.name.endsWith(".json") ? "json" : "csv"}`, {
         method: "PUT",
         headers: { "Content-Type": "application/octet-stream" },
-        body: await file.text(),
+        body: file,
       }).catch(() => null);
       if (!reply?.ok)
         return toast(
@@ -362,7 +363,12 @@ const leaveOutButton = (c, index) => {
 };
 
 function editor(c) {
-  const change = (field, read) => () => decide([c.label], { [field]: read() }, "Saved");
+  const shown = pickFields(c, ["name", "tags", "note"]);
+  const change = (field, read) => () => {
+    const value = read();
+    decide([c.label], { [field]: value }, "Saved", { [field]: shown[field] });
+    shown[field] = value;
+  };
   const name = el("input", {
     id: "name",
     maxlength: 200,

@@ -39,10 +39,11 @@ function commit(changes) {
     for (const { label, before } of changes) Object.assign(data.classes[label], before);
     tell(changes.map((c) => c.label));
     past.length = future.length = 0; // they no longer lead from what is saved
+    const typed = changes.flatMap(({ after }) => [after.name, after.note]).filter(Boolean);
     toast(
-      reply === null
+      (reply === null
         ? "Not saved: semgen browse does not answer. Is it still running?"
-        : `Not saved: ${await reply.text()}`,
+        : `Not saved: ${await reply.text()}`) + (typed.length ? ` You typed: ${typed[0]}` : ""),
       { error: true },
     );
     if (reply?.status === 409) await follow();
@@ -55,14 +56,15 @@ function apply(changes) {
   future.length = 0;
   commit(changes);
 }
-function decide(labels, after, words) {
+// `shown`: what the window showed when the change was begun, where that may be older than what is known now.
+function decide(labels, after, words, shown = {}) {
   const changes = labels
     .map((label) => {
       const c = data.classes[label],
         full = { ...after };
       if (full.excluded) full.kept = false;
       if (full.kept) full.excluded = false;
-      return { label, before: pickFields(c, Object.keys(full)), after: full };
+      return { label, before: { ...pickFields(c, Object.keys(full)), ...shown }, after: full };
     })
     .filter(({ before, after: now }) => JSON.stringify(before) !== JSON.stringify(now));
   if (!changes.length) return;

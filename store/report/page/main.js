@@ -49,6 +49,7 @@ keys.shared["?"] = ["Show keys and terms", openHelp];
 
 let lastWall = 0;
 function route() {
+  if (typing(document.activeElement)) document.activeElement.blur(); // saves what was typed
   const [, page = "", first, second] = location.hash.split("/");
   for (const dialog of document.querySelectorAll("dialog")) dialog.close();
   VIEWS.forEach(([, , pages], i) => {

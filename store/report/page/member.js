@@ -18,9 +18,9 @@ function openMember(c, index) {
   const views = Object.keys(PLANES).map((plane) => {
     const image = picture(
       () => load(plane),
-      fitted(planeMm(c, plane), most),
+      fitted(planeMm(c, plane, index), most),
       `${PLANES[plane][0]} plane of the crop`,
-      { of: c, plane, mm: planeMm(c, plane)[0], cross: [0, 0] },
+      { of: c, plane, mm: planeMm(c, plane, index)[0], cross: [0, 0] },
     );
     const slider = el("input", {
       type: "range",
@@ -120,6 +120,11 @@ function openMember(c, index) {
             0,
             (value) => {
               scale = value;
+              for (const { plane, image } of views) {
+                const mm = planeMm(c, plane, index, scale);
+                image.extras.mm = mm[0];
+                reshape(image, fitted(mm, most));
+              }
               update();
             },
           ),

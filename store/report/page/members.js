@@ -61,13 +61,13 @@ const memberWords = (c, index) =>
     isLeftOut(c, index) ? "left out" : null,
   ].filter(Boolean);
 function memberTile(c, index) {
-  const size = fitted(planeMm(c, look.plane), tileSize(c)),
+  const size = fitted(planeMm(c, look.plane, index), tileSize(c)),
     words = memberWords(c, index);
   const label = `${scanName(c.members.scan[index])}, ${splitOf(c, index)}${words.length ? `, ${words.join(", ")}` : ""}`;
   const image = picture(() => memberSlice(c, index, look.plane, look.share), size, label, {
     of: c,
     plane: look.plane,
-    mm: planeMm(c, look.plane)[0],
+    mm: planeMm(c, look.plane, index)[0],
   });
   const kind = `${isOutlier(c, index) ? " outlier" : ""}${isWeak(c, index) ? " weak" : ""}${isLeftOut(c, index) ? " left-out" : ""}`;
   return el(
@@ -264,9 +264,9 @@ function turningPicture(c, index, text) {
   const image = wheelTurns(
     picture(
       () => memberSlice(c, index, look.plane, look.share),
-      fitted(planeMm(c, look.plane), Math.min(200, half())),
+      fitted(planeMm(c, look.plane, index), Math.min(200, half())),
       text,
-      { of: c, plane: look.plane, mm: planeMm(c, look.plane)[0] },
+      { of: c, plane: look.plane, mm: planeMm(c, look.plane, index)[0] },
     ),
   );
   image.dataset.turns = "";

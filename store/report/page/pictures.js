@@ -140,11 +140,8 @@ function picture(
 ) {
   const scale = Math.min(2, Math.max(1, devicePixelRatio));
   const canvas = el("canvas", {
-    width: Math.round(size[0] * scale),
-    height: Math.round(size[1] * scale),
     role: "img",
     "aria-label": label,
-    style: `width:${Math.round(size[0])}px;height:auto;aspect-ratio:${size[0]}/${size[1]}`,
   });
   Object.assign(canvas, {
     load,
@@ -153,8 +150,14 @@ function picture(
     visible: false,
     extras: { of, plane, box, cross, mm, plain },
   });
+  reshape(canvas, size);
   visibility.observe(canvas);
   return canvas;
+}
+function reshape(canvas, [wide, tall]) {
+  canvas.width = Math.round(wide * canvas.scale);
+  canvas.height = Math.round(tall * canvas.scale);
+  canvas.style = `width:${Math.round(wide)}px;height:auto;aspect-ratio:${wide}/${tall}`;
 }
 function refresh(canvas) {
   canvas.stale = true;
@@ -278,9 +281,15 @@ function memberSlice(c, index, plane, share) {
     row = index < 0 ? 0 : 1 + c.shown.indexOf(index);
   return tileOf(`class-${c.label}`, row * per + at, per);
 }
-// Width and height of a plane of a class's crop, in mm.
-function planeMm(c, plane) {
-  const [z, y, x] = c.extent;
+// Extent (z, y, x) in mm of a member's crop; of the reference's where members do not differ, or index is -1.
+function extentOf(c, index, scale = 0) {
+  const [z, y, x] = c.members.extent?.[index] ?? c.extent,
+    zoom = scale ? c.members.zoom[index][scale - 1] : 1;
+  return [z, y * zoom, x * zoom];
+}
+// Width and height of a plane of it.
+function planeMm(c, plane, index, scale = 0) {
+  const [z, y, x] = extentOf(c, index, scale);
   return { axial: [x, y], coronal: [x, z], sagittal: [y, z] }[plane];
 }
 function fitted([wide, tall], most) {
@@ -296,7 +305,7 @@ function boxOf(c, index) {
   for (let axis = 0; axis < 3; axis++) {
     const length = frame[3 + axis] - frame[axis],
       centre = c.members.place[index][axis],
-      half = c.extent[axis] / 2;
+      half = extentOf(c, index)[axis] / 2;
     low.push((centre - half - frame[axis]) / length);
     high.push((centre + half - frame[axis]) / length);
   }

@@ -46,8 +46,7 @@ function paint() {
       ),
     ];
   }
-  const low = Math.min(...values),
-    high = Math.max(...values);
+  const [low, high] = rangeOf(values);
   const colour = (row) =>
     name.startsWith("classes") && !values[row]
       ? "var(--bad)"
@@ -193,9 +192,12 @@ function chooseScans(rows) {
   );
 }
 
+// Math.min cannot take the values of 130,000 scans.
+const rangeOf = (values) =>
+  values.reduce(([low, high], v) => [Math.min(low, v), Math.max(high, v)], [Infinity, -Infinity]);
+
 function histogram(name, values, unit, bins = 16) {
-  const low = Math.min(...values),
-    high = Math.max(...values),
+  const [low, high] = rangeOf(values),
     width = (high - low) / bins || 1,
     counts = new Array(bins).fill(0);
   for (const value of values) counts[Math.min(bins - 1, Math.floor((value - low) / width))]++;

@@ -60,8 +60,8 @@ function card(c) {
   const name = `cards-${Math.floor(c.label / data.classesPerSheet)}`,
     first = (c.label % data.classesPerSheet) * data.cardTiles;
   const { crop: side, places } = pictureSizes(),
-    size = fitted(planeMm(c, "axial"), side),
-    mm = planeMm(c, "axial")[0];
+    size = fitted(planeMm(c, "axial", -1), side),
+    mm = planeMm(c, "axial", -1)[0];
   const crop = (which, text) =>
     picture(
       () => tileOf(name, first + which, data.cardTiles),

@@ -330,8 +330,7 @@ function samplesView(run) {
   const holder = el("div", { class: "samples" }),
     text = el("output", {});
   const draw = (index) => {
-    const { step, captions, sheet: name } = run.samples[index],
-      rows = 4;
+    const { step, captions, rows, sheet: name } = run.samples[index];
     text.textContent = `step ${count(step)}`;
     holder.replaceChildren(
       ...captions.flatMap((caption, column) => [
@@ -353,7 +352,7 @@ function samplesView(run) {
     el(
       "p",
       { class: "soft" },
-      "The same four validation crops at each time, changed in the same way: the middle axial slice, in the range of HU that the net sees. More contrast shows soft tissue.",
+      "The same validation crops at each time, changed in the same way: the middle axial slice, in the range of HU that the net sees. More contrast shows soft tissue.",
     ),
     el(
       "div",
