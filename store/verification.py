@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from store.classes import read_annotation
 from store.format import DIGESTS, SHARDED, SPLITS, StoreError, Unreachable, format_rows
 from store.group import compute_fingerprint, digest_values
+from store.inspect import describe_store
 from store.layout import ShardGrid, shard_key
 from store.location import Location, Where
 from store.progress import SILENT, Advance, Progress
@@ -167,6 +168,8 @@ def _check_stages(store: PatchStore) -> Iterator[Problem]:
     rows = [row for *pair, _ in survey.get("near_duplicates") or () for row in pair]
     if not all(0 <= row < num_scans for row in rows):
         yield Problem("store", "zarr.json has near-duplicates of scans that do not exist")
+    else:
+        describe_store(store)  # needs the other records
 
 
 def _check_consistency(store: PatchStore) -> Iterator[Problem]:

@@ -210,7 +210,7 @@ def _read_file(series: Series, config: PrepareConfig) -> _Image:
 
 
 def _view(image: sitk.Image, size_xyz: tuple[int, ...]) -> Iterator[NDArray[Any]]:
-    """The values of an image that is alive as long as they are used."""
+    """The values of an image, in its memory: valid until the next one is asked for."""
     yield sitk.GetArrayViewFromImage(image).reshape(size_xyz[::-1])
 
 

@@ -10,8 +10,8 @@ the former is changed. Another seed chooses other bytes: those of 8 seeds in a r
 spread.
 
 A case counts as harmless when another reader (zarr-python, safetensors) still sees the same values
-and settings; of all others `verify` must catch every one. STORE is copied, not changed; without
-one, a small one is prepared.
+and settings, and `semgen inspect` works; of all others `verify` must catch every one. STORE is
+copied, not changed; without one, a small one is prepared.
 """
 
 import argparse
@@ -29,7 +29,9 @@ import zarr
 from safetensors.torch import load_file
 
 from pipeline.phantom.files import write_archive
+from store import PatchStore
 from store.format import AUTOENCODER_FILE, SHARDED, SPLITS, TABLES, StoreError
+from store.inspect import describe_store
 from store.verification import verify
 from tests.support.command import run_semgen
 from tests.support.settings import SETTINGS
@@ -37,6 +39,8 @@ from tests.support.settings import SETTINGS
 _EDGE, _COARSER = 2048, 64
 """Bytes at both ends of a file that are gone through in small blocks; how much larger a block is
 between them."""
+_STAGES, _COUNTED = ("survey", "embed", "discover"), ("accepted", "classes")
+"""What stages recorded that the tables tell, too; nothing else can be compared."""
 
 
 def seen(store: Path) -> str:
@@ -45,7 +49,9 @@ def seen(store: Path) -> str:
         group = zarr.open_group(str(store), mode="r")
         facts = dict(group.attrs["semgen"])
         kept = {name: facts[name] for name in ("format", "state", "fingerprint", "config")}
-        total = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
+        stages = {name: [facts["stages"][name].get(k) for k in _COUNTED] for name in _STAGES}
+        total = hashlib.sha256(json.dumps([kept, stages], sort_keys=True).encode())
+        describe_store(PatchStore(store))  # what `inspect` shows can be shown
         for name in ("scans", "classes", *SPLITS):
             total.update(" ".join(sorted(group[name].array_keys())).encode())
         for name in (*TABLES, *SHARDED):

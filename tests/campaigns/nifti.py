@@ -83,7 +83,9 @@ def by_library(path: Path) -> tuple[NDArray[np.generic], tuple[float, ...]]:
 
 def by_pipeline(path: Path) -> Volume:
     series = Series(key="k", kind="file", files=(str(path),), patient="p")
-    return _turn_to_lps(_read_file(series, CONFIG))
+    image = _read_file(series, CONFIG)
+    values = np.concatenate([block.copy() for block in image.blocks])
+    return _turn_to_lps(values, image)
 
 
 def compare(path: Path) -> str:
