@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from store.atomic import replace_file
@@ -31,7 +30,7 @@ PLANNED: Final = (
     ("classification-shuffled", "classification"), ("classification-frame", "classification"),
 )  # fmt: skip
 """Comparisons that were planned before the campaign: a gain is the second minus the first."""
-_STYLES: Final = {"shuffled": ":", "frame": "--"}
+_CONTROLS: Final = ("shuffled", "frame")
 _NAMES: Final = {"organs": "organs, mean Dice", "disease": "disease, AUC"}
 
 Line = dict[str, Any]
@@ -129,7 +128,7 @@ def _order(line: Line) -> tuple[int, ...]:
 def split_start(start: str) -> tuple[str, str]:
     """Kind and control ("shuffled", "frame" or "") of a start."""
     kind, _, control = start.rpartition("-")
-    return (kind, control) if control in _STYLES else (start, "")
+    return (kind, control) if control in _CONTROLS else (start, "")
 
 
 # Statistics
@@ -259,7 +258,7 @@ def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def _draw(lines: Sequence[Line], file: Path) -> None:
-    """Scores by number of labels, with 95 % intervals over trials."""
+    """The planned gains with their 95 % intervals, a panel for each task."""
     import matplotlib as mpl  # noqa: PLC0415 (takes seconds)
 
     mpl.use("Agg", force=False)
@@ -267,45 +266,26 @@ def _draw(lines: Sequence[Line], file: Path) -> None:
 
     tasks = list(dict.fromkeys(line["task"] for line in lines))
     figure, panels = pyplot.subplots(
-        1, len(tasks), figsize=(6 * len(tasks), 4.6), dpi=120, squeeze=False
+        1, len(tasks), figsize=(1.5 + 3.8 * len(tasks), 3.4), dpi=120, squeeze=False, sharey=True
     )
-    starts = _starts(lines)
-    kinds = list(dict.fromkeys(split_start(start)[0] for start in starts))
     for task, axes in zip(tasks, panels[0], strict=True):
-        own = [line for line in lines if line["task"] == task]
-        numbers = sorted({line["labels"] for line in own})
-        for position, start in enumerate(starts):
-            kind, control = split_start(start)
-            means, reach = _intervals(own, start, numbers)
-            shift = 1 + 0.012 * (position - len(starts) / 2)  # so that bars do not hide each other
-            axes.errorbar(
-                np.array(numbers) * shift, 100 * means, yerr=100 * reach, marker="o", markersize=4,
-                capsize=2, linewidth=1.4, label=start, color=f"C{kinds.index(kind)}",
-                linestyle=_STYLES.get(control, "-"),
-            )  # fmt: skip
-        axes.set_xscale("log")
-        axes.set_xticks(numbers, [str(n) for n in numbers])
-        axes.minorticks_off()
-        axes.set_xlabel("labeled phantoms")
-        axes.set_ylabel(f"{_NAMES[task]} (%)")
-        axes.grid(alpha=0.3)
-    panels[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
+        gains = [
+            gain for gain, _ in planned_gains([line for line in lines if line["task"] == task])
+        ]
+        means, low, high = (
+            100 * np.array([getattr(gain, name) for gain in gains])
+            for name in ("mean", "low", "high")
+        )
+        names = [f"{gain.other} over {gain.one}" for gain in gains]
+        axes.errorbar(
+            means, names, xerr=(means - low, high - means), fmt="o", markersize=4, capsize=3,
+            linewidth=1.4, color="C0",
+        )  # fmt: skip
+        axes.axvline(0, color="0.5", linewidth=1)
+        axes.set_xlabel(f"gain, {_NAMES[task]}, in points")
+        axes.grid(axis="x", alpha=0.3)
+    panels[0][0].invert_yaxis()
     figure.tight_layout()
     with replace_file(file) as partial:
         figure.savefig(partial, metadata={"Software": None})
     pyplot.close(figure)
-
-
-def _intervals(
-    lines: Sequence[Line], start: str, numbers: Sequence[int]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean at each number of labels, NaN without trials, and half of its interval."""
-    means, reach = np.full(len(numbers), np.nan), np.zeros(len(numbers))
-    for place, labels in enumerate(numbers):
-        scores = list(scores_by_trial(lines, start, labels).values())
-        mean, std = mean_and_std(scores)
-        means[place] = mean
-        if len(scores) > 1:
-            t = float(stats.t.ppf(1 - ALPHA / 2, len(scores) - 1))
-            reach[place] = t * std / math.sqrt(len(scores))
-    return means, reach
