@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from distributed import Client
+from distributed.comm.core import CommClosedError
 
 from pipeline.archive.catalogue import Catalogue
 from pipeline.archive.lookup import catalogue_folder
@@ -240,7 +241,7 @@ def _failures_explained(catalogue: Path) -> Iterator[None]:
             f"a task cannot be done: {error}; run the same command again, with more memory for each"
             " worker (fewer --workers) if it was killed"
         ) from error
-    except CancelledError as error:
+    except (CancelledError, CommClosedError) as error:
         raise PrepareError(
             "lost the Dask scheduler; start it and its workers, and run the same command again"
         ) from error

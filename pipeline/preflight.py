@@ -19,7 +19,6 @@ from pipeline.archive.lookup import (
 )
 from pipeline.archive.manifest import Manifest
 from pipeline.config import PrepareConfig
-from pipeline.neighbours import check_index
 from store.errors import SemgenError, check_local
 from store.format import AUTOENCODER_FILE, FORMAT, SURVEY_VERSION, StoreError, survey_version
 from store.reader import PatchStore
@@ -139,6 +138,8 @@ def check_job(
             matched = match_archive(given, known, existing, moved=archive_moved)
     complete = state == "complete"
     if not complete:
+        from pipeline.neighbours import check_index
+
         check_index(config.index, config.autoencoder.latent)
     if old is not None and not complete:
         check_extension(old, config)

@@ -120,7 +120,8 @@ def test_turning_a_view_equals_turning_the_image(orientation: str) -> None:
     image = sitk.DICOMOrient(image, orientation)
     wanted = sitk.DICOMOrient(image, "LPS")
     turned = _turn_to_lps(
-        _Image(sitk.GetArrayFromImage(image), image.GetSpacing(), image.GetDirection())
+        sitk.GetArrayFromImage(image),
+        _Image([], image.GetSize(), image.GetSpacing(), image.GetDirection()),
     )
     np.testing.assert_array_equal(turned.hu, sitk.GetArrayFromImage(wanted))
     assert turned.spacing_mm == wanted.GetSpacing()[::-1]

@@ -65,6 +65,7 @@ class SlowProxy:
 
     async def _stop(self) -> None:
         self._listener.close()
+        await asyncio.sleep(0.01)  # what was just accepted begins, so that it closes its streams
         connections = asyncio.all_tasks() - {asyncio.current_task()}
         for connection in connections:
             connection.cancel()
