@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from store.group import compute_fingerprint
 from store.inspect import format_size
 from store.progress import SILENT, Progress, format_duration
 from store.reader import PatchStore
-from store.remote import clean_url, connect, explained
+from store.remote import PATIENCE_S, clean_url, connect, explained
 from store.sharded import ShardedReader
 
 _ROOT: Final = "zarr.json"
@@ -35,8 +36,10 @@ _WORKERS, _MEMORY_BYTES = 8, 2**29
 """Maximum number of uploads at a time, and of bytes that their shards take in memory."""
 _SENDING_S: Final = 600
 """Maximum time for sending one object over a slow line."""
+_PAUSE_S: Final = 0.2
 _QUEUED: Final = 4096
 _MIB: Final = 2**20
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,16 +140,28 @@ class _Upload:
         from obstore.exceptions import AlreadyExistsError  # noqa: PLC0415 (optional)
 
         if self._get(_ROOT) is None:
-            found = (entry["path"] for batch in self._remote.list() for entry in batch)
+            found = (entry["path"] for entry in self._list(most=2))
             if stray := next(filter(None, found), None):  # the marker of a folder has no name
                 raise StoreError(f"{self._url}: holds something else ({stray}); give another URL")
             root = json.loads(self._root)
             root["attributes"][ATTRIBUTE] |= {"state": "building", "stages": {}}
             with contextlib.suppress(AlreadyExistsError):  # checked below, whoever made it
-                self._remote.put(_ROOT, json.dumps(root).encode(), mode="create")
+                self._put(_ROOT, json.dumps(root).encode(), "create")
         state = self._check_owner(self._get(_ROOT))
         self._was_complete = state == "complete"
-        self._there = {entry["path"]: entry for batch in self._remote.list() for entry in batch}
+        self._there = {entry["path"]: entry for entry in self._list()}
+
+    def _list(self, most: int | None = None) -> list[Mapping[str, Any]]:
+        """What is at the URL, or the first entries of it."""
+
+        def entries() -> Iterator[Mapping[str, Any]]:
+            for batch in self._remote.list():
+                yield from batch
+
+        return _repeat(lambda: list(itertools.islice(entries(), most)))
+
+    def _put(self, key: str, content: bytes, mode: Any) -> Any:
+        return _repeat(lambda: self._remote.put(key, content, mode=mode))
 
     def _check_owner(self, root: bytes | None) -> str:
         """The state of the store whose root is at the URL; StoreError unless it is this store."""
@@ -207,7 +222,7 @@ class _Upload:
             if not known:
                 self._check_shard(key)
                 with contextlib.suppress(AlreadyExistsError):  # by another push of this store
-                    known = self._remote.put(key, content, mode="create")
+                    known = self._put(key, content, "create")
                     sent = True
             digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
             tag = str((known or {}).get("e_tag")).strip('"')
@@ -236,7 +251,7 @@ class _Upload:
             version: Any = {
                 name: found.meta[name] for name in ("e_tag", "version") if found.meta[name]
             }
-            self._remote.put(key, content, mode=version)
+            self._put(key, content, version)
         except (PreconditionError, AlreadyExistsError, FileNotFoundError):
             if self._get(key) != content:
                 raise StoreError(
@@ -271,6 +286,23 @@ class _Upload:
                     f"{self._path / key}: is damaged; `semgen verify {self._path}` names the rows."
                     " Restore the file from a backup, or prepare the store again"
                 )
+
+
+def _repeat(request: Callable[[], Result]) -> Result:
+    """What a request gives; it is repeated where obstore does not.
+
+    That is, a list, or a put with a condition, whose answer was cut off.
+    """
+    from obstore.exceptions import GenericError  # noqa: PLC0415 (optional)
+
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return request()
+        except GenericError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(_PAUSE_S)
 
 
 def _check_tables(store: PatchStore) -> None:
