@@ -37,6 +37,8 @@ _WORKERS, _MEMORY_BYTES = 8, 2**29
 _SENDING_S: Final = 600
 """Maximum time for sending one object over a slow line."""
 _PAUSE_S: Final = 0.2
+_CUT: Final = "response body error"
+"""What obstore says of an answer that ends too early."""
 _QUEUED: Final = 4096
 _MIB: Final = 2**20
 Result = TypeVar("Result")
@@ -242,7 +244,7 @@ class _Upload:
         )
 
         try:
-            found = self._remote.get(key)
+            found = _repeat(lambda: self._remote.get(key))
             old = bytes(found.bytes())
             if old == content:
                 return False
@@ -263,7 +265,7 @@ class _Upload:
     def _get(self, key: str) -> bytes | None:
         """Content of an object; None if there is none."""
         try:
-            return bytes(self._remote.get(key).bytes())
+            return bytes(_repeat(lambda: self._remote.get(key).bytes()))
         except FileNotFoundError:
             return None
 
@@ -291,7 +293,7 @@ class _Upload:
 def _repeat(request: Callable[[], Result]) -> Result:
     """What a request gives; it is repeated where obstore does not.
 
-    That is, a list, or a put with a condition, whose answer was cut off.
+    That is, a list, a put with a condition, or an answer without an object, that was cut off.
     """
     from obstore.exceptions import GenericError  # noqa: PLC0415 (optional)
 
@@ -299,8 +301,8 @@ def _repeat(request: Callable[[], Result]) -> Result:
     while True:
         try:
             return request()
-        except GenericError:
-            if time.monotonic() > until:
+        except GenericError as error:
+            if _CUT not in str(error) or time.monotonic() > until:
                 raise
             time.sleep(_PAUSE_S)
 
