@@ -143,7 +143,8 @@ class _Upload:
 
         if self._get(_ROOT) is None:
             found = (entry["path"] for entry in self._list(most=2))
-            if stray := next(filter(None, found), None):  # the marker of a folder has no name
+            stray = next(filter(None, found), None)  # the marker of a folder has no name
+            if stray and self._get(_ROOT) is None:  # not of another push that has just begun
                 raise StoreError(f"{self._url}: holds something else ({stray}); give another URL")
             root = json.loads(self._root)
             root["attributes"][ATTRIBUTE] |= {"state": "building", "stages": {}}
