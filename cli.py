@@ -158,8 +158,9 @@ def demo(directory: Path) -> None:
         write_archive(
             archive, patients=_DEMO_PATIENTS, format="mixed", seed=1, matrix=128, progress=progress
         )
-        # one broken series, as every real archive has
-        (archive / "broken.nii.gz").write_bytes(b"this is not an image" * 100)
+    broken = archive / "broken.nii.gz"  # every real archive has such series
+    if not broken.exists():
+        broken.write_bytes(b"this is not an image" * 100)
     summary = prepare(archive, store, load_config(preset="demo"), progress=progress)
     click.echo(f"{summary}\n")
     write_report(PatchStore(store), page, progress=progress)

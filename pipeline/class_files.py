@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.archive.lookup import has_catalogue, read_series
 from pipeline.archive.series import Series
+from store.atomic import fill_folder
 from store.classes import read_annotation
 from store.csvfile import write_csv_file
 from store.errors import is_url
@@ -74,21 +75,22 @@ def export_class(
     all_scales
         Write the crops of all scales, not only the base crops.
 
-    Raises StoreError for a class that the store does not have, and when `out` is not empty.
+    The files appear when all are written. Raises StoreError for a class that the store does not
+    have, SemgenError when `out` is not empty.
     """
     store = PatchStore(path)
     if not 0 <= label < store.num_classes:
         raise StoreError(
             f"{store.location}: no class {label}; classes are 0 to {store.num_classes - 1}"
         )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise StoreError(f"{out}: exists and is not an empty folder; give another one")
-    out.mkdir(parents=True, exist_ok=True)
     chosen = _list_members(store, label)[:members]
     excluded = read_annotation(store.location)[label].excluded_members
     lines: list[tuple[object, ...]] = []
     frames = _read_frames(store, [member.scan for member in chosen])
-    with progress.stage("export", len(chosen), "members") as advance:
+    with (
+        fill_folder(out) as folder,
+        progress.stage("export", len(chosen), "members") as advance,
+    ):
         for member, frame in zip(chosen, frames, strict=True):
             split, scan = store.split(member.split), scan_name(store.scans.id[member.scan])
             rows = store.rows(member.split, label, None if all_scales else 0)
@@ -96,7 +98,7 @@ def export_class(
                 scale = int(split.scale[row])
                 name = "reference-" * (not lines) + scan + f"-scale{scale}" * (scale > 0)
                 write_crop(
-                    out / f"{name}.nii.gz",
+                    folder / f"{name}.nii.gz",
                     split.read([row])[0],
                     origin_mm=split.origin_mm[row],
                     extent_mm=split.extent_mm[row],
@@ -108,7 +110,7 @@ def export_class(
                      str(member.scan in excluded).lower(), "scanner" if frame else "first voxel")
                 )  # fmt: skip
             advance(1)
-    write_csv_file(out / "members.csv", _COLUMNS, lines)
+        write_csv_file(folder / "members.csv", _COLUMNS, lines)
     return ClassFiles(
         folder=str(out),
         members=len(chosen),

@@ -20,7 +20,7 @@ from pipeline.features import Features
 from pipeline.frame import frame_box
 from pipeline.match import Match, describe_scan, match_place
 from store.atomic import replace_file
-from store.errors import SemgenError
+from store.errors import SemgenError, check_suffix
 from store.format import THUMBNAIL_SHAPE
 from store.images import Rejected
 
@@ -75,8 +75,11 @@ def match_files(
     picture
         PNG file to write: each place in both scans, axial and coronal.
 
-    Raises MatchError where a path is not exactly one usable scan, or a place is outside the scan.
+    Raises MatchError where a path is not exactly one usable scan, or a place is outside the scan;
+    SemgenError for another suffix of the picture.
     """
+    if picture is not None:
+        check_suffix(picture, ".png")
     one, other = read_scan(Path(here)), read_scan(Path(there))
     for name, place in places.items():
         edges = one.edges_mm

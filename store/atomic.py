@@ -1,12 +1,15 @@
-"""Files that are written whole or not at all: under a temporary name first, then renamed."""
+"""Files and folders that appear whole or not at all: under a temporary name, then renamed."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+from store.errors import SemgenError
 
 _PREFIX = ".partial-"
 
@@ -35,6 +38,28 @@ def replace_file(file: Path, *, shared: bool = False, durable: bool = False) -> 
         raise
     if durable:
         flush(file.parent)
+
+
+@contextlib.contextmanager
+def fill_folder(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder inside `folder` to write to, and move its content up at the end.
+
+    `folder` is created when missing; nothing may be in it but what a killed writer left. When the
+    block raises, what it wrote is deleted.
+
+    Raises SemgenError when `folder` is not an empty folder.
+    """
+    partial = folder / f"{_PREFIX}folder"
+    if folder.exists() and not (folder.is_dir() and set(folder.iterdir()) <= {partial}):
+        raise SemgenError(f"{folder}: exists and is not an empty folder; give another one")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for made in sorted(partial.iterdir(), key=lambda made: made.stat().st_mtime_ns):
+            made.rename(folder / made.name)  # the file that was written last appears last
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def flush(path: Path) -> None:

@@ -10,7 +10,7 @@ import fcntl
 import math
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,6 +28,16 @@ _ATTRIBUTE = "annotation"
 _ALWAYS_WRITTEN: Final = ("name", "note", "excluded")
 _TAG_CHARACTERS: Final = 40
 _MOST_CHARACTERS: Final = {"name": 200, "note": 2000}
+_TYPES: Final = {
+    "name": (str, "a text"),
+    "note": (str, "a text"),
+    "tags": (str, "a list of texts"),
+    "excluded": (bool | np.bool_, "true or false"),
+    "kept": (bool | np.bool_, "true or false"),
+    "excluded_members": (int | np.integer, "a list of rows of scans"),
+}
+"""Type of a value, or of each of a list, and how to call it."""
+_LISTS: Final = frozenset({"tags", "excluded_members"})
 
 
 class AnnotationChanged(StoreError):
@@ -99,7 +109,8 @@ def annotate(
         other's changes unnoticed. Give both `excluded` and `kept` if either changes.
 
     Raises StoreError for a class that the store does not have, for a scan that is no member of the
-    class, for a text with control characters, for a store that is not complete yet, and for a URL.
+    class, for a value of another type, for a text with control characters, for a store that is not
+    complete yet, and for a URL.
     """
     if is_url(store):
         raise StoreError(
@@ -153,6 +164,15 @@ def _refuse_changed(
 
 def _check_change(store: str | Path, label: int, change: Mapping[str, Any]) -> dict[str, Any]:
     """The fields to change; StoreError if a value is not allowed."""
+    for name, value in change.items():
+        if name not in _TYPES:
+            raise StoreError(
+                f"{store}: class {label}: a class has no {name!r}; give one of {', '.join(_TYPES)}"
+            )
+        if not _is_allowed(name, value):
+            raise StoreError(
+                f"{store}: class {label}: {name} must be {_TYPES[name][1]}, got {value!r}"
+            )
     checked = {name: _in_order(name, value) for name, value in change.items()}
     for name, value in checked.items():
         for text in value if name == "tags" else [value]:
@@ -195,13 +215,20 @@ def _check_members(store: str | Path, label: int, group: Any, rows: Iterable[int
         )
 
 
+def _is_allowed(name: str, value: Any) -> bool:
+    """Whether a value has the type of its field."""
+    if name in _LISTS and (isinstance(value, str) or not isinstance(value, Collection)):
+        return False
+    return all(isinstance(v, _TYPES[name][0]) for v in (value if name in _LISTS else [value]))
+
+
 def _in_order(name: str, value: Any) -> Any:
     """A value as it is stored: tags and members sorted, each once."""
     if name == "tags":
         return tuple(sorted({tag.strip() for tag in value} - {""}))
     if name == "excluded_members":
         return tuple(sorted({int(row) for row in value}))
-    return value
+    return bool(value) if name in ("excluded", "kept") else value
 
 
 def _read_note(note: dict[str, Any]) -> ClassNote:
@@ -210,8 +237,8 @@ def _read_note(note: dict[str, Any]) -> ClassNote:
         name: clean(value, name) if isinstance(value, str) else value
         for name, value in note.items()
     }
-    for name in {"tags", "excluded_members"} & shown.keys():
-        assert isinstance(shown[name], list)
+    assert all(_is_allowed(name, value) for name, value in note.items() if name in _TYPES)
+    for name in _LISTS & shown.keys():
         shown[name] = tuple(shown[name])
     return ClassNote(**shown)
 

@@ -31,3 +31,12 @@ def check_local(path: str | Path) -> None:
             f"{path}: is a URL; only files and folders are supported here. Copy it to a folder, or"
             " mount it as one; to upload a store, use `semgen push STORE URL`"
         )
+
+
+def check_suffix(file: str | Path, *suffixes: str) -> None:
+    """Raise SemgenError unless a file to write has one of these suffixes, in any case.
+
+    So that a file of another kind is not overwritten by mistake.
+    """
+    if Path(file).suffix.lower() not in suffixes:
+        raise SemgenError(f"{file}: give a file that ends in {' or '.join(suffixes)}")

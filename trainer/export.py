@@ -12,6 +12,7 @@ from store.atomic import replace_file
 from trainer.checkpoint import BEST, LAST, in_warmup, load_best, write_torch
 from trainer.config import Part
 from trainer.errors import TrainError
+from trainer.folder import CONFIG
 from trainer.nets.registry import PARTS, find_kind
 from trainer.nnunet.write import CONFIGURATION, write_nnssl, write_nnunet
 from trainer.weights import (
@@ -77,8 +78,8 @@ def export_weights(
         if "task" in content:
             raise TrainError(f"{run}: a fine-tuned run; format nnssl is for pretrained ones")
         part = "encoder" if in_warmup(content) else "backbone"
-    if file.resolve() in {(run / name).resolve() for name in (BEST, LAST)}:
-        raise TrainError(f"{file}: this is a checkpoint of the run itself; give another FILE")
+    if file.name in (BEST, LAST) and (file.parent / CONFIG).exists():
+        raise TrainError(f"{file}: this is a checkpoint of a run; give another FILE")
     weights = parse_checkpoint(best, content, part)
     if chosen == "genesis":
         _check_genesis(best, weights, part)

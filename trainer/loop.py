@@ -322,10 +322,10 @@ class Loop(Generic[BatchT]):
     def _check_finite(self, loss: float) -> None:
         """Raise Diverged unless the loss is finite."""
         if not math.isfinite(loss):
+            kept = f"{LAST} keeps the last good state; " if (self.run / LAST).exists() else ""
             raise Diverged(
-                f"loss is {loss} at step {self.state.step}: training diverged; {LAST} keeps the"
-                " last good state; start another RUN with a lower learning_rate, or with precision"
-                " fp32"
+                f"loss is {loss} at step {self.state.step}: training diverged; {kept}start another"
+                " RUN with a lower learning_rate, or with precision fp32"
             )
 
     def _save(self, name: str = LAST) -> None:

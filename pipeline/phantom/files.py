@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -15,7 +16,8 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_ui
 
 from pipeline.phantom.patients import STORAGE, Phantom, draw_phantom
 from pipeline.phantom.solids import LABELS
-from store.atomic import replace_file
+from store.atomic import fill_folder, replace_file
+from store.images.write import write_image
 from store.progress import SILENT, Progress
 
 DICOM_ATTRIBUTES: Final[dict[str, Any]] = {  # of DICOM files; those of type 2 may be empty
@@ -48,7 +50,7 @@ def _write_nifti(phantom: Phantom, voxels: Any, path: str | Path, orientation: s
     image = itk.GetImageFromArray(voxels)
     image.SetSpacing(phantom.spacing_mm[::-1])
     image.SetOrigin(phantom.origin_mm[::-1])
-    itk.WriteImage(itk.DICOMOrient(image, orientation), os.fspath(path))
+    write_image(itk.DICOMOrient(image, orientation), Path(path))
 
 
 def write_dicom(phantom: Phantom, directory: str | Path) -> None:
@@ -124,32 +126,32 @@ def write_archive(
         Write the true organs, too: `phantom-0000.nii.gz` and up, and the names of the labels
         (`labels.json`), into `masks_folder(directory)`, where no scan is searched for.
 
-    Raises ValueError for an unknown format or fewer than one patient.
+    The files appear when all are written. Raises ValueError for an unknown format or fewer than one
+    patient, SemgenError when a folder is not empty.
     """
     if format not in ("nifti", "dicom", "mixed"):
         raise ValueError(f"format must be nifti, dicom or mixed, got {format!r}")
     if patients < 1:
         raise ValueError(f"patients must be >= 1, got {patients}")
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    if masks:
-        masks_folder(directory).mkdir(exist_ok=True)
-        _write_json(masks_folder(directory) / "labels.json", LABELS)
     truth = {}
-    with progress.stage("phantoms", patients, "patients") as advance:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(fill_folder(Path(directory)))
+        if masks:
+            organs = stack.enter_context(fill_folder(masks_folder(directory)))
+            _write_json(organs / "labels.json", LABELS)
+        advance = stack.enter_context(progress.stage("phantoms", patients, "patients"))
         for index in range(patients):
             phantom = draw_phantom(seed, index, matrix=matrix, varied=varied)
             name = f"phantom-{index:04d}"
             nifti = format == "nifti" or (format == "mixed" and index % 2 == 0)
             if masks:
                 orientation = phantom.orientation if nifti else "LPS"
-                file = masks_folder(directory) / f"{name}.nii.gz"
-                write_masks(phantom, file, orientation=orientation)
+                write_masks(phantom, organs / f"{name}.nii.gz", orientation=orientation)
             if nifti:
                 name += ".nii.gz"
-                write_nifti(phantom, directory / name)
+                write_nifti(phantom, folder / name)
             else:
-                write_dicom(phantom, directory / name)
+                write_dicom(phantom, folder / name)
             truth[name] = {
                 "protocol": phantom.protocol,
                 "size": phantom.size,
@@ -160,8 +162,8 @@ def write_archive(
                 "landmarks": phantom.landmarks(),
             }
             advance(1)
-    facts = {"seed": seed, "matrix": matrix, "varied": varied, "patients": truth}
-    _write_json(directory / "landmarks.json", facts)
+        facts = {"seed": seed, "matrix": matrix, "varied": varied, "patients": truth}
+        _write_json(folder / "landmarks.json", facts)
 
 
 def masks_folder(directory: str | Path) -> Path:

@@ -12,6 +12,7 @@ import SimpleITK as sitk  # noqa: N813 (as its own documentation does)
 from numpy.typing import NDArray
 
 from store.images.read import load_corner, open_file
+from store.images.write import write_image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +78,7 @@ def write_crop(
     image.SetOrigin((first_mm[::-1] if frame is None else frame.locate(first_mm)).tolist())
     if frame is not None:
         image.SetDirection(frame.direction.ravel().tolist())
-    sitk.WriteImage(image, str(file), useCompression=True)
+    write_image(image, file)
 
 
 def _turn(image: Any, size_xyz: Sequence[int], spacing_xyz: Sequence[float]) -> ScanFrame:

@@ -9,6 +9,7 @@ from typing import Final
 
 from store.atomic import replace_file
 from store.classes import read_annotation
+from store.errors import check_suffix
 from store.progress import SILENT, Advance, Progress
 from store.quality import load_quality
 from store.reader import PatchStore
@@ -31,11 +32,12 @@ _SCRIPTS: Final = (
 
 
 def write_report(store: PatchStore, out: Path, *, progress: Progress = SILENT) -> int:
-    """Write the page; returns its size in bytes.
+    """Write the page, a file .html or .htm; returns its size in bytes.
 
     In memory are the crops of one class, and the pictures of all classes, at most some 15 MB: those
     of cards are written first, so that a browser shows them while it reads the rest.
     """
+    check_suffix(out, ".html", ".htm")
     quality = load_quality(store, progress=progress)
     facts = describe_page(store, quality, classes_per_sheet=CLASSES_PER_SHEET)
     facts = add_notes(facts, read_annotation(store.location))

@@ -94,6 +94,16 @@ def test_an_incomplete_luna16_is_refused(luna: Path, tmp_path: Path) -> None:
         convert("ncc", luna, tmp_path / "c")
 
 
+@pytest.mark.parametrize(
+    "line", ["1.3.6.0,nan,1,2,1", "1.3.6.0,1,2,inf,1", "1.3.6.0,1,2,3,2", "1.3.6.0,1,2,3,x", "a"]
+)
+def test_a_broken_table_of_candidates_is_refused(luna: Path, tmp_path: Path, line: str) -> None:
+    with (luna / "candidates_V2.csv").open("a") as table:
+        table.write(line + "\n")
+    with pytest.raises(TrainError, match=r"candidates_V2\.csv: line \d+ has no seriesuid, coordX"):
+        convert("ncc", luna, tmp_path / "ncc")
+
+
 # LIDC-IDRI
 
 XML = """<?xml version="1.0" encoding="UTF-8"?>

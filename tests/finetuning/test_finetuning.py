@@ -284,6 +284,22 @@ def test_the_page_of_a_classifier_lists_true_classes_and_probabilities(classifie
     assert all(sum(case["values"]) == pytest.approx(1, abs=1e-3) for case in test["cases"])
 
 
+def test_classes_may_be_called_like_the_columns_of_the_tables(balls: Path, tmp_path: Path) -> None:
+    renamed = []
+    for number in range(NUM_CASES):
+        label = "case" if number % 2 else "label"
+        split = "test" if number > 5 else "train" if number > 1 else "validation"
+        renamed.append(f"{balls.parent / f'{number}.nii.gz'},{label},{split}")
+    task = tmp_path / "task.csv"
+    task.write_text("\n".join(["image,label,split", *renamed]))
+    finetune(task, tmp_path / "run", replace(CONFIG, steps=1))
+    test = describe_test(tmp_path / "run", names=True)
+    assert test is not None
+    assert test["columns"] == ["case", "label"]
+    assert [case["name"] for case in test["cases"]] == ["6", "7"]
+    assert all(sum(case["values"]) == pytest.approx(1, abs=1e-3) for case in test["cases"])
+
+
 # Leaks
 
 

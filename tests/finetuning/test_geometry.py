@@ -28,6 +28,7 @@ from trainer.finetuning.images import (
     write_image,
 )
 from trainer.finetuning.inference import to_mask
+from trainer.finetuning.task import Case
 
 SIZE, SPACING = (30, 26, 20), (1.5, 1.0, 3.0)
 GRID = Grid(
@@ -305,6 +306,31 @@ def test_unit_refuses_values_of_unknown_range(tmp_path: Path, image: sitk.Image)
     grid = Grid(spacing_mm=None, shape=(8, 8, 8), intensity="unit", window_hu=(0, 1))
     with pytest.raises(TrainError, match=r'a\.nii\.gz: has values .* "unit" needs 0 to 1'):
         grid.read(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
+def test_an_image_with_voxels_that_are_no_numbers_is_refused(
+    tmp_path: Path, value: float, suffix: str
+) -> None:
+    image = make_image(np.eye(3))
+    image[3, 4, 5] = value
+    write_image(image, tmp_path / f"a{suffix}")
+    with pytest.raises(TrainError, match=rf"a\{suffix}: has voxels that are NaN or infinite"):
+        GRID.read(tmp_path / f"a{suffix}")
+
+
+def test_a_crop_around_a_point_outside_its_image_is_refused(tmp_path: Path) -> None:
+    image = make_image(turned_by(20))
+    for share, is_inside in ((0.0, True), (1.0, True), (-0.1, False), (1.1, False)):
+        index = [share * (n - 1) for n in SIZE]
+        centre = image.TransformContinuousIndexToPhysicalPoint(index)
+        case = Case(name="n", patient="n", image=tmp_path / "a.mha", centre_mm=centre)
+        if is_inside:
+            assert GRID.resample_case(case, image).GetSize() == GRID.shape
+        else:
+            with pytest.raises(TrainError, match=r"a\.mha: x_mm.* of n are outside .* LPS"):
+                GRID.resample_case(case, image)
 
 
 def test_per_image_does_not_depend_on_scale_and_offset() -> None:

@@ -14,7 +14,7 @@ from pipeline.archive.volume import read_volume
 from pipeline.class_files import ClassFiles, export_class
 from pipeline.config import PrepareConfig
 from pipeline.crops import cut_crop
-from store import PatchStore, StoreError, annotate
+from store import PatchStore, SemgenError, StoreError, annotate
 from store.images.frame import ScanFrame, frame_of_file, frame_of_slices, write_crop
 from store.images.read import find_slices
 from tests.support.stores import copy_with_catalogue
@@ -199,7 +199,7 @@ def test_a_folder_with_files_and_an_unknown_class_are_refused(
     prepared: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "x").write_text("")
-    with pytest.raises(StoreError, match="is not an empty folder"):
+    with pytest.raises(SemgenError, match="is not an empty folder"):
         export_class(prepared, 1, tmp_path)
     with pytest.raises(StoreError, match="no class 9; classes are 0 to 3"):
         export_class(prepared, 9, tmp_path / "out")

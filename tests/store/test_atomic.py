@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from store.atomic import delete_partial_files, replace_file
+from store.atomic import delete_partial_files, fill_folder, replace_file
+from store.errors import SemgenError
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -58,3 +59,38 @@ def test_what_killed_writers_left_is_deleted(tmp_path: Path) -> None:
     (tmp_path / "kept").touch()
     delete_partial_files(tmp_path)
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["folder", "kept"]
+
+
+def test_a_folder_is_filled_at_the_end(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    with fill_folder(folder) as partial:
+        (partial / "a").mkdir()
+        (partial / "b.txt").touch()
+        assert list(folder.iterdir()) == [partial]
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "b.txt"]
+
+
+def test_after_an_error_the_folder_is_empty_and_what_a_killed_writer_left_is_deleted(
+    tmp_path: Path,
+) -> None:
+    def write_half() -> None:
+        with fill_folder(tmp_path) as partial:
+            (partial / "half").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert not list(tmp_path.iterdir())
+    killed = fill_folder(tmp_path)
+    (killed.__enter__() / "killed").touch()
+    with fill_folder(tmp_path) as partial:
+        (partial / "whole").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+
+
+def test_a_folder_with_something_in_it_is_not_filled(tmp_path: Path) -> None:
+    (tmp_path / "own").touch()
+    for folder in (tmp_path, tmp_path / "own"):
+        with pytest.raises(SemgenError, match="not an empty folder"), fill_folder(folder):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]

@@ -36,6 +36,26 @@ def test_an_unknown_class_cannot_be_annotated(annotated: Path) -> None:
         annotate(annotated, {6: {"excluded": True}})
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": 3}, "name must be a text, got 3"),
+        ({"tags": "vessel"}, "tags must be a list of texts, got 'vessel'"),
+        ({"tags": [1]}, "tags must be a list of texts"),
+        ({"excluded": "no"}, "excluded must be true or false, got 'no'"),
+        ({"excluded_members": [0.5]}, "excluded_members must be a list of rows of scans"),
+        ({"colour": "red"}, "a class has no 'colour'; give one of name, note"),
+    ],
+)
+def test_values_of_another_type_are_refused(
+    annotated: Path, change: dict[str, object], message: str
+) -> None:
+    before = read_annotation(annotated)
+    with pytest.raises(StoreError, match=message):
+        annotate(annotated, {1: change})
+    assert read_annotation(annotated) == before
+
+
 @pytest.mark.parametrize("text", ["half \ud800", "two\nlines", "bell \x07"])
 def test_control_characters_in_a_name_are_refused_and_old_ones_replaced(
     annotated: Path, text: str

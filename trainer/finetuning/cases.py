@@ -135,7 +135,7 @@ def _prepare_case(
     shutil.rmtree(partial_folder, ignore_errors=True)
     partial_folder.mkdir()
     image, scan = read()
-    on_grid = grid.resample(image, centre_mm=case.centre_mm)
+    on_grid = grid.resample_case(case, image)
     arrays: dict[str, NDArray[Any]] = {"image": grid.to_input(on_grid, image)}
     if case.mask is not None:
         mask = read_mask(case.mask, image, task.num_labels)

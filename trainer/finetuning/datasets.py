@@ -7,6 +7,7 @@ ones (see docs/finetuning.md).
 from __future__ import annotations
 
 import csv
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -91,17 +92,15 @@ def _convert_luna16(source: Path, negatives: int) -> list[Row]:
             raise TrainError(f"{file}: its .raw is missing; download that subset again")
     rows: dict[int, list[Row]] = {0: [], 1: []}
     unknown = set()
-    with table.open(newline="") as stream:
-        for number, line in enumerate(csv.DictReader(stream)):
-            if line["seriesuid"] not in scans:
-                unknown.add(line["seriesuid"])
-                continue
-            file, split = scans[line["seriesuid"]]
-            rows[int(line["class"])].append(
-                {"name": f"candidate-{number:06d}", "image": file.resolve(), "label": line["class"],
-                 "patient": file.stem, "split": split, "x_mm": line["coordX"],
-                 "y_mm": line["coordY"], "z_mm": line["coordZ"]}
-            )  # fmt: skip
+    for number, (series, label, centre) in enumerate(_read_candidates(table)):
+        if series not in scans:
+            unknown.add(series)
+            continue
+        file, split = scans[series]
+        rows[label].append(
+            {"name": f"candidate-{number:06d}", "image": file.resolve(), "label": label,
+             "patient": file.stem, "split": split, **centre}
+        )  # fmt: skip
     if unknown:
         raise TrainError(
             f"{source}: {len(unknown)} scans of {table.name} are missing, such as"
@@ -109,6 +108,24 @@ def _convert_luna16(source: Path, negatives: int) -> list[Row]:
         )
     kept = rows[1] + _draw_negatives(rows[0], rows[1], negatives)
     return sorted(kept, key=lambda row: str(row["image"]))
+
+
+def _read_candidates(table: Path) -> Iterator[tuple[str, int, dict[str, str]]]:
+    """Series, label and centre (as text) of each line of `candidates_V2.csv`."""
+    with table.open(newline="", encoding="utf-8", errors="replace") as stream:
+        lines = csv.DictReader(stream)
+        for line in lines:
+            try:
+                series, label = line["seriesuid"], int(line["class"])
+                centre = {f"{axis.lower()}_mm": line[f"coord{axis}"] for axis in "XYZ"}
+                if label not in (0, 1) or not all(math.isfinite(float(v)) for v in centre.values()):
+                    raise ValueError
+            except (KeyError, TypeError, ValueError):
+                raise TrainError(
+                    f"{table}: line {lines.line_num} has no seriesuid, coordX, coordY, coordZ and"
+                    " class 0 or 1; download the file again"
+                ) from None
+            yield series, label, centre
 
 
 def _draw_negatives(negatives: list[Row], positives: list[Row], per_positive: int) -> list[Row]:

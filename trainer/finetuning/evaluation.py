@@ -45,7 +45,9 @@ def score_cases(
     Scores of each case go to `run`/cases.csv, predicted masks to `run`/test and test.png. Masks
     are compared on the original image's grid.
     """
-    rows: list[dict[str, Any]] = []
+    header: list[str] = []
+    rows: list[list[Any]] = []
+    overlaps: list[dict[str, Any]] = []
     tiles: list[Tile] = []
     probabilities = np.zeros((len(cases), len(task.classes)))
     with (progress if cases else SILENT).stage("test", len(cases), "cases") as advance:
@@ -58,6 +60,8 @@ def score_cases(
                 write_image(mask, run / MASKS / f"{case.name}.nii.gz")
                 truth = read_mask(case.mask, image, task.num_labels)
                 row = _score_mask(mask, truth, task)
+                overlaps.append(row)
+                header, cells = list(row), list(row.values())
                 if number < _MAX_TILES:
                     caption = f"{case.name}: Dice {row['dice']:.2f}"
                     if task.ignored is not None:
@@ -67,16 +71,15 @@ def score_cases(
                 images = torch.from_numpy(np.array(prepared.image))[None, None]
                 probability = classify(net, images, device=device, autocast=autocast)[0]
                 probabilities[number] = probability
-                row = {"label": case.label}
-                row |= dict(zip(task.classes, probability.tolist(), strict=True))
-            rows.append({"case": case.name} | row)
+                header, cells = ["label", *task.classes], [case.label, *probability.tolist()]
+            rows.append([case.name, *cells])
             advance(1)
-    write_csv_file(run / CASES, rows[0] if rows else ["case"], (row.values() for row in rows))
+    write_csv_file(run / CASES, ["case", *header], rows)  # a class may be called "case"
     if tiles:
         with replace_file(run / PICTURE) as partial:
             join_tiles(tiles).save(partial)
     if task.segments:
-        return {name: scores.mean([row[name] for row in rows]) for name in ("dice", "iou")}
+        return {name: scores.mean([row[name] for row in overlaps]) for name in ("dice", "iou")}
     truths = np.array([prepared.case.label for prepared in cases], np.int64)
     return scores.classification_scores(probabilities, truths)
 

@@ -19,7 +19,7 @@ from store.geometry import AIR_HU, PADDING_HU, mean_and_std
 from trainer.errors import TrainError
 from trainer.finetuning.config import FinetuneConfig
 from trainer.finetuning.images import read_image, read_spacing, to_lps
-from trainer.finetuning.task import Task
+from trainer.finetuning.task import Case, Task
 
 _PERCENTILES = (0.5, 99.5)
 _TOLERANCE = 1e-3
@@ -62,8 +62,12 @@ class Grid:
         return cls(**known)
 
     def read(self, path: Path, channel: int | None = None) -> sitk.Image:
-        """Read an image; TrainError where its values do not fit the intensity."""
+        """Read an image; TrainError where its values are not finite or do not fit the intensity."""
         image = read_image(path, channel)
+        if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
+            raise TrainError(
+                f"{path}: has voxels that are NaN or infinite; replace them or remove the case"
+            )
         if self.intensity == "unit":
             _check_unit(path, image)
         return image
@@ -99,6 +103,21 @@ class Grid:
         if self.spacing_mm is None:
             return resample(image, shape=self.shape, nearest=nearest)
         return resample(image, spacing_mm=self.spacing_mm, nearest=nearest)
+
+    def resample_case(self, case: Case, image: sitk.Image) -> sitk.Image:
+        """The image of a case, or its crop, on this grid.
+
+        Raises TrainError where the centre of the crop is not inside the image.
+        """
+        if case.centre_mm is not None:
+            index = np.array(image.TransformPhysicalPointToContinuousIndex(case.centre_mm))
+            if (index < -0.51).any() or (index > np.array(image.GetSize()) - 0.49).any():
+                raise TrainError(
+                    f"{case.image}: x_mm, y_mm, z_mm of {case.name} are outside the image:"
+                    f" {', '.join(f'{v:g}' for v in case.centre_mm)}; give LPS coordinates, as in"
+                    " DICOM (for RAS, change the signs of x and y)"
+                )
+        return self.resample(image, centre_mm=case.centre_mm)
 
     def to_input(self, on_grid: sitk.Image, image: sitk.Image) -> NDArray[np.float16]:
         """(Z, Y, X) values as the net sees them (see `FinetuneConfig.intensity`).

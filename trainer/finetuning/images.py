@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
-from store.atomic import replace_file
 from store.geometry import AIR_HU, PADDING_HU, scan_id, scan_name
-from store.images import HEADER_SUFFIXES, VOLUME_SUFFIXES, Rejected
+from store.images import HEADER_SUFFIXES, VOLUME_SUFFIXES, Rejected, write
 from store.images.read import find_slices, load_corner, load_file, load_slices, open_file
 from trainer.errors import TrainError
 
@@ -66,18 +65,12 @@ def read_image(path: Path, channel: int | None = None) -> sitk.Image:
 def write_image(image: sitk.Image, file: Path) -> None:
     """Write an image compressed, replacing the file in one step; creates its folder.
 
-    Raises TrainError for a suffix that cannot be written (see `check_output`) and where the disk
-    is full or writing is not permitted.
+    Raises TrainError for a suffix that cannot be written (see `check_output`), SemgenError where
+    the disk is full or writing is not permitted.
     """
     check_output(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with replace_file(file) as partial:
-            sitk.WriteImage(image, str(partial), useCompression=True)
-    except RuntimeError as error:
-        raise TrainError(
-            f"{file}: cannot be written; free disk space or check write permission"
-        ) from error
+    write.write_image(image, file)
 
 
 def check_output(file: Path) -> None:

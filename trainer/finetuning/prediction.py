@@ -128,7 +128,7 @@ class _Predictor:
     def classify(self, case: Case) -> list[float]:
         """The probability of each class."""
         image = self._read(case.image, case.channel)
-        on_grid = self.grid.resample(image, centre_mm=case.centre_mm)
+        on_grid = self.grid.resample_case(case, image)
         values = torch.from_numpy(self.grid.to_input(on_grid, image))[None, None]
         found = classify(self.net, values, device=self.device, autocast=self.autocast)[0]
         probabilities: list[float] = found.tolist()

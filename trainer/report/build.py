@@ -13,6 +13,7 @@ from PIL import Image
 
 from store import PatchStore, StoreError, read_annotation
 from store.atomic import replace_file
+from store.errors import check_suffix
 from store.inspect import format_size
 from store.progress import SILENT, Progress
 from store.report.shell import embed_json, embed_text, read_part, render_shell
@@ -75,8 +76,10 @@ def write_run_report(
     names
         Show the names of run directories and of test cases. Without it, the page has none.
 
-    Raises TrainError where a source is no run, or a store is of none of the runs.
+    Raises TrainError where a source is no run, or a store is of none of the runs; SemgenError where
+    `out` does not end in .html or .htm.
     """
+    check_suffix(out, ".html", ".htm")
     if any((source / RESULTS).is_file() for source in sources):
         if len(sources) > 1:
             raise TrainError("a comparison has a page of its own; give its folder alone")

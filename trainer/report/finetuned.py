@@ -22,21 +22,22 @@ def describe_test(run: Path, *, names: bool = False) -> dict[str, Any] | None:
         return None
     result = json.loads((run / RESULT).read_text())
     with (run / CASES).open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    columns = [name for name in (rows[0] if rows else ()) if name not in ("case", "label")]
+        header, *rows = csv.reader(stream)
+    classifies = header[1:2] == ["label"]
+    first = 2 if classifies else 1  # column after the case and its label; a class may be "label"
     leaked = set(result.get("leaked", []))
     return {
         "scores": result["scores"],
         "numTest": result["num_test"],
         "bestStep": result["best_step"],
-        "columns": columns,
-        "classifies": bool(rows) and "label" in rows[0],
+        "columns": header[first:],
+        "classifies": classifies,
         "cases": [
             {
-                "name": row["case"] if names else f"Case {number}",
-                "label": int(row["label"]) if row.get("label") else None,
-                "leaked": row["case"] in leaked,
-                "values": [_number(row[name]) for name in columns],
+                "name": row[0] if names else f"Case {number}",
+                "label": int(row[1]) if classifies else None,
+                "leaked": row[0] in leaked,
+                "values": [_number(cell) for cell in row[first:]],
             }
             for number, row in enumerate(rows, 1)
         ],

@@ -1,0 +1,30 @@
+"""Write an image file and check it: SimpleITK does not report a disk that became full."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import SimpleITK as sitk  # noqa: N813 (as its own documentation does)
+
+from store.atomic import replace_file
+from store.errors import SemgenError
+from store.images.quiet_itk import quiet_itk
+
+
+def write_image(image: sitk.Image, file: Path) -> None:
+    """Write an image compressed, replacing the file in one step; its folder must exist.
+
+    Raises SemgenError where what was written cannot be read back.
+    """
+    with replace_file(file) as partial:
+        try:
+            with quiet_itk():
+                sitk.WriteImage(image, str(partial), useCompression=True)
+                same = sitk.Hash(sitk.ReadImage(str(partial))) == sitk.Hash(image)
+        except RuntimeError:
+            same = False
+        if not same:
+            raise SemgenError(
+                f"{file}: cannot be written; free disk space or check write permission, then run"
+                " the same command again"
+            )
