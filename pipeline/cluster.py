@@ -7,7 +7,6 @@ import importlib.util
 import json
 import logging
 import os
-import signal
 import socket
 import threading
 import time
@@ -31,6 +30,7 @@ from pipeline.batch import (
     load_cluster_config,
 )
 from pipeline.tasks import refuse_threads
+from store.interrupts import interrupts_delayed
 from store.progress import SILENT, Progress
 
 WORKER_MODULES: Final = (
@@ -247,7 +247,7 @@ def _open_jobs(config: ClusterConfig, folder: Path) -> Iterator[Jobs]:
 @contextlib.contextmanager
 def _start_local(workers: int) -> Iterator[Client]:
     with dask.config.set(_SETTINGS), contextlib.ExitStack() as stack:
-        with _interrupts_ignored(), _start_explained():
+        with interrupts_delayed(), _start_explained():
             cluster = LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,
@@ -312,22 +312,6 @@ def _start_explained() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise ClusterError("a worker died as it started; run the same command again") from error
-
-
-@contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Ignore Ctrl-C here, and for good in processes started meanwhile.
-
-    It reaches the process group; this process must end its workers in order.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def count_cores() -> int:

@@ -22,7 +22,9 @@ from tests.support.comparison import PLAN
 from tests.support.progress import CountedProgress
 from trainer import TrainError
 from trainer.comparison import compare, read_results, trials
+from trainer.comparison.plan import list_trials, read_plan
 from trainer.comparison.statistics import summarise
+from trainer.comparison.trials import _record_settings
 from trainer.report import write_run_report
 
 
@@ -184,6 +186,38 @@ def test_other_steps_cases_and_metrics_need_another_folder(
     file.write_text(PLAN.replace(old, new))
     with pytest.raises(TrainError, match=message):
         compare(file, compared)
+
+
+def test_settings_may_change_before_a_trial_has_begun(folder: Path, tmp_path: Path) -> None:
+    file, out = folder / "wrong.toml", tmp_path / "out"
+    file.write_text(PLAN.replace("steps = 3", "steps = 1"))
+    planned = read_plan(file)
+    out.mkdir()
+    _record_settings(planned, list_trials(planned), out)
+    file.write_text(PLAN)
+    planned = read_plan(file)
+    _record_settings(planned, list_trials(planned), out)
+    begun = list_trials(planned)[0]
+    (out / begun.folder).mkdir(parents=True)
+    file.write_text(PLAN.replace("steps = 3", "steps = 1"))
+    planned = read_plan(file)
+    with pytest.raises(TrainError, match="steps: 3 -> 1"):
+        _record_settings(planned, list_trials(planned), out)
+
+
+@pytest.mark.parametrize("line", ["[1]", "{}", '{"task": "balls"}'])
+def test_a_line_that_is_no_result_and_a_broken_plan_are_named(
+    folder: Path, compared: Path, tmp_path: Path, line: str
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(compared, out)
+    with (out / "results.jsonl").open("a") as stream:
+        stream.write(line + "\n")
+    with pytest.raises(TrainError, match=r"results\.jsonl: line 9 is not the result of a trial"):
+        read_results(str(out))
+    (out / "plan.json").write_text("{")
+    with pytest.raises(TrainError, match=r"plan\.json: is broken"):
+        compare(folder / "plan.toml", out)
 
 
 def test_trials_can_be_added_to_a_comparison(folder: Path, compared: Path) -> None:

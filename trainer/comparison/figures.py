@@ -15,7 +15,7 @@ _FOLDER, _DPI = "figures", 120
 _BEST, _EQUIVALENT, _WORSE = "tab:green", "tab:olive", "tab:gray"
 
 
-def write_figures(results: Sequence[dict[str, Any]], out: Path) -> list[Path]:
+def write_figures(results: Sequence[dict[str, Any]], out: str | Path) -> list[Path]:
     """Write PNG files to `out`/figures; returns them.
 
     They depend on the results alone.
@@ -23,7 +23,7 @@ def write_figures(results: Sequence[dict[str, Any]], out: Path) -> list[Path]:
     import matplotlib as mpl
 
     mpl.use("Agg", force=False)
-    folder = out / _FOLDER
+    folder = Path(out) / _FOLDER
     folder.mkdir(exist_ok=True)
     rows = [row for row in summarise(results) if row.scores]  # not those that always failed
     written = []

@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trainer.errors import TrainError
+
 RESULTS = "results.jsonl"
 
 
@@ -21,26 +23,33 @@ class Key(NamedTuple):
     fold: int
 
 
-def read_results(out: Path) -> list[dict[str, Any]]:
+_FIELDS = frozenset({*Key._fields, "order", "score"})
+
+
+def read_results(out: str | Path) -> list[dict[str, Any]]:
     """The lines of the trials that are done.
 
     Ordered by task, share of labels, and starting point; these in the plan's order.
+
+    Raises TrainError for a line that `append_result` did not write.
     """
-    file = out / RESULTS
+    file = Path(out) / RESULTS
     if not file.exists():
         return []
     found = {}
-    for line in file.read_text("utf-8").splitlines():
+    for number, line in enumerate(file.read_text("utf-8", errors="replace").splitlines(), 1):
         try:
             result = json.loads(line)
         except json.JSONDecodeError:
             continue  # an incomplete line of a killed process: that trial is run again
+        if not isinstance(result, dict) or not result.keys() >= _FIELDS:
+            raise TrainError(f"{file}: line {number} is not the result of a trial; delete the line")
         found[_key(result)] = result
     order = ("task", "label_fraction", "order", "trial", "fold")
     return sorted(found.values(), key=lambda result: [result[name] for name in order])
 
 
-def read_done(out: Path) -> set[Key]:
+def read_done(out: str | Path) -> set[Key]:
     """The trials that are done."""
     return {_key(result) for result in read_results(out)}
 

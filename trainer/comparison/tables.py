@@ -52,11 +52,12 @@ _COLUMNS: tuple[tuple[str, Callable[[Row], object]], ...] = (
 """Title and cell of each column of table.csv."""
 
 
-def write_tables(results: Sequence[dict[str, Any]], out: Path) -> list[Path]:
+def write_tables(results: Sequence[dict[str, Any]], out: str | Path) -> list[Path]:
     """Write `out`/tables.md and `out`/table.csv; returns the files.
 
     They depend on the results alone.
     """
+    out = Path(out)
     rows, pairs = summarise(results), pair_up(results)
     with replace_file(out / TABLES, shared=True) as partial:
         partial.write_text(to_markdown(rows, pairs), "utf-8")

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from store.atomic import replace_file
+from store.interrupts import interrupts_delayed
 from store.progress import SILENT, Progress
 from store.settings import differences, to_json
 from trainer.checkpoint import BEST, LAST
@@ -92,14 +93,20 @@ def _run_all(
     threads = max(1, len(os.sched_getaffinity(0)) // len(devices))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(devices), context, end_with_parent) as pool:
-        workers = [
-            pool.submit(_work_in_process, plan, trials, out, device, force, threads)
-            for device in devices
-        ]
-        running = set(workers)
-        while running:
-            _, running = wait(running, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-            yield _count_done(trials, out)
+        try:
+            with interrupts_delayed():
+                workers = [
+                    pool.submit(_work_in_process, plan, trials, out, device, force, threads)
+                    for device in devices
+                ]
+            running = set(workers)
+            while running:
+                _, running = wait(running, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+                yield _count_done(trials, out)
+        except BaseException:  # Ctrl-C
+            for child in multiprocessing.active_children():
+                child.terminate()  # a training writes a checkpoint first
+            raise
     for worker in workers:
         try:
             worker.result()
@@ -111,14 +118,21 @@ def _run_all(
 
 
 def _record_settings(plan: Plan, trials: Sequence[Trial], out: Path) -> None:
-    """Record task and settings of each trial; TrainError where they differ from those recorded."""
+    """Record task and settings of each trial.
+
+    Raises TrainError where they differ from those recorded of a trial that has begun.
+    """
     file = out / _SETTINGS
     before: dict[str, dict[str, Any]] = {}  # settings by key, as JSON
     if file.exists():
-        before = json.loads(file.read_text())
+        try:
+            before = json.loads(file.read_text())
+        except ValueError as error:
+            raise TrainError(f"{file}: is broken; restore it, or give another OUT") from error
+        done = read_done(out)
         for trial in trials:
             recorded = before.get(json.dumps(trial.key))
-            if recorded is None:
+            if recorded is None or not (trial.key in done or (out / trial.folder).exists()):
                 continue
             task = plan.describe_task(trial.task)
             changed = differences(task, {name: recorded.get(name, task[name]) for name in task})

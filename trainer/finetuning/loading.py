@@ -13,11 +13,12 @@ from trainer.finetuning.splits import assign_splits
 from trainer.finetuning.task import Task, check_cases
 
 
-def load_task(path: Path) -> Task:
+def load_task(path: str | Path) -> Task:
     """Read a task from a folder (see `nnunet`) or a CSV file (see `manifest`).
 
     Raises TrainError saying what is missing or wrong, and where.
     """
+    path = Path(path)
     if path.is_dir():
         return read_folder(path)
     if path.is_file():
