@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -51,14 +52,17 @@ _DEMO_TRAINING = TrainConfig(width=4, batch_size=12, epochs=16, warmup_epochs=6,
 # What commands share ----------------------------------------------------------------------------
 
 
-def _echo_next(result: object, *commands: str) -> None:
-    """Print what was done and, unless the command is to be quiet, the commands to type next."""
+def _echo_next(result: object, *commands: Sequence[str | Path]) -> None:
+    """Print what was done and, unless the command is to be quiet, the commands to type next.
+
+    Words that are paths are typed so that the shell and the command take them as paths.
+    """
     if is_quiet():
         commands = ()
     head, lines = "Next:", [str(result)]
-    for command in commands:
-        name, arguments = command.split(" ", 1)
-        lines.append(f"{head:5s} {_tool(name)} {arguments}")
+    for name, *words in commands:
+        typed = [shlex.quote(str(_as_path(word))) for word in words]
+        lines.append(" ".join([f"{head:5s}", shlex.quote(_tool(str(name))), *typed]))
         head = ""
     click.echo("\n".join(lines))
 
@@ -67,6 +71,11 @@ def _tool(name: str) -> str:
     """A command as it can be typed here: its name, or its path if it is not on the PATH."""
     beside = Path(sys.executable).with_name(name)
     return name if shutil.which(name) or not beside.exists() else os.path.relpath(beside)
+
+
+def _as_path(word: str | Path) -> str | Path:
+    """A path that starts with a dash, so that it is not taken for an option; others as they are."""
+    return f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else word
 
 
 def _open_browser(url: str) -> None:
@@ -225,7 +234,7 @@ def phantom(directory: Path, masks: bool, **options: Any) -> None:
     made = f"{options['patients']} patients in {directory}"
     if masks:
         made += f", their organ masks in {masks_folder(directory)}"
-    _echo_next(made, f"semgen prepare {directory} STORE")
+    _echo_next(made, ["semgen", "prepare", directory, "STORE"])
 
 
 def _read_prepare_config(file: Path | None, options: dict[str, Any]) -> PrepareConfig:
@@ -311,9 +320,11 @@ def prepare(
         _echo_json(summary)
     else:
         size = suggest_batch_size(config.shape)
-        batch = f" --batch-size {size}" if size < TrainConfig().batch_size else ""
+        batch = ["--batch-size", str(size)] if size < TrainConfig().batch_size else []
         _echo_next(
-            summary, f"semgen report {store} classes.html", f"semgen pretrain {store} RUN{batch}"
+            summary,
+            ["semgen", "report", store, "classes.html"],
+            ["semgen", "pretrain", store, "RUN", *batch],
         )
 
 
@@ -633,7 +644,7 @@ def push(store: Path, url: str, as_json: bool) -> None:
     if as_json:
         _echo_json(done)
     else:
-        _echo_next(done, f"semgen verify {done.url}", f"semgen pretrain {done.url} RUN")
+        _echo_next(done, ["semgen", "verify", done.url], ["semgen", "pretrain", done.url, "RUN"])
 
 
 @main.command()
@@ -703,8 +714,8 @@ def pretrain(store: str | Path, run: Path, config: TrainConfig, as_json: bool) -
     else:
         _echo_next(
             summary,
-            f"semgen export {run} weights.safetensors",
-            f"tensorboard --logdir {run / 'tensorboard'}",
+            ["semgen", "export", run, "weights.safetensors"],
+            ["tensorboard", "--logdir", run / "tensorboard"],
         )
 
 
@@ -800,10 +811,9 @@ def finetune(task: Path, run: Path, config: FinetuneConfig, as_json: bool, **opt
     if as_json:
         _echo_json(summary)
         return
-    arguments = "IMAGE OUT.nii.gz" if summary.segments else "IMAGE OUT.csv"
-    if summary.places:
-        arguments = "CENTRES.csv OUT.csv"
-    _echo_next(summary, f"semgen predict {run} {arguments}")
+    source = "CENTRES.csv" if summary.places else "IMAGE"
+    out = "OUT.nii.gz" if summary.segments else "OUT.csv"
+    _echo_next(summary, ["semgen", "predict", run, source, out])
 
 
 @main.command()
@@ -866,7 +876,7 @@ def task(kind: str, source: Path, out: Path, negatives: int) -> None:
     from trainer.finetuning.datasets import convert
 
     manifest = convert(kind, source, out, negatives=negatives, progress=Terminal())
-    _echo_next(manifest, f"semgen finetune {manifest} RUN")
+    _echo_next(manifest, ["semgen", "finetune", manifest, "RUN"])
 
 
 @main.command()

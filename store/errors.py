@@ -33,6 +33,15 @@ def check_local(path: str | Path) -> None:
         )
 
 
+def is_utf8(path: str | Path) -> bool:
+    """Whether the bytes of a path are UTF-8: SimpleITK and TensorBoard cannot open others."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_suffix(file: str | Path, *suffixes: str) -> None:
     """Raise SemgenError unless a file to write has one of these suffixes, in any case.
 

@@ -17,6 +17,8 @@ from store.settings import Setting, describe, expected_type, load, to_json
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _log = logging.getLogger(__name__)
+_MOST_DIGITS: Final = 6
+"""Of numbers in a range."""
 
 
 class LocalPath(click.Path):
@@ -27,6 +29,8 @@ class LocalPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         check_local(value)
+        if not str(value):
+            self.fail("is empty; give a path", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -37,6 +41,8 @@ class StorePath(click.Path):
         super().__init__(file_okay=False, path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value):
+            self.fail("is empty; give a path", param, ctx)
         return value if is_url(value) else super().convert(value, param, ctx)
 
 
@@ -57,6 +63,8 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
                 self.fail(f"{value!r}: give numbers such as 3 or 0-9,12", param, ctx)
             if last and int(last) < int(first):
                 self.fail(f"{part!r}: the first number of a range must be smaller", param, ctx)
+            if max(len(first), len(last)) > _MOST_DIGITS:
+                self.fail(f"{part!r}: is too large", param, ctx)
             found += range(int(first), int(last or first) + 1)
         return tuple(dict.fromkeys(found))
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from store.atomic import replace_file
+from store.errors import is_utf8
 from store.settings import to_json
 from trainer.config import LoopConfig
 from trainer.errors import TrainError
@@ -25,14 +26,15 @@ class BusyError(TrainError):
 
 
 @contextmanager
-def open_run(run: Path) -> Iterator[None]:
+def open_run(run: Path, *, finetuning: bool = False) -> Iterator[None]:
     """Create the run directory and lock it against other processes.
 
     When the block fails before config.json is written, a new directory is deleted again. Raises
-    TrainError when the path holds something else, BusyError when another process has the lock.
+    TrainError when the path holds something else, also a run of the other kind; BusyError when
+    another process has the lock.
     """
     existed = run.exists()
-    _make_directory(run)
+    _make_directory(run, finetuning=finetuning)
     with hold(run / _LOCK, run):
         try:
             yield
@@ -43,15 +45,27 @@ def open_run(run: Path) -> Iterator[None]:
                     run.rmdir()
 
 
-def _make_directory(run: Path) -> None:
+def _make_directory(run: Path, *, finetuning: bool) -> None:
     if run.exists() and not run.is_dir():
         raise TrainError(f"{run}: expected a folder for the run, got a file; give another RUN")
+    if not is_utf8(run.absolute()):
+        raise TrainError(f"{run}: the name of the folder must be UTF-8; give another RUN")
     run.mkdir(parents=True, exist_ok=True)
     others = [path for path in run.iterdir() if not path.name.startswith(".")]
     if others and not (run / CONFIG).exists():
         raise TrainError(
             f"{run}: not a run directory, and not empty ({others[0].name}); give another RUN"
         )
+    if (run / CONFIG).exists() and _is_finetuning(run) != finetuning:
+        other = "pretrain" if finetuning else "finetune"
+        raise TrainError(f"{run}: a run of `semgen {other}`; give another RUN")
+
+
+def _is_finetuning(run: Path) -> bool:
+    try:
+        return "task" in json.loads((run / CONFIG).read_text())
+    except (ValueError, TypeError) as error:
+        raise TrainError(f"{run / CONFIG}: is broken; give another RUN") from error
 
 
 def write_config(run: Path, config: LoopConfig, **facts: Any) -> None:

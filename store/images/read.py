@@ -13,6 +13,7 @@ from pathlib import Path
 
 import SimpleITK as sitk  # noqa: N813 (as its own documentation does)
 
+from store.errors import is_utf8
 from store.images import UNREADABLE, Rejected
 from store.images.quiet_itk import quiet_itk
 from store.images.slices import Slice, check_spacing, looks_like_dicom, order_slices, read_header
@@ -27,6 +28,7 @@ def open_file(path: Path) -> sitk.ImageFileReader:
     Its geometry may differ from the image's: SimpleITK corrects negative spacing only when it
     reads the voxels. Raises Rejected.
     """
+    _check_name(path)
     with path.open("rb") as file:
         if file.read(24).startswith(b"version https://git-lfs"):
             raise Rejected("Git LFS pointer", "the file's content was not fetched")
@@ -60,6 +62,8 @@ def load_corner(reader: sitk.ImageFileReader) -> sitk.Image:
 
 def load_slices(files: Sequence[str], gap_mm: float) -> sitk.Image:
     """The image of a DICOM series' files, in the order that `order_slices` found."""
+    for file in files:
+        _check_name(file)
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(files)
     with quiet_itk(), _explained():
@@ -81,6 +85,11 @@ def find_slices(folder: Path) -> tuple[list[Slice], float]:
         raise Rejected("RGB or multi-frame")
     order, gap_mm = order_slices(slices, _TOLERANCE)
     return [slices[i] for i in order], gap_mm
+
+
+def _check_name(path: str | Path) -> None:
+    if not is_utf8(path):
+        raise Rejected("name not UTF-8", "rename the file or its folder")
 
 
 @contextlib.contextmanager

@@ -73,6 +73,9 @@ def test_the_version_is_printed_from_any_directory(semgen: Semgen, tmp_path: Pat
         ["pretrain", "store"],
         ["pretrain", "store", "run", "--pretext", "jigsaw"],
         ["export", "run", "file", "--format", "onnx"],
+        ["inspect", ""],
+        ["prepare", "", "store"],
+        ["classes", "store", "--exclude", "0-9999999999"],
     ],
     ids=" ".join,
 )
@@ -389,7 +392,7 @@ def test_phantom_writes_one_scan_per_patient(tmp_path: Path) -> None:
 def test_phantom_refuses_a_folder_that_has_phantoms(tmp_path: Path) -> None:
     arguments = ("phantom", tmp_path / "p", "--patients", 1, "--format", "dicom", "--matrix", 64)
     assert run(*arguments).exit_code == 0
-    assert_refused(run(*arguments), "phantom-0000: must be empty; give another folder")
+    assert_refused(run(*arguments), "is not an empty folder; give another one")
 
 
 def test_a_store_is_called_by_a_dot(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import logging
 import os
 import pty
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,19 @@ def test_a_quiet_command_shows_no_progress_and_no_next_command(tmp_path: Path) -
     assert "phantoms: 1 patients (" in loud.stderr
     assert "Next: " in loud.stdout
     assert (quiet.stdout, quiet.stderr) == (f"1 patients in {tmp_path / 'q'}\n", "")
+
+
+def test_the_next_command_can_be_typed_whatever_the_folder_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ("--patients", 1, "--matrix", 64)
+    for name in ("my scans; rm $HOME", "-p"):
+        done = run("phantom", *options, "--", name)
+        _, *words = shlex.split(done.stdout.splitlines()[-1].removeprefix("Next:"))
+        assert words[0] == "prepare"
+        assert Path(words[1]) == Path(name)
+        assert not words[1].startswith("-")
 
 
 def test_the_log_file_gets_details_with_the_time_whatever_is_printed(

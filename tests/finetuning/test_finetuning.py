@@ -300,6 +300,19 @@ def test_classes_may_be_called_like_the_columns_of_the_tables(balls: Path, tmp_p
     assert all(sum(case["values"]) == pytest.approx(1, abs=1e-3) for case in test["cases"])
 
 
+def test_a_run_of_pretraining_and_a_store_are_no_place_for_fine_tuning(
+    balls: Path, tmp_path: Path
+) -> None:
+    store = make_store(tmp_path / "tiny.store", num_classes=3, num_train=4, num_validation=1)
+    run = pretrain(store, tmp_path / "run", TrainConfig(width=2, batch_size=6, steps=1)).run
+    before = sorted(run.iterdir())
+    with pytest.raises(TrainError, match="run: a run of `semgen pretrain`; give another RUN"):
+        finetune(balls, run, CONFIG)
+    assert sorted(run.iterdir()) == before
+    with pytest.raises(TrainError, match=r"tiny\.store: is not a folder of cases, it holds"):
+        finetune(balls, tmp_path / "other", CONFIG, cases_path=store)
+
+
 # Leaks
 
 

@@ -702,6 +702,15 @@ def test_a_git_lfs_pointer_is_rejected_as_such(tmp_path: Path, name: str) -> Non
     assert reasons(tmp_path) == ["Git LFS pointer"]
 
 
+def test_a_name_that_is_not_utf_8_is_rejected_as_such(tmp_path: Path) -> None:
+    """SimpleITK ends the process when it opens one."""
+    folder = tmp_path / os.fsdecode(b"d\xe9r")
+    write_image(voxels(), tmp_path / "scan.nii.gz")
+    (tmp_path / "scan.nii.gz").rename(tmp_path / os.fsdecode(b"sc\xe9n.nii.gz"))
+    write_dicom(patient(), folder)
+    assert reasons(tmp_path) == ["name not UTF-8", "name not UTF-8"]
+
+
 @pytest.mark.parametrize("left", [0, 100, 348])
 def test_a_file_that_ends_in_its_header_is_unreadable(tmp_path: Path, left: int) -> None:
     write_image(voxels(), tmp_path / "scan.nii")

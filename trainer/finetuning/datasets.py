@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
+from store.atomic import fill_folder
 from store.csvfile import write_csv_file
 from store.progress import SILENT, Progress
 from trainer.errors import TrainError
@@ -41,28 +42,30 @@ def convert(
     negatives
         For "ncc": number of random candidates without a nodule kept for each with one; 0 keeps all.
 
-    Raises TrainError saying what is wrong with the download or missing in it.
+    The files appear when all are written. Raises TrainError saying what is wrong with the download
+    or missing in it, SemgenError when `out` is not empty.
     """
     if not source.exists():
         raise TrainError(f"{source}: no such folder or file; download it first")
     if (out / MANIFEST).exists():
         raise TrainError(f"{out / MANIFEST}: already exists; delete {out} to convert again")
-    out.mkdir(parents=True, exist_ok=True)
-    converters: dict[str, Callable[[], Iterable[Row]]] = {
-        "ncc": lambda: _convert_luna16(source, negatives),
-        "ncs": lambda: convert_lidc(source, out),
-        "lcs": lambda: _convert_lits(source, out),
-        "bms": lambda: _convert_brats(source, out),
-        "medmnist": lambda: _convert_medmnist(source, out),
+    converters: dict[str, Callable[[Path], Iterable[Row]]] = {
+        "ncc": lambda _: _convert_luna16(source, negatives),
+        "ncs": lambda folder: convert_lidc(source, folder),
+        "lcs": lambda folder: _convert_lits(source, folder),
+        "bms": lambda folder: _convert_brats(source, folder),
+        "medmnist": lambda folder: _convert_medmnist(source, folder),
     }
     rows = []
-    with progress.stage("convert", None, "cases") as advance:
-        for row in converters[kind]():
+    with fill_folder(out) as folder, progress.stage("convert", None, "cases") as advance:
+        for row in converters[kind](folder):
             rows.append(row)
             advance(1)
-    if not rows:
-        raise TrainError(f"{source}: has no cases for {kind}; check that the download is complete")
-    write_csv_file(out / MANIFEST, rows[0], (row.values() for row in rows))
+        if not rows:
+            raise TrainError(
+                f"{source}: has no cases for {kind}; check that the download is complete"
+            )
+        write_csv_file(folder / MANIFEST, rows[0], (row.values() for row in rows))
     return out / MANIFEST
 
 

@@ -91,7 +91,7 @@ def finetune(
     device = pick_device(config.device, Ranks())
     config = resolve_precision(config, device)
     start = make_start(config, outputs=loaded.num_outputs, segments=loaded.segments)
-    with open_run(run):
+    with open_run(run, finetuning=True):
         if not (run / CONFIG).exists():  # marks the folder as a run from now on
             write_config(run, config, task=loaded.name)
         grid = choose_grid(loaded, config, start.window_hu, start.normalise)
