@@ -209,7 +209,7 @@ def demo(directory: Path) -> None:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed.")
 @click.option(
     "--matrix",
-    type=click.IntRange(64),
+    type=click.IntRange(64, 2048),
     default=256,
     show_default=True,
     help="Rows and columns of a slice.",
@@ -300,14 +300,7 @@ def prepare(
     if dry_run:
         from pipeline.preview import preview
 
-        found = preview(
-            archive,
-            config,
-            **{name: job[name] for name in ("workers", "scheduler", "scheduler_file", "cluster")},
-            manifest=job["manifest"],
-            trains=job["autoencoder"] is None,
-            progress=Terminal(),
-        )
+        found = preview(archive, store, config, **job, progress=Terminal())
         if as_json:
             _echo_json(found)
         else:
@@ -529,6 +522,11 @@ def classes(
     from store.decisions import change_classes, export_decisions, import_decisions
     from store.inspect import describe_classes, format_classes
 
+    if as_csv and as_json:
+        raise click.UsageError("give either --csv or --json")
+    both = {n for labels in exclude for n in labels} & {n for labels in include for n in labels}
+    if both:
+        raise click.UsageError(f"class {min(both)}: give either --exclude or --include")
     changes: dict[int, dict[str, Any]] = {}
     given: list[tuple[str, int, Any]] = [
         *(("name", *pair) for pair in names),

@@ -55,8 +55,8 @@ class AutoencoderConfig:
         """Raise ConfigError naming the setting, the allowed and the given value."""
         check_types(self, prefix="autoencoder.")
         for name in ("latent", "batch_size", "max_epochs", "max_steps", "patience", "threads"):
-            _check(self, name, low=1)
-        _check(self, "lr_patience", low=0)
+            _check(self, name, low=1, prefix="autoencoder.")
+        _check(self, "lr_patience", low=0, prefix="autoencoder.")
         width, rate = self.width, self.learning_rate
         require(width >= 4 and width % 4 == 0, "autoencoder.width", "a multiple of 4", width)
         require(rate > 0, "autoencoder.learning_rate", "> 0", rate)
@@ -175,15 +175,11 @@ class PrepareConfig:
         with contextlib.suppress(TypeError, ValueError):  # a shape that is refused below
             self._choose_by_shape()
         check_types(self)
-        for name in (
-            "classes",
-            "neighbours",
-            "tries",
-            "tissue_depth",
-            "max_voxels",
-            "max_read_seconds",
-        ):
+        for name in ("classes", "tries", "max_voxels"):
             _check(self, name, low=1)
+        _check(self, "neighbours", low=2, high=10**6)
+        _check(self, "tissue_depth", low=1, high=1000)
+        _check(self, "max_read_seconds", low=1, high=10**6)
         _check(self, "min_slices", low=2)
         for name in ("seed", "validation_neighbours", "separation_steps", "spacing_tolerance"):
             _check(self, name, low=0)
@@ -202,7 +198,7 @@ class PrepareConfig:
         _check(self, "validation_fraction", low=0, high=0.9)
         _check(self, "max_oblique_deg", low=0, high=45)
         _check(self, "scales", low=1, high=3)
-        _check(self, "rows_per_shard", low=1)
+        _check(self, "rows_per_shard", low=1, high=10**6)
         shape = self.shape
         require(min(shape) >= 8 and not any(n % 8 for n in shape), "shape", "multiples of 8", shape)
         if self.spacing_mm != "native":
@@ -296,7 +292,9 @@ def load_config(
     return build(PrepareConfig, values | given)
 
 
-def _check(config: object, name: str, *, low: float, high: float = math.inf) -> None:
+def _check(
+    config: object, name: str, *, low: float, high: float = math.inf, prefix: str = ""
+) -> None:
     value = getattr(config, name)
     rule = f">= {low}" + (f" and <= {high}" if high < math.inf else "")
-    require(low <= value <= high, name, rule, value)
+    require(low <= value <= high, prefix + name, rule, value)

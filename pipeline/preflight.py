@@ -244,8 +244,8 @@ def _typed(paths: list[Path]) -> str:
 
 def check_extension(old: Path, config: PrepareConfig) -> None:
     """StoreError unless a survey with these settings would have the results of `old`'s survey."""
-    read_rejections(old)  # StoreError without its private catalogue
     store = PatchStore(old)
+    read_rejections(old)  # StoreError without its private catalogue
     changed = differences(
         {name: to_json(config)[name] for name in _SURVEY_SETTINGS},
         {name: store.config[name] for name in _SURVEY_SETTINGS},

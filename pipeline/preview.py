@@ -19,6 +19,7 @@ from pipeline.cluster import check_place, connect
 from pipeline.config import PrepareConfig
 from pipeline.estimate import Estimate, estimate
 from pipeline.isolation import ProcessEnded
+from pipeline.preflight import check_job
 from pipeline.sample import SAMPLED_SCANS, Sample, sample_scan
 from pipeline.stages.survey import rejection_reason, survey_headers
 from pipeline.tasks import num_threads, run_bounded
@@ -53,6 +54,7 @@ def _line(one: ListedSeries) -> str:
 
 def preview(
     archive: str | Path | Sequence[str | Path],
+    store: str | Path,
     config: PrepareConfig,
     *,
     workers: int | None = None,
@@ -60,17 +62,20 @@ def preview(
     scheduler_file: str | Path | None = None,
     cluster: ClusterConfig | str | Path | None = None,
     manifest: str | Path | None = None,
-    trains: bool = True,
+    autoencoder: str | Path | None = None,
+    extend: str | Path | None = None,
+    archive_moved: bool = False,
     progress: Progress = SILENT,
 ) -> Preview:
     """List what `prepare` would do with each series, and estimate the job; writes nothing.
 
-    Reads the headers of all series, and a few scans as a sample. Arguments are those of `prepare`;
-    no jobs are started on a `cluster`, but their workers are counted.
-
-    trains
-        Whether the job trains its autoencoder.
+    Reads the headers of all series, and a few scans as a sample. Arguments are those of `prepare`,
+    and are checked as there; no jobs are started on a `cluster`, but their workers are counted.
     """
+    check_job(
+        archive, store, config, manifest=manifest, autoencoder=autoencoder, extend=extend,
+        archive_moved=archive_moved,
+    )  # fmt: skip
     roots = resolve_archive(archive)
     listed = Manifest(Path(manifest), roots) if manifest else None
     scheduler, jobs = check_place(
@@ -88,7 +93,7 @@ def preview(
                 config,
                 num_patients=catalogue.count_patients(),
                 num_workers=jobs.max_jobs * jobs.workers_per_job if jobs else num_threads(client),
-                trains=trains,
+                trains=autoencoder is None,
             ),
         )
 

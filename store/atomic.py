@@ -33,8 +33,10 @@ def replace_file(file: Path, *, shared: bool = False, durable: bool = False) -> 
         if durable:
             flush(partial)
         partial.replace(file)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == str(partial):
+            error.filename = str(file)  # the name that the user knows
         raise
     if durable:
         flush(file.parent)

@@ -97,6 +97,10 @@ class MainGroup(Group):
         super().__init__(*args, **kwargs)
         self.params += _verbosity_options(hidden=False)
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        _open_closed_streams()
+        return super().main(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may not be UTF-8
             sys.stdout.reconfigure(errors="backslashreplace")
@@ -115,6 +119,21 @@ class MainGroup(Group):
             if text is None or ctx.params["debug"]:
                 raise  # a bug keeps its traceback
             raise click.ClickException(text) from error
+
+
+def _open_closed_streams() -> None:
+    """Lead standard streams that the caller closed nowhere: no file of ours may get their number.
+
+    Libraries and workers write to number 2 directly.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            os.dup2(opened, number)  # inheritable
+            if opened != number:
+                os.close(opened)
+            stream = open(number, "w" if number else "r", encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, stream)
 
 
 def _explain(error: BaseException) -> str | None:
@@ -222,8 +241,26 @@ class _StandardError(logging.Handler):
         print(self.format(record), file=sys.stderr, flush=True)
 
 
+class _LogFile(logging.FileHandler):
+    """Says once when the file cannot be written, as on a full disk; the command goes on."""
+
+    told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.told:
+            self.told = True
+            print(f"{self.baseFilename}: {error.strerror}; lines are missing", file=sys.stderr)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # told above
+            super().close()
+
+
 def _open_file(file: Path) -> logging.Handler:
-    handler = logging.FileHandler(file, encoding="utf-8")
+    handler = _LogFile(file, encoding="utf-8")
     handler.setLevel(logging.DEBUG)
     handler.setFormatter(
         logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S%z")

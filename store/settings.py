@@ -204,7 +204,7 @@ def _convert(hint: Any, value: Any) -> Any:
         hint = dict
     if hint in (int, float):
         number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-        if not number or (hint is int and value != int(value)):
+        if not number or (hint is int and (value != int(value) or abs(value) > 2**63)):
             raise TypeError
         return hint(value)
     if not isinstance(value, hint):

@@ -40,6 +40,9 @@ HEADINGS: Final = LOOP_HEADINGS | {
     "scales": "Which crops are used",
     "init": "Starting weights",
 }
+MOST_WIDTH: Final = 1024
+_FLOAT32: Final = 1e38
+"""About the largest number of the nets' type."""
 _UNRECORDED: Final = {"net": "genesis", "normalise": "window", "excluded_members": []}
 """Values of settings in runs that are older than the setting, where they differ from the
 default."""
@@ -110,7 +113,7 @@ class LoopConfig:
             check(self, name, getattr(self, name) >= 1, ">= 1")
         check(self, "steps", self.steps is None or self.steps >= 1, ">= 1")
         check(self, "seed", 0 <= self.seed < 2**63, "in [0, 2^63)")
-        check(self, "learning_rate", self.learning_rate > 0, "> 0")
+        check(self, "learning_rate", 0 < self.learning_rate < _FLOAT32, f"in (0, {_FLOAT32:g})")
         check(self, "checkpoint_minutes", self.checkpoint_minutes > 0, "> 0")
         check(self, "lr_gamma", 0 < self.lr_gamma <= 1, "in (0, 1]")
         above = 0 <= self.lr_minimum <= self.learning_rate
@@ -118,7 +121,8 @@ class LoopConfig:
         check(self, "lr_warmup_steps", self.lr_warmup_steps >= 0, ">= 0")
         check(self, "momentum", 0 < self.momentum < 1, "in (0, 1)")
         decay, norm, average = self.weight_decay, self.clip_norm, self.ema_decay
-        check(self, "weight_decay", decay is None or decay >= 0, ">= 0")
+        below = f"in [0, {_FLOAT32:g})"
+        check(self, "weight_decay", decay is None or 0 <= decay < _FLOAT32, below)
         check(self, "clip_norm", norm is None or norm > 0, "> 0")
         check(self, "ema_decay", average is None or 0 < average < 1, "in (0, 1)")
 
@@ -209,6 +213,7 @@ class TrainConfig(LoopConfig):
         LoopConfig.__post_init__(self)  # super() does not know classes with slots
         for name in ("width", "accumulate", "threads"):
             check(self, name, getattr(self, name) >= 1, ">= 1")
+        check(self, "width", self.width <= MOST_WIDTH, f"<= {MOST_WIDTH}")
         for name, least in (("validation_batches", 1), ("warmup_epochs", 0)):
             value = getattr(self, name)
             check(self, name, value is None or value >= least, f">= {least}")
@@ -218,13 +223,20 @@ class TrainConfig(LoopConfig):
             check(self, name, value is None or value >= 0, ">= 0")
         for name in ("classes", "scales"):
             check(self, name, getattr(self, name) != (), "at least one number, or None for all")
+        check(self, "accumulate", self.accumulate <= self.batch_size, "<= batch_size")
         check(self, "mask_ratio", 0 < self.mask_ratio < 1, "in (0, 1)")
         block = self.mask_block
         check(self, "mask_block", block is None or block >= 1, ">= 1")
         check(self, "fraction", 0 < self.fraction <= 1, "in (0, 1]")
-        check(self, "accumulate", self.accumulate <= self.batch_size, "<= batch_size")
-        if self.pretext == "none" and not self.classify:
-            raise TrainError('nothing to learn: pretext "none" needs classify')
+        weights = (
+            0 if self.pretext == "none" else self.pretext_weight,
+            self.classification_weight if self.classify else 0,
+        )
+        if weights == (0, 0):
+            raise TrainError(
+                "nothing to learn: needs a pretext with a weight above 0, or classify with a"
+                " classification_weight above 0"
+            )
 
 
 def suggest_batch_size(shape: Sequence[int]) -> int:

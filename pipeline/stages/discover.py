@@ -430,11 +430,13 @@ def check_crops_fit(store: PatchStore, config: PrepareConfig) -> None:
         size_mm = np.median(needed_mm, axis=0)
         scan_mm = np.median(geometry.last_mm[train], axis=0)
         border = " and border" if any(config.border) else ""
+        border_setting = ", border" if border else ""
         raise PrepareError(
             f"{store.path}: crops are too large: crop with its larger scales{border}"
             f" {_mm(size_mm)}, scan {_mm(scan_mm)} (z, y, x; medians). They fit in {len(fits)} of"
             f" {len(train)} training scans, and a class needs {least}. Delete the"
-            " store, then set a smaller shape, spacing_mm, side_steps or shift_steps, or scales = 1"
+            f" store, then set a smaller shape, spacing_mm, side_steps{border_setting} or"
+            " shift_steps, or scales = 1"
         )
 
 

@@ -76,6 +76,8 @@ def test_the_version_is_printed_from_any_directory(semgen: Semgen, tmp_path: Pat
         ["inspect", ""],
         ["prepare", "", "store"],
         ["classes", "store", "--exclude", "0-9999999999"],
+        ["classes", "store", "--exclude", "3,4", "--include", "4-5"],
+        ["classes", "store", "--csv", "--json"],
     ],
     ids=" ".join,
 )

@@ -16,7 +16,7 @@ from cli import main
 from pipeline.config import PrepareConfig
 from store.console import Group, has_colour
 from store.settings import describe
-from tests.support.command import ENVIRONMENT, assert_refused, run
+from tests.support.command import ENVIRONMENT, assert_refused, run, run_semgen
 from tests.support.synthetic_store import make_store
 
 
@@ -120,6 +120,29 @@ def test_the_next_command_can_be_typed_whatever_the_folder_is_called(
         assert words[0] == "prepare"
         assert Path(words[1]) == Path(name)
         assert not words[1].startswith("-")
+
+
+def test_a_log_file_on_a_full_disk_is_reported_once_and_the_command_goes_on(made: Path) -> None:
+    done = run_semgen("--log-file", "/dev/full", "classes", made)
+    assert done.returncode == 0
+    assert done.stderr == "/dev/full: No space left on device; lines are missing\n"
+
+
+def test_closed_streams_lead_nowhere(made: Path) -> None:
+    """Otherwise the first file that is opened gets their number, and what is printed."""
+    program = """
+import os, sys
+os.close(2)
+sys.stderr = None
+from cli import main
+main(["classes", sys.argv[1]], prog_name="semgen", standalone_mode=False)
+print(os.readlink("/proc/self/fd/2"), sys.stderr.name)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, made], env=ENVIRONMENT, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "/dev/null 2"
 
 
 def test_the_log_file_gets_details_with_the_time_whatever_is_printed(

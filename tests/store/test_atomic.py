@@ -42,6 +42,12 @@ def test_after_an_error_the_file_is_as_before(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_an_error_names_the_file_not_its_temporary_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, replace_file(tmp_path / "no" / "a") as partial:
+        partial.touch()
+    assert caught.value.filename == str(tmp_path / "no" / "a")
+
+
 def test_two_writers_of_a_shared_file_do_not_meet(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     with replace_file(file, shared=True) as one, replace_file(file, shared=True) as other:

@@ -26,6 +26,10 @@ from trainer import TrainConfig, TrainError
         ({"pretext": "rotations"}, "pretext must be one of restoration, inpainting"),
         ({"precision": "fp8"}, "precision must be one of auto, fp32, tf32, bf16, got 'fp8'"),
         ({"pretext": "none", "classify": False}, "nothing to learn"),
+        ({"pretext": "none", "classification_weight": 0}, "nothing to learn"),
+        ({"pretext_weight": 0, "classification_weight": 0}, "nothing to learn"),
+        ({"learning_rate": 1e300}, "learning_rate must be in (0, 1e+38), got 1e+300"),
+        ({"width": 10**12}, "width must be <= 1024, got 1000000000000"),
     ],
 )
 def test_values_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from trainer.config import LOOP_HEADINGS, LoopConfig, NetName, Schedule, check
+from trainer.config import LOOP_HEADINGS, MOST_WIDTH, LoopConfig, NetName, Schedule, check
 
 Intensity = Literal["auto", "ct", "per-image", "unit", "ct-zscore", "zscore"]
 Loss = Literal["auto", "dice", "dice+cross-entropy", "cross-entropy"]
@@ -91,6 +91,7 @@ class FinetuneConfig(LoopConfig):
         LoopConfig.__post_init__(self)  # super() does not know classes with slots
         for name in ("width", "patches_per_case", "threads"):
             check(self, name, getattr(self, name) >= 1, ">= 1")
+        check(self, "width", self.width <= MOST_WIDTH, f"<= {MOST_WIDTH}")
         for name in ("foreground", "validation_fraction", "test_fraction"):
             check(self, name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
         check(self, "label_fraction", 0 < self.label_fraction <= 1, "in (0, 1]")

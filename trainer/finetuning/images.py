@@ -57,8 +57,7 @@ def read_image(path: Path, channel: int | None = None) -> sitk.Image:
     count = image.GetNumberOfComponentsPerPixel()
     if count > 1:
         image = sitk.VectorIndexSelectionCast(image, _check_channel(path, channel, count))
-    if image.GetDimension() != 3:
-        raise TrainError(f"{path}: must have three axes, has {image.GetDimension()}")
+    _check_axes(path, image)
     return image
 
 
@@ -98,6 +97,7 @@ def read_spacing(path: Path) -> tuple[float, float, float]:
             image = load_corner(open_file(path))
     except Rejected as reason:
         raise _unreadable(path, reason) from reason
+    _check_axes(path, image)
     like = sitk.Image([1, 1, 1], sitk.sitkUInt8)
     like.SetSpacing(image.GetSpacing()[:3])
     sides = image.GetDimension()
@@ -169,6 +169,12 @@ def _check_channel(path: Path, channel: int | None, count: int) -> int:
             " channel in the manifest"
         )
     return channel
+
+
+def _check_axes(path: Path, image: sitk.Image) -> None:
+    """Raise TrainError unless an image has three axes, or channels as a fourth."""
+    if image.GetDimension() not in (3, 4):
+        raise TrainError(f"{path}: must have three axes, has {image.GetDimension()}")
 
 
 def _unreadable(path: Path, reason: Rejected) -> TrainError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from trainer.errors import TrainError
 
 Split = Literal["train", "validation", "test"]
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
+_MOST_BYTES: Final = 200
+"""Of a case's name: a file system allows 255, suffixes included."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,8 +117,10 @@ def check_cases(name: str, cases: Sequence[Case]) -> None:
 
 def check_name(where: str, name: str) -> None:
     """Raise TrainError unless a case's name is safe as a file name: it must not leave a folder."""
-    if not name.isprintable() or name[:1] in {"", "."} or {"/", "\\"} & set(name):
+    plain = name.isprintable() and name[:1] not in {"", "."} and not {"/", "\\"} & set(name)
+    if not plain or len(os.fsencode(name)) > _MOST_BYTES:
         raise TrainError(
-            f"{where}: case {name!r}: the name of a case must be a plain file name that does not"
-            " begin with a dot; give another one (in a manifest: column name)"
+            f"{where}: case {name!r}: the name of a case must be a plain file name of at most"
+            f" {_MOST_BYTES} bytes that does not begin with a dot; give another one (in a manifest:"
+            " column name)"
         )

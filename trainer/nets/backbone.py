@@ -173,7 +173,7 @@ def check_shape(shape: tuple[int, ...], net: Any, parts_per_axis: int = 1) -> No
     if any(side < factor or side % factor for side in shape):
         raise TrainError(
             f"crops must have sides that are multiples of {factor} for this net, got {shape}"
-            " (z, y, x); prepare a store with another shape, or give another net"
+            " (z, y, x); use another shape (to pretrain: of the store), or another net"
         )
     by_instance = any(isinstance(module, nn.InstanceNorm3d) for module in net.modules())
     if by_instance and all(side == factor for side in shape):
