@@ -19,6 +19,8 @@ from store.settings import build, check_types, read_toml, require
 Frame = Literal["body", "scan", "voxel"]
 Place = Literal["match", "frame"]
 NearDuplicates = Literal["same-split", "warn", "off"]
+_SHARD_BYTES: Final = 2**30
+"""Maximum size of a shard file, uncompressed; a worker has one in memory."""
 _BY_SHAPE: Any = None
 """Default of a setting that is chosen by `shape`: see `PrepareConfig.__post_init__`."""
 _SIDE_SHARES, _SHIFT_SHARE = (50 / 64, 80 / 64), 10 / 64
@@ -181,8 +183,9 @@ class PrepareConfig:
         _check(self, "tissue_depth", low=1, high=1000)
         _check(self, "max_read_seconds", low=1, high=10**6)
         _check(self, "min_slices", low=2)
-        for name in ("seed", "validation_neighbours", "separation_steps", "spacing_tolerance"):
+        for name in ("seed", "separation_steps", "spacing_tolerance"):
             _check(self, name, low=0)
+        _check(self, "validation_neighbours", low=0, high=10**6)
         for name in (
             "min_member_share",
             "max_member_share",
@@ -198,9 +201,10 @@ class PrepareConfig:
         _check(self, "validation_fraction", low=0, high=0.9)
         _check(self, "max_oblique_deg", low=0, high=45)
         _check(self, "scales", low=1, high=3)
-        _check(self, "rows_per_shard", low=1, high=10**6)
         shape = self.shape
         require(min(shape) >= 8 and not any(n % 8 for n in shape), "shape", "multiples of 8", shape)
+        most = max(1, _SHARD_BYTES // (2 * math.prod(shape)))
+        _check(self, "rows_per_shard", low=1, high=most)
         if self.spacing_mm != "native":
             fits = all(0 < side < 100 for side in self.spacing_mm)
             require(fits, "spacing_mm", "above 0 and below 100", self.spacing_mm)

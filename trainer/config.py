@@ -40,7 +40,7 @@ HEADINGS: Final = LOOP_HEADINGS | {
     "scales": "Which crops are used",
     "init": "Starting weights",
 }
-MOST_WIDTH: Final = 1024
+MOST_WIDTH: Final = 256
 _FLOAT32: Final = 1e38
 """About the largest number of the nets' type."""
 _UNRECORDED: Final = {"net": "genesis", "normalise": "window", "excluded_members": []}

@@ -98,6 +98,10 @@ def test_wrong_usage_is_status_2_and_names_the_usage(arguments: list[str]) -> No
             ["spacing_mm", "(0.0, 1.0, 1.0)"],
         ),
         (["prepare", "{here}/none", "{here}/s", "--dry-run"], ["none", "no such file or folder"]),
+        (
+            ["prepare", "{here}", "{here}/s", "--dry-run", "--extend", "{here}/none"],
+            ["none", "no such store"],
+        ),
         (["inspect", "{here}/none"], ["none", "no such store"]),
         (["inspect", "{here}"], ["not a semgen store"]),
         (["verify", "{here}/none"], ["none", "no such store"]),

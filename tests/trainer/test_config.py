@@ -29,7 +29,7 @@ from trainer import TrainConfig, TrainError
         ({"pretext": "none", "classification_weight": 0}, "nothing to learn"),
         ({"pretext_weight": 0, "classification_weight": 0}, "nothing to learn"),
         ({"learning_rate": 1e300}, "learning_rate must be in (0, 1e+38), got 1e+300"),
-        ({"width": 10**12}, "width must be <= 1024, got 1000000000000"),
+        ({"width": 10**12}, "width must be <= 256, got 1000000000000"),
     ],
 )
 def test_values_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
