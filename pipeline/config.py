@@ -19,14 +19,14 @@ from store.settings import build, check_types, read_toml, require
 Frame = Literal["body", "scan", "voxel"]
 Place = Literal["match", "frame"]
 NearDuplicates = Literal["same-split", "warn", "off"]
-_SHARD_BYTES: Final = 2**30
-"""Maximum size of a shard file, uncompressed; a worker has one in memory."""
 _BY_SHAPE: Any = None
 """Default of a setting that is chosen by `shape`: see `PrepareConfig.__post_init__`."""
 _SIDE_SHARES, _SHIFT_SHARE = (50 / 64, 80 / 64), 10 / 64
 """Side and shift of a randomly drawn scale, as shares of the crop's in-plane side (the paper's)."""
 _MAX_ROWS, _SHARD_BYTES = 64, 2**24
 """Crops of a shard, and their bytes before they are compressed: what a worker holds."""
+_MOST_BYTES = 2**30
+"""The same if `rows_per_shard` is given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,7 +203,7 @@ class PrepareConfig:
         _check(self, "scales", low=1, high=3)
         shape = self.shape
         require(min(shape) >= 8 and not any(n % 8 for n in shape), "shape", "multiples of 8", shape)
-        most = max(1, _SHARD_BYTES // (2 * math.prod(shape)))
+        most = max(1, _MOST_BYTES // (2 * math.prod(shape)))
         _check(self, "rows_per_shard", low=1, high=most)
         if self.spacing_mm != "native":
             fits = all(0 < side < 100 for side in self.spacing_mm)
