@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,11 +71,23 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def write_torch(path: Path, content: dict[str, Any], *, durable: bool = False) -> None:
-    """Replace a torch file; see `store.atomic.replace_file`."""
+    """Replace a torch file; see `store.atomic.replace_file`. Equal content gives equal bytes."""
     packed = io.BytesIO()  # torch's own writer does not report why a file cannot be written
-    torch.save(content, packed)
+    torch.save(_unshare(content), packed)
     with replace_file(path, durable=durable) as partial:
         partial.write_bytes(packed.getbuffer())
+
+
+def _unshare(value: Any) -> Any:
+    """The value with new dicts and lists, and one object for equal texts.
+
+    Pickle writes the second mention of an object as a reference, and of an equal one in full.
+    """
+    if isinstance(value, dict):
+        return {_unshare(key): _unshare(content) for key, content in value.items()}
+    if isinstance(value, list):
+        return [_unshare(one) for one in value]
+    return sys.intern(value) if type(value) is str else value
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

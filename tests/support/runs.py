@@ -44,3 +44,5 @@ def assert_same_run(run: Path, other: Path) -> None:
             for key, value in state.items():
                 assert torch.equal(value, theirs["optimiser"]["state"][index][key]), key
         assert ours["progress"] == theirs["progress"]
+        if ours["config"] == theirs["config"]:
+            assert (run / name).read_bytes() == (other / name).read_bytes()

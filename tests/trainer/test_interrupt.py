@@ -109,7 +109,7 @@ def test_fine_tuning_is_interrupted_and_resumed_alike(tmp_path: Path) -> None:
         finetune(balls, tmp_path / "run", short, on_event=send(signal.SIGTERM, after=6))
     assert saved_step(tmp_path / "run") == 6
     finetune(balls, tmp_path / "run", short)
-    for name in ("metrics.jsonl", "cases.csv", "result.json"):
+    for name in ("metrics.jsonl", "cases.csv", "result.json", "best.pt", "last.pt"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
