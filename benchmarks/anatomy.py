@@ -1,8 +1,8 @@
 """How well anatomy is found in another scan.
 
     export OMP_NUM_THREADS=1
-    python -m benchmarks.anatomy landmarks --ct ../shared/ct --seeds 101 102 103 [--varied]
-    python -m benchmarks.anatomy masks --ct ../shared/ct --seeds 101 [--varied]
+    python -m benchmarks.anatomy landmarks --ct CT --seeds 101 102 103 [--varied]
+    python -m benchmarks.anatomy masks --ct CT --seeds 101 [--varied]
     python -m benchmarks.anatomy store STORE
 
 landmarks: distance to the true place in mm, for the body frame and for matching, the share of pairs
