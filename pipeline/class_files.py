@@ -23,6 +23,7 @@ from store.progress import SILENT, Progress
 from store.reader import PatchStore
 
 _COLUMNS: Final = ("file", "scan", "split", "scale", "distance", "score", "excluded", "origin")
+_TABLE: Final = "members.csv"
 _TOLERANCE_MM: Final = 1e-3
 
 
@@ -88,7 +89,7 @@ def export_class(
     lines: list[tuple[object, ...]] = []
     frames = _read_frames(store, [member.scan for member in chosen])
     with (
-        fill_folder(out) as folder,
+        fill_folder(out, last=_TABLE) as folder,
         progress.stage("export", len(chosen), "members") as advance,
     ):
         for member, frame in zip(chosen, frames, strict=True):
@@ -110,7 +111,7 @@ def export_class(
                      str(member.scan in excluded).lower(), "scanner" if frame else "first voxel")
                 )  # fmt: skip
             advance(1)
-        write_csv_file(folder / "members.csv", _COLUMNS, lines)
+        write_csv_file(folder / _TABLE, _COLUMNS, lines)
     return ClassFiles(
         folder=str(out),
         members=len(chosen),

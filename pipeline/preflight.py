@@ -229,7 +229,7 @@ def match_archive(
     if store.state == "complete":
         raise StoreError(
             f"{text}; to add scans, prepare a new store: semgen prepare {_typed([*known, *new])}"
-            f" NEW_STORE --extend {store.path}"
+            f" NEW_STORE --extend {_typed([store.path])}"
         )
     raise StoreError(f"{text}; name the same archive, or give another folder for a new store")
 

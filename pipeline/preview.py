@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 from distributed import Client
 
 from pipeline.archive.catalogue import Catalogue, ListedSeries
-from pipeline.archive.folders import resolve_archive
 from pipeline.archive.manifest import Manifest
 from pipeline.batch import ClusterConfig
 from pipeline.cluster import check_place, connect
@@ -72,17 +71,18 @@ def preview(
     Reads the headers of all series, and a few scans as a sample. Arguments are those of `prepare`,
     and are checked as there; no jobs are started on a `cluster`, but their workers are counted.
     """
-    check_job(
+    job = check_job(
         archive, store, config, manifest=manifest, autoencoder=autoencoder, extend=extend,
         archive_moved=archive_moved,
     )  # fmt: skip
-    roots = resolve_archive(archive)
-    listed = Manifest(Path(manifest), roots) if manifest else None
+    listed = job.manifest
+    if manifest and not listed:  # of a store that is complete
+        listed = Manifest(Path(manifest), job.archive)
     scheduler, jobs = check_place(
         workers=workers, scheduler=scheduler, scheduler_file=scheduler_file, cluster=cluster
     )
     with connect(workers, scheduler, progress) as client, _scratch() as catalogue:
-        survey_headers(client, roots, catalogue, config, listed, progress)
+        survey_headers(client, job.archive, catalogue, config, listed, progress)
         samples = _sample(client, catalogue, config, progress)
         series = list(catalogue.listing())
         return Preview(

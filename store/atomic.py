@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import uuid
@@ -43,25 +44,45 @@ def replace_file(file: Path, *, shared: bool = False, durable: bool = False) -> 
 
 
 @contextlib.contextmanager
-def fill_folder(folder: Path) -> Iterator[Path]:
+def fill_folder(folder: Path, *, last: str) -> Iterator[Path]:
     """Give a temporary folder inside `folder` to write to, and move its content up at the end.
 
     `folder` is created when missing; nothing may be in it but what a killed writer left. When the
     block raises, what it wrote is deleted.
 
-    Raises SemgenError when `folder` is not an empty folder.
+    last
+        Name of the file that is moved last: where it exists, the folder is complete.
+
+    Raises SemgenError when `folder` is not an empty folder, or another process is filling it.
     """
     partial = folder / f"{_PREFIX}folder"
-    if folder.exists() and not (folder.is_dir() and set(folder.iterdir()) <= {partial}):
-        raise SemgenError(f"{folder}: exists and is not an empty folder; give another one")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        for made in sorted(partial.iterdir(), key=lambda made: made.stat().st_mtime_ns):
-            made.rename(folder / made.name)  # the file that was written last appears last
-    finally:
+    if folder.exists() and not folder.is_dir():
+        raise SemgenError(f"{folder}: is a file; give another name for the folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with _only_one(folder):
+        if set(folder.iterdir()) - {partial}:
+            raise SemgenError(f"{folder}: exists and is not an empty folder; give another one")
         shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            yield partial
+            for made in sorted(partial.iterdir(), key=lambda made: made.name == last):
+                made.rename(folder / made.name)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Lock a folder; SemgenError where another process has it locked."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise SemgenError(f"{folder}: another process is writing here; wait for it") from None
+    finally:
+        os.close(descriptor)
 
 
 def flush(path: Path) -> None:

@@ -17,7 +17,8 @@ def interrupts_delayed() -> Iterator[None]:
     this process must end its workers in order. Only the main thread gets it.
     """
     before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or before in (signal.SIG_IGN, None):
         yield
         return
     resource_tracker.ensure_running()  # the thread that starts it would get Ctrl-C again

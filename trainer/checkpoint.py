@@ -79,14 +79,14 @@ def write_torch(path: Path, content: dict[str, Any], *, durable: bool = False) -
 
 
 def _unshare(value: Any) -> Any:
-    """The value with new dicts and lists, and one object for equal texts.
+    """The value with new dicts, lists and tuples, and one object for equal texts.
 
     Pickle writes the second mention of an object as a reference, and of an equal one in full.
     """
     if isinstance(value, dict):
         return {_unshare(key): _unshare(content) for key, content in value.items()}
-    if isinstance(value, list):
-        return [_unshare(one) for one in value]
+    if isinstance(value, list | tuple):
+        return type(value)(_unshare(one) for one in value)
     return sys.intern(value) if type(value) is str else value
 
 

@@ -56,16 +56,13 @@ def _make_directory(run: Path, *, finetuning: bool) -> None:
         raise TrainError(
             f"{run}: not a run directory, and not empty ({others[0].name}); give another RUN"
         )
-    if (run / CONFIG).exists() and _is_finetuning(run) != finetuning:
+    try:
+        content = json.loads((run / CONFIG).read_text())
+    except (FileNotFoundError, ValueError):  # the checkpoint has all; config.json is written again
+        return
+    if ("task" in content) != finetuning:
         other = "pretrain" if finetuning else "finetune"
         raise TrainError(f"{run}: a run of `semgen {other}`; give another RUN")
-
-
-def _is_finetuning(run: Path) -> bool:
-    try:
-        return "task" in json.loads((run / CONFIG).read_text())
-    except (ValueError, TypeError) as error:
-        raise TrainError(f"{run / CONFIG}: is broken; give another RUN") from error
 
 
 def write_config(run: Path, config: LoopConfig, **facts: Any) -> None:

@@ -31,6 +31,9 @@ DICOM_ATTRIBUTES: Final[dict[str, Any]] = {  # of DICOM files; those of type 2 m
 }  # fmt: skip
 
 
+TRUTH: Final = "landmarks.json"
+
+
 def write_nifti(phantom: Phantom, path: str | Path) -> None:
     """Write the scan as one .nii or .nii.gz file, with axes in `phantom.orientation`."""
     _write_nifti(phantom, phantom.render(), path, phantom.orientation)
@@ -126,7 +129,7 @@ def write_archive(
         Write the true organs, too: `phantom-0000.nii.gz` and up, and the names of the labels
         (`labels.json`), into `masks_folder(directory)`, where no scan is searched for.
 
-    The files appear when all are written. Raises ValueError for an unknown format or fewer than one
+    The scans appear when all are written. Raises ValueError for an unknown format or fewer than one
     patient, SemgenError when a folder is not empty.
     """
     if format not in ("nifti", "dicom", "mixed"):
@@ -135,9 +138,10 @@ def write_archive(
         raise ValueError(f"patients must be >= 1, got {patients}")
     truth = {}
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(fill_folder(Path(directory)))
+        folder = stack.enter_context(fill_folder(Path(directory), last=TRUTH))
+        organs = masks_folder(directory)
         if masks:
-            organs = stack.enter_context(fill_folder(masks_folder(directory)))
+            organs.mkdir(exist_ok=True)
             _write_json(organs / "labels.json", LABELS)
         advance = stack.enter_context(progress.stage("phantoms", patients, "patients"))
         for index in range(patients):
@@ -163,7 +167,7 @@ def write_archive(
             }
             advance(1)
         facts = {"seed": seed, "matrix": matrix, "varied": varied, "patients": truth}
-        _write_json(folder / "landmarks.json", facts)
+        _write_json(folder / TRUTH, facts)
 
 
 def masks_folder(directory: str | Path) -> Path:

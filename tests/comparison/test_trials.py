@@ -4,11 +4,14 @@ import contextlib
 import errno
 import json
 import multiprocessing
+import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -149,6 +152,41 @@ def test_worker_processes_end_when_their_parent_is_killed(folder: Path) -> None:
         _, alive = psutil.wait_procs(workers, timeout=20)
     assert len(workers) == 2
     assert not alive
+
+
+def test_ctrl_c_ends_several_processes_in_one_line(folder: Path, tmp_path: Path) -> None:
+    errors, out = tmp_path / "errors", folder / "interrupted"
+    errors.touch()
+    with running_command(folder, out, "--devices", "cpu,cpu", errors=errors) as process:
+        workers = find_workers(process)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGINT)
+        process.join(60)
+        _, alive = psutil.wait_procs(workers, timeout=20)
+    assert process.exitcode == 1
+    assert "Traceback" not in errors.read_text()
+    assert errors.read_text().splitlines()[-1].startswith("Error: interrupted; run the same")
+    assert len(workers) == 2
+    assert not alive
+    assert 0 < len(read_results(out)) < 8
+
+
+def test_settings_that_another_process_changed_meanwhile_are_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = folder / "meanwhile.toml"
+    changed.write_text(PLAN.replace("learning_rate = 0.01", "learning_rate = 0.02"))
+    run_trial = trials._run_trial
+
+    def run_and_change(*arguments: Any) -> None:
+        run_trial(*arguments)
+        planned = read_plan(changed)
+        _record_settings(planned, list_trials(planned), tmp_path)
+
+    monkeypatch.setattr(trials, "_run_trial", run_and_change)
+    with pytest.raises(TrainError, match=r"faster: learning_rate: 0\.02 -> 0\.01"):
+        compare(folder / "plan.toml", tmp_path)
+    assert {result["start"] for result in read_results(tmp_path)} == {"scratch"}
 
 
 def test_progress_does_not_count_trials_of_an_earlier_call(folder: Path, compared: Path) -> None:

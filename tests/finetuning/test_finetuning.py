@@ -309,8 +309,9 @@ def test_a_run_of_pretraining_and_a_store_are_no_place_for_fine_tuning(
     with pytest.raises(TrainError, match="run: a run of `semgen pretrain`; give another RUN"):
         finetune(balls, run, CONFIG)
     assert sorted(run.iterdir()) == before
-    with pytest.raises(TrainError, match=r"tiny\.store: is not a folder of cases, it holds"):
+    with pytest.raises(TrainError, match=r"tiny\.store: holds a run or a store"):
         finetune(balls, tmp_path / "other", CONFIG, cases_path=store)
+    assert not (tmp_path / "other").exists()
 
 
 # Leaks

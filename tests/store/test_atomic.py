@@ -69,7 +69,7 @@ def test_what_killed_writers_left_is_deleted(tmp_path: Path) -> None:
 
 def test_a_folder_is_filled_at_the_end(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
-    with fill_folder(folder) as partial:
+    with fill_folder(folder, last="b.txt") as partial:
         (partial / "a").mkdir()
         (partial / "b.txt").touch()
         assert list(folder.iterdir()) == [partial]
@@ -80,23 +80,53 @@ def test_after_an_error_the_folder_is_empty_and_what_a_killed_writer_left_is_del
     tmp_path: Path,
 ) -> None:
     def write_half() -> None:
-        with fill_folder(tmp_path) as partial:
+        with fill_folder(tmp_path, last="x") as partial:
             (partial / "half").touch()
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         write_half()
     assert not list(tmp_path.iterdir())
-    killed = fill_folder(tmp_path)
-    (killed.__enter__() / "killed").touch()
-    with fill_folder(tmp_path) as partial:
+    (tmp_path / ".partial-folder").mkdir()
+    (tmp_path / ".partial-folder" / "killed").touch()
+    with fill_folder(tmp_path, last="x") as partial:
         (partial / "whole").touch()
     assert [path.name for path in tmp_path.iterdir()] == ["whole"]
 
 
 def test_a_folder_with_something_in_it_is_not_filled(tmp_path: Path) -> None:
     (tmp_path / "own").touch()
-    for folder in (tmp_path, tmp_path / "own"):
-        with pytest.raises(SemgenError, match="not an empty folder"), fill_folder(folder):
-            pass
+    with pytest.raises(SemgenError, match="not an empty folder"), fill_folder(tmp_path, last="x"):
+        pass
+    own = tmp_path / "own"
+    with pytest.raises(SemgenError, match="own: is a file"), fill_folder(own, last="x"):
+        pass
     assert [path.name for path in tmp_path.iterdir()] == ["own"]
+
+
+def test_two_writers_do_not_fill_one_folder(tmp_path: Path) -> None:
+    def fill() -> None:
+        with fill_folder(tmp_path, last="x"):
+            pass
+
+    with fill_folder(tmp_path, last="x") as partial:
+        (partial / "x").touch()
+        with pytest.raises(SemgenError, match="another process is writing here; wait for it"):
+            fill()
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_the_last_file_appears_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[str] = []
+    rename = Path.rename
+
+    def record(path: Path, target: Path) -> None:
+        moved.append(path.name)
+        rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", record)
+    with fill_folder(tmp_path, last="b") as partial:
+        for name in "bca":
+            (partial / name).touch()
+    assert moved[-1] == "b"
+    assert sorted(moved) == ["a", "b", "c"]

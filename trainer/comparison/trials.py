@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -93,6 +94,7 @@ def _run_all(
     threads = max(1, len(os.sched_getaffinity(0)) // len(devices))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(devices), context, end_with_parent) as pool:
+        others = set(multiprocessing.active_children())
         try:
             with interrupts_delayed():
                 workers = [
@@ -104,7 +106,7 @@ def _run_all(
                 _, running = wait(running, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
                 yield _count_done(trials, out)
         except BaseException:  # Ctrl-C
-            for child in multiprocessing.active_children():
+            for child in set(multiprocessing.active_children()) - others:
                 child.terminate()  # a training writes a checkpoint first
             raise
     for worker in workers:
@@ -123,25 +125,13 @@ def _record_settings(plan: Plan, trials: Sequence[Trial], out: Path) -> None:
     Raises TrainError where they differ from those recorded of a trial that has begun.
     """
     file = out / _SETTINGS
-    before: dict[str, dict[str, Any]] = {}  # settings by key, as JSON
+    before: dict[str, dict[str, Any]] = {}
     if file.exists():
-        try:
-            before = json.loads(file.read_text())
-        except ValueError as error:
-            raise TrainError(f"{file}: is broken; restore it, or give another OUT") from error
+        before = _read_settings(out)
         done = read_done(out)
         for trial in trials:
-            recorded = before.get(json.dumps(trial.key))
-            if recorded is None or not (trial.key in done or (out / trial.folder).exists()):
-                continue
-            task = plan.describe_task(trial.task)
-            changed = differences(task, {name: recorded.get(name, task[name]) for name in task})
-            changed += find_differences(recorded, trial.config, _FREE_TO_CHANGE)
-            if changed:
-                raise TrainError(
-                    f"{out}: was made with other settings ({trial.task}, {trial.start}:"
-                    f" {'; '.join(changed)}); give the same ones or another OUT"
-                )
+            if trial.key in done or (out / trial.folder).exists():
+                _refuse_other_settings(plan, trial, out, before)
     elif any(not path.name.startswith(".") for path in out.iterdir()):
         raise TrainError(f"{out}: is neither a comparison nor empty; give another OUT")
     now = {
@@ -150,6 +140,33 @@ def _record_settings(plan: Plan, trials: Sequence[Trial], out: Path) -> None:
     }
     with replace_file(file, shared=True) as partial:
         partial.write_text(json.dumps(before | now))
+
+
+def _read_settings(out: Path) -> dict[str, dict[str, Any]]:
+    """Task and settings as recorded, by the key of the trial (as JSON)."""
+    file = out / _SETTINGS
+    try:
+        settings: dict[str, dict[str, Any]] = json.loads(file.read_text())
+    except ValueError as error:
+        raise TrainError(f"{file}: is broken; restore it, or give another OUT") from error
+    return settings
+
+
+def _refuse_other_settings(
+    plan: Plan, trial: Trial, out: Path, recorded: dict[str, dict[str, Any]]
+) -> None:
+    """Raise TrainError where a trial was recorded with another task or other settings."""
+    known = recorded.get(json.dumps(trial.key))
+    if known is None:
+        return
+    task = plan.describe_task(trial.task)
+    changed = differences(task, {name: known.get(name, task[name]) for name in task})
+    changed += find_differences(known, trial.config, _FREE_TO_CHANGE)
+    if changed:
+        raise TrainError(
+            f"{out}: was made with other settings ({trial.task}, {trial.start}:"
+            f" {'; '.join(changed)}); give the same ones or another OUT"
+        )
 
 
 def _count_done(trials: Sequence[Trial], out: Path) -> int:
@@ -175,6 +192,7 @@ def end_with_parent() -> None:
 def _work_in_process(
     plan: Plan, trials: list[Trial], out: Path, device: str, force: bool, threads: int
 ) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # dying would make the pool kill all
     torch.set_num_threads(threads)
     for _ in _work(plan, trials, out, device, force):
         pass
@@ -190,6 +208,7 @@ def _work(plan: Plan, trials: list[Trial], out: Path, device: str, force: bool) 
         run.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(BusyError), hold(run.with_name(f".{run.name}.lock"), run):
             if trial.key not in read_done(out):  # another process may have done it meanwhile
+                _refuse_other_settings(plan, trial, out, _read_settings(out))  # or changed them
                 _run_trial(plan, trial, out, device, force)
                 yield trial
 

@@ -7,7 +7,6 @@ import fcntl
 import hashlib
 import itertools
 import json
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,6 @@ import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
 from store.progress import SILENT, Progress
-from trainer.errors import TrainError
 from trainer.finetuning.grid import Grid
 from trainer.finetuning.images import compute_scan_id, list_files, read_mask
 from trainer.finetuning.task import Case, Task
@@ -29,8 +27,6 @@ from trainer.seeds import derive_seeds
 
 _VERSION = 2
 """Raised when the same case and grid give other values."""
-_FOLDER = re.compile("[0-9a-f]{16}")
-"""Name of the folder of a grid, or of a case."""
 _MAX_FOREGROUND = 20_000
 """Voxels of each class that are kept as possible centres of patches."""
 
@@ -74,14 +70,8 @@ def prepare_cases(
     `folder`, and files that a training reads are never changed or deleted. If several processes
     prepare the same cases, one works and the others wait.
 
-    Raises TrainError naming the file of a case that cannot be used, and where `folder` holds
-    something else.
+    Raises TrainError naming the file of a case that cannot be used.
     """
-    others = sorted(p.name for p in folder.glob("[!.]*") if not _FOLDER.fullmatch(p.name))
-    if others:
-        raise TrainError(
-            f"{folder}: is not a folder of cases, it holds {others[0]}; give another one"
-        )
     settings = json.dumps({"version": _VERSION, **dataclasses.asdict(grid)})
     grid_folder = folder / hashlib.sha256(settings.encode()).hexdigest()[:16]
     grid_folder.mkdir(parents=True, exist_ok=True)

@@ -57,7 +57,10 @@ def convert(
         "medmnist": lambda folder: _convert_medmnist(source, folder),
     }
     rows = []
-    with fill_folder(out) as folder, progress.stage("convert", None, "cases") as advance:
+    with (
+        fill_folder(out, last=MANIFEST) as folder,
+        progress.stage("convert", None, "cases") as advance,
+    ):
         for row in converters[kind](folder):
             rows.append(row)
             advance(1)

@@ -87,6 +87,9 @@ def finetune(
     KeyboardInterrupt), after writing a checkpoint, on Ctrl-C or SIGTERM while training.
     """
     run, config, on_event = Path(run), config or FinetuneConfig(), on_event or ignore
+    folder = Path(cases_path or run / "cases")
+    if any((folder / name).exists() for name in (CONFIG, "zarr.json")):
+        raise TrainError(f"{folder}: holds a run or a store; give another folder for the cases")
     loaded = fit_task(load_task(Path(task)), config)
     device = pick_device(config.device, Ranks())
     config = resolve_precision(config, device)
@@ -99,7 +102,6 @@ def finetune(
             on_event(Noticed(text=f"window_hu has no effect with intensity {grid.intensity!r}"))
         for origin in start.origins if not (run / LAST).exists() else ():
             on_event(Noticed(text=f"init: {origin}"))
-        folder = Path(cases_path or run / "cases")
         cases = prepare_cases(loaded, grid, folder, threads=config.threads, progress=progress)
         leaked = find_leaks(cases, start.scans)
         if leaked and not force:
