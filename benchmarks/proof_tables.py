@@ -30,6 +30,9 @@ PLANNED: Final = (
     ("classification-shuffled", "classification"), ("classification-frame", "classification"),
 )  # fmt: skip
 """Comparisons that were planned before the campaign: a gain is the second minus the first."""
+GAIN_HEADER: Final = (
+    "from", "to", "trials", "gain", "95 % interval", "p paired", "p Holm", "p Welch"
+)  # fmt: skip
 _CONTROLS: Final = ("shuffled", "frame")
 _NAMES: Final = {"organs": "organs, mean Dice", "disease": "disease, AUC"}
 
@@ -205,16 +208,18 @@ def _scores_table(lines: Sequence[Line]) -> str:
 
 def _planned_table(lines: Sequence[Line]) -> str:
     body = [
-        [
-            gain.one, gain.other, f"{gain.num}", f"{100 * gain.mean:+.1f}",
-            f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}", _p(gain.p_paired), _p(holm),
-            _p(gain.p_welch), _share_better(lines, gain),
-        ]
-        for gain, holm in planned_gains(lines)
+        [*gain_cells(gain, holm), _share_better(lines, gain)] for gain, holm in planned_gains(lines)
+    ]
+    return markdown_table([*GAIN_HEADER, "test phantoms better"], body)
+
+
+def gain_cells(gain: Gain, holm: float) -> list[str]:
+    """The cells of a comparison below `GAIN_HEADER`."""
+    return [
+        gain.one, gain.other, f"{gain.num}", f"{100 * gain.mean:+.1f}",
+        f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}", _p(gain.p_paired), _p(holm),
+        _p(gain.p_welch),
     ]  # fmt: skip
-    header = ["from", "to", "trials", "gain of the mean", "95 % interval"]
-    header += ["p paired", "p Holm", "p Welch", "test phantoms better"]
-    return markdown_table(header, body)
 
 
 def _by_labels_table(lines: Sequence[Line]) -> str:

@@ -8,7 +8,8 @@ Prepares a store from CT/archive, CT/archive-2mm and CT/small, which have no pat
 pretrains each net with restoration, with self-classification, and with both; and compares them with
 random weights on four tasks: soft-tissue sarcomas of CT/sts in CT and in MR, cross-validated by
 patient, and AdrenalMNIST3D at 28^3 (resized to 32^3) and at 64^3 with its official split. DIR has a
-plan for each task, TASK.toml, which `semgen compare` reads, too. Run again to resume.
+plan for each task, TASK.toml, which `semgen compare` reads, too; its tables, and gains.md with the
+comparisons that `benchmarks.proof` plans, are in compared/TASK. Run again to resume.
 """
 
 from __future__ import annotations
@@ -16,13 +17,19 @@ from __future__ import annotations
 import argparse
 import csv
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from click.testing import CliRunner
 
+from benchmarks.proof_tables import GAIN_HEADER, gain_cells, markdown_table, planned_gains
 from cli import main as semgen
 from trainer import TrainConfig, pretrain
+from trainer.comparison import read_results
 from trainer.finetuning.datasets import MANIFEST, convert
 from trainer.nets.registry import KINDS
 
@@ -103,6 +110,29 @@ def write_sarcomas(ct: Path, kind: str, file: Path) -> None:
             writer.writerow([image, mask, image.name[:7]])
 
 
+def tabulate_gains(results: Sequence[dict[str, Any]], net: str) -> str:
+    """The planned comparisons of a task, trial by trial, for each share of labels and their mean.
+
+    Holm's correction is for the comparisons with the same labels.
+    """
+    scores: dict[tuple[str, float, int], list[float]] = defaultdict(list)  # of the folds
+    for found in results:
+        if found["start"].startswith(f"{net}-") and found["score"] is not None:
+            start = found["start"].removeprefix(f"{net}-")
+            scores[start, found["label_fraction"], found["trial"]].append(found["score"])
+    lines = [
+        {"start": start, "labels": share, "trial": trial, "score": float(np.mean(values))}
+        for (start, share, trial), values in scores.items()
+    ]
+    shares = sorted({line["labels"] for line in lines})
+    body = [
+        [f"{labels:.0%}" if labels else "mean", *gain_cells(gain, holm)]
+        for labels in (*shares, *([None] if shares[1:] else []))
+        for gain, holm in planned_gains(lines, labels)
+    ]
+    return markdown_table(["labels", *GAIN_HEADER], body)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ct", type=Path, required=True)
@@ -164,6 +194,9 @@ def main() -> None:
         file.write_text(plan)
         compared = ("compare", file, work / "compared" / task)
         print(run_semgen(*compared, "--devices", arguments.devices), flush=True)
+        gains = "\n".join(tabulate_gains(read_results(compared[2]), net) for net in arguments.nets)
+        (compared[2] / "gains.md").write_text(gains)
+        print(gains, flush=True)
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"width {arguments.width}, {where}, {(time.perf_counter() - began) / 60:.0f} min")
 
