@@ -1,21 +1,27 @@
 """Does pretraining help? From scans to a comparison on real data, small enough for a CPU.
 
     python -m benchmarks.transfer --ct CT --work DIR [--width 8] [--pretrain-epochs 16]
-        [--steps 300] [--trials 3] [--devices cpu,cpu] [--nets genesis resenc-s]
+        [--steps 300] [--trials 10] [--seeds 5] [--devices cpu,cpu] [--nets genesis resenc-s]
         [--pretexts restoration classification joint mae mae-joint] [--tasks sarcoma-ct]
+        [--known FILE.jsonl]
 
 Prepares a store from CT/archive, CT/archive-2mm and CT/small, which have no patient of the tasks;
 pretrains each net with restoration, with self-classification, and with both; and compares them with
 random weights on four tasks: soft-tissue sarcomas of CT/sts in CT and in MR, cross-validated by
-patient, and AdrenalMNIST3D at 28^3 (resized to 32^3) and at 64^3 with its official split. DIR has a
-plan for each task, TASK.toml, which `semgen compare` reads, too; its tables, and gains.md with the
-comparisons that `benchmarks.proof` plans, are in compared/TASK. Run again to resume.
+patient, and AdrenalMNIST3D at 28^3 (resized to 32^3) and at 64^3 with its official split.
+
+Each start is pretrained with --seeds seeds, and each pretraining serves trials / seeds trials; the
+number of a trial is the seed of its fine-tuning. DIR/SEED has the runs, and a plan for each task, TASK.toml,
+which `semgen compare` reads, too. DIR/results has the results of all trials, TASK.jsonl, with the
+tables of `compare` and the comparisons that `benchmarks.proof` plans. Run again to resume. A seed
+and task whose trials are all in --known, results of an earlier campaign, are not run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -28,8 +34,9 @@ from click.testing import CliRunner
 
 from benchmarks.proof_tables import GAIN_HEADER, gain_cells, markdown_table, planned_gains
 from cli import main as semgen
+from store.atomic import replace_file
 from trainer import TrainConfig, pretrain
-from trainer.comparison import read_results
+from trainer.comparison import read_results, write_tables
 from trainer.finetuning.datasets import MANIFEST, convert
 from trainer.nets.registry import KINDS
 
@@ -53,6 +60,7 @@ trials = {trials}
 label_fractions = {fractions}
 
 [defaults]
+seed = {seed}
 width = {width}
 batch_size = 8
 steps = {steps}
@@ -62,14 +70,14 @@ patience = 1000
 [tasks.{task}]
 """
 TASKS = {
-    "sarcoma-ct": """path = "sarcoma-ct.csv"
+    "sarcoma-ct": """path = "../sarcoma-ct.csv"
 folds = 3
 window_hu = [{window[0]}, {window[1]}]
 learning_rate = 4e-3
 spacing_mm = [4.0, 3.0, 3.0]
 shape = [16, 48, 48]
 """,
-    "sarcoma-mr": """path = "sarcoma-mr.csv"
+    "sarcoma-mr": """path = "../sarcoma-mr.csv"
 folds = 3
 steps = {half}
 validation_fraction = 0.0
@@ -78,11 +86,11 @@ intensity = "per-image"
 spacing_mm = [4.0, 3.0, 3.0]
 shape = [16, 48, 48]
 """,
-    "adrenal-28": """path = "adrenal-28/task.csv"
+    "adrenal-28": """path = "../adrenal-28/task.csv"
 steps = {half}
 shape = [32, 32, 32]
 """,
-    "adrenal-64": """path = "adrenal-64/task.csv"
+    "adrenal-64": """path = "../adrenal-64/task.csv"
 steps = {half}
 shape = [64, 64, 64]
 """,
@@ -133,27 +141,10 @@ def tabulate_gains(results: Sequence[dict[str, Any]], net: str) -> str:
     return markdown_table(["labels", *GAIN_HEADER], body)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ct", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--width", type=int, default=8)
-    parser.add_argument("--pretrain-epochs", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--trials", type=int, default=3)
-    parser.add_argument("--devices", default="auto")
-    parser.add_argument("--nets", nargs="+", choices=KINDS, default=["genesis"])
-    parser.add_argument("--pretexts", nargs="*", choices=list(PRETEXTS), default=list(PRETEXTS)[:3])
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
-    arguments = parser.parse_args()
-    work: Path = arguments.work
-    work.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-
-    store, settings = work / "archive.store", work / "archive.toml"
-    settings.write_text(STORE.format(window=WINDOW_HU))
-    archives = [arguments.ct / name for name in ARCHIVES]
-    print(run_semgen("prepare", *archives, store, "--config", settings), flush=True)
+def pretrain_starts(
+    store: Path, folder: Path, seed: int, arguments: argparse.Namespace
+) -> dict[str, dict[str, str]]:
+    """Pretrain all starts with a seed; returns their settings in a plan in `folder`."""
     starts = {}
     for net in arguments.nets:
         starts[f"{net}-scratch"] = {"net": net}
@@ -164,39 +155,120 @@ def main() -> None:
                 batch_size=16,
                 epochs=arguments.pretrain_epochs,
                 warmup_epochs=arguments.pretrain_epochs // 2,  # of those with classes
+                seed=seed,
                 **PRETEXTS[name],
             )
             start = f"{net}-{name}"
-            done = pretrain(store, work / "runs" / start, config)
-            print(f"{start}: {done.best} in {done.seconds:.0f} s", flush=True)
-            starts[start] = {"init": f"runs/{start}"}
+            done = pretrain(store, folder / start, config)
+            print(f"seed {seed}, {start}: {done.best} in {done.seconds:.0f} s", flush=True)
+            starts[start] = {"init": start}
             if ADDS_TO.get(name) in arguments.pretexts:
                 starts[start]["adds_to"] = f"{net}-{ADDS_TO[name]}"
+    return starts
+
+
+def write_plan(
+    task: str, starts: dict[str, dict[str, str]], numbers: range, arguments: argparse.Namespace
+) -> str:
+    """The plan of some trials of a task, as TOML."""
+    plan = (PLAN + TASKS[task]).format(
+        task=task,
+        seed=numbers.start,
+        width=arguments.width,
+        steps=arguments.steps,
+        half=arguments.steps // 2,
+        trials=len(numbers),
+        fractions=FRACTIONS.get(task, [1.0]),
+        window=WINDOW_HU,
+    )
+    for start, values in starts.items():
+        plan += f"\n[starts.{start}]\n"
+        plan += "".join(f'{name} = "{value}"\n' for name, value in values.items())
+    return plan
+
+
+class Results:
+    """The results of all trials of each task, in a folder."""
+
+    def __init__(self, folder: Path, known: Path | None) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder = folder
+        lines = known.read_text().splitlines() if known else []
+        self.known: list[dict[str, Any]] = [json.loads(line) for line in lines]
+
+    def read(self, task: str) -> list[dict[str, Any]]:
+        file = self.folder / f"{task}.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        own = [json.loads(line) for line in lines]
+        numbers = {found["trial"] for found in own}
+        return own + [
+            found for found in self.known if found["task"] == task and found["trial"] not in numbers
+        ]
+
+    def has(self, task: str, numbers: range) -> bool:
+        return set(numbers) <= {found["trial"] for found in self.read(task)}
+
+    def add(self, task: str, numbers: range, found: Sequence[dict[str, Any]]) -> None:
+        """Add results whose trials are counted from 0."""
+        added = [{**result, "trial": numbers[result["trial"]], "curve": []} for result in found]
+        lines = [json.dumps(result) for result in [*self.read(task), *added]]
+        with replace_file(self.folder / f"{task}.jsonl") as partial:
+            partial.write_text("\n".join(lines) + "\n")
+
+    def tabulate(self, task: str, nets: Sequence[str]) -> str:
+        """Write and return the tables of a task."""
+        found = self.read(task)
+        out = self.folder / task
+        out.mkdir(exist_ok=True)
+        tables, _ = write_tables(found, out)
+        gains = "\n".join(tabulate_gains(found, net) for net in nets)
+        (out / "gains.md").write_text(gains)
+        return f"{tables.read_text()}\n{gains}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ct", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--width", type=int, default=8)
+    parser.add_argument("--pretrain-epochs", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--trials", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--known", type=Path)
+    parser.add_argument("--devices", default="auto")
+    parser.add_argument("--nets", nargs="+", choices=KINDS, default=["genesis"])
+    parser.add_argument("--pretexts", nargs="*", choices=list(PRETEXTS), default=list(PRETEXTS)[:3])
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    arguments = parser.parse_args()
+    if arguments.trials % arguments.seeds:
+        parser.error("--trials must be a multiple of --seeds")
+    work: Path = arguments.work
+    work.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+
+    store, settings = work / "archive.store", work / "archive.toml"
+    settings.write_text(STORE.format(window=WINDOW_HU))
+    archives = [arguments.ct / name for name in ARCHIVES]
+    print(run_semgen("prepare", *archives, store, "--config", settings), flush=True)
     write_sarcomas(arguments.ct, "CT", work / "sarcoma-ct.csv")
     write_sarcomas(arguments.ct, "MR_T1", work / "sarcoma-mr.csv")
     for task, source in ADRENALS.items():
         if task in arguments.tasks and not (work / task / MANIFEST).exists():
             convert("medmnist", arguments.ct / "downstream" / source, work / task)
-    for task in arguments.tasks:
-        plan = (PLAN + TASKS[task]).format(
-            task=task,
-            width=arguments.width,
-            steps=arguments.steps,
-            half=arguments.steps // 2,
-            trials=arguments.trials,
-            fractions=FRACTIONS.get(task, [1.0]),
-            window=WINDOW_HU,
-        )
-        for start, values in starts.items():
-            plan += f"\n[starts.{start}]\n"
-            plan += "".join(f'{name} = "{value}"\n' for name, value in values.items())
-        file = work / f"{task}.toml"
-        file.write_text(plan)
-        compared = ("compare", file, work / "compared" / task)
-        print(run_semgen(*compared, "--devices", arguments.devices), flush=True)
-        gains = "\n".join(tabulate_gains(read_results(compared[2]), net) for net in arguments.nets)
-        (compared[2] / "gains.md").write_text(gains)
-        print(gains, flush=True)
+    results = Results(work / "results", arguments.known)
+    trials = arguments.trials // arguments.seeds
+    for seed in range(arguments.seeds):
+        numbers = range(seed * trials, (seed + 1) * trials)
+        tasks = [task for task in arguments.tasks if not results.has(task, numbers)]
+        starts = pretrain_starts(store, work / str(seed), seed, arguments) if tasks else {}
+        for task in tasks:
+            file = work / str(seed) / f"{task}.toml"
+            file.write_text(write_plan(task, starts, numbers, arguments))
+            out = file.with_suffix("")
+            run_semgen("compare", file, out, "--devices", arguments.devices)
+            results.add(task, numbers, read_results(out))
+            print(results.tabulate(task, arguments.nets), flush=True)
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"width {arguments.width}, {where}, {(time.perf_counter() - began) / 60:.0f} min")
 
