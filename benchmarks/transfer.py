@@ -11,10 +11,10 @@ random weights on four tasks: soft-tissue sarcomas of CT/sts in CT and in MR, cr
 patient, and AdrenalMNIST3D at 28^3 (resized to 32^3) and at 64^3 with its official split.
 
 Each start is pretrained with --seeds seeds, and each pretraining serves trials / seeds trials; the
-number of a trial is the seed of its fine-tuning. DIR/SEED has the runs, and a plan for each task, TASK.toml,
-which `semgen compare` reads, too. DIR/results has the results of all trials, TASK.jsonl, with the
-tables of `compare` and the comparisons that `benchmarks.proof` plans. Run again to resume. A seed
-and task whose trials are all in --known, results of an earlier campaign, are not run again.
+number of a trial is the seed of its fine-tuning. DIR/SEED has the runs, and a plan for each task,
+TASK.toml, which `semgen compare` reads, too. DIR/results has the results of all trials, TASK.jsonl,
+with the tables of `compare` and the comparisons that `benchmarks.proof` plans. Run again to resume.
+A seed and task whose trials are all in --known, results of earlier campaigns, are not run again.
 """
 
 from __future__ import annotations

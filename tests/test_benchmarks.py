@@ -1,6 +1,7 @@
 """Benchmarks that need a machine which is seldom at hand run here at small size."""
 
 import dataclasses
+import json
 import subprocess
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from benchmarks.proof import SIZES, open_store, run_start
 from benchmarks.proof_data import make_disease, make_organs
 from benchmarks.proof_tables import gather_results, planned_gains, read_complete, write_results
 from benchmarks.scans import abdomen_with_organs, altered_copy
+from benchmarks.transfer import Results
 from pipeline import PrepareConfig
 from store import PatchStore
 from store.geometry import scan_name
@@ -139,6 +141,34 @@ def test_the_proof_trains_on_phantoms_and_repeats_its_tables_without_training(
     results = tmp_path / "results" / "results.jsonl"
     assert sorted(read_complete(results, 4), key=str) == sorted(lines, key=str)
     assert read_complete(results, 5) == []
+
+
+def test_trials_of_several_pretrainings_are_gathered_and_earlier_ones_count(
+    tmp_path: Path,
+) -> None:
+    def make(trial: int, start: str, fold: int) -> dict[str, object]:
+        score = 0.5 + 0.1 * (start == "genesis-joint") + 0.01 * (trial % 2) * fold
+        return {
+            "task": "t", "start": start, "label_fraction": 1.0, "trial": trial, "fold": fold,
+            "order": 0, "adds_to": None, "metric": "dice", "score": score, "failed": None,
+            "leaked": [], "curve": [[1, 0.5]], "num_test": 6,
+        }  # fmt: skip
+
+    both = [
+        make(trial, start, fold)
+        for trial in range(2)
+        for start in ("genesis-scratch", "genesis-joint")
+        for fold in range(2)
+    ]
+    known = tmp_path / "known.jsonl"
+    known.write_text("".join(json.dumps(line) + "\n" for line in both))
+    results = Results(tmp_path / "results", known)
+    assert (results.has("t", range(2)), results.has("t", range(2, 4))) == (True, False)
+    results.add("t", range(2, 4), both)
+    again = Results(tmp_path / "results", known)
+    assert again.has("t", range(4))
+    assert len(again.read("t")) == 16
+    assert "| 100% | scratch | joint | 4 | +10.0 |" in again.tabulate("t", ["genesis"])
 
 
 def test_the_probe_finds_a_class_in_features_and_nothing_for_shuffled_labels(
