@@ -1,7 +1,7 @@
 """Does pretraining help? From scans to a comparison on real data, small enough for a CPU.
 
     python -m benchmarks.transfer --ct CT --work DIR [--width 8] [--pretrain-epochs 16]
-        [--steps 300] [--trials 10] [--seeds 5] [--devices cpu,cpu] [--nets genesis resenc-s]
+        [--steps 100] [--trials 10] [--seeds 5] [--devices cpu,cpu] [--nets genesis resenc-s]
         [--pretexts restoration classification joint mae mae-joint] [--tasks sarcoma-ct]
         [--known FILE.jsonl]
 
@@ -79,7 +79,6 @@ shape = [16, 48, 48]
 """,
     "sarcoma-mr": """path = "../sarcoma-mr.csv"
 folds = 3
-steps = {half}
 validation_fraction = 0.0
 learning_rate = 4e-3
 intensity = "per-image"
@@ -87,11 +86,9 @@ spacing_mm = [4.0, 3.0, 3.0]
 shape = [16, 48, 48]
 """,
     "adrenal-28": """path = "../adrenal-28/task.csv"
-steps = {half}
 shape = [32, 32, 32]
 """,
     "adrenal-64": """path = "../adrenal-64/task.csv"
-steps = {half}
 shape = [64, 64, 64]
 """,
 }
@@ -176,7 +173,6 @@ def write_plan(
         seed=numbers.start,
         width=arguments.width,
         steps=arguments.steps,
-        half=arguments.steps // 2,
         trials=len(numbers),
         fractions=FRACTIONS.get(task, [1.0]),
         window=WINDOW_HU,
@@ -232,7 +228,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--pretrain-epochs", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--trials", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--known", type=Path)
