@@ -237,6 +237,12 @@ def test_a_dicom_folder_is_classified_as_one_image(classifier: Path, series: Pat
     assert [row["image"] for row in read_rows(series.parent / "out.csv")] == ["series"]
 
 
+def test_an_empty_folder_is_refused(segmenter: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TrainError, match="empty: has no files; give an image, or a folder"):
+        predict(segmenter, tmp_path / "empty", tmp_path / "out")
+
+
 def test_a_mask_is_not_written_into_its_dicom_folder(segmenter: Path, series: Path) -> None:
     with pytest.raises(TrainError, match="masks would be mixed with the images"):
         predict(segmenter, series, series / "mask.nii.gz")

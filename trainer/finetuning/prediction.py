@@ -182,6 +182,8 @@ def _list_cases(tuned: _TunedRun, source: Path, channel: int | None) -> list[Cas
         ]  # fmt: skip
     images = [source]
     if source.is_dir():
+        if not any(path.is_file() for path in source.iterdir()):
+            raise TrainError(f"{source}: has no files; give an image, or a folder with images")
         found = sorted(p for p in source.glob("[!.]*") if find_stem(p) is not None)
         images = _files_of_channel(found, channel) or [source]  # a DICOM series
     names = [_case_name(image, channel) for image in images]
