@@ -77,10 +77,11 @@ def _only_one(folder: Path) -> Iterator[None]:
     """Lock a folder; SemgenError where another process has it locked."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SemgenError(f"{folder}: another process is writing here; wait for it") from None
         yield
-    except BlockingIOError:
-        raise SemgenError(f"{folder}: another process is writing here; wait for it") from None
     finally:
         os.close(descriptor)
 
