@@ -76,10 +76,10 @@ def test_trials_that_are_done_are_not_run_again(folder: Path, compared: Path) ->
 
 @contextlib.contextmanager
 def running_command(
-    folder: Path, out: Path, *options: str, errors: Path | None = None
+    folder: Path, out: Path, *options: str, plan: str = "plan.toml", errors: Path | None = None
 ) -> Iterator[ForkServerProcess]:
     """The command in another process, after its first trial is done."""
-    command = ["compare", folder / "plan.toml", out, *options]
+    command = ["compare", folder / plan, out, *options]
     with running_semgen(*command, errors=errors) as process:
         until = time.monotonic() + 120
         while not read_results(out) and time.monotonic() < until:
@@ -157,7 +157,9 @@ def test_worker_processes_end_when_their_parent_is_killed(folder: Path) -> None:
 def test_ctrl_c_ends_several_processes_in_one_line(folder: Path, tmp_path: Path) -> None:
     errors, out = tmp_path / "errors", folder / "interrupted"
     errors.touch()
-    with running_command(folder, out, "--devices", "cpu,cpu", errors=errors) as process:
+    (folder / "long.toml").write_text(PLAN.replace("trials = 2", "trials = 100"))
+    two = ("--devices", "cpu,cpu")
+    with running_command(folder, out, *two, plan="long.toml", errors=errors) as process:
         workers = find_workers(process)
         assert process.pid is not None
         os.kill(process.pid, signal.SIGINT)
@@ -168,7 +170,7 @@ def test_ctrl_c_ends_several_processes_in_one_line(folder: Path, tmp_path: Path)
     assert errors.read_text().splitlines()[-1].startswith("Error: interrupted; run the same")
     assert len(workers) == 2
     assert not alive
-    assert 0 < len(read_results(out)) < 8
+    assert 0 < len(read_results(out)) < 400
 
 
 def test_settings_that_another_process_changed_meanwhile_are_refused(
