@@ -4,6 +4,7 @@ import contextlib
 import functools
 import multiprocessing
 import os
+import signal
 import subprocess
 import tempfile
 import warnings
@@ -118,7 +119,8 @@ def _enter(
     function: Callable[..., None],
     arguments: tuple[Any, ...],
 ) -> None:
-    """What the new process does."""
+    """What the new process does; Ctrl-C ends it, also where the tests run in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # its own processes, such as workers of Dask, are forked from the same server
     forkserver._forkserver.ensure_running = lambda: None  # type: ignore[attr-defined]
     for number, file in enumerate(files, start=1):
