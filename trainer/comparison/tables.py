@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -66,50 +67,94 @@ def write_tables(results: Sequence[dict[str, Any]], out: str | Path) -> list[Pat
     return [out / TABLES, out / TABLE]
 
 
-def to_markdown(rows: Sequence[Row], pairs: Sequence[Pair]) -> str:
-    """Tables of all starting points, of what classification adds, and of smaller shares of labels.
+@dataclass(frozen=True)
+class Heading:
+    """A heading above texts and tables."""
 
-    The first two are the paper's Result II and Result I.
-    """
+    heading: str
+
+    def __str__(self) -> str:
+        return f"## {self.heading}"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph that tells what a table means."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Table:
+    """Titles of columns, and rows of as many cells; ** around a cell means bold."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def __str__(self) -> str:
+        lines = (self.head, ["---"] * len(self.head), *self.rows)
+        return "\n".join(
+            "| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines
+        )
+
+
+Block = Heading | Text | Table
+
+
+def to_markdown(rows: Sequence[Row], pairs: Sequence[Pair]) -> str:
+    """The blocks of `make_tables` in Markdown."""
     if not rows:
         return "No trial has a score yet.\n"
+    return "\n\n".join(["# Comparison", *map(str, make_tables(rows, pairs))]) + "\n"
+
+
+def make_tables(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[Block]:
+    """Tables of all starting points, of what classification adds, and of smaller shares of labels.
+
+    The first two are the paper's Result II and Result I. `rows` must not be empty.
+    """
     largest = max(row.label_fraction for row in rows)
     main = [row for row in rows if row.label_fraction == largest]
-    blocks = ["# Comparison\n", _starts_section(main), _tests_section(main)]
+    blocks = [*_compare_starts(main), *_test_starts(main)]
     gains = [pair for pair in pairs if pair.label_fraction == largest]
     if gains:
-        blocks.append(_gains_section(gains))
+        blocks += _compare_pairs(gains)
     if len(main) < len(rows):
-        blocks.append(_fractions_section(rows))
+        blocks += _compare_fractions(rows)
     if any(row.failed for row in rows):
         blocks.append(
-            "Failed trials diverged (see results.jsonl); they are not in the means and tests.\n"
+            Text("Failed trials diverged (see results.jsonl); they are not in the means and tests.")
         )
-    return "\n".join(blocks)
+    return blocks
 
 
-def _starts_section(rows: Sequence[Row]) -> str:
+def _compare_starts(rows: Sequence[Row]) -> list[Block]:
     tasks = {row.task: row.metric for row in rows}
     cells = {(row.task, row.start): _cell(row) for row in rows}
-    table = _table(
-        ["start", *(f"{task}, {metric} %" for task, metric in tasks.items())],
-        [
-            [start, *(cells.get((task, start), "") for task in tasks)]
-            for start in dict.fromkeys(row.start for row in rows)
-        ],
-    )
     leaks = (
         " † was tested on scans that it was pretrained on." if any(r.leaked for r in rows) else ""
     )
-    return (
-        f"## Which starting point is best (Result II)\n\n{table}\n"
-        "Mean ± standard deviation over trials (number of trials in brackets). The best starting"
-        " point of each task is bold; = marks those that are not significantly different from it"
-        f" (two-sample t-test, p > {ALPHA}).{leaks}\n"
-    )
+    return [
+        Heading("Which starting point is best (Result II)"),
+        Table(
+            ["start", *(f"{task}, {metric} %" for task, metric in tasks.items())],
+            [
+                [start, *(cells.get((task, start), "") for task in tasks)]
+                for start in dict.fromkeys(row.start for row in rows)
+            ],
+        ),
+        Text(
+            "Mean ± standard deviation over trials (number of trials in brackets). The best"
+            " starting point of each task is bold; = marks those that are not significantly"
+            f" different from it (two-sample t-test, p > {ALPHA}).{leaks}"
+        ),
+    ]
 
 
-def _tests_section(rows: Sequence[Row]) -> str:
+def _test_starts(rows: Sequence[Row]) -> list[Block]:
     body = []
     for row in rows:
         if gap := row.gap_to_best:
@@ -117,18 +162,18 @@ def _tests_section(rows: Sequence[Row]) -> str:
             body.append(
                 [row.task, row.start, _percent(gap.mean), _interval(gap), *map(_p, p_values)]
             )
-    table = _table(
-        ["task", "start", "behind the best", f"{1 - ALPHA:.0%} interval (Welch)", "p (t-test)",
-         "p (Welch)", "p (t-test, Holm)"],
-        body,
-    )  # fmt: skip
-    return (
-        f"{table}\nHolm's correction is for the number of starting points compared with the best"
-        " of a task. The best was chosen by these same scores, so its lead may be overestimated.\n"
-    )
+    head = ["task", "start", "behind the best", f"{1 - ALPHA:.0%} interval (Welch)", "p (t-test)",
+            "p (Welch)", "p (t-test, Holm)"]  # fmt: skip
+    return [
+        Table(head, body),
+        Text(
+            "Holm's correction is for the number of starting points compared with the best of a"
+            " task. The best was chosen by these same scores, so its lead may be overestimated."
+        ),
+    ]
 
 
-def _gains_section(pairs: Sequence[Pair]) -> str:
+def _compare_pairs(pairs: Sequence[Pair]) -> list[Block]:
     body = []
     for pair in pairs:
         gain = pair.gain
@@ -137,16 +182,13 @@ def _gains_section(pairs: Sequence[Pair]) -> str:
              _scores(pair.scores_with), _percent(gain.mean, sign=True), _interval(gain),
              _p(gain.p_student), _p(gain.p_welch)]
         )  # fmt: skip
-    table = _table(
-        ["task", "without", "%", "with", "%", "gain", f"{1 - ALPHA:.0%} interval (Welch)",
-         "p (t-test)", "p (Welch)"],
-        body,
-    )  # fmt: skip
-    return f"## What classification adds (Result I)\n\n{table}"
+    head = ["task", "without", "%", "with", "%", "gain", f"{1 - ALPHA:.0%} interval (Welch)",
+            "p (t-test)", "p (Welch)"]  # fmt: skip
+    return [Heading("What classification adds (Result I)"), Table(head, body)]
 
 
-def _fractions_section(rows: Sequence[Row]) -> str:
-    blocks = ["## Fewer labels\n"]
+def _compare_fractions(rows: Sequence[Row]) -> list[Block]:
+    blocks: list[Block] = [Heading("Fewer labels")]
     fractions = sorted({row.label_fraction for row in rows})
     for task, metric in {row.task: row.metric for row in rows}.items():
         cells = {(r.start, r.label_fraction): _cell(r) for r in rows if r.task == task}
@@ -154,9 +196,9 @@ def _fractions_section(rows: Sequence[Row]) -> str:
             [start, *(cells.get((start, fraction), "") for fraction in fractions)]
             for start in dict.fromkeys(start for start, _ in cells)
         ]
-        header = [f"{task}, {metric} %", *(f"{share:.0%} of labels" for share in fractions)]
-        blocks.append(_table(header, body))
-    return "\n".join(blocks)
+        head = [f"{task}, {metric} %", *(f"{share:.0%} of labels" for share in fractions)]
+        blocks.append(Table(head, body))
+    return blocks
 
 
 def _cell(row: Row) -> str:
@@ -192,8 +234,3 @@ def _p(value: float) -> str:
     if math.isnan(value):
         return ""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *body]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from trainer.comparison.results import read_results
 from trainer.comparison.statistics import Difference, Row, pair_up, summarise
-from trainer.comparison.tables import to_markdown
+from trainer.comparison.tables import make_tables
 from trainer.errors import TrainError
 
 
@@ -22,27 +23,10 @@ def describe_comparison(folder: Path) -> dict[str, Any]:
     if not any(row.scores for row in rows):
         raise TrainError(f"{folder}: no trial has a score yet; run semgen compare until one has")
     return {
-        "tables": parse_tables(to_markdown(rows, pair_up(results))),
+        "tables": [asdict(block) for block in make_tables(rows, pair_up(results))],
         "tasks": [_describe_task(task, rows, results) for task in tasks],
         "trials": len(results),
     }
-
-
-def parse_tables(markdown: str) -> list[dict[str, Any]]:
-    """Headings, paragraphs and tables, in order, of what `to_markdown` writes."""
-    blocks: list[dict[str, Any]] = []
-    for line in markdown.splitlines():
-        if line.startswith("#"):
-            blocks.append({"heading": line.lstrip("# ")})
-        elif line.startswith("|"):
-            cells = [cell.strip() for cell in line.strip("|").split("|")]
-            if not (blocks and "rows" in blocks[-1]):
-                blocks.append({"head": cells, "rows": []})
-            elif set(cells) != {"---"}:
-                blocks[-1]["rows"].append(cells)
-        elif line:
-            blocks.append({"text": line})
-    return blocks
 
 
 def _describe_task(task: str, rows: list[Row], results: list[dict[str, Any]]) -> dict[str, Any]:

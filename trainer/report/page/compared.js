@@ -20,18 +20,16 @@ function comparisonPage({ tables, tasks, trials }) {
         el(
           "div",
           { class: "panel" },
-          tables
-            .filter((block) => block.heading !== "Comparison")
-            .map((block) =>
-              block.heading
-                ? el("h3", {}, block.heading)
-                : block.text
-                  ? el("p", { class: "soft" }, block.text)
-                  : table(
-                      block.head,
-                      block.rows.map((row) => row.map(text)),
-                    ),
-            ),
+          tables.map((block) =>
+            block.heading
+              ? el("h3", {}, block.heading)
+              : block.text
+                ? el("p", { class: "soft" }, block.text)
+                : table(
+                    block.head,
+                    block.rows.map((row) => row.map(text)),
+                  ),
+          ),
         ),
       ),
     ),
