@@ -388,6 +388,8 @@ def report(sources: Sequence[str | Path], out: Path, **options: Any) -> None:
         options["stores"] = [PatchStore(store) for store in options["stores"]]
         click.echo(write_run_report(list(map(Path, sources)), out, progress=Terminal(), **options))
         return
+    if options != {"stores": (), "device": "auto", "names": False}:
+        raise click.UsageError(f"{sources[0]}: --store, --device and --names are for a RUN only")
     opened = PatchStore(sources[0])
     size = write_report(opened, out, progress=Terminal())
     click.echo(f"{out}: {opened.num_classes} classes, {format_size(size)}; open it in a browser")

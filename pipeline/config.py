@@ -27,6 +27,8 @@ _MAX_ROWS, _SHARD_BYTES = 64, 2**24
 """Crops of a shard, and their bytes before they are compressed: what a worker holds."""
 _MOST_BYTES = 2**30
 """The same if `rows_per_shard` is given."""
+BODY_SIZES = 2
+"""Numbers of an embedding for the size of the body, after the latent vector."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,13 +12,13 @@ _PROBED = 8
 """Of an inverted file index, one in 8 lists is searched."""
 
 
-def check_index(index: str, latent: int) -> None:
-    """Raise ConfigError when FAISS does not know an index_factory string."""
+def check_index(index: str, length: int) -> None:
+    """Raise ConfigError when FAISS has no such index of vectors of `length` numbers."""
     try:
-        faiss.index_factory(latent, index, faiss.METRIC_L2)
+        faiss.index_factory(length, index, faiss.METRIC_L2)
     except RuntimeError as error:
         raise ConfigError(
-            f"index must be an index_factory string of FAISS for vectors of {latent} numbers, got"
+            f"index must be an index_factory string of FAISS for vectors of {length} numbers, got"
             f" {index!r}; use --index Flat"
         ) from error
 

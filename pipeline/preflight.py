@@ -18,7 +18,7 @@ from pipeline.archive.lookup import (
     read_rejections,
 )
 from pipeline.archive.manifest import Manifest
-from pipeline.config import PrepareConfig
+from pipeline.config import BODY_SIZES, PrepareConfig
 from store.errors import SemgenError, check_local
 from store.format import AUTOENCODER_FILE, FORMAT, SURVEY_VERSION, StoreError, survey_version
 from store.reader import PatchStore
@@ -55,19 +55,14 @@ def _is_partial(path: Path) -> bool:
 
 
 def find_weights(autoencoder: Path) -> Path:
-    """The given file of weights, or that of the given store; loads them once to check them."""
-    from pipeline.autoencoder import load_autoencoder
-
-    weights = autoencoder
-    if autoencoder.is_dir():
-        if "embed" not in PatchStore(autoencoder, allow_building=True).stages:
-            raise StoreError(
-                f"{autoencoder}: has no autoencoder yet; finish preparing it, or give a file of"
-                " weights"
-            )
-        weights = autoencoder / AUTOENCODER_FILE
-    load_autoencoder(weights)
-    return weights
+    """The given file of weights, or that of the given store."""
+    if not autoencoder.is_dir():
+        return autoencoder
+    if "embed" not in PatchStore(autoencoder, allow_building=True).stages:
+        raise StoreError(
+            f"{autoencoder}: has no autoencoder yet; finish preparing it, or give a file of weights"
+        )
+    return autoencoder / AUTOENCODER_FILE
 
 
 def digest_inputs(**files: Path | None) -> dict[str, str]:
@@ -121,7 +116,12 @@ def check_job(
         raise StoreError(
             f"{path}: STORE and --extend are the same store; give a new folder as STORE"
         )
-    weights = None if autoencoder is None else find_weights(Path(autoencoder))
+    weights, latent = None, config.autoencoder.latent
+    if autoencoder is not None:
+        from pipeline.autoencoder import load_autoencoder
+
+        weights = find_weights(Path(autoencoder))
+        latent = load_autoencoder(weights).latent  # also checks the file
     listed = None if manifest is None else Path(manifest)
     inputs = digest_inputs(manifest=listed, autoencoder=weights)
     state, known = find_state(path), []
@@ -140,7 +140,7 @@ def check_job(
     if not complete:
         from pipeline.neighbours import check_index
 
-        check_index(config.index, config.autoencoder.latent)
+        check_index(config.index, latent + BODY_SIZES)
     if old is not None and not complete:
         check_extension(old, config)
     return Job(

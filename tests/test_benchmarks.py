@@ -54,6 +54,21 @@ def test_the_benchmark_for_gpus_runs_on_the_cpu(tmp_path: Path) -> None:
         "as fast",
     ):
         assert words in table
+    assert "failed" not in table
+
+
+def test_a_failure_in_the_benchmark_for_gpus_is_told_and_the_rest_goes_on(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", num_train=3, num_validation=1, shape=(16, 32, 32))
+    small = "--device cpu --width 1 --batch-size 2 --steps 1 --warm-up 1 --threads 1"
+    done = run_module(
+        *("benchmarks.pretrain_gpu", str(store), *small.split(), "--plain-workers", "0"),
+        *("--no-compile", "--out", str(tmp_path / "table.md")),
+    )
+    assert done.returncode == 1
+    table = (tmp_path / "table.md").read_text()
+    assert "| bf16 + channels_last_3d | failed: TrainError: precision bf16" in table
+    assert "| tf32 | " in table
+    assert "as fast" in table
 
 
 @pytest.mark.parametrize("command", ["landmarks", "masks", "store"])

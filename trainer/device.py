@@ -8,13 +8,17 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.config import LoopConfig
 from trainer.errors import TrainError
 from trainer.ranks import Ranks
 
 Config = TypeVar("Config", bound=LoopConfig)
+
+
+_NO_KERNEL = "unable to find an engine"
+"""What cuDNN says where memory is too small for any of its kernels."""
 
 
 def pick_device(name: str, ranks: Ranks) -> torch.device:
@@ -36,6 +40,13 @@ def pick_device(name: str, ranks: Ranks) -> torch.device:
     return device
 
 
+def upload(values: Tensor, device: torch.device) -> Tensor:
+    """Copy values from the CPU to a device without waiting for a GPU, which may be busy."""
+    if device.type == "cuda":  # a copy from memory that is not pinned waits for it
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
 def describe_machine(net: nn.Module, device: torch.device) -> dict[str, Any]:
     """What config.json records of a net and of what trains it."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -51,9 +62,9 @@ def resolve_precision(config: Config, device: torch.device) -> Config:
 
 def set_precision(precision: str) -> None:
     """Set global options of PyTorch: full float32 unless tf32 is allowed, and fastest kernels."""
-    kind = "ieee" if precision == "fp32" else "tf32"
-    torch.backends.cuda.matmul.fp32_precision = kind
-    torch.backends.cudnn.conv.fp32_precision = kind  # type: ignore[attr-defined]
+    allowed = precision != "fp32"
+    # Not the newer `fp32_precision`: after it, PyTorch's getters of these flags raise an error.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
     torch.backends.cudnn.benchmark = True
 
 
@@ -96,7 +107,9 @@ def memory_explained(batch_size: int, remedy: str) -> Iterator[None]:
     """Raise TrainError, which says what to change, where a GPU's memory is too small."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and _NO_KERNEL not in str(error):
+            raise
         raise TrainError(
             f"the GPU's memory is too small for batches of {batch_size}; {remedy}"
         ) from error

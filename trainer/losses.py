@@ -67,7 +67,7 @@ class Means:
 
     def add(self, values: dict[str, Tensor], num: int) -> None:
         """Add the mean losses of `num` more examples."""
-        for name, value in {**values, "num": torch.ones(())}.items():
+        for name, value in {**values, "num": torch.ones((), device=self._device)}.items():
             part = value.detach().double().to(self._device) * num
             self._sums[name] = self._sums[name] + part if name in self._sums else part
 

@@ -30,7 +30,7 @@ from trainer.nnunet.read import parse_origins
 from trainer.objective import Objective
 from trainer.pretexts import Example, Pretext
 from trainer.ranks import join_ranks
-from trainer.recipe import Average, clip_gradient, make_optimiser
+from trainer.recipe import Average, clip_gradient, make_optimiser, resume_optimiser
 from trainer.setup import Setup, set_up
 
 NUM_PICTURED = 8
@@ -120,7 +120,10 @@ def pretrain(
         at_once = setup.config.batch_size / setup.config.accumulate
         if at_once > _LARGE_BATCH * fitting:
             on_event(Noticed(text=_describe_batch(setup.config, store.crop_shape, fitting)))
-        remedy = "lower batch_size or raise accumulate in a new RUN, or resume with recompute"
+        remedy = (
+            "lower batch_size or raise accumulate in a new RUN, or resume with recompute, or with"
+            " cache memory"
+        )
         try:
             with memory_explained(setup.config.batch_size, remedy):
                 summary = loop.train()
@@ -183,7 +186,7 @@ class Pretrainer:
         self.model = self._wrap()
         self.optimiser = make_optimiser(self.net, self.config, self.device)
         if saved:
-            self.optimiser.load_state_dict(saved["optimiser"])
+            resume_optimiser(self.optimiser, saved["optimiser"])
         shown = setup.validation if len(setup.validation) else setup.train
         self.pictured = shown.read(thin(shown.plan.rows, NUM_PICTURED))
         self.filler = _make_filler(self.pictured)

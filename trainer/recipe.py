@@ -48,6 +48,13 @@ def make_optimiser(
     return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=fused)
 
 
+def resume_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Continue from the state in a checkpoint, which another kind of device may have written."""
+    fused = optimiser.param_groups[0]["fused"]
+    groups = [{**group, "fused": fused} for group in state["param_groups"]]
+    optimiser.load_state_dict({**state, "param_groups": groups})
+
+
 def learning_rate_at(config: LoopConfig, step: int, *, num_steps: int, num_cuts: int) -> float:
     """The learning rate of a step, counted from 0 in its phase.
 

@@ -32,6 +32,7 @@ DICOM_ATTRIBUTES: Final[dict[str, Any]] = {  # of DICOM files; those of type 2 m
 
 
 TRUTH: Final = "landmarks.json"
+_MASK_LABELS: Final = "labels.json"
 
 
 def write_nifti(phantom: Phantom, path: str | Path) -> None:
@@ -130,7 +131,7 @@ def write_archive(
         (`labels.json`), into `masks_folder(directory)`, where no scan is searched for.
 
     The scans appear when all are written. Raises ValueError for an unknown format or fewer than one
-    patient, SemgenError when a folder is not empty.
+    patient, SemgenError when one of the folders is not empty.
     """
     if format not in ("nifti", "dicom", "mixed"):
         raise ValueError(f"format must be nifti, dicom or mixed, got {format!r}")
@@ -139,10 +140,9 @@ def write_archive(
     truth = {}
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(fill_folder(Path(directory), last=TRUTH))
-        organs = masks_folder(directory)
         if masks:
-            organs.mkdir(exist_ok=True)
-            _write_json(organs / "labels.json", LABELS)
+            organs = stack.enter_context(fill_folder(masks_folder(directory), last=_MASK_LABELS))
+            _write_json(organs / _MASK_LABELS, LABELS)
         advance = stack.enter_context(progress.stage("phantoms", patients, "patients"))
         for index in range(patients):
             phantom = draw_phantom(seed, index, matrix=matrix, varied=varied)

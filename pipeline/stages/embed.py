@@ -26,7 +26,7 @@ from pipeline.autoencoder import (
     reduced_loader,
     save_autoencoder,
 )
-from pipeline.config import PrepareConfig
+from pipeline.config import BODY_SIZES, PrepareConfig
 from pipeline.training import steps_done, train_autoencoder
 from store.format import AUTOENCODER_FILE
 from store.progress import Advance, Progress
@@ -145,7 +145,7 @@ def make_embeddings(
         (N, 2, 3) low and high corner of each scan's frame box.
     """
     size_mm = frame_mm[:, 1, 1:] - frame_mm[:, 0, 1:]
-    embedding = np.empty((len(latent), model.latent + size_mm.shape[1]), np.float32)
+    embedding = np.empty((len(latent), model.latent + BODY_SIZES), np.float32)
     vector = embedding[:, : model.latent]  # a view: a large archive's embeddings fill gigabytes
     np.subtract(latent, model.centre.numpy(), out=vector)
     vector /= np.maximum(np.linalg.norm(vector, axis=1, keepdims=True), _MIN_NORM)

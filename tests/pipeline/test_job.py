@@ -7,14 +7,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import zarr
 
 from pipeline.archive.catalogue import Catalogue
 from pipeline.archive.lookup import DATABASE, catalogue_folder, read_archive, read_sources
 from pipeline.archive.selection import number_scans
 from pipeline.audit import audit
-from pipeline.config import PrepareConfig
+from pipeline.config import AutoencoderConfig, PrepareConfig
 from pipeline.job import _Staged, prepare
-from pipeline.preflight import PrepareError
+from pipeline.preflight import PrepareError, check_job
 from pipeline.stages.discover import check_crops_fit
 from store import PatchStore, SemgenError, StoreError
 from store.errors import ConfigError
@@ -483,6 +484,26 @@ def test_an_unknown_index_is_refused_before_any_work(
     with pytest.raises(ConfigError, match="index must be an index_factory string of FAISS"):
         prepare(phantoms, tmp_path / "s", changed)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_index_is_checked_for_the_length_of_embeddings(
+    phantoms: Path, config: PrepareConfig, prepared: Path, tmp_path: Path
+) -> None:
+    """They have two numbers more than the latent vector."""
+    numbers = zarr.open_array(prepared / "scans/embedding", mode="r").shape[1]
+
+    def check(index: str, latent: int, autoencoder: Path | None) -> None:
+        settings = AutoencoderConfig(latent=latent)
+        fields = {**_fields(config), "index": index, "autoencoder": settings}
+        check_job(
+            phantoms, tmp_path / "s", PrepareConfig(**fields), manifest=None, extend=None,
+            archive_moved=False, autoencoder=autoencoder,
+        )  # fmt: skip
+
+    check(f"PQ{numbers}", numbers - 2, None)
+    with pytest.raises(ConfigError, match=f"for vectors of {numbers} numbers"):
+        check(f"PQ{numbers - 2}", numbers - 2, None)
+    check(f"PQ{numbers}", 2 * numbers, prepared)  # the length of the given autoencoder counts
 
 
 @pytest.mark.parametrize(

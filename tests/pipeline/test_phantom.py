@@ -22,6 +22,7 @@ from pipeline.phantom.files import masks_folder, write_archive, write_dicom, wri
 from pipeline.phantom.patients import COVERAGE_MM, TABLE_RADIUS_MM, Phantom, draw_phantom
 from pipeline.phantom.solids import LABELS
 from pipeline.phantom.variation import MIN_HEIGHT_MM
+from store.errors import SemgenError
 from tests.support.progress import CountedProgress
 
 WHOLE = "chest-abdomen"
@@ -371,6 +372,10 @@ def test_masks_are_on_the_grid_of_their_scans_and_beside_the_archive(tmp_path: P
         "landmarks.json", "phantom-0000.nii.gz", "phantom-0001"
     ]  # fmt: skip
     assert json.loads((masks_folder(archive) / "labels.json").read_text()) == LABELS
+    (tmp_path / "new.masks").mkdir()
+    (tmp_path / "new.masks" / "mine.nii.gz").touch()
+    with pytest.raises(SemgenError, match=r"new\.masks: exists and is not an empty folder"):
+        write_archive(tmp_path / "new", patients=1, masks=True)
     scans = [
         SimpleITK.ReadImage(str(archive / "phantom-0000.nii.gz")),
         read_series(archive / "phantom-0001"),

@@ -14,7 +14,7 @@ from trainer import TrainConfig
 SHAPE = (8, 16, 16)
 TINY = TrainConfig(
     width=2, batch_size=16, epochs=3, warmup_epochs=1, shuffle_blocks=100,
-    log_every=2, checkpoint_every=2, seed=5,
+    log_every=2, checkpoint_every=2, seed=5, device="cpu",
 )  # fmt: skip
 """15 steps, 5 an epoch; the first epoch is the warm-up."""
 

@@ -31,11 +31,19 @@ def test_a_run_with_large_batches_says_how_to_need_less_memory(store: Path, tmp_
         assert (expected in notices(events)) == said
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ..."),
+        RuntimeError("FIND was unable to find an engine to execute this computation"),  # cuDNN
+    ],
+    ids=["PyTorch", "cuDNN"],
+)
 def test_a_gpu_without_enough_memory_is_told_in_one_line(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: RuntimeError, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
+        raise error
 
     monkeypatch.setattr(Pretrainer, "step", fail)
     with pytest.raises(TrainError, match="memory is too small for batches of 16; lower"):

@@ -1,5 +1,6 @@
 """The training recipe: optimisers, schedules, clipping, average of the weights, recomputation."""
 
+import copy
 import dataclasses
 import math
 from pathlib import Path
@@ -15,7 +16,13 @@ from trainer import Event, Stepped, TrainConfig, TrainError, pretrain
 from trainer.config import find_differences
 from trainer.nets.pretraining import PretrainingNet
 from trainer.nets.registry import build_net
-from trainer.recipe import Average, clip_gradient, learning_rate_at, make_optimiser
+from trainer.recipe import (
+    Average,
+    clip_gradient,
+    learning_rate_at,
+    make_optimiser,
+    resume_optimiser,
+)
 from trainer.recompute import recompute_stages
 
 CPU = torch.device("cpu")
@@ -76,6 +83,23 @@ def test_each_optimiser_has_its_own_default_of_weight_decay(name: Any, decay: fl
 def test_sgd_is_that_of_nnunet() -> None:
     group = make_optimiser(build_net(width=1), TrainConfig(optimiser="sgd"), CPU).param_groups[0]
     assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.99, True, 3e-5)
+
+
+def test_a_resumed_optimiser_stays_as_fused_as_its_device_wants() -> None:
+    """A CPU's checkpoint must not make a GPU slow, nor the reverse."""
+    net = build_net(width=1)
+    optimiser = make_optimiser(net, TrainConfig(optimiser="adamw"), CPU)
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimiser.step()
+    state = copy.deepcopy(optimiser.state_dict())
+    for group in state["param_groups"]:
+        group.update(fused=True, lr=0.5)
+    resumed = make_optimiser(net, TrainConfig(optimiser="adamw"), CPU)
+    resume_optimiser(resumed, state)
+    assert [group["fused"] for group in resumed.param_groups] == [False, False]
+    assert [group["lr"] for group in resumed.param_groups] == [0.5, 0.5]
+    assert len(resumed.state) == len(optimiser.state)
 
 
 @pytest.mark.parametrize(("limit", "norm"), [(None, 50.0), (12.0, 12.0), (100.0, 50.0)])

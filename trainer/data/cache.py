@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trainer.device import upload
 from trainer.errors import TrainError
 
 _SHARE = 0.5
@@ -38,13 +39,13 @@ class CropCache:
 
     def take(self, rows: NDArray[np.int64], out: Tensor | None = None) -> Tensor:
         """The crops of these rows, (n, 1, Z, Y, X) int16, on the cache's device; in `out`."""
-        slots = torch.from_numpy(self._slots(rows)).to(self.device)
+        slots = upload(torch.from_numpy(self._slots(rows)), self.device)
         return torch.index_select(self._crops, 0, slots, out=out)
 
     def put(self, rows: NDArray[np.int64], crops: Tensor) -> None:
         """Keep (n, 1, Z, Y, X) crops."""
         slots = self._slots(rows)
-        self._crops[torch.from_numpy(slots).to(self.device)] = crops.to(self.device)
+        self._crops[upload(torch.from_numpy(slots), self.device)] = upload(crops, self.device)
         self._filled[slots] = True
 
     def _slots(self, rows: NDArray[np.int64]) -> NDArray[np.intp]:

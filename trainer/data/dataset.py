@@ -29,6 +29,7 @@ from trainer.data.epochs import EpochCounter
 from trainer.data.intensity import ZScores
 from trainer.data.plan import EpochPlan, draw_patients, leave_out_members, select_rows, thin
 from trainer.data.readahead import read_ahead
+from trainer.device import upload
 from trainer.errors import TrainError
 from trainer.ranks import Ranks
 
@@ -381,19 +382,18 @@ class PatchDataset(IterableDataset[Batch]):
 
     def _load(self, epoch: int, index: int, rows: NDArray[np.int64], crops: Tensor | None) -> Batch:
         """The batch on the device, from the CPU or from the cache."""
-        if crops is not None:
-            crops = crops.to(self._device, non_blocking=True)
-            if self._cache is not None and not self._cache.holds(rows):
-                self._cache.put(rows, crops)
+        device, cache, zscores = self._device, self._cache, None
+        if crops is None:
+            assert cache is not None
+            crops = cache.take(rows)
         else:
-            assert self._cache is not None
-            crops = self._cache.take(rows)
-        labels = torch.from_numpy(self._split.label[rows].astype(np.int64))
-        labels, zscores = labels.to(self._device, non_blocking=True), None
+            if cache is not None and not cache.holds(rows):
+                cache.put(rows, crops)
+            crops = upload(crops, device)
+        labels = upload(torch.from_numpy(self._split.label[rows].astype(np.int64)), device)
         if self._statistics_hu is not None:
             statistics = torch.from_numpy(self._statistics_hu[self._split.scan[rows]]).float()
-            statistics = statistics.to(self._device, non_blocking=True)
-            zscores = ZScores.of_scans(statistics, self.window_hu)
+            zscores = ZScores.of_scans(upload(statistics, device), self.window_hu)
         return Batch(epoch, index, rows, labels, crops, self.window_hu, zscores)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.device import autocast, check_precision, set_precision
+from trainer.device import autocast, check_precision, set_precision, upload
 from trainer.finetuning.cases import Prepared
 from trainer.finetuning.config import FinetuneConfig
 from trainer.finetuning.inference import to_probability
@@ -20,7 +20,7 @@ from trainer.finetuning.starts import Start
 from trainer.finetuning.task import SPLITS, Task
 from trainer.learner import Losses, Validation
 from trainer.losses import Means
-from trainer.recipe import clip_gradient, make_optimiser, trained_weights
+from trainer.recipe import clip_gradient, make_optimiser, resume_optimiser, trained_weights
 
 
 class Finetuner:
@@ -55,12 +55,12 @@ class Finetuner:
         self.net.to(device)
         self.optimiser = make_optimiser(self.net, config, device)
         if saved:
-            self.optimiser.load_state_dict(saved["optimiser"])
+            resume_optimiser(self.optimiser, saved["optimiser"])
 
     def step(self, batch: Examples) -> list[Losses]:
         """Do one optimiser step; return the loss of the batch."""
         self.optimiser.zero_grad(set_to_none=True)
-        loss = self.loss(self._predict(batch), batch.truths.to(self.device))
+        loss = self.loss(self._predict(batch), upload(batch.truths, self.device))
         loss.backward()
         clip_gradient(self.net, self.config)
         self.optimiser.step()
@@ -75,7 +75,7 @@ class Finetuner:
         for batch in self.validation_patches.epoch(0):
             raise_if_interrupted()
             logits = self._predict(batch)
-            means.add({"loss": self.loss(logits, batch.truths.to(self.device))}, len(batch))
+            means.add({"loss": self.loss(logits, upload(batch.truths, self.device))}, len(batch))
             probability = to_probability(logits)
             if self.task.segments:
                 predicted.append(probability.argmax(1).to(torch.uint8).cpu())
@@ -102,7 +102,7 @@ class Finetuner:
 
     def _predict(self, batch: Examples) -> Tensor:
         """Logits (n, outputs, ...) of a batch."""
-        images = batch.images.to(self.device).float()  # (n, 1, Z, Y, X)
+        images = upload(batch.images, self.device).float()  # (n, 1, Z, Y, X)
         with self.autocast():
             logits: Tensor = self.net(images)
         return logits

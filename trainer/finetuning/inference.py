@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trainer.device import upload
 from trainer.finetuning.grid import Grid, resample_back
 
 _WINDOWS_AT_ONCE = 4
@@ -47,7 +48,7 @@ def slide_window(
 
     def predict(windows: Tensor) -> Tensor:
         with autocast:
-            return to_probability(net(windows.to(device)))
+            return to_probability(net(windows))
 
     image = torch.from_numpy(np.asarray(values, np.float32))[None, None]
     found: Any = sliding_window_inference(
@@ -57,6 +58,7 @@ def slide_window(
         predict,
         overlap=overlap,
         mode="gaussian",
+        sw_device=device,
         device="cpu",
     )
     probability: NDArray[np.float32] = found[0].numpy()
@@ -109,6 +111,6 @@ def classify(
 ) -> NDArray[np.float32]:
     """(n, classes) probabilities of (n, 1, Z, Y, X) images."""
     with autocast:
-        logits = net(images.to(device).float())
+        logits = net(upload(images, device).float())
     probability: NDArray[np.float32] = to_probability(logits).cpu().numpy()
     return probability

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
+from trainer.device import upload
 from trainer.transforms.draws import Draws
 
 ALPHA_VOXELS = 991.0
@@ -68,7 +69,7 @@ def displace(crops: Tensor, displacement: Tensor) -> Tensor:
     y = (2 * torch.arange(height, device=crops.device) + 1) / height - 1
     x = (2 * torch.arange(width, device=crops.device) + 1) / width - 1
     rest = torch.stack((x.expand(height, -1), y[:, None].expand(-1, width)))  # (2, Y, X)
-    per_voxel = torch.tensor((2 / width, 2 / height), device=crops.device)[:, None, None]
+    per_voxel = upload(torch.tensor((2 / width, 2 / height)), crops.device)[:, None, None]
     grid = torch.addcmul(rest, displacement, per_voxel)  # (n, Z, 2, Y, X); [-1, 1] is the crop
     moved = F.grid_sample(  # slices as images: the 2-D kernel is the fast one
         crops.reshape(num * depth, 1, height, width),

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from trainer.device import upload
 from trainer.transforms.draws import Draws
 from trainer.transforms.elastic import deform
 from trainer.transforms.intensity import nonlinear_intensity
@@ -35,6 +36,6 @@ def perturb_genesis(crops: Tensor, draws: Draws, *, num_blocks: int) -> Tensor:
     for kind, change in enumerate(kinds):
         members = torch.nonzero(chosen == kind).flatten()
         if len(members):
-            there = members.to(crops.device)
+            there = upload(members, crops.device)
             perturbed[there] = change(perturbed[there], draws.of(members.tolist()))
     return perturbed

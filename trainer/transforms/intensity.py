@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trainer.device import upload
 from trainer.transforms.draws import Draws
 
 _CURVE_STEPS = 4096
@@ -33,7 +34,7 @@ def draw_curves(draws: Draws) -> Tensor:
 def nonlinear_intensity(crops: Tensor, draws: Draws) -> Tensor:
     """Map every intensity by the curve of its crop, in 4096 steps (half a HU)."""
     num = len(crops)
-    curves = draw_curves(draws).to(crops.device)  # (n, steps)
+    curves = upload(draw_curves(draws), crops.device)  # (n, steps)
     start = torch.arange(num, device=crops.device)[:, None] * _CURVE_STEPS + 0.5
     place = torch.add(start, crops.reshape(num, -1).double(), alpha=_CURVE_STEPS - 1)
     return curves.take(place.long()).reshape(crops.shape)

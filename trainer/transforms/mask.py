@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trainer.device import upload
 from trainer.errors import TrainError
 from trainer.transforms.draws import Draws
 
@@ -64,7 +65,7 @@ class BlockGrid:
         order = draws.uniform(self.num_blocks).argsort(1)  # (n, blocks)
         hidden = torch.zeros(len(draws), self.num_blocks, dtype=torch.bool)
         hidden.scatter_(1, order[:, : self.num_hidden], True)
-        mask = hidden.reshape(-1, 1, *self.size).to(draws.device)
+        mask = upload(hidden, draws.device).reshape(-1, 1, *self.size)
         for axis, side in enumerate(self.shape, 2):
             mask = mask.repeat_interleave(self.block, axis).narrow(axis, 0, side)
         return mask

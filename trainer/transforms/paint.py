@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trainer.device import upload
 from trainer.transforms.draws import Draws
 
 MAX_BOXES = 5
@@ -32,7 +33,7 @@ def _draw_boxes(low: Tensor, high: Tensor, count: Tensor, crops: Tensor, draws: 
         & (torch.arange(length) < (corner + side)[:, :, axis, None])
         for axis, length in enumerate(shape)
     ]  # (n, boxes, length) of each axis: a box is their product
-    z, y, x = (part.to(crops.device, torch.float32) for part in inside)
+    z, y, x = (upload(part, crops.device).float() for part in inside)
     return torch.einsum("nbz,nby,nbx->nzyx", z, y, x)[:, None] > 0
 
 

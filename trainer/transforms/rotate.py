@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.device import upload
 from trainer.transforms.draws import Draws
 
 
@@ -38,7 +39,7 @@ def rotate(crops: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
     chosen = draws.integers(0, len(rotations) - 1)
     rotated = torch.empty_like(crops)
     for number, (axes, flips) in enumerate(rotations):
-        members = torch.nonzero(chosen == number).flatten().to(crops.device)
+        members = upload(torch.nonzero(chosen == number).flatten(), crops.device)
         turned = crops[members].permute(0, 1, *(2 + axis for axis in axes))
         rotated[members] = turned.flip([2 + axis for axis in flips])
-    return rotated, chosen.to(crops.device)
+    return rotated, upload(chosen, crops.device)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.device import upload
 from trainer.nets.subcubes import join_subcubes, split_subcubes
 from trainer.transforms.draws import Draws
 
@@ -44,11 +45,11 @@ def scramble_rubik(
     num = len(crops)
     subcubes = split_subcubes(crops, 2).reshape(num, 8, *(side // 2 for side in crops.shape[2:]))
     chosen = draws.integers(0, num_orders - 1)
-    order = find_permutations(num_orders)[chosen].to(crops.device)  # (n, 8)
+    order = upload(find_permutations(num_orders)[chosen], crops.device)  # (n, 8)
     subcubes = subcubes.take_along_dim(order[:, :, None, None, None], 1)
     # rotated about z (0) or y (1), or not at all (2 and 3)
-    about = draws.integers(0, 3, 8).to(crops.device)[:, :, None, None, None]
+    about = upload(draws.integers(0, 3, 8), crops.device)[:, :, None, None, None]
     subcubes = torch.where(about == 0, subcubes.flip((3, 4)), subcubes)
     subcubes = torch.where(about == 1, subcubes.flip((2, 4)), subcubes)
     scrambled = join_subcubes(subcubes.reshape(num * 8, 1, *subcubes.shape[2:]), 2)
-    return scrambled, chosen.to(crops.device), (about < 2).reshape(num, 8)
+    return scrambled, upload(chosen, crops.device), (about < 2).reshape(num, 8)

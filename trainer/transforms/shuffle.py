@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.device import upload
 from trainer.transforms.draws import Draws
 
 
@@ -66,7 +67,7 @@ def _shuffle_crop(crop: Tensor, draws: Draws, num_blocks: int) -> Tensor:
     voxel_bits = volume.bit_length()
     random_bits = min(30, 62 - voxel_bits - num_blocks.bit_length())
     head = (torch.arange(num_blocks) << (random_bits + voxel_bits)) + flatten_index(corner, shape)
-    size, head, entry, offsets = (part.to(device) for part in (size, head, entry, offsets))
+    size, head, entry, offsets = (upload(part, device) for part in (size, head, entry, offsets))
     place = torch.arange(num_members, device=device)
     keys = entry.repeat_interleave(size, output_size=num_members).add_(place)
     keys = offsets.take(keys).add_(head.repeat_interleave(size, output_size=num_members))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
+from trainer.device import upload
 from trainer.transforms.draws import Draws
 from trainer.transforms.shuffle import flatten_index
 
@@ -28,12 +29,12 @@ def swap_patches(crops: Tensor, draws: Draws, *, num_swaps: int = NUM_SWAPS) -> 
     corners = corners.take_along_dim(first[:, :, None, None, None], 2)[:, :, 0]  # (n, swaps, 2, 3)
 
     place = torch.cartesian_prod(*(torch.arange(int(length)) for length in high))  # (voxels, 3)
-    inside = (place < side[:, :, None]).all(-1)  # (n, swaps, voxels)
-    volume = crops[0].numel()
     start = flatten_index(corners.reshape(-1, 3), shape).reshape(*corners.shape[:3], 1)
+    place, start, side = (upload(part, crops.device) for part in (place, start, side))
+    inside = (place < side[:, :, None]).all(-1)  # (n, swaps, voxels)
+    volume = crops[0].numel()  # of the index: an extra voxel
     index = (start + flatten_index(place, shape)).masked_fill(~inside[:, :, None], volume)
-    index = index.to(crops.device)  # (n, swaps, 2, voxels); `volume` is an extra voxel
-    swapped = F.pad(crops.reshape(len(crops), -1), (0, 1))
+    swapped = F.pad(crops.reshape(len(crops), -1), (0, 1))  # (n, voxels + 1)
     for first_patch, second_patch in index.permute(1, 2, 0, 3):
         patch = swapped.gather(1, first_patch)
         swapped.scatter_(1, first_patch, swapped.gather(1, second_patch))
