@@ -50,22 +50,22 @@ def _core(solid: Mask, spacing_mm: Sequence[float] | NDArray[np.float64]) -> Mas
     """The large parts of what is solid, without thin walls."""
     y, x = (max(1, round(_WALL_MM / step)) for step in spacing_mm[1:])
     opened: Mask = ndimage.binary_opening(solid, structure=_disc(y, x)[None])
-    labels, count = ndimage.label(opened)
+    return keep_large_parts(opened, _KEPT_SHARE)
+
+
+def keep_large_parts(mask: Mask, share: float) -> Mask:
+    """The connected parts of at least this share of the largest one: two legs are two parts."""
+    labels, count = ndimage.label(mask)
     if count == 0:
-        return opened
+        return mask
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
-    return np.asarray(sizes >= _KEPT_SHARE * sizes.max())[labels]  # two legs are two parts
+    return np.asarray(sizes >= share * sizes.max())[labels]
 
 
 def fill_holes(mask: Mask) -> Mask:
     """Fill what the mask surrounds within a slice: lungs may be open along z."""
-    holes, count = ndimage.label(~mask, structure=_IN_PLANE)
-    outside = np.zeros(count + 1, bool)
-    for edge in (np.s_[:, 0], np.s_[:, -1], np.s_[:, :, 0], np.s_[:, :, -1]):
-        outside[holes[edge]] = True
-    outside[0] = False  # the mask
-    return ~outside[holes]
+    return ndimage.binary_fill_holes(mask, structure=_IN_PLANE)
 
 
 def _disc(reach_y: int, reach_x: int) -> Mask:

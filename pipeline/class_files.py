@@ -12,10 +12,10 @@ import numpy as np
 from pipeline.archive.lookup import has_catalogue, read_series
 from pipeline.archive.series import Series
 from store.atomic import fill_folder
-from store.classes import read_annotation
+from store.classes import check_class, read_annotation
 from store.csvfile import write_csv_file
 from store.errors import is_url
-from store.format import SPLITS, StoreError
+from store.format import SPLITS
 from store.geometry import scan_name
 from store.images import Rejected
 from store.images.frame import ScanFrame, frame_of_file, frame_of_slices, write_crop
@@ -80,10 +80,7 @@ def export_class(
     have, SemgenError when `out` is not empty.
     """
     store = PatchStore(path)
-    if not 0 <= label < store.num_classes:
-        raise StoreError(
-            f"{store.location}: no class {label}; classes are 0 to {store.num_classes - 1}"
-        )
+    check_class(label, store.num_classes, where=store.location)
     chosen = _list_members(store, label)[:members]
     excluded = read_annotation(store.location)[label].excluded_members
     lines: list[tuple[object, ...]] = []

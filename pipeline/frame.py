@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pipeline.archive.volume import Volume
-from pipeline.body import fill_holes
+from pipeline.body import fill_holes, keep_large_parts
 from pipeline.config import Frame
 
 _GRID_MM = (12.0, 4.0, 4.0)
@@ -72,12 +72,7 @@ def _body_mask(coarse: Volume) -> NDArray[np.bool_]:
     # An opening per slice, wider than a table top is thick, cuts the table off.
     radius = max(1, round(_OPENING_MM / (0.5 * (coarse.spacing_mm[1] + coarse.spacing_mm[2]))))
     opened = ndimage.binary_opening(fill_holes(coarse.hu > _BODY_HU), structure=_disc(radius)[None])
-    labels, count = ndimage.label(opened)
-    if count == 0:
-        return opened
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    return np.asarray(sizes >= _KEPT_SHARE * sizes.max())[labels]  # two legs are two components
+    return keep_large_parts(opened, _KEPT_SHARE)
 
 
 def _disc(radius: int) -> NDArray[np.bool_]:

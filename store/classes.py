@@ -126,9 +126,9 @@ def annotate(
         num_classes = group["reference"].shape[0]
         notes = dict(read_annotation(store).notes)
         for label in {*changes, *(was or ())}:
-            if not 0 <= label < num_classes:
-                raise StoreError(f"{store}: no class {label}; classes are 0 to {num_classes - 1}")
+            check_class(label, num_classes, where=store)
         for label, believed in (was or {}).items():
+            check_types(believed, where=f"{store}: class {label}")
             _refuse_changed(store, label, notes.get(label, ClassNote()), believed)
         for label, change in changes.items():
             checked = _check_change(store, label, change)
@@ -137,6 +137,22 @@ def annotate(
         kept = {label: note for label, note in sorted(notes.items()) if note != ClassNote()}
         group.attrs[_ATTRIBUTE] = {str(label): _write_note(note) for label, note in kept.items()}
     return Annotation(kept)
+
+
+def check_class(label: Any, num_classes: int, *, where: object) -> None:
+    """StoreError, which begins with `where`, if `label` is no class of a store."""
+    is_number = isinstance(label, int | np.integer) and not isinstance(label, bool)
+    if not (is_number and 0 <= label < num_classes):
+        raise StoreError(f"{where}: no class {label}; classes are 0 to {num_classes - 1}")
+
+
+def check_types(change: Mapping[str, Any], *, where: object) -> None:
+    """StoreError, which begins with `where`, for an unknown field or a value of another type."""
+    for name, value in change.items():
+        if name not in _TYPES:
+            raise StoreError(f"{where}: a class has no {name!r}; give one of {', '.join(_TYPES)}")
+        if not _is_allowed(name, value):
+            raise StoreError(f"{where}: {name} must be {_TYPES[name][1]}, got {value!r}")
 
 
 def clean(text: str, field: str) -> str:
@@ -164,15 +180,7 @@ def _refuse_changed(
 
 def _check_change(store: str | Path, label: int, change: Mapping[str, Any]) -> dict[str, Any]:
     """The fields to change; StoreError if a value is not allowed."""
-    for name, value in change.items():
-        if name not in _TYPES:
-            raise StoreError(
-                f"{store}: class {label}: a class has no {name!r}; give one of {', '.join(_TYPES)}"
-            )
-        if not _is_allowed(name, value):
-            raise StoreError(
-                f"{store}: class {label}: {name} must be {_TYPES[name][1]}, got {value!r}"
-            )
+    check_types(change, where=f"{store}: class {label}")
     checked = {name: _in_order(name, value) for name, value in change.items()}
     for name, value in checked.items():
         for text in value if name == "tags" else [value]:
@@ -219,6 +227,8 @@ def _is_allowed(name: str, value: Any) -> bool:
     """Whether a value has the type of its field."""
     if name in _LISTS and (isinstance(value, str) or not isinstance(value, Collection)):
         return False
+    if name == "excluded_members" and any(isinstance(row, bool) for row in value):
+        return False  # which are numbers in Python
     return all(isinstance(v, _TYPES[name][0]) for v in (value if name in _LISTS else [value]))
 
 

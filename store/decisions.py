@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from store.atomic import replace_file
-from store.classes import ClassNote, annotate, read_annotation
+from store.classes import ClassNote, annotate, check_class, check_types, read_annotation
 from store.csvfile import hold_text, release_text, write_csv
 from store.format import StoreError
 from store.geometry import scan_name
 from store.reader import PatchStore
 
 Changes = dict[int, dict[str, Any]]
-_TEXTS, _LISTS, _FLAGS = ("name", "note"), ("tags", "excluded_members"), ("excluded", "kept")
+_LISTS, _FLAGS = ("tags", "excluded_members"), ("excluded", "kept")
 _COLUMNS: Final = (
     "class", "reference", "name", "note", "tags", "excluded", "kept", "excluded_members"
 )  # fmt: skip
@@ -39,10 +39,7 @@ def find_member(store: PatchStore, label: int, scan: str) -> int:
 
     Raises StoreError if no member or several members have such an id, and for an unknown class.
     """
-    if not 0 <= label < store.num_classes:
-        raise StoreError(
-            f"{store.location}: no class {label}; classes are 0 to {store.num_classes - 1}"
-        )
+    check_class(label, store.num_classes, where=store.location)
     tables = (store.classes.neighbour[label], store.classes.validation_neighbour[label])
     members = sorted({int(row) for table in tables for row in table} - {-1})
     found = [row for row in members if scan_name(store.scans.id[row]).startswith(scan.lower())]
@@ -254,36 +251,24 @@ def _check_line(store: PatchStore, line: dict[str, Any], place: str) -> tuple[in
         problem = f"unknown column {unknown[0]}" if unknown else f"column {missing[0]} is missing"
         raise StoreError(f"{place}: {problem}; columns are {', '.join(_COLUMNS)}")
     label, reference = line["class"], line["reference"]
-    if type(label) is not int or not 0 <= label < store.num_classes:
-        known = f"classes are 0 to {store.num_classes - 1}"
-        raise StoreError(f"{place}: {store.location} has no class {label}; {known}")
+    check_class(label, store.num_classes, where=f"{place}: {store.location}")
     if reference != _reference(store, label):
         raise StoreError(
             f"{place}: class {label} has reference {reference}, but {_reference(store, label)} in"
             f" {store.location}: decisions of another store. Import them there"
         )
-    _check_types(line, place)
-    fields = {name: line[name] for name in (*_TEXTS, *_FLAGS) if name in line}
-    if "tags" in line:
-        fields["tags"] = tuple(sorted(set(line["tags"])))
+    fields = {name: line[name] for name in line if name not in ("class", "reference")}
+    scans = fields.pop("excluded_members", [])
+    check_types(fields, where=place)
+    if not isinstance(scans, list) or not all(isinstance(scan, str) for scan in scans):
+        raise StoreError(f"{place}: excluded_members must be a list of texts, got {scans!r}")
+    if "tags" in fields:
+        fields["tags"] = tuple(sorted(set(fields["tags"])))
     if "excluded_members" in line:
-        fields["excluded_members"] = _find_members(store, label, line["excluded_members"], place)
+        fields["excluded_members"] = _find_members(store, label, scans, place)
     if fields.get("excluded") and fields.get("kept"):
         raise StoreError(f"{place}: class {label} is either kept or excluded; choose one")
     return label, fields
-
-
-def _check_types(line: dict[str, Any], place: str) -> None:
-    kinds = {
-        **dict.fromkeys(_TEXTS, (str, "text")),
-        **dict.fromkeys(_FLAGS, (bool, "true or false")),
-        **dict.fromkeys(_LISTS, (list, "a list of texts")),
-    }
-    for name, (kind, words) in kinds.items():
-        value = line.get(name, kind())
-        texts = value if isinstance(value, list) else []
-        if not isinstance(value, kind) or not all(isinstance(text, str) for text in texts):
-            raise StoreError(f"{place}: {name} must be {words}, got {value!r}")
 
 
 def _find_members(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from store.classes import ClassNote, read_annotation
+from store.classes import ClassNote, check_class, read_annotation
 from store.format import SPLITS, StoreError
 from store.geometry import scan_name
 from store.matches import describe_matching
@@ -68,11 +68,9 @@ def describe_near_duplicates(store: PatchStore) -> list[Facts] | None:
 
 def describe_class(store: PatchStore, label: int) -> Facts:
     """One class and its members, nearest first. Raises StoreError when there is no such class."""
-    if "discover" not in store.stages or label >= store.num_classes:
-        known = "the store has no classes yet"
-        if "discover" in store.stages:
-            known = f"classes are 0 to {store.num_classes - 1}"
-        raise StoreError(f"{store.location}: no class {label}; {known}")
+    if "discover" not in store.stages:
+        raise StoreError(f"{store.location}: no class {label}; the store has no classes yet")
+    check_class(label, store.num_classes, where=store.location)
     lines = []
     for split in SPLITS:
         members = store.members(label, split)

@@ -52,11 +52,6 @@ from store.report.volumes import crop_nifti, read_viewer, scan_nifti
 LOOPBACK = "127.0.0.1"
 _CACHED_SHEETS = 256
 """Sheets of pictures that are kept; volumes are kept by the browser."""
-_TYPES: dict[str, tuple[type, type | None]] = {
-    "name": (str, None), "note": (str, None), "tags": (list, str), "excluded": (bool, None),
-    "kept": (bool, None), "excluded_members": (list, int),
-}  # fmt: skip
-"""Fields that can be changed: type, and type of its entries."""
 _MOST_BYTES = 2**22
 """Size of a request: the decisions on a large store."""
 
@@ -263,7 +258,7 @@ Changes = dict[int, dict[str, Any]]
 
 
 def _read_request(body: bytes) -> tuple[Changes, Changes] | None:
-    """New values and the values that they replace; None if the request holds anything else."""
+    """New values and those that they replace, unchecked; None if the request has another form."""
     try:
         request = json.loads(body)
     except (ValueError, RecursionError):
@@ -281,18 +276,10 @@ def _read_changes(content: object) -> Changes | None:
     for label, change in content.items():
         if not (label.isascii() and label.isdecimal() and len(label) < 10):
             return None
-        if not isinstance(change, dict) or not all(map(_is_valid, change, change.values())):
+        if not isinstance(change, dict):
             return None
-        found[int(label)] = {k: tuple(v) if isinstance(v, list) else v for k, v in change.items()}
+        found[int(label)] = change
     return found
-
-
-def _is_valid(name: str, value: object) -> bool:
-    """Whether a field exists and has a value of its type; `annotate` checks the rest."""
-    kind, entries = _TYPES.get(name, (type(None), None))
-    if not isinstance(value, kind) or value is None:
-        return False
-    return not isinstance(value, list) or all(type(entry) is entries for entry in value)
 
 
 def make_application(app: ReportApp) -> Application:

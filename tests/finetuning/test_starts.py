@@ -44,7 +44,7 @@ def test_the_deepest_features_of_medicalnet_have_an_eighth_of_the_resolution(dep
         shapes = [tuple(f.shape[1:]) for f in net.encode(CUBES)]
     assert shapes == [
         (channels, *(side // factor for side in SHAPE))
-        for channels, factor in zip(net.channels, (2, 4, 8, 8), strict=True)
+        for channels, factor in zip(net.channels, (8, 8, 4, 2), strict=True)
     ]
 
 
@@ -60,11 +60,11 @@ def test_i3d_has_the_published_size_and_resolutions() -> None:
     with torch.no_grad():
         shapes = [tuple(f.shape[1:]) for f in net.encode(torch.rand(1, 1, 32, 64, 64))]
     assert shapes == [
-        (64, 16, 32, 32),
-        (192, 16, 16, 16),
-        (480, 16, 8, 8),
-        (832, 8, 4, 4),
         (1024, 4, 2, 2),
+        (832, 8, 4, 4),
+        (480, 16, 8, 8),
+        (192, 16, 16, 16),
+        (64, 16, 32, 32),
     ]
 
 

@@ -108,8 +108,8 @@ def test_decisions_of_another_store_are_refused_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"class": 6}, "entry 1: .* has no class 6; classes are 0 to 5"),
-        ({"class": True}, "has no class True"),
+        ({"class": 6}, "entry 1: .*: no class 6; classes are 0 to 5"),
+        ({"class": True}, "no class True"),
         ({"names": "x"}, "unknown column names; columns are class, reference, name"),
         ({"excluded": "yes"}, "excluded must be true or false, got 'yes'"),
         ({"tags": "left"}, "tags must be a list of texts, got 'left'"),

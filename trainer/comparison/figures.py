@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from store.atomic import replace_file
-from trainer.comparison.statistics import ALPHA, Row, summarise
+from trainer.comparison.statistics import ALPHA, Row, mean_curve, most_labels, summarise
 
 _FOLDER, _DPI = "figures", 120
 _BEST, _EQUIVALENT, _WORSE = "tab:green", "tab:olive", "tab:gray"
@@ -29,8 +29,8 @@ def write_figures(results: Sequence[dict[str, Any]], out: str | Path) -> list[Pa
     written = []
     for task in dict.fromkeys(row.task for row in rows):
         of_task = [row for row in rows if row.task == task]
-        largest = max(row.label_fraction for row in of_task)
-        main = [row for row in of_task if row.label_fraction == largest]
+        main = most_labels(of_task)
+        largest = main[0].label_fraction
         written.append(_draw_bars(main, folder / f"{task}.png"))
         validated = [
             result
@@ -115,12 +115,12 @@ def _draw_curves(results: Sequence[dict[str, Any]], file: Path) -> Path:
     figure, axes = pyplot.subplots(figsize=(5.5, 4), dpi=_DPI)
     for number, start in enumerate(dict.fromkeys(r["start"] for r in results)):
         colour = f"C{number}"
-        curves = [np.array(r["curve"]) for r in results if r["start"] == start]
+        curves = [r["curve"] for r in results if r["start"] == start]
         for curve in curves:
-            axes.plot(curve[:, 0], 100 * curve[:, 1], color=colour, alpha=0.25, linewidth=0.8)
-        steps = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
-        mean = np.mean([np.interp(steps, curve[:, 0], curve[:, 1]) for curve in curves], axis=0)
-        axes.plot(steps, 100 * mean, color=colour, label=start)
+            steps, scores = np.transpose(curve)
+            axes.plot(steps, 100 * scores, color=colour, alpha=0.25, linewidth=0.8)
+        steps, scores = mean_curve(curves).T
+        axes.plot(steps, 100 * scores, color=colour, label=start)
     axes.set_xlabel("optimiser step")
     axes.set_ylabel(f"validation {results[0]['metric']} (%)")
     axes.set_title(results[0]["task"], fontsize=9)

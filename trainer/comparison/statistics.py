@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 ALPHA = 0.05
@@ -85,6 +86,20 @@ def mean_and_std(scores: Sequence[float]) -> tuple[float, float]:
     """Mean, NaN without scores; sample standard deviation, NaN for fewer than two."""
     mean = float(np.mean(scores)) if scores else math.nan
     return mean, float(np.std(scores, ddof=1)) if len(scores) > 1 else math.nan
+
+
+def most_labels(rows: Sequence[Row]) -> list[Row]:
+    """The rows with the largest share of labels."""
+    largest = max((row.label_fraction for row in rows), default=1.0)
+    return [row for row in rows if row.label_fraction == largest]
+
+
+def mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> NDArray[np.float64]:
+    """(n, 2) mean of one or more curves of (step, score), at all of their steps."""
+    tables = [np.array(curve, float) for curve in curves]
+    steps = np.unique(np.concatenate([table[:, 0] for table in tables]))
+    found = [np.interp(steps, table[:, 0], table[:, 1]) for table in tables]
+    return np.stack([steps, np.mean(found, axis=0)], axis=1)
 
 
 def difference(one: Sequence[float], other: Sequence[float]) -> Difference:

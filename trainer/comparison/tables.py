@@ -17,6 +17,7 @@ from trainer.comparison.statistics import (
     Pair,
     Row,
     mean_and_std,
+    most_labels,
     pair_up,
     summarise,
 )
@@ -116,10 +117,9 @@ def make_tables(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[Block]:
 
     The first two are the paper's Result II and Result I. `rows` must not be empty.
     """
-    largest = max(row.label_fraction for row in rows)
-    main = [row for row in rows if row.label_fraction == largest]
+    main = most_labels(rows)
     blocks = [*_compare_starts(main), *_test_starts(main)]
-    gains = [pair for pair in pairs if pair.label_fraction == largest]
+    gains = [pair for pair in pairs if pair.label_fraction == main[0].label_fraction]
     if gains:
         blocks += _compare_pairs(gains)
     if len(main) < len(rows):

@@ -35,23 +35,23 @@ class Segmenter(nn.Module):
         """Add a decoder to `body`.
 
         body
-            Its `encode` takes (n, 1, Z, Y, X) images and returns a list of features, finest first.
+            Its `encode` takes (n, 1, Z, Y, X) images and returns features, deepest first.
         channels
             Of each of these features.
         """
         super().__init__()
         self.body = body
-        *skips, deepest = channels
+        deepest, *skips = channels
         self.ups = nn.ModuleList()
-        for skip in reversed(skips):
+        for skip in skips:
             self.ups.append(nn.Sequential(ConvUnit(deepest + skip, skip), ConvUnit(skip, skip)))
             deepest = skip
         self.last = ConvUnit(deepest, _FINEST_CHANNELS)
         self.head = nn.Conv3d(_FINEST_CHANNELS, outputs, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:  # (n, 1, Z, Y, X) -> logits (n, outputs, Z, Y, X)
-        *skips, features = self.body.encode(x)  # type: ignore[operator]
-        for up, skip in zip(self.ups, reversed(skips), strict=True):
+        features, *skips = self.body.encode(x)  # type: ignore[operator]
+        for up, skip in zip(self.ups, skips, strict=True):
             features = up(torch.cat((_resize(features, skip), skip), dim=1))
         logits: Tensor = self.head(self.last(_resize(features, x)))
         return logits
@@ -68,8 +68,7 @@ class Classifier(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:  # (n, 1, Z, Y, X) -> logits (n, outputs)
-        found = self.body.encode(x)  # type: ignore[operator]
-        deepest = found[0] if isinstance(found, tuple) else found[-1]  # a U-Net has it first
+        deepest, *_ = self.body.encode(x)  # type: ignore[operator]
         logits: Tensor = self.head(deepest.mean(dim=(2, 3, 4)))
         return logits
 

@@ -130,4 +130,4 @@ def _with_body(kind: str, tensors: dict[str, Tensor], *, outputs: int, segments:
     body = MedicalNet(find_depth(tensors)) if kind == "medicalnet" else I3D()
     if segments:
         return Segmenter(body, body.channels, outputs=outputs)
-    return Classifier(body, body.channels[-1], outputs=outputs)
+    return Classifier(body, body.channels[0], outputs=outputs)

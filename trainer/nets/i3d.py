@@ -60,7 +60,7 @@ class InceptionModule(nn.Module):
 class I3D(nn.Module):
     """The net up to its last features, for one channel: weights of three channels are summed."""
 
-    channels = (64, 192, 480, 832, 1024)
+    channels = (1024, 832, 480, 192, 64)
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,9 +71,9 @@ class I3D(nn.Module):
             self.add_module(name, InceptionModule(channels_in, channels))
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """Features of (n, 1, Z, Y, X) images in [0, 1], finest first.
+        """Features of (n, 1, Z, Y, X) images in [0, 1], deepest first.
 
-        z is halved 1, 1, 1, 2 and 3 times, y and x 1 to 5 times.
+        z is halved 3, 2, 1, 1 and 1 times, y and x 5 to 1 times.
         """
         plane = (1, 3, 3), (1, 2, 2)
         first = self.Conv3d_1a_7x7(2 * x - 1)  # frames were in [-1, 1]
@@ -81,7 +81,7 @@ class I3D(nn.Module):
         third = self._mixed(_pool_same(second, *plane), "3bc")
         fourth = self._mixed(_pool_same(third, (3, 3, 3), (2, 2, 2)), "4bcdef")
         fifth = self._mixed(_pool_same(fourth, (2, 2, 2), (2, 2, 2)), "5bc")
-        return [first, second, third, fourth, fifth]
+        return [fifth, fourth, third, second, first]
 
     def _mixed(self, x: Tensor, which: str) -> Tensor:
         for letter in which[1:]:

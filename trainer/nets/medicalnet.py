@@ -38,14 +38,14 @@ class MedicalNet(nn.Module):
         for name, dilation in _DILATIONS.items():
             _dilate(self.get_submodule(name), dilation)
         widest = 4 if depth >= _BOTTLENECK_FROM else 1
-        self.channels = (64, 64 * widest, 128 * widest, 512 * widest)
+        self.channels = (512 * widest, 128 * widest, 64 * widest, 64)
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """Features of (n, 1, Z, Y, X), finest first: sides halved 1, 2, 3 and 3 times."""
+        """Features of (n, 1, Z, Y, X), deepest first: sides halved 3, 3, 2 and 1 times."""
         first = torch.relu_(self.bn1(self.conv1(x)))
         second = self.layer1(self.maxpool(first))
         third = self.layer2(second)
-        return [first, second, third, self.layer4(self.layer3(third))]
+        return [self.layer4(self.layer3(third)), third, second, first]
 
 
 def _dilate(layer: nn.Module, dilation: int) -> None:

@@ -7,10 +7,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from trainer.comparison.results import read_results
-from trainer.comparison.statistics import Difference, Row, pair_up, summarise
+from trainer.comparison.statistics import (
+    Difference,
+    Row,
+    mean_curve,
+    most_labels,
+    pair_up,
+    summarise,
+)
 from trainer.comparison.tables import make_tables
 from trainer.errors import TrainError
 
@@ -32,8 +37,7 @@ def describe_comparison(folder: Path) -> dict[str, Any]:
 def _describe_task(task: str, rows: list[Row], results: list[dict[str, Any]]) -> dict[str, Any]:
     """Scores of each starting point with all labels and with fewer, and curves of validation."""
     own = [row for row in rows if row.task == task and row.scores]
-    largest = max((row.label_fraction for row in own), default=1.0)
-    main = [row for row in own if row.label_fraction == largest]
+    main = most_labels(own)
     return {
         "name": task,
         "metric": own[0].metric if own else "",
@@ -56,10 +60,10 @@ def _describe_task(task: str, rows: list[Row], results: list[dict[str, Any]]) ->
             for start in dict.fromkeys(row.start for row in own)
         ] if len({row.label_fraction for row in own}) > 1 else [],
         "curves": [
-            {"name": row.start, "points": points} for row in main
-            if (points := _mean_curve([
+            {"name": row.start, "points": mean_curve(curves).round(5).tolist()} for row in main
+            if (curves := [
                 r["curve"] for r in results if r["curve"] and (r["task"], r["start"],
-                r["label_fraction"]) == (task, row.start, largest)]))
+                r["label_fraction"]) == (task, row.start, row.label_fraction)])
         ],
     }  # fmt: skip
 
@@ -74,16 +78,6 @@ def _describe_gap(gap: Difference | None) -> dict[str, float | None] | None:
         "high": _finite(-gap.low),
         "p": _finite(gap.p_student),
     }
-
-
-def _mean_curve(curves: list[list[list[float]]]) -> list[list[float]]:
-    """The mean of several curves of (step, score)."""
-    if not curves:
-        return []
-    tables = [np.array(curve) for curve in curves]
-    steps = np.unique(np.concatenate([table[:, 0] for table in tables]))
-    mean = np.mean([np.interp(steps, table[:, 0], table[:, 1]) for table in tables], axis=0)
-    return [[int(step), round(float(value), 5)] for step, value in zip(steps, mean, strict=True)]
 
 
 def _finite(value: float) -> float | None:
