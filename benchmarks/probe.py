@@ -56,7 +56,7 @@ from pipeline.match_files import read_scan
 from pipeline.place import crop_step_mm
 from store import PatchStore
 from store.format import THUMBNAIL_SHAPE
-from store.geometry import scan_name
+from store.scans import scan_name
 from store.settings import build
 from trainer import load_encoder, read_weights
 from trainer.nets.pretraining import seeded_weights

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from distributed.core import Status
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from store.errors import ConfigError, SemgenError
+from pipeline.errors import ClusterError
+from store.errors import ConfigError
 from store.settings import build, check_types, read_toml, require
 
 if TYPE_CHECKING:
@@ -45,10 +46,6 @@ _LOST_SECONDS = 30.0
 """A job none of whose workers is connected for longer is lost; one that crashed restarts sooner."""
 _IDLE_SECONDS = 60.0
 """Jobs end when there was no work for longer."""
-
-
-class ClusterError(SemgenError):
-    """The Dask cluster cannot be used as asked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,11 +16,11 @@ from store.classes import check_class, read_annotation
 from store.csvfile import write_csv_file
 from store.errors import is_url
 from store.format import SPLITS
-from store.geometry import scan_name
 from store.images import Rejected
 from store.images.frame import ScanFrame, frame_of_file, frame_of_slices, write_crop
 from store.progress import SILENT, Progress
 from store.reader import PatchStore
+from store.scans import scan_name
 
 _COLUMNS: Final = ("file", "scan", "split", "scale", "distance", "score", "excluded", "origin")
 _TABLE: Final = "members.csv"

@@ -25,13 +25,13 @@ from distributed.versions import VersionMismatchWarning
 from pipeline.batch import (
     WORKER_ENVIRONMENT,
     ClusterConfig,
-    ClusterError,
     Jobs,
     load_cluster_config,
 )
+from pipeline.errors import ClusterError
 from pipeline.tasks import refuse_threads
 from store.interrupts import interrupts_delayed
-from store.progress import SILENT, Progress
+from store.progress import SILENT, Progress, show_note
 
 WORKER_MODULES: Final = (
     "pipeline.stages.survey",
@@ -180,7 +180,7 @@ def connect(
             port = client.scheduler_info()["services"].get("dashboard")
             host = "127.0.0.1" if scheduler is None else urlsplit(scheduler).hostname
             if port is not None:  # a given scheduler may have none
-                progress.note(f"dashboard: http://{host}:{port}/status")
+                show_note(progress, f"dashboard: http://{host}:{port}/status")
         yield client
 
 
@@ -229,7 +229,7 @@ def _compare_versions(client: Client, progress: Progress) -> None:
             differing.append(f"{address} has {text}")
     if differing:
         more = f" (and {len(differing) - 1} more)" if differing[1:] else ""
-        progress.note(f"other versions than in this process: Dask {differing[0]}{more}")
+        show_note(progress, f"other versions than in this process: Dask {differing[0]}{more}")
 
 
 @contextlib.contextmanager
@@ -289,7 +289,7 @@ def _watch(
             num_workers, lost, known = len(workers), len(known - workers), workers
             if lost and jobs is None and num_waiting:  # jobs also end because they are not needed
                 num_lost += lost
-                progress.note(f"workers lost: {num_lost}; their tasks are done again")
+                show_note(progress, f"workers lost: {num_lost}; their tasks are done again")
             if jobs is not None:
                 jobs.cluster.sync(jobs.adapt, num_waiting)
         except ClusterError as error:
@@ -298,11 +298,11 @@ def _watch(
             return
         if num_workers or not num_waiting:
             if said and num_workers:
-                progress.note(f"workers joined: {num_workers}")
+                show_note(progress, f"workers joined: {num_workers}")
             joined, said, due = joined or num_workers > 0, False, now + _PATIENCE_SECONDS
         elif now >= due:
             state = "all were lost" if joined else "none has joined yet"
-            progress.note(f"waiting for workers: {state}; {hint}{problem}")
+            show_note(progress, f"waiting for workers: {state}; {hint}{problem}")
             said, due = True, now + _REPEAT_SECONDS
 
 

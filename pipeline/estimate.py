@@ -18,10 +18,9 @@ import torch
 from pipeline.archive.catalogue import ListedSeries
 from pipeline.autoencoder import Autoencoder
 from pipeline.config import PrepareConfig
+from pipeline.plan import min_members, most_members
 from pipeline.sample import Sample
-from pipeline.stages.discover import min_members, most_members
-from pipeline.stages.embed import num_torch_threads
-from pipeline.training import train_autoencoder
+from pipeline.training import num_torch_threads, train_autoencoder
 from store.inspect import format_counts, format_size
 from store.progress import format_duration
 

@@ -27,9 +27,10 @@ from pipeline.archive.lookup import catalogue_folder
 from pipeline.batch import ClusterConfig
 from pipeline.cluster import check_place, connect
 from pipeline.config import PrepareConfig
+from pipeline.errors import PrepareError
 from pipeline.isolation import ProcessEnded
 from pipeline.place import count_too_small
-from pipeline.preflight import Job, PrepareError, check_job, find_state
+from pipeline.preflight import Job, check_job, find_state
 from pipeline.stages.cut import cut_crops
 from pipeline.stages.seal import seal_store
 from pipeline.stages.survey import survey_archive
@@ -37,7 +38,7 @@ from pipeline.summary import Summary, summarise
 from pipeline.tasks import num_threads
 from store.atomic import delete_partial_files
 from store.format import StoreError
-from store.progress import SILENT, Advance, Progress
+from store.progress import SILENT, Advance, Progress, show_note, show_tally
 from store.quality import load_quality
 from store.reader import PatchStore
 from store.settings import to_json
@@ -172,7 +173,7 @@ def _run_stages(client: Client, job: Job, catalogue: Catalogue, progress: Progre
     """Run the stages in order, each unless it is done; False when no series is usable."""
     writer, config = StoreWriter(job.path), job.config
     if writer.stages:
-        progress.note(f"resuming; done by an earlier run: {', '.join(writer.stages)}")
+        show_note(progress, f"resuming; done by an earlier run: {', '.join(writer.stages)}")
     accepted = survey_archive(
         client,
         job.archive,
@@ -200,19 +201,16 @@ def _run_stages(client: Client, job: Job, catalogue: Catalogue, progress: Progre
 
 @dataclass(frozen=True, slots=True)
 class _Staged:
-    """A progress that numbers the stages, and records their seconds in the catalogue.
-
-    A caller's own progress may lack everything but `stage`.
-    """
+    """A progress that numbers the stages, and records their seconds in the catalogue."""
 
     progress: Progress
     catalogue: Catalogue
 
     def note(self, text: str) -> None:
-        getattr(self.progress, "note", SILENT.note)(text)
+        show_note(self.progress, text)
 
     def tally(self, text: str) -> None:
-        getattr(self.progress, "tally", SILENT.tally)(text)
+        show_tally(self.progress, text)
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None, unit: str, *, done: int = 0) -> Iterator[Advance]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,3 +117,26 @@ def row_tables(
     }
     order = np.lexsort((tables["scale"], tables["label"], tables["scan"]))
     return {name: values[order] for name, values in tables.items()}
+
+
+class Most(NamedTuple):
+    """Maximum number of members of a class."""
+
+    train: int
+    validation: int
+
+
+def most_members(config: PrepareConfig, split: NDArray[np.uint8]) -> Most:
+    """Maximum numbers of members in scans of the given splits (N,)."""
+    share = config.max_member_share
+    num_train, num_validation = (int((split == number).sum()) for number in (0, 1))
+    return Most(
+        train=min(config.neighbours, max(2, math.ceil(share * num_train))),
+        validation=min(config.validation_neighbours, math.ceil(share * num_validation)),
+    )
+
+
+def min_members(config: PrepareConfig, split: NDArray[np.uint8]) -> int:
+    """Minimum number of training members of a class, its reference included."""
+    most = min(most_members(config, split).train, int((split == 0).sum()))
+    return max(2, round(config.min_member_share * most))

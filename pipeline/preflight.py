@@ -19,7 +19,7 @@ from pipeline.archive.lookup import (
 )
 from pipeline.archive.manifest import Manifest
 from pipeline.config import BODY_SIZES, PrepareConfig
-from store.errors import SemgenError, check_local
+from store.errors import check_local
 from store.format import AUTOENCODER_FILE, FORMAT, SURVEY_VERSION, StoreError, survey_version
 from store.reader import PatchStore
 from store.settings import differences, to_json
@@ -33,10 +33,6 @@ _SURVEY_SETTINGS = (
     "spacing_tolerance",
 )
 """Settings that affect which series are accepted, and the results of the survey."""
-
-
-class PrepareError(SemgenError):
-    """The job cannot continue; the message says why and what to do."""
 
 
 def find_state(store: Path) -> str | None:

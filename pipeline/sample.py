@@ -19,10 +19,10 @@ from pipeline.config import PrepareConfig
 from pipeline.content import ContentOfScan
 from pipeline.crops import cut_crop, make_thumbnail, one_blas_thread
 from pipeline.frame import frame_box
+from pipeline.isolation import time_limit
 from pipeline.match import describe_place, describe_scan, match_place
 from pipeline.place import Floats, Geometry, Scans, TakenPlaces
 from pipeline.seeds import COORDINATE
-from pipeline.stages.survey import time_limit
 from store.format import THUMBNAIL_SHAPE
 from store.images import UNREADABLE, Rejected
 from store.shards import encode_chunk

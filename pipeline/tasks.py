@@ -17,7 +17,7 @@ from distributed import Client, KilledWorker, as_completed, get_worker
 from distributed.client import futures_of
 from distributed.system import MEMORY_LIMIT
 
-from pipeline.batch import ClusterError
+from pipeline.errors import ClusterError
 from pipeline.isolation import ProcessEnded, ProcessKilled, call_isolated
 
 _TASK_SECONDS = 0.2

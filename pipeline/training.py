@@ -6,8 +6,9 @@ must be alike in anatomy, not in their position on the table.
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,3 +210,14 @@ def _evaluate(
         image = load(rows[start : start + batch])
         total += float(torch.nn.functional.mse_loss(model(image), image)) * len(image)
     return total / len(rows)
+
+
+@contextlib.contextmanager
+def num_torch_threads(num: int) -> Iterator[None]:
+    """Limit torch to `num` CPU threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

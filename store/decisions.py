@@ -17,8 +17,8 @@ from store.atomic import replace_file
 from store.classes import ClassNote, annotate, check_class, check_types, read_annotation
 from store.csvfile import hold_text, release_text, write_csv
 from store.format import StoreError
-from store.geometry import scan_name
 from store.reader import PatchStore
+from store.scans import scan_name
 
 Changes = dict[int, dict[str, Any]]
 _LISTS, _FLAGS = ("tags", "excluded_members"), ("excluded", "kept")

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from store.classes import ClassNote, check_class, read_annotation
 from store.format import SPLITS, StoreError
-from store.geometry import scan_name
 from store.matches import describe_matching
 from store.progress import SILENT, Progress
 from store.quality import as_row, load_quality
 from store.reader import PatchStore
+from store.scans import scan_name
 
 Facts = dict[str, Any]
 

@@ -25,7 +25,10 @@ _log = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
-    """Shows stages, one after the other; pass one to any function that takes `progress`."""
+    """Shows stages, one after the other; pass one to any function that takes `progress`.
+
+    It may also have the methods `note` and `tally`; see `Silent`.
+    """
 
     def stage(
         self, name: str, total: int | None, unit: str, *, done: int = 0
@@ -33,23 +36,15 @@ class Progress(Protocol):
         """Enter a stage of `total` units (None: unknown), `done` of them by an earlier run."""
         ...
 
-    def note(self, text: str) -> None:
-        """Show one line at once, also within a stage; may be called from any thread."""
-        ...
-
-    def tally(self, text: str) -> None:
-        """Show running counts beside the stage, in place of those that were shown before."""
-        ...
-
 
 class Silent:
     """Shows nothing."""
 
     def note(self, text: str) -> None:
-        """Ignore a line."""
+        """Show one line at once, also within a stage; may be called from any thread."""
 
     def tally(self, text: str) -> None:
-        """Ignore counts."""
+        """Show running counts beside the stage, in place of those that were shown before."""
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None, unit: str, *, done: int = 0) -> Iterator[Advance]:
@@ -58,6 +53,16 @@ class Silent:
 
 
 SILENT: Final = Silent()
+
+
+def show_note(progress: Progress, text: str) -> None:
+    """Call `note` where the progress has it."""
+    getattr(progress, "note", SILENT.note)(text)
+
+
+def show_tally(progress: Progress, text: str) -> None:
+    """Call `tally` where the progress has it."""
+    getattr(progress, "tally", SILENT.tally)(text)
 
 
 class Pace:

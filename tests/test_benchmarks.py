@@ -20,7 +20,7 @@ from benchmarks.scans import abdomen_with_organs, altered_copy
 from benchmarks.transfer import Results
 from pipeline import PrepareConfig
 from store import PatchStore
-from store.geometry import scan_name
+from store.scans import scan_name
 from tests.support.command import run_code
 from tests.support.runs import tiny
 from tests.support.synthetic_store import make_store

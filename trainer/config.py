@@ -19,10 +19,12 @@ Normalise = Literal["window", "zscore"]
 CacheMode = Literal["auto", "none", "memory", "device"]
 Part = Literal["all", "unet", "backbone", "encoder"]
 
-FREE_TO_CHANGE: Final = frozenset(
-    {"epochs", "steps", "patience", "device", "threads", "cache", "compile", "recompute",
-     "checkpoint_every", "checkpoint_minutes", "validate_every", "log_every"}
+MACHINE_SETTINGS: Final = frozenset(
+    {"device", "threads", "cache", "compile", "recompute", "checkpoint_every", "checkpoint_minutes",
+     "log_every"}
 )  # fmt: skip
+"""Settings that suit the machine, and shape neither weights nor scores."""
+FREE_TO_CHANGE: Final = MACHINE_SETTINGS | {"epochs", "steps", "patience", "validate_every"}
 """Settings that may differ when a run is resumed; all others must be the same."""
 LOOP_HEADINGS: Final = {
     "batch_size": "Optimisation",

@@ -1,7 +1,8 @@
 """Pretext tasks: each is one small class with its perturbation, its head and its loss.
 
 To add a task, write a class here, enter it in `PRETEXTS`, and add its name to
-`trainer.config.PretextName`.
+`trainer.config.PretextName`; for the page of a run, one that restores crops to `_RESTORING` in
+trainer/report/runs.py, and words for its metrics to trainer/report/page/words.js.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from torch import nn
 
 from store import PatchStore, read_annotation
 from store.decisions import list_excluded_members
-from store.geometry import scan_name
+from store.scans import scan_name
 from trainer.checkpoint import LAST, refuse_other_run
 from trainer.config import TrainConfig
 from trainer.data.dataset import PatchDataset

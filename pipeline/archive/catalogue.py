@@ -33,7 +33,7 @@ from pipeline.archive.rows import (
 )
 from pipeline.archive.series import NOT_READABLE, Series
 from store.format import StoreError
-from store.geometry import scan_name
+from store.scans import scan_name
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS series (

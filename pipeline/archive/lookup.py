@@ -23,8 +23,8 @@ from pipeline.archive.rows import (
 )
 from pipeline.archive.series import Series
 from store.format import StoreError
-from store.geometry import scan_name
 from store.reader import PatchStore
+from store.scans import scan_name
 
 DATABASE: Final = "catalogue.sqlite"
 SURVEY: Final = "survey"

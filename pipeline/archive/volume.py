@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from pipeline.archive.series import Series
 from pipeline.config import PrepareConfig
-from store.geometry import AIR_HU, PADDING_HU, scan_id
 from store.images import Rejected
 from store.images.nifti import read_plain_nifti
 from store.images.read import load_file, load_slices, open_file
 from store.images.slices import check_spacing, read_header
+from store.scans import AIR_HU, PADDING_HU, scan_id
 
 _MIN_AIR, _MIN_SOFT = 5e-3, 0.3
 """Minimum share of voxels clearly lighter than the body, and of the other voxels, minimum share as

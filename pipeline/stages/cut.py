@@ -21,15 +21,15 @@ from pipeline.archive.series import Series
 from pipeline.archive.volume import read_volume
 from pipeline.config import PrepareConfig
 from pipeline.crops import cut_crop, one_blas_thread
-from pipeline.preflight import PrepareError
+from pipeline.errors import PrepareError
 from pipeline.tasks import num_threads, raise_if_failed, run_alone, run_bounded
 from store.errors import SemgenError
 from store.format import SPLITS
-from store.geometry import scan_name
 from store.group import open_sharded
 from store.images import Rejected
 from store.progress import Advance, Progress
 from store.reader import PatchStore
+from store.scans import scan_name
 from store.sharded import ShardedReader
 from store.writer import write_shard
 

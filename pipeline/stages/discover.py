@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from distributed import Client
@@ -25,10 +25,17 @@ from numpy.typing import NDArray
 from pipeline.archive.catalogue import Catalogue
 from pipeline.config import PrepareConfig
 from pipeline.content import ContentOfScan
+from pipeline.errors import PrepareError
 from pipeline.neighbours import Neighbours
 from pipeline.place import Floats, Geometry, Scans, TakenPlaces, load_scans
-from pipeline.plan import ClassPlan, PlannedMembers, class_tables, row_tables
-from pipeline.preflight import PrepareError
+from pipeline.plan import (
+    ClassPlan,
+    PlannedMembers,
+    class_tables,
+    min_members,
+    most_members,
+    row_tables,
+)
 from pipeline.seeds import COORDINATE, REFERENCES
 from pipeline.stages.placing import Draft, Found, Placing
 from store.format import SPLITS
@@ -136,29 +143,6 @@ def discover(
         assert find is not None
         search.place_all_by_match(find)
     return search.found
-
-
-class Most(NamedTuple):
-    """Maximum number of members of a class."""
-
-    train: int
-    validation: int
-
-
-def most_members(config: PrepareConfig, split: NDArray[np.uint8]) -> Most:
-    """Maximum numbers of members in scans of the given splits (N,)."""
-    share = config.max_member_share
-    num_train, num_validation = (int((split == number).sum()) for number in (0, 1))
-    return Most(
-        train=min(config.neighbours, max(2, math.ceil(share * num_train))),
-        validation=min(config.validation_neighbours, math.ceil(share * num_validation)),
-    )
-
-
-def min_members(config: PrepareConfig, split: NDArray[np.uint8]) -> int:
-    """Minimum number of training members of a class, its reference included."""
-    most = min(most_members(config, split).train, int((split == 0).sum()))
-    return max(2, round(config.min_member_share * most))
 
 
 class _Search:

@@ -10,8 +10,6 @@ any number of workers.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from pipeline.autoencoder import (
     save_autoencoder,
 )
 from pipeline.config import BODY_SIZES, PrepareConfig
-from pipeline.training import steps_done, train_autoencoder
+from pipeline.training import num_torch_threads, steps_done, train_autoencoder
 from store.format import AUTOENCODER_FILE
 from store.progress import Advance, Progress
 from store.reader import PatchStore
@@ -88,17 +86,6 @@ def write_embeddings(
     writer.write_table("scans/embedding", make_embeddings(latent, model, frame_mm))
     save_autoencoder(model, writer.path / AUTOENCODER_FILE)
     writer.finish_stage("embed", facts)
-
-
-@contextlib.contextmanager
-def num_torch_threads(num: int) -> Iterator[None]:
-    """Limit torch to `num` CPU threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(num)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def encode_scans(

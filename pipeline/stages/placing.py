@@ -25,7 +25,7 @@ from pipeline.match import describe_place, describe_scan, match_place
 from pipeline.place import Floats, Scans
 from pipeline.tasks import raise_if_failed, run_bounded
 from store.atomic import replace_file
-from store.progress import Advance, Progress
+from store.progress import Advance, Progress, show_tally
 from store.sharded import ShardedReader
 
 _CACHED_SCANS = 32
@@ -153,7 +153,7 @@ class Placing:
         """Show how many of the scans that were tried match well enough."""
         self._tried += len(found)
         self._found += int((found[:, 3] >= self.config.min_score).sum())
-        self.progress.tally(f"matched: {self._found} of {self._tried} places tried")
+        show_tally(self.progress, f"matched: {self._found} of {self._tried} places tried")
 
     def source(self, row: int) -> Source:
         """A scan as the workers get it."""

@@ -6,13 +6,10 @@ so that no path reaches Dask's logs.
 
 from __future__ import annotations
 
-import contextlib
-import faulthandler
 import logging
-import os
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +34,7 @@ from pipeline.archive.volume import read_geometry, read_volume
 from pipeline.config import PrepareConfig
 from pipeline.crops import make_thumbnail, one_blas_thread
 from pipeline.frame import frame_box
-from pipeline.isolation import ProcessEnded, ProcessKilled
+from pipeline.isolation import ProcessEnded, ProcessKilled, time_limit
 from pipeline.near_duplicates import CELLS, describe_cells
 from pipeline.splits import NO_PAIRS, number_patients, split_patients
 from pipeline.stages.near_duplicates import find_near_duplicates
@@ -45,11 +42,11 @@ from pipeline.tasks import raise_if_failed, run_bounded
 from store.atomic import replace_file
 from store.errors import SemgenError
 from store.format import SURVEY_VERSION, THUMBNAIL_SHAPE
-from store.geometry import mean_and_std, scan_name
 from store.images import UNREADABLE, Rejected
 from store.inspect import format_counts
-from store.progress import Advance, Progress
+from store.progress import Advance, Progress, show_tally
 from store.reader import PatchStore
+from store.scans import mean_and_std, scan_name
 from store.shards import decode_chunk, encode_chunk
 from store.writer import StoreWriter, write_shard
 
@@ -216,7 +213,7 @@ class _Rejections:
 
     def _show(self) -> None:
         if self.counts:
-            self.progress.tally(f"rejected: {format_counts(dict(self.counts.most_common()))}")
+            show_tally(self.progress, f"rejected: {format_counts(dict(self.counts.most_common()))}")
 
 
 def _surveyed(series: Series, ended: ProcessEnded) -> Surveyed:
@@ -292,20 +289,6 @@ def _join_thumbnails(
 
 
 # Functions that workers run ----------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def time_limit(seconds: int) -> Iterator[None]:
-    """End this process after `seconds`: nothing else stops a reading library that hangs.
-
-    For workers of one thread. Dask then sees a lost worker; `pipeline.isolation`, a crash.
-    """
-    with open(os.devnull, "w") as nowhere:
-        faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
-        try:
-            yield
-        finally:
-            faulthandler.cancel_dump_traceback_later()
 
 
 def inspect_header(series: Series, config: PrepareConfig) -> Surveyed:

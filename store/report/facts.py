@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from store.classes import Annotation
 from store.format import SPLITS
-from store.geometry import scan_name
 from store.matches import find_weak, weak_limits
 from store.quality import MIXED_BELOW, Quality
 from store.reader import Members, PatchStore
@@ -26,6 +25,7 @@ from store.report.sheets import (
     count_slices,
     volume_shape,
 )
+from store.scans import scan_name
 
 Facts = dict[str, Any]
 

@@ -55,7 +55,7 @@ def fit(picture: Grey, side: int) -> Grey:
     return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BILINEAR))
 
 
-def encode_tiles(tiles: Sequence[Grey], columns: int, *, lossless: bool = False) -> bytes:
+def encode_tiles(tiles: Sequence[Grey], columns: int) -> bytes:
     """Tiles of one size, row by row, as one WebP."""
     height, width = tiles[0].shape
     rows = -(-len(tiles) // columns)
@@ -65,7 +65,5 @@ def encode_tiles(tiles: Sequence[Grey], columns: int, *, lossless: bool = False)
         place = np.s_[row * height : (row + 1) * height, column * width : (column + 1) * width]
         sheet[place] = tile
     content = io.BytesIO()
-    Image.fromarray(sheet).convert("RGB").save(
-        content, "WEBP", quality=_QUALITY, method=4, lossless=lossless
-    )
+    Image.fromarray(sheet).convert("RGB").save(content, "WEBP", quality=_QUALITY, method=4)
     return content.getvalue()

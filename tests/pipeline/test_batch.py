@@ -10,8 +10,9 @@ import pytest
 from distributed import Client
 
 from pipeline import batch
-from pipeline.batch import ClusterConfig, ClusterError, Jobs, load_cluster_config
+from pipeline.batch import ClusterConfig, Jobs, load_cluster_config
 from pipeline.cluster import connect
+from pipeline.errors import ClusterError
 from pipeline.tasks import run_bounded
 from tests.support.command import ENVIRONMENT, ROOT, assert_refused, run
 

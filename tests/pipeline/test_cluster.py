@@ -14,8 +14,8 @@ import pytest
 from distributed import LocalCluster
 
 from pipeline import cluster
-from pipeline.batch import ClusterError
 from pipeline.cluster import connect
+from pipeline.errors import ClusterError
 from pipeline.job import prepare
 from pipeline.tasks import run_bounded
 from tests.support.command import ENVIRONMENT, assert_refused, run

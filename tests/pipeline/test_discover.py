@@ -13,8 +13,15 @@ from numpy.typing import NDArray
 from pipeline.config import PrepareConfig, load_config
 from pipeline.content import Content, ContentOfScan
 from pipeline.place import Scans
-from pipeline.plan import ClassPlan, PlannedMembers, class_tables, row_tables
-from pipeline.stages.discover import Discovery, discover, min_members, most_members
+from pipeline.plan import (
+    ClassPlan,
+    PlannedMembers,
+    class_tables,
+    min_members,
+    most_members,
+    row_tables,
+)
+from pipeline.stages.discover import Discovery, discover
 from pipeline.stages.placing import Draft, Found
 from store.format import SPLITS
 

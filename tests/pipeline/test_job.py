@@ -14,8 +14,9 @@ from pipeline.archive.lookup import DATABASE, catalogue_folder, read_archive, re
 from pipeline.archive.selection import number_scans
 from pipeline.audit import audit
 from pipeline.config import AutoencoderConfig, PrepareConfig
+from pipeline.errors import PrepareError
 from pipeline.job import _Staged, prepare
-from pipeline.preflight import PrepareError, check_job
+from pipeline.preflight import check_job
 from pipeline.stages.discover import check_crops_fit
 from store import PatchStore, SemgenError, StoreError
 from store.errors import ConfigError

@@ -13,8 +13,8 @@ from pipeline.archive.headers import read_folder
 from pipeline.archive.volume import read_geometry, read_volume
 from pipeline.config import PrepareConfig
 from pipeline.estimate import estimate
+from pipeline.plan import min_members
 from pipeline.sample import Sample, sample_scan
-from pipeline.stages.discover import min_members
 from pipeline.stages.survey import inspect_header
 from store import PatchStore
 from store.images import Rejected

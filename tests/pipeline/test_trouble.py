@@ -94,7 +94,7 @@ HANGS = """
 import json, re
 from pipeline.cluster import connect
 from pipeline.tasks import run_bounded
-from pipeline.stages.survey import time_limit
+from pipeline.isolation import time_limit
 
 def read(text):
     with time_limit(1):

@@ -11,9 +11,9 @@ from pipeline.archive.volume import read_volume
 from pipeline.config import PrepareConfig
 from store import PatchStore
 from store.format import STATISTICS
-from store.geometry import mean_and_std
 from store.group import compute_fingerprint
 from store.inspect import describe_store, format_store
+from store.scans import mean_and_std
 from store.verification import verify
 from tests.support.crops import change_attribute
 from tests.support.stores import copy_with_catalogue

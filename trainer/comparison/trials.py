@@ -31,7 +31,7 @@ from store.settings import differences, to_json
 from trainer.checkpoint import BEST, LAST
 from trainer.comparison.plan import Plan, Trial, list_trials, read_plan
 from trainer.comparison.results import append_result, read_done, read_results
-from trainer.config import FREE_TO_CHANGE, find_differences
+from trainer.config import MACHINE_SETTINGS, find_differences
 from trainer.errors import Diverged, TrainError
 from trainer.finetuning.evaluation import MASKS, RESULT
 from trainer.finetuning.session import finetune
@@ -40,8 +40,6 @@ from trainer.record import METRICS, TENSORBOARD
 
 _POLL_SECONDS = 2.0
 _SETTINGS = "plan.json"
-_FREE_TO_CHANGE = FREE_TO_CHANGE - {"epochs", "steps", "patience", "validate_every"}
-"""Settings that change no score."""
 
 
 def compare(
@@ -161,7 +159,7 @@ def _refuse_other_settings(
         return
     task = plan.describe_task(trial.task)
     changed = differences(task, {name: known.get(name, task[name]) for name in task})
-    changed += find_differences(known, trial.config, _FREE_TO_CHANGE)
+    changed += find_differences(known, trial.config, MACHINE_SETTINGS)
     if changed:
         raise TrainError(
             f"{out}: was made with other settings ({trial.task}, {trial.start}:"

@@ -15,7 +15,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
-from store.geometry import AIR_HU, PADDING_HU, mean_and_std
+from store.scans import AIR_HU, PADDING_HU, mean_and_std
 from trainer.errors import TrainError
 from trainer.finetuning.config import FinetuneConfig
 from trainer.finetuning.images import read_image, read_spacing, to_lps

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
-from store.geometry import AIR_HU, PADDING_HU, scan_id, scan_name
 from store.images import HEADER_SUFFIXES, VOLUME_SUFFIXES, Rejected, write
 from store.images.read import find_slices, load_corner, load_file, load_slices, open_file
+from store.scans import AIR_HU, PADDING_HU, scan_id, scan_name
 from trainer.errors import TrainError
 
 OUTPUT_SUFFIXES = tuple(suffix for suffix in VOLUME_SUFFIXES if suffix not in HEADER_SUFFIXES)

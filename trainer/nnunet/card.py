@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from trainer.config import MACHINE_SETTINGS
 from trainer.nnunet.read import UNKNOWN, Origin
 
 _SEMANTIC_GENESIS: Final = (
@@ -31,12 +32,10 @@ _RESENC: Final = (
     " (2024). nnU-Net revisited: A call for rigorous validation in 3D medical image segmentation."
     " MICCAI 2024. arXiv 2404.09556."
 )
-_LEFT_OUT: Final = frozenset(
-    {"init", "init_part", "device", "threads", "cache", "compile", "checkpoint_every",
-     "checkpoint_minutes", "log_every", "classes", "excluded_classes",
-     "excluded_members"}
-)  # fmt: skip
-"""Settings that name the machine's files, or that do not shape the weights."""
+_LEFT_OUT: Final = MACHINE_SETTINGS | {
+    "init", "init_part", "classes", "excluded_classes", "excluded_members"
+}  # fmt: skip
+"""Settings that name files, classes and scans of the archive, or that do not shape the weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -131,9 +131,9 @@ def nearest_votes(
     return found
 
 
-def spread(labels: NDArray[np.integer[Any]], most: int, seed: int = 0) -> NDArray[np.intp]:
-    """At most so many positions, in order, of all classes about equally, drawn by the seed."""
-    drawn = np.random.default_rng(seed).permutation(len(labels))
+def spread(labels: NDArray[np.integer[Any]], most: int) -> NDArray[np.intp]:
+    """At most so many positions, in order, of all classes about equally, always the same."""
+    drawn = np.random.default_rng(0).permutation(len(labels))
     rank = np.empty(len(labels), np.int64)  # of a position among those of its class
     for label in np.unique(labels):
         own = drawn[labels[drawn] == label]

@@ -12,7 +12,7 @@ import numpy as np
 
 from store.settings import to_json
 from trainer.comparison.results import RESULTS
-from trainer.config import LoopConfig, TrainConfig
+from trainer.config import MACHINE_SETTINGS, LoopConfig, TrainConfig
 from trainer.errors import TrainError
 from trainer.finetuning.config import FinetuneConfig
 
@@ -20,12 +20,9 @@ CONFIG, _METRICS, _TENSORBOARD = "config.json", "metrics.jsonl", "tensorboard"
 _MOST_POINTS = 1000
 """Points of a curve on the page; a longer one is averaged."""
 _RESOLVED: Final = frozenset(
-    {"precision", "normalise", "warmup_epochs", "excluded_classes", "excluded_members", "device"}
+    {"precision", "normalise", "warmup_epochs", "excluded_classes", "excluded_members"}
 )
 """Settings that a run always resolves, so that they differ from their default."""
-_WITHOUT_EFFECT: Final = frozenset(
-    {"threads", "cache", "log_every", "checkpoint_every", "checkpoint_minutes"}
-)
 _LABEL_SETTINGS = 3
 _TELLING: Final = frozenset(
     {"pretext", "classify", "net", "width", "init", "init_part", "fraction"}
@@ -120,7 +117,7 @@ def list_settings(run: Run) -> list[tuple[str, Any, Any]]:
     return [
         (name, _hide_path(name, value), defaults.get(name))
         for name, value in run.config.items()
-        if value != defaults.get(name) and name not in _RESOLVED | _WITHOUT_EFFECT
+        if value != defaults.get(name) and name not in _RESOLVED | MACHINE_SETTINGS
     ]
 
 
