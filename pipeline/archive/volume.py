@@ -1,7 +1,4 @@
-"""A validated, oriented scan in HU.
-
-In pipeline, the only module that turns SimpleITK's x-y-z into z-y-x.
-"""
+"""A validated, oriented scan in HU."""
 
 from __future__ import annotations
 
@@ -19,6 +16,7 @@ from pipeline.archive.series import Series
 from pipeline.config import PrepareConfig
 from store.images import Rejected
 from store.images.nifti import read_plain_nifti
+from store.images.orientation import direction_of, find_turn
 from store.images.read import load_file, load_slices, open_file
 from store.images.slices import check_spacing, read_header
 from store.scans import AIR_HU, PADDING_HU, scan_id
@@ -77,7 +75,7 @@ class _Image(NamedTuple):
     """The values, (n, Y, X) for some slices at a time."""
     size_xyz: tuple[int, ...]
     spacing_xyz: tuple[float, ...]
-    direction: tuple[float, ...]
+    direction: NDArray[np.float64]
     is_8_bit: bool = False
     own: NDArray[np.int16] | None = None
     """The only block, where it is HU already and may be changed."""
@@ -94,7 +92,8 @@ def read_volume(series: Series, config: PrepareConfig) -> Volume:
     _check_oblique(image.direction, config)
     if image.is_8_bit:
         raise Rejected("not in HU", "8-bit values")
-    return _turn_to_lps(_read_hu(image), image)
+    turn = find_turn(image.direction)
+    return Volume(hu=turn.view(_read_hu(image)), spacing_mm=turn.sort(image.spacing_xyz))
 
 
 def read_geometry(
@@ -111,42 +110,18 @@ def read_geometry(
         size_xyz: tuple[int, ...] = (first.columns, first.rows, len(series.files))
         spacing_xyz: tuple[float, ...] = (*first.pixel_mm[::-1], series.slice_gap_mm)
         row, column = first.axes[:3], first.axes[3:]
-        axes = np.stack([row, column, np.cross(row, column)], axis=1)
-        direction: tuple[float, ...] = tuple(axes.ravel().tolist())
+        direction = np.stack([row, column, np.cross(row, column)], axis=1)
     else:
         reader = open_file(Path(series.files[0]))
         size_xyz = _check_header(reader.GetSize(), reader.GetNumberOfComponents(), config)
         spacing_xyz = tuple(map(abs, reader.GetSpacing()[:3]))  # reading the voxels corrects signs
         check_spacing(spacing_xyz)
-        direction = _direction(reader)
+        direction = direction_of(reader)
         if reader.GetPixelID() in _8_BIT:
             raise Rejected("not in HU", "8-bit values")
     _check_oblique(direction, config)
-    order = _axes_zyx(_orientation(direction))
-    return tuple(size_xyz[a] for a in order), tuple(spacing_xyz[a] for a in order)
-
-
-def _orientation(direction: tuple[float, ...]) -> str:
-    """Where the axes x, y, z of an image point to, such as LPS."""
-    letters = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(direction)
-    return str(letters)
-
-
-def _axes_zyx(letters: str) -> list[int]:
-    """The image's axes (x is 0) that are the patient's z, y and x."""
-    return [next(a for a in range(3) if letters[a] in pair) for pair in ("SI", "PA", "LR")]
-
-
-def _turn_to_lps(hu: NDArray[np.int16], image: _Image) -> Volume:
-    """What `SimpleITK.DICOMOrient(image, "LPS")` does, without a copy."""
-    letters, spacing_mm = _orientation(image.direction), []
-    axes = _axes_zyx(letters)
-    hu = hu.transpose([2 - axis for axis in axes])
-    for axis, name in enumerate("SPL"):
-        if letters[axes[axis]] != name:
-            hu = np.flip(hu, axis)
-        spacing_mm.append(image.spacing_xyz[axes[axis]])
-    return Volume(hu=hu, spacing_mm=(spacing_mm[0], spacing_mm[1], spacing_mm[2]))
+    turn = find_turn(direction)
+    return turn.sort(size_xyz), turn.sort(spacing_xyz)
 
 
 def _read_hu(image: _Image) -> NDArray[np.int16]:
@@ -198,13 +173,13 @@ def _read_file(series: Series, config: PrepareConfig) -> _Image:
         if values is not None:
             check_spacing(spacing)
             own = values if values.dtype == np.int16 else None
-            return _Image([values], size, spacing, _direction(reader), own=own)
+            return _Image([values], size, spacing, direction_of(reader), own=own)
     image = load_file(reader)
     return _Image(
         _view(image, size),
         size,
         image.GetSpacing()[:3],
-        _direction(image),
+        direction_of(image),
         is_8_bit=image.GetPixelID() in _8_BIT,
     )
 
@@ -212,13 +187,6 @@ def _read_file(series: Series, config: PrepareConfig) -> _Image:
 def _view(image: sitk.Image, size_xyz: tuple[int, ...]) -> Iterator[NDArray[Any]]:
     """The values of an image, in its memory: valid until the next one is asked for."""
     yield sitk.GetArrayViewFromImage(image).reshape(size_xyz[::-1])
-
-
-def _direction(image: Any) -> tuple[float, ...]:
-    """(9,) cosines of an image's or a reader's first three axes: further axes have length 1."""
-    cosines = np.asarray(image.GetDirection())
-    n = math.isqrt(len(cosines))
-    return tuple(cosines.reshape(n, n)[:3, :3].ravel().tolist())
 
 
 def _read_dicom(series: Series, config: PrepareConfig) -> _Image:
@@ -235,7 +203,7 @@ def _read_dicom(series: Series, config: PrepareConfig) -> _Image:
         for block in _view(load_slices(part, gap_mm), (*size[:2], len(part)))
     )
     is_8_bit = ends.GetPixelID() in _8_BIT
-    return _Image(blocks, size, ends.GetSpacing(), ends.GetDirection(), is_8_bit=is_8_bit)
+    return _Image(blocks, size, ends.GetSpacing(), direction_of(ends), is_8_bit=is_8_bit)
 
 
 def _check_header(
@@ -256,9 +224,9 @@ def _check_header(
     return size_xyz
 
 
-def _check_oblique(direction: tuple[float, ...], config: PrepareConfig) -> None:
+def _check_oblique(direction: NDArray[np.float64], config: PrepareConfig) -> None:
     """Reject an image with too large an angle between an axis and the nearest patient axis."""
-    cosines = np.abs(np.asarray(direction).reshape(3, 3))
-    angle = float(np.degrees(np.arccos(np.clip(cosines.max(axis=0), -1, 1))).max())
+    cosines = np.abs(direction).max(axis=0)
+    angle = float(np.degrees(np.arccos(np.clip(cosines, -1, 1))).max())
     if angle > config.max_oblique_deg:
         raise Rejected("oblique", f"axes {angle:.0f} degrees from the patient's axes")

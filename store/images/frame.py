@@ -11,6 +11,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813 (as its own documentation does)
 from numpy.typing import NDArray
 
+from store.images.orientation import direction_of, find_turn
 from store.images.read import load_corner, open_file
 from store.images.write import write_image
 
@@ -82,23 +83,18 @@ def write_crop(
 
 
 def _turn(image: Any, size_xyz: Sequence[int], spacing_xyz: Sequence[float]) -> ScanFrame:
-    """Swap and flip the axes of an image or a reader of one to LPS."""
-    dimension = len(image.GetOrigin())
-    own = np.reshape(image.GetDirection(), (dimension, dimension))[:3, :3]
-    letters = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(own.ravel().tolist())
-    origin, direction = np.array(image.GetOrigin()[:3]), np.empty((3, 3))
-    size, spacing = [0, 0, 0], [0.0, 0.0, 0.0]
-    for target, pair in enumerate(("LR", "PA", "SI")):
-        axis = next(axis for axis in range(3) if letters[axis] in pair)
+    """Turn an image or a reader of one to LPS."""
+    own, turn = direction_of(image), find_turn(direction_of(image))
+    origin, axes = np.array(image.GetOrigin()[:3]), []
+    for axis, flip in zip(turn.axes[::-1], turn.flips[::-1], strict=True):  # x, y, z
         along = own[:, axis]
-        if letters[axis] != pair[0]:
+        if flip:
             origin += along * spacing_xyz[axis] * (size_xyz[axis] - 1)
             along = -along
-        direction[:, target] = along
-        size[2 - target], spacing[2 - target] = size_xyz[axis], spacing_xyz[axis]
+        axes.append(along)
     return ScanFrame(
-        size=(size[0], size[1], size[2]),
-        spacing_mm=(spacing[0], spacing[1], spacing[2]),
+        size=turn.sort(size_xyz),
+        spacing_mm=turn.sort(spacing_xyz),
         origin_xyz=origin,
-        direction=direction,
+        direction=np.stack(axes, axis=1),
     )

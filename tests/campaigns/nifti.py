@@ -21,9 +21,10 @@ import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
 from pipeline.archive.series import Series
-from pipeline.archive.volume import Volume, _read_file, _turn_to_lps
+from pipeline.archive.volume import Volume, _read_file
 from pipeline.config import PrepareConfig
 from store.images import Rejected
+from store.images.orientation import find_turn
 from store.images.slices import SPACING_MM
 
 CONFIG = PrepareConfig(min_slices=2)
@@ -85,7 +86,8 @@ def by_pipeline(path: Path) -> Volume:
     series = Series(key="k", kind="file", files=(str(path),), patient="p")
     image = _read_file(series, CONFIG)
     values = np.concatenate([block.copy() for block in image.blocks])
-    return _turn_to_lps(values, image)
+    turn = find_turn(image.direction)
+    return Volume(hu=turn.view(values), spacing_mm=turn.sort(image.spacing_xyz))
 
 
 def compare(path: Path) -> str:

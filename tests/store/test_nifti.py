@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from pipeline.archive.volume import _Image, _turn_to_lps
 from store.images.nifti import read_plain_nifti
+from store.images.orientation import direction_of, find_turn
 
 SIZE = (7, 6, 5)
 
@@ -119,9 +119,7 @@ def test_turning_a_view_equals_turning_the_image(orientation: str) -> None:
     image.SetSpacing((0.5, 0.75, 2.0))
     image = sitk.DICOMOrient(image, orientation)
     wanted = sitk.DICOMOrient(image, "LPS")
-    turned = _turn_to_lps(
-        sitk.GetArrayFromImage(image),
-        _Image([], image.GetSize(), image.GetSpacing(), image.GetDirection()),
-    )
-    np.testing.assert_array_equal(turned.hu, sitk.GetArrayFromImage(wanted))
-    assert turned.spacing_mm == wanted.GetSpacing()[::-1]
+    turn = find_turn(direction_of(image))
+    turned = turn.view(sitk.GetArrayFromImage(image))
+    np.testing.assert_array_equal(turned, sitk.GetArrayFromImage(wanted))
+    assert turn.sort(image.GetSpacing()) == wanted.GetSpacing()[::-1]

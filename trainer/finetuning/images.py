@@ -9,6 +9,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
 from store.images import HEADER_SUFFIXES, VOLUME_SUFFIXES, Rejected, write
+from store.images.orientation import direction_of, find_turn
 from store.images.read import find_slices, load_corner, load_file, load_slices, open_file
 from store.scans import AIR_HU, PADDING_HU, scan_id, scan_name
 from trainer.errors import TrainError
@@ -98,12 +99,7 @@ def read_spacing(path: Path) -> tuple[float, float, float]:
     except Rejected as reason:
         raise _unreadable(path, reason) from reason
     _check_axes(path, image)
-    like = sitk.Image([1, 1, 1], sitk.sitkUInt8)
-    like.SetSpacing(image.GetSpacing()[:3])
-    sides = image.GetDimension()
-    direction = np.reshape(image.GetDirection(), (sides, sides))[:3, :3]
-    like.SetDirection(direction.ravel().tolist())
-    return spacing_zyx(to_lps(like))
+    return find_turn(direction_of(image)).sort(image.GetSpacing()[:3])
 
 
 def read_mask(path: Path, image: sitk.Image, num_classes: int) -> sitk.Image:
