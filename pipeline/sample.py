@@ -25,6 +25,7 @@ from pipeline.place import Floats, Geometry, Scans, TakenPlaces
 from pipeline.seeds import COORDINATE
 from store.format import THUMBNAIL_SHAPE
 from store.images import UNREADABLE, Rejected
+from store.scans import mean_and_std
 from store.shards import encode_chunk
 
 SAMPLED_SCANS: Final = 8
@@ -59,7 +60,7 @@ def sample_scan(series: Series, config: PrepareConfig) -> Sample:
         return Sample(reason=rejected.reason)
     except (MemoryError, OSError):
         return Sample(reason=UNREADABLE)
-    volume.scan_id()
+    volume.scan_id(), mean_and_std(volume.hu)  # for their time
     box = frame_box(volume, config.frame)
     with one_blas_thread():
         thumbnail = make_thumbnail(volume, box, THUMBNAIL_SHAPE, config)

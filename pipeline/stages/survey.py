@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +76,7 @@ def survey_archive(
     if "survey" in writer.stages:
         return int(writer.stages["survey"]["accepted"])
     catalogue.forget_unreadable()
-    num_folders = sum(1 for _ in find_folders(archive))  # a list of all files may not fit in memory
-    with progress.stage("list series", num_folders, "folders") as advance:
-        _catalogue_series(client, archive, catalogue, config, manifest, progress, advance)
+    _list_series(client, archive, catalogue, config, manifest, progress)
     catalogue.forget_incomplete()
     while True:
         if extend is not None:
@@ -108,58 +106,46 @@ def survey_headers(
     progress: Progress,
 ) -> None:
     """Fill a catalogue with what headers alone tell: what `survey_archive` would do; no voxels."""
-    num_folders = sum(1 for _ in find_folders(archive))
-    with progress.stage("list series", num_folders, "folders") as advance:
-        _catalogue_series(client, archive, catalogue, config, manifest, progress, advance)
+    _list_series(client, archive, catalogue, config, manifest, progress)
     while True:
         with progress.stage("read headers", catalogue.count_pending(), "series") as advance:
-            rejections = _Rejections(progress, catalogue.reasons())
-            found = run_bounded(client, inspect_header, catalogue.pending(), config)
-            for series, result in found:
-                ended = isinstance(result, ProcessEnded)
-                surveyed = _surveyed(series, result) if ended else result
-                catalogue.record(surveyed)
-                rejections.count(surveyed.reason)
-                advance(1)
-            catalogue.commit()
+            headers = run_bounded(client, inspect_header, catalogue.pending(), config)
+            _record(headers, catalogue, progress, advance)
         if not (config.one_per_study and choose_next_best(catalogue)):
             return
 
 
-def _catalogue_series(
+def _list_series(
     client: Client,
     archive: Sequence[Path],
     catalogue: Catalogue,
     config: PrepareConfig,
     manifest: Manifest | None,
     progress: Progress,
-    advance: Advance,
 ) -> None:
-    """Enter every series of an archive into the catalogue, with what its headers say.
-
-    advance
-        Counts folders.
-    """
-    rejections, roots = _Rejections(progress), set()
-    for folder, result in run_bounded(client, read_folder, find_folders(archive), config):
-        if folder.files:
-            roots.add(archive[int(folder.origin.partition("/")[0])])
-        ended = isinstance(result, ProcessEnded)
-        series = [crashed_folder(folder, rejection_reason(result))] if ended else result
-        series = manifest.apply(series) if manifest else series
-        catalogue.add(series)
-        for one in series:
-            rejections.count(one.reason)
-        advance(1)
-    check_present(roots)
-    for parts, joined in run_bounded(client, join_parts, series_in_parts(catalogue), config):
-        if not isinstance(joined, ProcessEnded):  # else the parts stay as they are
-            catalogue.add(select_parts(parts, joined), again=True)
-    if manifest:
-        catalogue.add(manifest.unused())
-    if config.one_per_study:
-        choose_one_per_study(catalogue)
-    catalogue.commit()
+    """Enter every series of an archive into the catalogue, with what its headers say."""
+    num_folders = sum(1 for _ in find_folders(archive))  # a list of all files may not fit in memory
+    with progress.stage("list series", num_folders, "folders") as advance:
+        rejections, roots = _Rejections(progress), set()
+        for folder, result in run_bounded(client, read_folder, find_folders(archive), config):
+            if folder.files:
+                roots.add(archive[int(folder.origin.partition("/")[0])])
+            ended = isinstance(result, ProcessEnded)
+            series = [crashed_folder(folder, rejection_reason(result))] if ended else result
+            series = manifest.apply(series) if manifest else series
+            catalogue.add(series)
+            for one in series:
+                rejections.count(one.reason)
+            advance(1)
+        check_present(roots)
+        for parts, joined in run_bounded(client, join_parts, series_in_parts(catalogue), config):
+            if not isinstance(joined, ProcessEnded):  # else the parts stay as they are
+                catalogue.add(select_parts(parts, joined), again=True)
+        if manifest:
+            catalogue.add(manifest.unused())
+        if config.one_per_study:
+            choose_one_per_study(catalogue)
+        catalogue.commit()
 
 
 def _reuse_survey(store: Path, catalogue: Catalogue, progress: Progress) -> None:
@@ -183,18 +169,28 @@ def _survey_pending(
     folder, done = str(catalogue.survey_folder), catalogue.count_surveyed()
     total = done + catalogue.count_pending()
     with progress.stage("survey", total, "scans", done=done) as advance:
-        rejections = _Rejections(progress, catalogue.reasons())
         roots = tuple(map(str, archive))
         surveys = run_bounded(client, survey_series, catalogue.pending(), config, folder, roots)
-        for series, result in surveys:
-            ended = isinstance(result, ProcessEnded)
-            surveyed = _surveyed(series, result) if ended else result
-            catalogue.record(surveyed)
-            rejections.count(surveyed.reason)
-            if surveyed.reason is None:
-                _log.debug("accepted: scan %s", scan_name(surveyed.scan_id))
-            advance(1)
-        catalogue.commit()
+        _record(surveys, catalogue, progress, advance)
+
+
+def _record(
+    results: Iterable[tuple[Series, Any]],
+    catalogue: Catalogue,
+    progress: Progress,
+    advance: Advance,
+) -> None:
+    """Enter into the catalogue what workers say of its pending series."""
+    rejections = _Rejections(progress, catalogue.reasons())
+    for series, result in results:
+        ended = isinstance(result, ProcessEnded)
+        surveyed = _surveyed(series, result) if ended else result
+        catalogue.record(surveyed)
+        rejections.count(surveyed.reason)
+        if surveyed.scan_id:  # 0 after reading headers alone
+            _log.debug("accepted: scan %s", scan_name(surveyed.scan_id))
+        advance(1)
+    catalogue.commit()
 
 
 class _Rejections:
