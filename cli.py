@@ -18,9 +18,8 @@ import click
 
 from pipeline.config import HEADINGS as PREPARE_HEADINGS
 from pipeline.config import PRESETS, PrepareConfig, load_config
-from store.console import Group, MainGroup, Terminal, has_colour, is_quiet
-from store.errors import check_local
-from store.options import (
+from store.command_line.console import Group, MainGroup, Terminal, has_colour, is_quiet
+from store.command_line.options import (
     CLASS_TEXT,
     COUNT,
     FILE,
@@ -32,7 +31,8 @@ from store.options import (
     Vector,
     options_from,
 )
-from store.resolved import Resolved, recorded, resolve, template
+from store.command_line.resolved import Resolved, recorded, resolve, template
+from store.errors import check_local
 from store.settings import load, read_toml
 from trainer.config import HEADINGS as TRAIN_HEADINGS
 from trainer.config import Part, TrainConfig, suggest_batch_size

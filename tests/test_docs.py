@@ -17,7 +17,7 @@ import click
 import pytest
 
 from cli import main
-from store.options import LocalPath
+from store.command_line.options import LocalPath
 from tests.support.command import ROOT
 from tests.support.settings import SETTINGS
 

@@ -9,8 +9,8 @@ import pytest
 
 from cli import _KINDS, main
 from pipeline.config import PRESETS, PrepareConfig, load_config
+from store.command_line.resolved import format_value
 from store.reader import PatchStore
-from store.resolved import format_value
 from store.settings import build, describe, to_json
 from tests.support.command import run
 from tests.support.synthetic_store import make_store

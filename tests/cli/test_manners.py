@@ -14,7 +14,7 @@ import pytest
 
 from cli import main
 from pipeline.config import PrepareConfig
-from store.console import Group, has_colour
+from store.command_line.console import Group, has_colour
 from store.settings import describe
 from tests.support.command import ENVIRONMENT, assert_refused, run, run_semgen
 from tests.support.synthetic_store import make_store

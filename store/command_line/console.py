@@ -22,8 +22,8 @@ from typing import Any, Final
 import click
 
 from store import progress
+from store.command_line.options import LocalPath
 from store.errors import SemgenError
-from store.options import LocalPath
 
 _PACKAGES: Final = ("pipeline", "store", "trainer")
 _PRINTED: Final = frozenset({__name__, "store.progress", "trainer.messages"})

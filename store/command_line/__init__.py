@@ -1,0 +1,1 @@
+"""What the command line needs of click: groups and verbosity, options made from settings."""
