@@ -115,10 +115,12 @@ def write_sarcomas(ct: Path, kind: str, file: Path) -> None:
             writer.writerow([image, mask, image.name[:7]])
 
 
-def tabulate_gains(results: Sequence[dict[str, Any]], net: str) -> str:
+def tabulate_gains(results: Sequence[dict[str, Any]], net: str, per_seed: int) -> str:
     """The planned comparisons of a task, trial by trial, for each share of labels and their mean.
 
-    Holm's correction is for the comparisons with the same labels.
+    Trials of one pretraining are not independent, so the last rows compare one value of each
+    pretraining: the mean of its `per_seed` trials. Holm's correction is for the comparisons with
+    the same words in the first column.
     """
     scores: dict[tuple[str, float, int], list[float]] = defaultdict(list)  # of the folds
     for found in results:
@@ -129,11 +131,22 @@ def tabulate_gains(results: Sequence[dict[str, Any]], net: str) -> str:
         {"start": start, "labels": share, "trial": trial, "score": float(np.mean(values))}
         for (start, share, trial), values in scores.items()
     ]
+    means: dict[tuple[str, float, int], list[float]] = defaultdict(list)  # of the trials
+    for line in lines:
+        means[line["start"], line["labels"], line["trial"] // per_seed].append(line["score"])
+    pretrainings = [
+        {"start": start, "labels": share, "trial": seed, "score": float(np.mean(values))}
+        for (start, share, seed), values in means.items()
+        if len(values) == per_seed
+    ]
     shares = sorted({line["labels"] for line in lines})
+    groups = [(f"{labels:.0%}", lines, labels) for labels in shares]
+    groups += [("mean", lines, None)] if shares[1:] else []
+    groups += [("mean, pretrainings", pretrainings, None)]
     body = [
-        [f"{labels:.0%}" if labels else "mean", *gain_cells(gain, holm)]
-        for labels in (*shares, *([None] if shares[1:] else []))
-        for gain, holm in planned_gains(lines, labels)
+        [title, *gain_cells(gain, holm)]
+        for title, chosen, labels in groups
+        for gain, holm in planned_gains(chosen, labels)
     ]
     return markdown_table(["labels", *GAIN_HEADER], body)
 
@@ -186,9 +199,9 @@ def write_plan(
 class Results:
     """The results of all trials of each task, in a folder."""
 
-    def __init__(self, folder: Path, known: Path | None) -> None:
+    def __init__(self, folder: Path, known: Path | None, per_seed: int) -> None:
         folder.mkdir(exist_ok=True)
-        self.folder = folder
+        self.folder, self.per_seed = folder, per_seed
         lines = known.read_text().splitlines() if known else []
         self.known: list[dict[str, Any]] = [json.loads(line) for line in lines]
 
@@ -217,7 +230,7 @@ class Results:
         out = self.folder / task
         out.mkdir(exist_ok=True)
         tables, _ = write_tables(found, out)
-        gains = "\n".join(tabulate_gains(found, net) for net in nets)
+        gains = "\n".join(tabulate_gains(found, net, self.per_seed) for net in nets)
         (out / "gains.md").write_text(gains)
         return f"{tables.read_text()}\n{gains}"
 
@@ -252,8 +265,8 @@ def main() -> None:
     for task, source in ADRENALS.items():
         if task in arguments.tasks and not (work / task / MANIFEST).exists():
             convert("medmnist", arguments.ct / "downstream" / source, work / task)
-    results = Results(work / "results", arguments.known)
     trials = arguments.trials // arguments.seeds
+    results = Results(work / "results", arguments.known, trials)
     for seed in range(arguments.seeds):
         numbers = range(seed * trials, (seed + 1) * trials)
         tasks = [task for task in arguments.tasks if not results.has(task, numbers)]

@@ -177,13 +177,15 @@ def test_trials_of_several_pretrainings_are_gathered_and_earlier_ones_count(
     ]
     known = tmp_path / "known.jsonl"
     known.write_text("".join(json.dumps(line) + "\n" for line in both))
-    results = Results(tmp_path / "results", known)
+    results = Results(tmp_path / "results", known, 2)
     assert (results.has("t", range(2)), results.has("t", range(2, 4))) == (True, False)
     results.add("t", range(2, 4), both)
-    again = Results(tmp_path / "results", known)
+    again = Results(tmp_path / "results", known, 2)
     assert again.has("t", range(4))
     assert len(again.read("t")) == 16
-    assert "| 100% | scratch | joint | 4 | +10.0 |" in again.tabulate("t", ["genesis"])
+    gains = again.tabulate("t", ["genesis"])
+    assert "| 100% | scratch | joint | 4 | +10.0 |" in gains
+    assert "| mean, pretrainings | scratch | joint | 2 | +10.0 |" in gains
 
 
 def test_the_probe_finds_a_class_in_features_and_nothing_for_shuffled_labels(
