@@ -154,7 +154,7 @@ def test_the_log_file_gets_details_with_the_time_whatever_is_printed(
     for option in ("--quiet", "--json"):
         assert run("inspect", made, option, "--log-file", file).exit_code == 0
     lines = file.read_text().splitlines()
-    head = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} [A-Z]+ store\.\w+: "
+    head = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} [A-Z]+ store\.[\w.]+: "
     assert [line for line in lines if not re.match(head, line)] == []
     told = [re.sub(head, "", line) for line in lines]
     once = ["semgen inspect begins", *(f"this is {w}" for w in ("debug", "info", "warning"))]
