@@ -324,7 +324,8 @@ def main() -> None:
     parser.add_argument("--pretext", choices=("restoration", "mae"), default="restoration")
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--precisions", nargs="+", default=["fp32", "tf32", "bf16"])
+    kinds = ["fp32", "tf32", "bf16"]
+    parser.add_argument("--precisions", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--warm-up", type=int, default=3)
     parser.add_argument("--threads", type=int, default=8)

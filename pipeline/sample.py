@@ -60,7 +60,8 @@ def sample_scan(series: Series, config: PrepareConfig) -> Sample:
         return Sample(reason=rejected.reason)
     except (MemoryError, OSError):
         return Sample(reason=UNREADABLE)
-    volume.scan_id(), mean_and_std(volume.hu)  # for their time
+    volume.scan_id()  # for the time that it takes; so is the next line
+    mean_and_std(volume.hu)
     box = frame_box(volume, config.frame)
     with one_blas_thread():
         thumbnail = make_thumbnail(volume, box, THUMBNAIL_SHAPE, config)
