@@ -17,8 +17,8 @@ from pipeline.config import PrepareConfig
 from store.images import Rejected
 from store.images.nifti import read_plain_nifti
 from store.images.orientation import direction_of, find_turn
-from store.images.read import load_file, load_slices, open_file
-from store.images.slices import check_spacing, read_header
+from store.images.read import check_geometry, load_file, load_slices, open_file
+from store.images.slices import read_header
 from store.scans import AIR_HU, PADDING_HU, scan_id
 
 _MIN_AIR, _MIN_SOFT = 5e-3, 0.3
@@ -114,8 +114,8 @@ def read_geometry(
     else:
         reader = open_file(Path(series.files[0]))
         size_xyz = _check_header(reader.GetSize(), reader.GetNumberOfComponents(), config)
-        spacing_xyz = tuple(map(abs, reader.GetSpacing()[:3]))  # reading the voxels corrects signs
-        check_spacing(spacing_xyz)
+        check_geometry(reader)
+        spacing_xyz = reader.GetSpacing()[:3]
         direction = direction_of(reader)
         if reader.GetPixelID() in _8_BIT:
             raise Rejected("not in HU", "8-bit values")
@@ -167,11 +167,11 @@ def _read_file(series: Series, config: PrepareConfig) -> _Image:
     path = Path(series.files[0])
     reader = open_file(path)
     size = _check_header(reader.GetSize(), reader.GetNumberOfComponents(), config)
+    check_geometry(reader)
     spacing = reader.GetSpacing()[:3]
-    if reader.HasMetaDataKey("vox_offset") and min(spacing) > 0:  # NIfTI of plain geometry
+    if reader.HasMetaDataKey("vox_offset"):  # NIfTI
         values = read_plain_nifti(path, size)
         if values is not None:
-            check_spacing(spacing)
             own = values if values.dtype == np.int16 else None
             return _Image([values], size, spacing, direction_of(reader), own=own)
     image = load_file(reader)

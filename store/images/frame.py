@@ -12,7 +12,7 @@ import SimpleITK as sitk  # noqa: N813 (as its own documentation does)
 from numpy.typing import NDArray
 
 from store.images.orientation import direction_of, find_turn
-from store.images.read import load_corner, open_file
+from store.images.read import load_slices, open_file
 from store.images.write import write_image
 
 
@@ -39,20 +39,18 @@ class ScanFrame:
 
 
 def frame_of_file(path: Path) -> ScanFrame:
-    """The frame of an image file; one voxel is read. Raises Rejected."""
+    """The frame of an image file; no voxel is read. Raises Rejected."""
     reader = open_file(path)
-    corner = load_corner(reader)
-    return _turn(corner, reader.GetSize()[:3], corner.GetSpacing()[:3])
+    return _turn(reader, reader.GetSize()[:3], reader.GetSpacing()[:3])
 
 
 def frame_of_slices(files: Sequence[str], gap_mm: float) -> ScanFrame:
     """The frame of a DICOM series' files, in the order that `order_slices` found.
 
-    Raises Rejected.
+    One slice is read. Raises Rejected.
     """
-    first = open_file(Path(files[0]))
-    columns, rows = first.GetSize()[:2]
-    return _turn(first, (columns, rows, len(files)), (*first.GetSpacing()[:2], gap_mm))
+    first = load_slices(files[:1], gap_mm)
+    return _turn(first, (*first.GetSize()[:2], len(files)), first.GetSpacing())
 
 
 def write_crop(

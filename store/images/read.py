@@ -16,17 +16,17 @@ import SimpleITK as sitk  # noqa: N813 (as its own documentation does)
 from store.errors import is_utf8
 from store.images import UNREADABLE, Rejected
 from store.images.quiet_itk import quiet_itk
-from store.images.slices import Slice, check_spacing, looks_like_dicom, order_slices, read_header
+from store.images.slices import Slice, looks_like_dicom, order_slices, read_header
+from store.images.spacing import check_spacing, check_stated_spacing
 
 _TOLERANCE = 0.1
 """Maximum deviation of a slice from an even grid, as a share of the slice spacing."""
 
 
 def open_file(path: Path) -> sitk.ImageFileReader:
-    """A reader that has read the file's header: size, type, number of components.
+    """A reader that has read the header of a NIfTI, MetaImage or NRRD file. Raises Rejected.
 
-    Its geometry may differ from the image's: SimpleITK corrects negative spacing only when it
-    reads the voxels. Raises Rejected.
+    Its geometry holds only where `check_geometry` agrees.
     """
     _check_name(path)
     with path.open("rb") as file:
@@ -39,24 +39,21 @@ def open_file(path: Path) -> sitk.ImageFileReader:
     return reader
 
 
+def check_geometry(reader: sitk.ImageFileReader) -> None:
+    """Raise Rejected where the spacing of an opened file is not stated, or impossible."""
+    check_stated_spacing(Path(reader.GetFileName()), reader.GetDimension())
+    check_spacing(reader.GetSpacing()[:3])
+
+
 def load_file(reader: sitk.ImageFileReader) -> sitk.Image:
-    """The image of a file that `open_file` opened, whatever its number of axes."""
+    """The image of a file that `open_file` opened, whatever its number of axes; or Rejected."""
+    check_geometry(reader)
     if reader.HasMetaDataKey("vox_offset"):  # NIfTI
         bits = math.prod([int(reader.GetMetaData("bitpix")), *reader.GetSize()])
         offset = int(float(reader.GetMetaData("vox_offset")))
         _check_length(Path(reader.GetFileName()), offset + bits // 8)
     with quiet_itk(), _explained():
         image: sitk.Image = reader.Execute()
-    check_spacing(image.GetSpacing()[:3])
-    return image
-
-
-def load_corner(reader: sitk.ImageFileReader) -> sitk.Image:
-    """The first voxel of a file's image, with the geometry of all; the rest is not read."""
-    reader.SetExtractSize([1] * reader.GetDimension())
-    with quiet_itk(), _explained():
-        image: sitk.Image = reader.Execute()
-    check_spacing(image.GetSpacing()[:3])
     return image
 
 

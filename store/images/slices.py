@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from store.images import UNREADABLE, Rejected
 from store.images.quiet_pydicom import quiet_pydicom
+from store.images.spacing import check_spacing
 
 DICOM_SUFFIXES: Final = (".dcm", ".dicom", ".ima")
-SPACING_MM: Final = (0.01, 50.0)
-"""Smallest and largest possible voxel spacing of a CT scan, along any axis."""
 _TAGS: Final = [
     "BitsAllocated",
     "Columns",
@@ -185,14 +184,6 @@ def _check_pixels(pixel_mm: Sequence[tuple[float, ...]]) -> None:
     if (np.abs(pixels - pixels[0]) > _PIXEL_TOLERANCE * pixels[0]).any():
         low, high = pixels.min(axis=0), pixels.max(axis=0)
         raise Rejected("mixed pixel spacing", f"{low} to {high} mm")
-
-
-def check_spacing(spacing_mm: Sequence[float]) -> None:
-    """Raise Rejected for a voxel spacing that a CT scan cannot have."""
-    low, high = SPACING_MM
-    if not all(low <= s <= high for s in spacing_mm):  # also where not finite
-        words = " x ".join(f"{s:.4g}" for s in spacing_mm)
-        raise Rejected("impossible spacing", f"{words} mm; {low} to {high} mm is possible")
 
 
 def check_positions(

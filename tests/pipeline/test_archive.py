@@ -1,7 +1,10 @@
 """What is found in an archive, in which order its slices stand, and why series are rejected."""
 
+import gzip
 import os
+import re
 import shutil
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -16,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.archive.folders import find_folders
 from pipeline.archive.headers import read_folder
 from pipeline.archive.series import Series
-from pipeline.archive.volume import Volume, read_volume
+from pipeline.archive.volume import Volume, read_geometry, read_volume
 from pipeline.config import PrepareConfig
 from pipeline.phantom.files import write_dicom
 from pipeline.phantom.patients import Phantom, draw_phantom
@@ -650,6 +653,82 @@ def test_an_impossible_spacing_is_rejected(
 ) -> None:
     write_image(voxels(), tmp_path / "scan.mha", spacing_mm=spacing_mm)
     assert reasons(tmp_path) == ["impossible spacing"]
+
+
+@pytest.mark.parametrize("stated", [b"", b"0 20 5", b"-20 20 5", b"nan 20 5", b"20 20 0", b"x y z"])
+@pytest.mark.parametrize("field", [b"ElementSpacing", b"ElementSize"])
+def test_a_meta_image_that_states_no_possible_spacing_is_rejected(
+    tmp_path: Path, field: bytes, stated: bytes
+) -> None:
+    """SimpleITK reads some of them with 1 mm, others without their signs."""
+    write_image(voxels(), tmp_path / "scan.mha")
+    line = field + b" = " + stated if stated else b""
+    state_spacing(tmp_path / "scan.mha", b"ElementSpacing = 20 20 5", line)
+    assert_without_spacing(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"space directions: (0,0,0) (0,20,0) (0,0,5)",
+        b"space directions: none (0,20,0) (0,0,5)",
+        b"spacings: -20 20 5",
+        b"spacings: nan 20 5",
+        b"spacings: 20 20",
+    ],
+)
+def test_an_nrrd_that_states_no_possible_spacing_is_rejected(tmp_path: Path, line: bytes) -> None:
+    write_image(voxels(), tmp_path / "scan.nrrd")
+    state_spacing(tmp_path / "scan.nrrd", b"space directions: (20,0,0) (0,20,0) (0,0,5)", line)
+    assert_without_spacing(tmp_path)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("stated", [0, -5, np.nan, np.inf])
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
+def test_a_nifti_that_states_no_possible_spacing_is_rejected(
+    tmp_path: Path, name: str, stated: float, axis: int
+) -> None:
+    write_image(voxels(), tmp_path / "scan.nii")
+    content = bytearray((tmp_path / "scan.nii").read_bytes())
+    struct.pack_into("<f", content, 80 + 4 * axis, stated)
+    (tmp_path / "scan.nii").unlink()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    assert_without_spacing(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "line"),
+    [
+        ("scan.mha", b"ElementSpacing = 20 20 5", b"ElementSize = 20 20 5"),
+        ("scan.mha", b"ElementSpacing = 20 20 5", b"ElementSpacing: 20  20  5 "),
+        ("scan.nrrd", b"space directions: (20,0,0) (0,20,0) (0,0,5)", b"Spacings: 20 20 5"),
+    ],
+)
+def test_other_spellings_of_a_spacing_are_read(
+    tmp_path: Path, name: str, written: bytes, line: bytes
+) -> None:
+    write_image(voxels(), tmp_path / name)
+    state_spacing(tmp_path / name, written, line)
+    (found,) = find(tmp_path)
+    assert read_volume(found, CONFIG).spacing_mm == (5, 20, 20)
+
+
+def state_spacing(file: Path, written: bytes, line: bytes) -> None:
+    content = file.read_bytes()
+    if line.lower().startswith(b"spacings"):  # not allowed beside these
+        content = re.sub(rb"space( origin)?: .*\n", b"", content)
+    assert content.count(written + b"\n") == 1
+    file.write_bytes(content.replace(written + b"\n", line + b"\n" if line else b""))
+
+
+def assert_without_spacing(folder: Path) -> None:
+    (found,) = find(folder)
+    for read in (read_volume, read_geometry):
+        with pytest.raises(Rejected) as rejected:
+            read(found, CONFIG)
+        assert rejected.value.reason in ("impossible spacing", "no pixel spacing", "unreadable")
 
 
 @pytest.mark.parametrize("components", [2, 3])

@@ -10,7 +10,7 @@ import SimpleITK as sitk  # noqa: N813
 
 from store.images import HEADER_SUFFIXES, VOLUME_SUFFIXES, Rejected, write
 from store.images.orientation import direction_of, find_turn
-from store.images.read import find_slices, load_corner, load_file, load_slices, open_file
+from store.images.read import check_geometry, find_slices, load_file, load_slices, open_file
 from store.scans import AIR_HU, PADDING_HU, scan_id, scan_name
 from trainer.errors import TrainError
 
@@ -86,7 +86,7 @@ def check_output(file: Path) -> None:
 
 
 def read_spacing(path: Path) -> tuple[float, float, float]:
-    """Voxel spacing (z, y, x) in mm after turning to LPS; reads headers and hardly any voxels.
+    """Voxel spacing (z, y, x) in mm after turning to LPS; from headers and two slices.
 
     Raises TrainError where it cannot be read.
     """
@@ -95,7 +95,8 @@ def read_spacing(path: Path) -> tuple[float, float, float]:
             slices, gap_mm = find_slices(path)
             image = load_slices([slices[0].path, slices[1].path], gap_mm)
         else:
-            image = load_corner(open_file(path))
+            image = open_file(path)
+            check_geometry(image)
     except Rejected as reason:
         raise _unreadable(path, reason) from reason
     _check_axes(path, image)
