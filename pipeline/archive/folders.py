@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from store.errors import SemgenError, check_local
+from store.images import Rejected
 
 
 class ArchiveError(SemgenError):
@@ -23,8 +24,8 @@ class Folder:
     """Its path within the archive, wherever the archive lies."""
     path: str
     files: tuple[str, ...]
-    error: str = ""
-    """Why the folder cannot be listed; it has no files then."""
+    rejected: Rejected | None = None
+    """Why nothing of the folder is listed here; it has no files then."""
 
     def __repr__(self) -> str:
         return f"<Folder: {len(self.files)} files>"
@@ -72,24 +73,28 @@ def check_present(archive: Iterable[str | Path], file: str | None = None) -> Non
 def find_folders(archive: Sequence[Path]) -> Iterator[Folder]:
     """The given folders and all folders below them, and single files, in a stable order.
 
-    A linked folder is followed where its target lies outside the archive, each target once.
-    Raises ArchiveError when one of `archive` does not exist.
+    A linked folder is followed where its target lies outside the archive, each target once; other
+    links are rejected. A folder or file of `archive` that lies within another is found once. Raises
+    ArchiveError when one of `archive` does not exist.
     """
+    given = frozenset(map(str, archive))
     known = {os.path.realpath(root) for root in archive}  # and the targets of followed links
     for number, root in enumerate(archive):
         if root.is_file():
             yield Folder(str(number), str(root.parent), (root.name,))
         elif root.is_dir():
-            for path, files, error in _walk(str(root), known):
+            for path, files, rejected in _walk(str(root), given, known):
                 origin = f"{number}/{Path(path).relative_to(root).as_posix()}"
-                if files or error:
-                    yield Folder(origin, path, files, error)
+                if files or rejected:
+                    yield Folder(origin, path, files, rejected)
         else:
             raise ArchiveError(f"{root}: no such file or folder")
 
 
-def _walk(root: str, known: set[str]) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """(folder, names of its files, why it cannot be listed) of a folder and all below it."""
+def _walk(
+    root: str, given: frozenset[str], known: set[str]
+) -> Iterator[tuple[str, tuple[str, ...], Rejected | None]]:
+    """(folder, names of its files, why nothing of it is listed) of a folder and all below it."""
     waiting = [(root, False)]
     while waiting:
         path, below_link = waiting.pop()
@@ -97,18 +102,24 @@ def _walk(root: str, known: set[str]) -> Iterator[tuple[str, tuple[str, ...], st
             with os.scandir(path) as listing:
                 entries = sorted(listing, key=lambda entry: entry.name)
         except OSError as error:
-            yield path, (), error.strerror or type(error).__name__
+            yield path, (), Rejected("folder not readable", error.strerror or type(error).__name__)
             continue
-        folders, files = [], []
+        folders, files, links = [], [], []
         for entry in entries:
+            if entry.path in given:
+                continue  # found on its own
             if not _is_folder(entry):
                 files.append(entry.name)
             elif entry.is_symlink():
                 if _is_new_target(entry.path, known):
                     folders.append((entry.path, True))
+                else:
+                    links.append(entry.path)
             elif not (below_link and os.path.realpath(entry.path) in known):
                 folders.append((entry.path, below_link))
-        yield path, tuple(files), ""
+        yield path, tuple(files), None
+        for link in links:
+            yield link, (), Rejected("linked folder", "its target is read without this link")
         waiting += reversed(folders)
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import math
 import os
 import stat
+import struct
 import traceback
 from collections.abc import Sequence
 from typing import Final
@@ -31,7 +32,7 @@ from pipeline.config import PrepareConfig
 from store.images import HEADER_SUFFIXES, VOLUME_SUFFIXES, Rejected
 from store.images.slices import DICOM_SUFFIXES, Slice, looks_like_dicom, order_slices, read_header
 
-_COMPRESSED: Final = (".gz", ".bz2", ".xz", ".zst")
+_COMPRESSED: Final = (".gz", ".bz2", ".xz", ".zst", ".z", ".lzma", ".lz4")
 _PACKED: Final = (".zip", ".7z", ".rar", ".tar", ".tgz", ".tbz2", ".txz")
 _DIRECTORY: Final = "DICOMDIR"
 """A DICOM file that lists others and contains no image."""
@@ -44,19 +45,21 @@ _ACCEPTED_AFTER_JOIN: Final = ("missing slices", "too large")
 
 def read_folder(folder: Folder, config: PrepareConfig) -> list[Series]:
     """Every series of one folder. Files that are no images by name and content are ignored."""
-    if folder.error:
-        return [_file_series(folder, "", Rejected("folder not readable", folder.error))]
+    if folder.rejected:
+        return [_file_series(folder, "", folder.rejected)]
     listed: list[Series] = []
     series: dict[str, list[Slice]] = {}
     for name in folder.files:
         path = os.path.join(folder.path, name)
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):
-                continue  # a pipe or device: opening it may block
+                raise Rejected("file not readable", "a pipe or device")  # opening it may block
             if name.lower().endswith(VOLUME_SUFFIXES):
                 listed.append(_file_series(folder, name))
             elif _is_packed(name.lower()):
                 raise Rejected("packed archive", "unpack it")
+            elif name.lower().endswith(".hdr") and _is_pair_header(path):
+                raise Rejected("NIfTI pair", "convert its two files to one .nii.gz")
             elif name != _DIRECTORY and looks_like_dicom(path):
                 header = read_header(path)
                 series.setdefault(header.series or name, []).append(header)
@@ -72,9 +75,21 @@ def read_folder(folder: Folder, config: PrepareConfig) -> list[Series]:
 
 
 def _is_packed(name: str) -> bool:
+    """Whether a name (in lower case) is that of an archive, or of a packed image.
+
+    Names of DICOM files often have no suffix, or end with the last number of a UID.
+    """
     inner, suffix = os.path.splitext(name)
-    packed = (*_PACKED, *VOLUME_SUFFIXES, *DICOM_SUFFIXES)
-    return name.endswith(_PACKED) or (suffix in _COMPRESSED and inner.endswith(packed))
+    kind = os.path.splitext(inner)[1]
+    images = (*_PACKED, *VOLUME_SUFFIXES, *DICOM_SUFFIXES, ".hdr", ".img")
+    is_image = inner.endswith(images) or not kind or kind[1:].isdigit()
+    return name.endswith(_PACKED) or (suffix in _COMPRESSED and is_image)
+
+
+def _is_pair_header(path: str) -> bool:
+    """Whether a file begins like the header of a NIfTI pair, or of Analyze."""
+    with open(path, "rb") as file:
+        return file.read(4) in {struct.pack(f"{o}i", n) for o in "<>" for n in (348, 540)}
 
 
 def crashed_folder(folder: Folder, reason: str) -> Series:
@@ -168,14 +183,17 @@ def _check_slices(slices: list[Slice], config: PrepareConfig) -> tuple[list[int]
     """Slice order along the normal and the gap in mm; Rejected by the first rule that fails."""
     first = slices[0]
     size = (len(slices), first.rows, first.columns)
-    if first.modality != "CT":
-        raise Rejected("not CT", f"modality {first.modality}")
+    other = {one.modality for one in slices} - {"CT"}
+    if other:
+        raise Rejected("not CT", f"modality {', '.join(sorted(other))}")
     if first.scout:
         raise Rejected("scout")
     if first.kind.startswith(_SECONDARY_CAPTURE):
         raise Rejected("secondary capture")
-    if first.samples != 1:
+    if any(one.samples != 1 for one in slices):
         raise Rejected("RGB or vector")
+    if any(0 < one.bits <= 8 for one in slices):
+        raise Rejected("not in HU", "8-bit values")
     if any(one.frames > 1 for one in slices):
         raise Rejected("multi-frame")
     if min(size) < config.min_slices:

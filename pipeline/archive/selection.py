@@ -22,7 +22,8 @@ from pipeline.archive.series import (
     Series,
 )
 
-_PREFERENCE = "axial DESC, slice_gap_mm, num_files DESC, key"
+_PREFERENCE = "axial DESC, slice_gap_mm, num_files DESC, uid, key"
+"""Before `key`, which is made of names of folders, the hash of the series' UID decides."""
 
 
 def series_in_parts(catalogue: Catalogue) -> list[tuple[Series, ...]]:
@@ -49,10 +50,10 @@ def series_in_parts(catalogue: Catalogue) -> list[tuple[Series, ...]]:
 
 
 def choose_one_per_study(catalogue: Catalogue) -> None:
-    """Reject all but the best series of each study: axial, with the thinnest slices."""
+    """Reject all but the best series of each study: axial, thinnest slices, most slices."""
     catalogue.db.execute(
         f"UPDATE series SET reason = '{NOT_CHOSEN}', scan_id = NULL,"
-        " detail = 'another series of its study is axial or thinner'"
+        " detail = 'its study has a series that is axial, thinner, of more slices, or as good'"
         " WHERE reason IS NULL AND key NOT IN (SELECT key FROM (SELECT key, row_number() OVER"
         f" (PARTITION BY study ORDER BY {_PREFERENCE}) AS rank FROM series"
         " WHERE reason IS NULL OR scan_id IS NOT NULL) WHERE rank = 1)"
@@ -74,11 +75,15 @@ def choose_next_best(catalogue: Catalogue) -> int:
 
 
 def reject_duplicates(catalogue: Catalogue) -> None:
-    """Of several series with the same voxels, keep the first by key."""
+    """Of several series with the same voxels, keep one, whatever their folders are called.
+
+    Their spacing may differ by rounding: NIfTI has fewer digits than DICOM, which comes first.
+    """
     catalogue.db.execute(
         f"UPDATE series SET reason = '{DUPLICATE}', detail = 'same voxels as scan ' || scan_id"
-        " WHERE scan_id IS NOT NULL AND reason IS NULL AND key NOT IN"
-        " (SELECT min(key) FROM series WHERE scan_id IS NOT NULL GROUP BY scan_id)"
+        " WHERE scan_id IS NOT NULL AND reason IS NULL AND key NOT IN (SELECT key FROM"
+        " (SELECT key, row_number() OVER (PARTITION BY scan_id ORDER BY kind, spacing_mm, uid, key)"
+        " AS rank FROM series WHERE scan_id IS NOT NULL) WHERE rank = 1)"
     )
     catalogue.commit()
 

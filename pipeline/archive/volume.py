@@ -76,7 +76,6 @@ class _Image(NamedTuple):
     size_xyz: tuple[int, ...]
     spacing_xyz: tuple[float, ...]
     direction: NDArray[np.float64]
-    is_8_bit: bool = False
     own: NDArray[np.int16] | None = None
     """The only block, where it is HU already and may be changed."""
 
@@ -90,8 +89,6 @@ def read_volume(series: Series, config: PrepareConfig) -> Volume:
     read = _read_dicom if series.kind == "dicom" else _read_file
     image = read(series, config)
     _check_oblique(image.direction, config)
-    if image.is_8_bit:
-        raise Rejected("not in HU", "8-bit values")
     turn = find_turn(image.direction)
     return Volume(hu=turn.view(_read_hu(image)), spacing_mm=turn.sort(image.spacing_xyz))
 
@@ -112,13 +109,9 @@ def read_geometry(
         row, column = first.axes[:3], first.axes[3:]
         direction = np.stack([row, column, np.cross(row, column)], axis=1)
     else:
-        reader = open_file(Path(series.files[0]))
-        size_xyz = _check_header(reader.GetSize(), reader.GetNumberOfComponents(), config)
-        check_geometry(reader)
+        reader, size_xyz = _open_file(series, config)
         spacing_xyz = reader.GetSpacing()[:3]
         direction = direction_of(reader)
-        if reader.GetPixelID() in _8_BIT:
-            raise Rejected("not in HU", "8-bit values")
     _check_oblique(direction, config)
     turn = find_turn(direction)
     return turn.sort(size_xyz), turn.sort(spacing_xyz)
@@ -164,24 +157,26 @@ def _check_hu(hu: NDArray[np.int16]) -> None:
 
 
 def _read_file(series: Series, config: PrepareConfig) -> _Image:
-    path = Path(series.files[0])
-    reader = open_file(path)
-    size = _check_header(reader.GetSize(), reader.GetNumberOfComponents(), config)
-    check_geometry(reader)
-    spacing = reader.GetSpacing()[:3]
+    reader, size = _open_file(series, config)
+    geometry = (size, reader.GetSpacing()[:3], direction_of(reader))
     if reader.HasMetaDataKey("vox_offset"):  # NIfTI
-        values = read_plain_nifti(path, size)
+        values = read_plain_nifti(Path(series.files[0]), size)
         if values is not None:
-            own = values if values.dtype == np.int16 else None
-            return _Image([values], size, spacing, direction_of(reader), own=own)
-    image = load_file(reader)
-    return _Image(
-        _view(image, size),
-        size,
-        image.GetSpacing()[:3],
-        direction_of(image),
-        is_8_bit=image.GetPixelID() in _8_BIT,
-    )
+            return _Image([values], *geometry, own=values if values.dtype == np.int16 else None)
+    return _Image(_view(load_file(reader), size), *geometry)
+
+
+def _open_file(
+    series: Series, config: PrepareConfig
+) -> tuple[sitk.ImageFileReader, tuple[int, ...]]:
+    """A reader of the series' file and the size (x, y, z); Rejected by the rules of headers."""
+    reader = open_file(Path(series.files[0]))
+    size_xyz = _check_header(reader.GetSize(), reader.GetNumberOfComponents(), config)
+    check_geometry(reader)
+    is_nifti = reader.HasMetaDataKey("bitpix")  # where scaled values have more bits than stored
+    if reader.GetPixelID() in _8_BIT or (is_nifti and int(reader.GetMetaData("bitpix")) <= 8):
+        raise Rejected("not in HU", "8-bit values")
+    return reader, size_xyz
 
 
 def _view(image: sitk.Image, size_xyz: tuple[int, ...]) -> Iterator[NDArray[Any]]:
@@ -202,8 +197,7 @@ def _read_dicom(series: Series, config: PrepareConfig) -> _Image:
         for part in [files[first : first + _SLICES_AT_ONCE]]
         for block in _view(load_slices(part, gap_mm), (*size[:2], len(part)))
     )
-    is_8_bit = ends.GetPixelID() in _8_BIT
-    return _Image(blocks, size, ends.GetSpacing(), direction_of(ends), is_8_bit=is_8_bit)
+    return _Image(blocks, size, ends.GetSpacing(), direction_of(ends))
 
 
 def _check_header(

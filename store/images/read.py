@@ -54,6 +54,9 @@ def load_file(reader: sitk.ImageFileReader) -> sitk.Image:
         _check_length(Path(reader.GetFileName()), offset + bits // 8)
     with quiet_itk(), _explained():
         image: sitk.Image = reader.Execute()
+    if reader.HasMetaDataKey("scl_slope") and float(reader.GetMetaData("scl_slope")) == 0:
+        intercept = float(reader.GetMetaData("scl_inter"))  # NIfTI: it does not count then
+        image = image - intercept if intercept else image
     return image
 
 
@@ -62,6 +65,7 @@ def load_slices(files: Sequence[str], gap_mm: float) -> sitk.Image:
     for file in files:
         _check_name(file)
     reader = sitk.ImageSeriesReader()
+    reader.SetImageIO("GDCMImageIO")  # it reads files without preamble, but only when told to
     reader.SetFileNames(files)
     with quiet_itk(), _explained():
         image: sitk.Image = reader.Execute()

@@ -24,6 +24,7 @@ from store.images.spacing import check_spacing
 DICOM_SUFFIXES: Final = (".dcm", ".dicom", ".ima")
 _TAGS: Final = [
     "BitsAllocated",
+    "BitsStored",
     "Columns",
     "ImageOrientationPatient",
     "ImagePositionPatient",
@@ -32,6 +33,8 @@ _TAGS: Final = [
     "NumberOfFrames",
     "PatientID",
     "PixelSpacing",
+    "RescaleIntercept",
+    "RescaleSlope",
     "Rows",
     "SamplesPerPixel",
     "SeriesInstanceUID",
@@ -42,6 +45,8 @@ _TAGS: Final = [
 _UNCOMPRESSED: Final = ("", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 """Transfer syntaxes whose pixel data has a known length; "" (none named) means implicit
 little-endian."""
+_LONG_VALUE: Final = 1024
+"""More bytes than the first element of a DICOM file has."""
 _PIXEL_DATA: Final = (0x7FE0, 0x0010)
 _DUPLICATE_MM: Final = 1e-3
 _TILT_MM: Final = 1.0
@@ -66,6 +71,10 @@ class Slice:
     modality: str
     scout: bool
     samples: int
+    bits: int
+    """Number of bits of a value."""
+    rescale: tuple[float, ...]
+    """RescaleSlope and RescaleIntercept; fewer where the header lacks them."""
     frames: int
     rows: int
     columns: int
@@ -80,11 +89,20 @@ class Slice:
 
 
 def looks_like_dicom(path: str) -> bool:
-    """Whether a file is DICOM by its name or first bytes; OSError when it cannot be read."""
+    """Whether a file is DICOM by its name or first bytes; OSError when it cannot be read.
+
+    Old files have no preamble: they begin with an element of group 2 or 8, in either byte order.
+    """
     if path.lower().endswith(DICOM_SUFFIXES):
         return True
     with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
+        begin = file.read(132)
+    if begin[128:] == b"DICM":
+        return True
+    kind, length = begin[4:6], begin[4:8]  # explicit and implicit kind of values
+    return (begin[:2] in (b"\2\0", b"\0\2", b"\x08\0", b"\0\x08")) and (
+        (kind.isalpha() and kind.isupper()) or 0 < int.from_bytes(length, "little") < _LONG_VALUE
+    )
 
 
 def read_header(path: str) -> Slice:
@@ -106,6 +124,11 @@ def read_header(path: str) -> Slice:
                 modality=str(header.get("Modality") or ""),
                 scout="LOCALIZER" in (header.get("ImageType") or ()),
                 samples=int(header.get("SamplesPerPixel") or 1),
+                bits=int(header.get("BitsStored") or header.get("BitsAllocated") or 0),
+                rescale=(
+                    *_numbers(header, "RescaleSlope"),
+                    *_numbers(header, "RescaleIntercept"),
+                ),
                 frames=int(header.get("NumberOfFrames") or 1),
                 rows=int(header.Rows or 0),
                 columns=int(header.Columns or 0),
@@ -167,6 +190,9 @@ def order_slices(slices: Sequence[Slice], tolerance: float) -> tuple[list[int], 
     if np.abs(axes - axes[0]).max() > _ORIENTATION_TOLERANCE:
         raise Rejected("mixed orientations")
     _check_pixels([one.pixel_mm for one in slices])
+    slopes = {(len(one.rescale), one.rescale[:1]) for one in slices}
+    if len(slopes) > 1:
+        raise Rejected("mixed rescaling", "the slices differ in slope, or some have none")
     order, gap_mm = check_positions(position, axes[0], tolerance)
     check_spacing((gap_mm, *slices[0].pixel_mm))
     short = [one.missing_bytes for one in slices if one.missing_bytes]

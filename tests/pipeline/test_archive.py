@@ -181,18 +181,58 @@ def test_an_archive_may_be_several_folders_and_files(series: Path, tmp_path: Pat
 
 
 def test_files_that_are_no_images_are_ignored(tmp_path: Path) -> None:
-    for name in ("notes.txt", "report.pdf", "table.csv", "scan.nii.gz.json", "DICOMDIR.bak"):
+    for name in (
+        "notes.txt",
+        "report.pdf",
+        "table.csv",
+        "scan.nii.gz.json",
+        "DICOMDIR.bak",
+        "notes.txt.gz",
+    ):
         (tmp_path / name).write_bytes(b"%PDF" * 100)
     assert find(tmp_path) == []
 
 
 @pytest.mark.parametrize(
     "name",
-    ["scans.zip", "scans.tar", "scans.tar.gz", "SCANS.TGZ", "scans.7z", "scan.nii.xz", "1.dcm.gz"],
+    [
+        "scans.zip",
+        "scans.tar",
+        "scans.tar.gz",
+        "SCANS.TGZ",
+        "scans.7z",
+        "scan.nii.xz",
+        "scan.nii.lzma",
+        "scan.hdr.gz",
+        "1.dcm.gz",
+        "1.dcm.Z",
+        "IM0001.gz",
+        "1.2.840.113.gz",
+    ],
 )
 def test_a_packed_archive_is_reported(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"PK" * 100)
     assert reasons(tmp_path) == ["packed archive"]
+
+
+@pytest.mark.parametrize("with_meta_information", [True, False])
+@pytest.mark.parametrize("implicit", [True, False])
+def test_dicom_files_without_preamble_and_suffix_are_read(
+    series: Path, template: Path, with_meta_information: bool, implicit: bool
+) -> None:
+    """As old scanners wrote them."""
+    for number, file in enumerate(sorted(series.iterdir())):
+        data = pydicom.dcmread(file)
+        if implicit:
+            data.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+        data.save_as(file, implicit_vr=implicit, little_endian=True)
+        content = file.read_bytes()[132:]
+        if not with_meta_information:
+            content = content[12 + int.from_bytes(content[8:12], "little") :]
+        file.unlink()
+        (series / f"IM{number:04}").write_bytes(content)
+    (found,), (other,) = find(series), find(template)
+    np.testing.assert_array_equal(read_volume(found, CONFIG).hu, read_volume(other, CONFIG).hu)
 
 
 def test_a_dicomdir_is_ignored(series: Path) -> None:
@@ -207,9 +247,11 @@ def test_a_linked_folder_outside_the_archive_is_followed_once(series: Path, tmp_
         (archive / name).symlink_to(tmp_path / "series")
     (series / "loop").symlink_to(archive)
     (series / "up").symlink_to(tmp_path)
-    (found,) = find(archive)
-    assert found.files[0].startswith(str(archive / "a"))
-    assert reasons(archive) == [None]
+    found = {one.files[0]: read_reason(one) for one in find(archive)}
+    links = {f"{archive}/{name}/": "linked folder" for name in ("b", "a/loop")}
+    (used,) = set(found) - set(links)
+    assert found == {used: None, **links}
+    assert used.startswith(f"{archive}/a/")
 
 
 def test_a_linked_folder_inside_the_archive_is_found_without_the_link(
@@ -217,8 +259,13 @@ def test_a_linked_folder_inside_the_archive_is_found_without_the_link(
 ) -> None:
     (tmp_path / "a-link").symlink_to(series)
     (series / "self").symlink_to(".")
-    (found,) = find(tmp_path)
-    assert found.files[0].startswith(str(series))
+    assert reasons(tmp_path) == ["linked folder", None, "linked folder"]
+
+
+def test_a_folder_that_is_given_twice_is_found_once(series: Path, tmp_path: Path) -> None:
+    write_image(voxels(4), tmp_path / "scan.nii")
+    for archive in ((tmp_path, series), (series, tmp_path), (tmp_path / "scan.nii", tmp_path)):
+        assert reasons(*archive) == [None, None]
 
 
 def test_a_link_to_a_folder_above_a_followed_one_finds_only_the_rest(
@@ -263,10 +310,10 @@ def test_unreadable_files_and_folders_are_reported(
     }
 
 
-def test_pipes_and_devices_are_ignored(tmp_path: Path) -> None:
+def test_pipes_and_devices_are_reported(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "scan.nii.gz")  # opening it would wait for ever
     os.mkfifo(tmp_path / "slice")
-    assert find(tmp_path) == []
+    assert reasons(tmp_path) == ["file not readable", "file not readable"]
 
 
 def test_the_list_of_series_does_not_depend_on_where_the_archive_lies(
@@ -436,12 +483,14 @@ def setter(**values: object) -> Callable[[Path], None]:
     return lambda folder: change_headers(folder, change)
 
 
-def turn_one(folder: Path) -> None:
-    def change(data: pydicom.Dataset, number: int) -> None:
-        if number == 5:
-            data.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+def set_one(**values: object) -> Callable[[Path], None]:
+    """A change of the header of one slice."""
 
-    change_headers(folder, change)
+    def change(data: pydicom.Dataset, number: int) -> None:
+        for name, value in values.items():
+            setattr(data, name, value if number == 5 else data.get(name))
+
+    return lambda folder: change_headers(folder, change)
 
 
 def forget_positions(folder: Path) -> None:
@@ -463,14 +512,6 @@ def spread_out(folder: Path) -> None:
     def change(data: pydicom.Dataset, number: int) -> None:
         x, y, _ = data.ImagePositionPatient
         data.ImagePositionPatient = [x, y, 1000 * number]
-
-    change_headers(folder, change)
-
-
-def zoom_one(folder: Path) -> None:
-    def change(data: pydicom.Dataset, number: int) -> None:
-        if number == 5:
-            data.PixelSpacing = [0.5, 0.5]
 
     change_headers(folder, change)
 
@@ -509,7 +550,7 @@ def tilt(folder: Path) -> None:
         (setter(NumberOfFrames="4"), "multi-frame"),
         (keep_ten, "too few slices"),
         (forget_positions, "no slice positions"),
-        (turn_one, "mixed orientations"),
+        (set_one(ImageOrientationPatient=[0, 1, 0, 0, 0, -1]), "mixed orientations"),
         (delete_slice, "missing slices"),
         (copy_slice, "slices at one position"),
         (tilt, "gantry tilt"),
@@ -520,8 +561,12 @@ def tilt(folder: Path) -> None:
         (setter(PixelSpacing=[-0.7, -0.7]), "impossible spacing"),
         (setter(PixelSpacing=[1e6, 1e6]), "impossible spacing"),
         (spread_out, "impossible spacing"),
-        (zoom_one, "mixed pixel spacing"),
+        (set_one(PixelSpacing=[0.5, 0.5]), "mixed pixel spacing"),
         (shorten, "short pixel data"),
+        (set_one(Modality="PT"), "not CT"),
+        (set_one(RescaleSlope=0.5), "mixed rescaling"),
+        (set_one(RescaleIntercept=None), "mixed rescaling"),
+        (setter(BitsStored=8), "not in HU"),
         (setter(ImageOrientationPatient=[0, 0, 0, 0, 0, 0]), "no slice positions"),
         (setter(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "no slice positions"),
         (setter(ImagePositionPatient=[0, 0, 1e30]), "no slice positions"),
@@ -729,6 +774,34 @@ def assert_without_spacing(folder: Path) -> None:
         with pytest.raises(Rejected) as rejected:
             read(found, CONFIG)
         assert rejected.value.reason in ("impossible spacing", "no pixel spacing", "unreadable")
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_nifti_of_8_bits_is_not_in_hu(tmp_path: Path, scaled: bool) -> None:
+    values = (voxels().clip(-1000, 1000) // 8 + 127).astype(np.uint8)
+    write_image(values, tmp_path / "scan.nii")
+    if scaled:
+        content = bytearray((tmp_path / "scan.nii").read_bytes())
+        struct.pack_into("<2f", content, 112, 8, -1016)
+        (tmp_path / "scan.nii").write_bytes(content)
+    assert reasons(tmp_path) == ["not in HU"]
+
+
+def test_the_intercept_of_a_nifti_without_a_slope_does_not_count(tmp_path: Path) -> None:
+    write_image(voxels(), tmp_path / "scan.nii")
+    content = bytearray((tmp_path / "scan.nii").read_bytes())
+    struct.pack_into("<2f", content, 112, 0, -24)
+    (tmp_path / "scan.nii").write_bytes(content)
+    (found,) = find(tmp_path)
+    np.testing.assert_array_equal(read_volume(found, CONFIG).hu, voxels())
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_nifti_pair_is_reported(tmp_path: Path, order: str) -> None:
+    (tmp_path / "scan.hdr").write_bytes(struct.pack(f"{order}i", 348) + bytes(344))
+    (tmp_path / "scan.img").write_bytes(bytes(100))
+    (tmp_path / "scene.hdr").write_bytes(b"#?RADIANCE")
+    assert reasons(tmp_path) == ["NIfTI pair"]
 
 
 @pytest.mark.parametrize("components", [2, 3])

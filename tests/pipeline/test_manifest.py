@@ -66,6 +66,30 @@ def test_the_thinnest_complete_axial_series_of_a_study_is_used(catalogue: Catalo
     assert catalogue.reasons() == {"not chosen": 3}
 
 
+@pytest.mark.parametrize("keys", [("1", "2"), ("2", "1")])
+def test_names_of_folders_do_not_decide_between_equal_series(
+    catalogue: Catalogue, keys: tuple[str, str]
+) -> None:
+    """A key is a hash of the folder's name, a uid one of what the header says."""
+    catalogue.add(replace(THIN, key=key, uid=uid) for key, uid in zip(keys, "ab", strict=True))
+    choose_one_per_study(catalogue)
+    assert usable(catalogue) == {keys[0]}
+
+
+@pytest.mark.parametrize("keys", [("1", "2"), ("2", "1")])
+def test_names_of_folders_do_not_decide_between_copies(
+    catalogue: Catalogue, keys: tuple[str, str]
+) -> None:
+    """The spacing of a NIfTI is that of its DICOM series, rounded."""
+    dicom, file = keys
+    catalogue.add([replace(THIN, key=dicom), replace(THIN, key=file, kind="file", study="t")])
+    for key, spacing in ((dicom, 0.7), (file, 0.699999988)):
+        catalogue.record(replace(READ, key=key, scan_id=5, spacing_mm=(spacing,) * 3))
+    reject_duplicates(catalogue)
+    number_scans(catalogue)
+    assert catalogue.scan_series(0).key == dicom
+
+
 def test_a_coronal_series_is_used_where_the_study_has_no_other(catalogue: Catalogue) -> None:
     catalogue.add([CORONAL, replace(THIN, reason="gantry tilt")])
     choose_one_per_study(catalogue)
