@@ -261,7 +261,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "max_overlap": 1.0,
         "tissue_depth": 3,
         "max_tissue": 0.15,
-        "min_body": 0.0,
+        "min_body": 0.5,
     },
     "demo": {
         "classes": 10,

@@ -25,8 +25,9 @@ class Content:
     """Tissue: `tissue_hu` and more."""
 
     def is_enough(self, config: PrepareConfig) -> bool:
+        """Whether the shares are within their limits; a crop of no body at all never is enough."""
         within = config.min_tissue <= self.tissue <= config.max_tissue
-        return within and self.body >= config.min_body
+        return within and self.body > 0 and self.body >= config.min_body
 
 
 class ContentOfScan:

@@ -505,6 +505,10 @@ def test_the_same_matches_give_the_same_plan() -> None:
 # The paper's settings ----------------------------------------------------------------------------
 
 
+LUNG_IN_BODY = np.full((64, 128, 128), SOFT, np.uint8)
+LUNG_IN_BODY[:, 8:-8, 8:-8] = 25
+
+
 @pytest.fixture(scope="module")
 def paper() -> tuple[Scans, PrepareConfig, list[ClassPlan]]:
     rng = np.random.default_rng(1)
@@ -517,7 +521,7 @@ def paper() -> tuple[Scans, PrepareConfig, list[ClassPlan]]:
         size=size,
         frame_mm=np.stack([-0.5 * spacing_mm, (size - 0.5) * spacing_mm], axis=1),
         embedding=rng.normal(size=(30, 8)).astype(np.float32),
-        thumbnail=lambda _: np.full((64, 128, 128), 25, np.uint8),  # lung
+        thumbnail=lambda _: LUNG_IN_BODY,
     )
     config = load_config(preset="paper", overrides={"neighbours": 10})
     return scans, config, discover(scans, config).classes
@@ -599,6 +603,11 @@ def test_body_and_tissue_must_be_within_their_limits(
 ) -> None:
     config = dataclasses.replace(BASE, **settings)  # type: ignore[arg-type]
     assert Content(body=0.6, tissue=0.4).is_enough(config) is enough
+
+
+def test_a_crop_of_air_beside_the_patient_is_never_enough() -> None:
+    config = dataclasses.replace(BASE, min_body=0, min_tissue=0)
+    assert not Content(body=0, tissue=0).is_enough(config)
 
 
 def test_tissue_towards_the_head_counts_as_deep_as_the_settings_say() -> None:
