@@ -20,9 +20,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pipeline.config import AutoencoderConfig
+from pipeline.errors import PrepareError
 from pipeline.seeds import INITIAL_WEIGHTS, hash_seed
 from store.atomic import replace_file
-from store.errors import ConfigError
 from store.format import AUTOENCODER_FILE, THUMBNAIL_SHAPE
 
 _REDUCTION = 4
@@ -105,7 +105,7 @@ def save_autoencoder(model: Autoencoder, file: Path) -> None:
 
 
 def load_autoencoder(file: Path) -> Autoencoder:
-    """Read what `save_autoencoder` wrote; ConfigError for any other file."""
+    """Read what `save_autoencoder` wrote; PrepareError for any other file."""
     try:
         with safe_open(file, "pt") as handle:
             metadata = handle.metadata() or {}
@@ -116,11 +116,11 @@ def load_autoencoder(file: Path) -> Autoencoder:
         if version == _VERSION:
             model.load_state_dict(tensors)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(
+        raise PrepareError(
             f"{file}: not an autoencoder that semgen wrote; give a store or its {AUTOENCODER_FILE}"
         ) from error
     if version != _VERSION:
-        raise ConfigError(
+        raise PrepareError(
             f"{file}: autoencoder of another version of semgen (format {version}, expected"
             f" {_VERSION}); train a new one by leaving out --autoencoder"
         )

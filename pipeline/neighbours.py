@@ -6,6 +6,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import PrepareError
 from store.errors import ConfigError
 
 _PROBED = 8
@@ -29,7 +30,7 @@ class Neighbours:
     def __init__(self, embedding: NDArray[np.float32], rows: NDArray[np.intp], index: str) -> None:
         """Index `embedding[rows]`; `embedding` is (N, D), `index` an index_factory string.
 
-        Raises ConfigError when FAISS does not know the string or has too few scans to train it.
+        Raises PrepareError when FAISS cannot build it, for instance with too few scans to train it.
         """
         self.rows = rows
         self._embedding = embedding
@@ -43,7 +44,7 @@ class Neighbours:
                 self._index.add(vectors)
         except RuntimeError as error:
             reason = str(error).split(": ")[-1].strip()
-            raise ConfigError(
+            raise PrepareError(
                 f"index {index!r} cannot be built on {len(rows)} scans: {reason}; use --index Flat"
             ) from error
 

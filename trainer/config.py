@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from store.settings import check_types, differences, require, to_json
-from trainer.errors import TrainError
+from trainer.errors import SettingError
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 PretextName = Literal["restoration", "inpainting", "shuffling", "mae", "rotation", "rubik", "none"]
@@ -109,7 +109,7 @@ class LoopConfig:
     """Steps between two lines of metrics; each is the mean since the line before."""
 
     def __post_init__(self) -> None:
-        check_types(self, error=TrainError)
+        check_types(self, error=SettingError)
         for name in ("batch_size", "epochs", "lr_step_epochs", "patience", "checkpoint_every",
                      "validate_every", "log_every"):  # fmt: skip
             check(self, name, getattr(self, name) >= 1, ">= 1")
@@ -235,7 +235,7 @@ class TrainConfig(LoopConfig):
             self.classification_weight if self.classify else 0,
         )
         if weights == (0, 0):
-            raise TrainError(
+            raise SettingError(
                 "nothing to learn: needs a pretext with a weight above 0, or classify with a"
                 " classification_weight above 0"
             )
@@ -251,8 +251,8 @@ def suggest_batch_size(shape: Sequence[int]) -> int:
 
 
 def check(config: LoopConfig, name: str, holds: bool, rule: str) -> None:
-    """Raise TrainError that says what a setting must be, unless it holds."""
-    require(holds, name, rule, getattr(config, name), error=TrainError)
+    """Raise SettingError that says what a setting must be, unless it holds."""
+    require(holds, name, rule, getattr(config, name), error=SettingError)
 
 
 def find_differences(

@@ -23,7 +23,7 @@ import click
 
 from store import progress
 from store.command_line.options import LocalPath
-from store.errors import SemgenError
+from store.errors import ConfigError, SemgenError
 
 _PACKAGES: Final = ("pipeline", "store", "trainer")
 _PRINTED: Final = frozenset({__name__, "store.progress", "trainer.messages"})
@@ -91,7 +91,10 @@ class Group(click.Group):
 
 
 class MainGroup(Group):
-    """The whole command line: expected errors become one line and exit status 1."""
+    """The whole command line: expected errors become one line and exit status 1, or 2.
+
+    2 is for wrong settings, as for wrong options.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -118,7 +121,9 @@ class MainGroup(Group):
             text = _explain(error)
             if text is None or ctx.params["debug"]:
                 raise  # a bug keeps its traceback
-            raise click.ClickException(text) from error
+            failed = click.ClickException(text)
+            failed.exit_code = 2 if isinstance(error, ConfigError) else 1
+            raise failed from error
 
 
 def _open_closed_streams() -> None:

@@ -88,8 +88,10 @@ def running_command(
 
 
 def find_workers(process: ForkServerProcess) -> list[psutil.Process]:
-    children = psutil.Process(process.pid).children()
-    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    """Its processes: forked, as itself, from the server that has imported everything."""
+    server = psutil.Process(process.pid).parent()
+    assert server is not None
+    return [child for child in server.children() if child.pid != process.pid]
 
 
 def test_a_killed_and_resumed_comparison_equals_an_uninterrupted_one(

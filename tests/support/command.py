@@ -123,6 +123,7 @@ def _enter(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # its own processes, such as workers of Dask, are forked from the same server
     forkserver._forkserver.ensure_running = lambda: None  # type: ignore[attr-defined]
+    multiprocessing.get_context = lambda _=None: _FORKS  # type: ignore[assignment,misc]
     for number, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY), number)
     os.chdir(cwd)

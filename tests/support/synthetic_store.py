@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +37,19 @@ def make_crops(
     return crops
 
 
-def make_store(
+def make_store(path: Path, **settings: Any) -> Path:
+    """A complete store with the settings of `_write_store`, which is run once for equal ones."""
+    return Path(shutil.copytree(_template(tuple(sorted(settings.items()))), path))
+
+
+@functools.cache
+def _template(settings: tuple[tuple[str, Any], ...]) -> Path:
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    return _write_store(folder / "store", **dict(settings))
+
+
+def _write_store(
     path: Path,
     *,
     num_classes: int = 6,

@@ -64,8 +64,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 def together(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two processes."""
     run = tmp_path_factory.mktemp("runs") / "together"
-    done = torchrun(store, run)
-    assert done.returncode == 0, done.stderr
+    train_by_two(store, run, CONFIG)
     return run
 
 

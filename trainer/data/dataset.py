@@ -30,7 +30,7 @@ from trainer.data.intensity import ZScores
 from trainer.data.plan import EpochPlan, draw_patients, leave_out_members, select_rows, thin
 from trainer.data.readahead import read_ahead
 from trainer.device import upload
-from trainer.errors import TrainError
+from trainer.errors import SettingError, TrainError
 from trainer.ranks import Ranks
 
 _AHEAD_BYTES = 2**31
@@ -182,7 +182,7 @@ class PatchDataset(IterableDataset[Batch]):
                 f"one of {', '.join(get_args(Normalise))}",
             ),
         ):
-            require(holds, name, rule, value, error=TrainError)
+            require(holds, name, rule, value, error=SettingError)
         store = store if isinstance(store, PatchStore) else PatchStore(store)
         self.skipped: set[int] = set()
         self.window_hu = store.window_hu
