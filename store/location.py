@@ -199,7 +199,7 @@ Where: TypeAlias = str | Path | Folder | Remote
 
 
 def locate(where: Where) -> Location:
-    """The location that a path or a URL names; ConfigError for a URL that cannot be used."""
+    """The location that a path or a URL names; SemgenError for a URL that cannot be used."""
     if isinstance(where, Folder | Remote):
         return where
     return Remote(clean_url(where)) if is_url(where) else Folder(Path(where))

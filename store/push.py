@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from store.errors import ConfigError, check_local
+from store.errors import SemgenError, check_local
 from store.format import ATTRIBUTE, AUTOENCODER_FILE, DIGESTS, SHARDED, SPLITS, StoreError
 from store.group import compute_fingerprint
 from store.inspect import format_size
@@ -92,7 +92,7 @@ def push(store: str | Path, url: str, *, progress: Progress = SILENT) -> Pushed:
     check_local(store)
     url = clean_url(url)
     if url.startswith("http"):
-        raise ConfigError(f"{url}: can only be read; push to an s3://, gs:// or az:// URL")
+        raise SemgenError(f"{url}: can only be read; push to an s3://, gs:// or az:// URL")
     upload = _Upload(PatchStore(store), url)
     with explained(url):
         return upload.run(progress)

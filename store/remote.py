@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from store.errors import ConfigError
+from store.errors import SemgenError
 from store.format import Unreachable
 
 if TYPE_CHECKING:
@@ -33,21 +33,21 @@ _CREDENTIALS = "give credentials in the environment (docs/remote.md)"
 def clean_url(url: str | Path) -> str:
     """A URL as it is shown and opened: `s3:/bucket/`, which pathlib makes, as `s3://bucket`.
 
-    Raises ConfigError for a URL that contains a password, a token or a signature, without showing
+    Raises SemgenError for a URL that contains a password, a token or a signature, without showing
     it, and for a scheme that is not supported.
     """
     scheme, _, rest = str(url).partition(":/")
     text = f"{scheme.lower()}://{rest.strip('/')}"
     parts = urlsplit(text)
     if parts.scheme not in SCHEMES:
-        raise ConfigError(
+        raise SemgenError(
             f"{parts.scheme}: URLs of this kind are not supported; supported are"
             f" {', '.join(SCHEMES)}"
         )
     is_container = parts.scheme.startswith("abfs")  # abfs://CONTAINER@ACCOUNT.dfs...
     if parts.password or (parts.username and not is_container) or parts.query or parts.fragment:
         where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-        raise ConfigError(
+        raise SemgenError(
             f"{where}: contains a user, a password or a query; remove it, and {_CREDENTIALS}"
         )
     return text
@@ -63,7 +63,7 @@ def connect(
     answer_s
         Maximum time in seconds from the start of a request, which may be an upload, to its answer.
 
-    Raises ConfigError where obstore is not installed, for a URL with credentials in it, and where
+    Raises SemgenError where obstore is not installed, for a URL with credentials in it, and where
     the environment lacks a setting.
     """
     url = clean_url(url)
@@ -72,7 +72,7 @@ def connect(
         from obstore.exceptions import BaseError  # noqa: PLC0415 (optional)
         from obstore.store import from_url  # noqa: PLC0415
     except ImportError as error:
-        raise ConfigError(
+        raise SemgenError(
             f'{url}: object storage needs obstore; install it: pip install "semgen[remote]"'
         ) from error
     options: dict[str, Any] = {
@@ -94,7 +94,7 @@ def connect(
     except (BaseError, ValueError) as error:
         missing = re.search(r"error: (Account must be specified)", str(error))
         detail = f" ({missing[1]})" if missing else ""
-        raise ConfigError(
+        raise SemgenError(
             f"{url}: the environment lacks a setting for it{detail}; see docs/remote.md"
         ) from None
     return store
@@ -179,13 +179,13 @@ def _read_profile(url: str) -> Any:
     try:
         from obstore.auth.boto3 import Boto3CredentialProvider  # noqa: PLC0415 (optional)
     except ImportError as error:
-        raise ConfigError(
+        raise SemgenError(
             f"{url}: profiles of ~/.aws need boto3; pip install boto3, or set AWS_ACCESS_KEY_ID and"
             " AWS_SECRET_ACCESS_KEY"
         ) from error
     try:
         return Boto3CredentialProvider()
     except Exception:  # botocore raises many, and the text may hold what is in the file
-        raise ConfigError(
+        raise SemgenError(
             f"{url}: the profile in ~/.aws cannot be read; check AWS_PROFILE"
         ) from None

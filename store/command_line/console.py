@@ -90,6 +90,10 @@ class Group(click.Group):
                     formatter.write_dl(rows)
 
 
+class _WrongSetting(click.ClickException):
+    exit_code = 2
+
+
 class MainGroup(Group):
     """The whole command line: expected errors become one line and exit status 1, or 2.
 
@@ -121,9 +125,8 @@ class MainGroup(Group):
             text = _explain(error)
             if text is None or ctx.params["debug"]:
                 raise  # a bug keeps its traceback
-            failed = click.ClickException(text)
-            failed.exit_code = 2 if isinstance(error, ConfigError) else 1
-            raise failed from error
+            wrong = isinstance(error, ConfigError)
+            raise (_WrongSetting if wrong else click.ClickException)(text) from error
 
 
 def _open_closed_streams() -> None:

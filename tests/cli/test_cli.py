@@ -91,12 +91,6 @@ def test_wrong_usage_is_status_2_and_names_the_usage(arguments: list[str]) -> No
     ("arguments", "words"),
     [
         (["prepare", "{here}/none", "{here}/s"], ["none", "no such file or folder"]),
-        (["prepare", "{here}", "{here}/s", "--classes", "0"], ["classes must be >= 1, got 0"]),
-        (["prepare", "{here}", "{here}/s", "--seed", "-1"], ["seed must be >= 0, got -1"]),
-        (
-            ["prepare", "{here}", "{here}/s", "--spacing", "0,1,1"],
-            ["spacing_mm", "(0.0, 1.0, 1.0)"],
-        ),
         (["prepare", "{here}/none", "{here}/s", "--dry-run"], ["none", "no such file or folder"]),
         (
             ["prepare", "{here}", "{here}/s", "--dry-run", "--extend", "{here}/none"],
@@ -106,7 +100,6 @@ def test_wrong_usage_is_status_2_and_names_the_usage(arguments: list[str]) -> No
         (["inspect", "{here}"], ["not a semgen store"]),
         (["verify", "{here}/none"], ["none", "no such store"]),
         (["pretrain", "{here}/none", "{here}/run"], ["none", "no such store"]),
-        (["pretrain", "{here}", "{here}/run", "--epochs", "0"], ["epochs must be >= 1, got 0"]),
         (["export", "{here}/none", "{here}/w"], ["none"]),
     ],
     ids=" ".join,
@@ -116,6 +109,27 @@ def test_an_error_is_one_line_and_status_1(
 ) -> None:
     result = run(*(argument.format(here=tmp_path) for argument in arguments))
     assert_refused(result, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["prepare", "{here}", "{here}/s", "--classes", "0"], ["classes must be >= 1, got 0"]),
+        (["prepare", "{here}", "{here}/s", "--seed", "-1"], ["seed must be >= 0, got -1"]),
+        (
+            ["prepare", "{here}", "{here}/s", "--spacing", "0,1,1"],
+            ["spacing_mm", "(0.0, 1.0, 1.0)"],
+        ),
+        (["pretrain", "{here}", "{here}/run", "--epochs", "0"], ["epochs must be >= 1, got 0"]),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_value_of_a_setting_is_one_line_and_status_2(
+    tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    result = run(*(argument.format(here=tmp_path) for argument in arguments))
+    assert_refused(result, *words, status=2)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -146,7 +160,7 @@ def test_a_wrong_setting_in_a_file_is_named(tmp_path: Path, text: str, words: li
     file = tmp_path / "settings.toml"
     file.write_text(text)
     result = run("prepare", tmp_path, tmp_path / "s", "--config", file, "--dry-run")
-    assert_refused(result, *words)
+    assert_refused(result, *words, status=2)
 
 
 def test_options_take_precedence_over_the_file_and_the_file_over_the_preset(
@@ -526,7 +540,8 @@ def test_training_reads_settings_from_a_file(
 ) -> None:
     file = tmp_path / "settings.toml"
     file.write_text(text)
-    assert_refused(run(command, tmp_path, tmp_path / "r", "--config", file), *words)
+    done = run(command, tmp_path, tmp_path / "r", "--config", file)
+    assert_refused(done, *words, status=2)
 
 
 def test_options_of_training_take_precedence_over_the_file(prepared: Path, tmp_path: Path) -> None:

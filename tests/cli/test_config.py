@@ -83,7 +83,7 @@ def test_show_takes_the_settings_of_its_command_as_options() -> None:
 
 def test_a_wrong_setting_is_refused_as_by_the_command(tmp_path: Path) -> None:
     done = run("config", "show", "prepare", "--classes", 0)
-    assert (done.exit_code, done.stderr) == (1, "Error: classes must be >= 1, got 0\n")
+    assert (done.exit_code, done.stderr) == (2, "Error: classes must be >= 1, got 0\n")
 
 
 def test_the_settings_recorded_in_a_store_and_in_a_run_are_shown(tmp_path: Path) -> None:

@@ -54,7 +54,8 @@ def test_every_setting_is_in_the_docs() -> None:
 )
 def test_wrong_settings_are_refused(text: str, words: str, phantoms: Path, tmp_path: Path) -> None:
     file = write(tmp_path, text)
-    assert_refused(run("prepare", phantoms, tmp_path / "s", "--cluster", file), words)
+    done = run("prepare", phantoms, tmp_path / "s", "--cluster", file)
+    assert_refused(done, words, status=2)
     assert not (tmp_path / "s").exists()
 
 

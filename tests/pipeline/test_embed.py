@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 
 from pipeline.autoencoder import Autoencoder, load_autoencoder, new_autoencoder, save_autoencoder
 from pipeline.config import AutoencoderConfig
+from pipeline.errors import PrepareError
 from pipeline.stages.embed import encode_scans, make_embeddings, set_centre
 from pipeline.training import Training, steps_done, train_autoencoder
 from store import PatchStore
-from store.errors import ConfigError
 
 CONFIG = AutoencoderConfig(width=4, latent=16, max_steps=24, batch_size=6, threads=1)
 NUM_SCANS = 16
@@ -338,7 +338,7 @@ def make_nonsense(path: Path) -> None:
 )
 def test_files_of_anything_else_are_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "weights.file")
-    with pytest.raises(ConfigError, match=r"weights\.file: not an autoencoder that semgen wrote"):
+    with pytest.raises(PrepareError, match=r"weights\.file: not an autoencoder that semgen wrote"):
         load_autoencoder(tmp_path / "weights.file")
 
 
@@ -347,5 +347,5 @@ def test_weights_of_an_earlier_version_are_refused(tmp_path: Path) -> None:
     del weights["centre"]
     metadata = {"semgen-autoencoder": '{"latent": 16, "width": 4}'}
     save_file(weights, tmp_path / "old.file", metadata=metadata)
-    with pytest.raises(ConfigError, match=r"old\.file: autoencoder of another version of semgen"):
+    with pytest.raises(PrepareError, match=r"old\.file: autoencoder of another version of semgen"):
         load_autoencoder(tmp_path / "old.file")

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from pipeline.errors import PrepareError
 from pipeline.neighbours import Neighbours
-from store.errors import ConfigError
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -48,5 +48,5 @@ def test_distances_are_exact_with_an_approximate_index() -> None:
 @pytest.mark.parametrize("index", ["Flatt", "IVF100,Flat"])
 def test_an_index_that_cannot_be_built_is_named_in_the_error(index: str) -> None:
     embedding = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
-    with pytest.raises(ConfigError, match=f"index '{index}' cannot be built on 20 scans"):
+    with pytest.raises(PrepareError, match=f"index '{index}' cannot be built on 20 scans"):
         Neighbours(embedding, np.arange(20), index)

@@ -145,10 +145,10 @@ def _run_code(code: str, warn: bool) -> None:
     exec(code, __main__.__dict__)
 
 
-def assert_refused(done: Result, *words: str) -> None:
-    """Exit status 1 and one line that has all these words."""
+def assert_refused(done: Result, *words: str, status: int = 1) -> None:
+    """One line that has all these words and the exit status, 2 for wrong settings."""
     assert isinstance(done.exception, SystemExit), done.exception
-    assert done.exit_code == 1
+    assert done.exit_code == status
     (line,) = done.stderr.splitlines()
     assert line.startswith("Error: ")
     assert [word for word in words if word not in line] == []

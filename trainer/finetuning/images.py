@@ -86,17 +86,17 @@ def check_output(file: Path) -> None:
 
 
 def read_spacing(path: Path) -> tuple[float, float, float]:
-    """Voxel spacing (z, y, x) in mm after turning to LPS; from headers and two slices.
+    """Voxel spacing (z, y, x) in mm after turning to LPS; from headers and one slice.
 
     Raises TrainError where it cannot be read.
     """
     try:
         if path.is_dir():
             slices, gap_mm = find_slices(path)
-            image = load_slices([slices[0].path, slices[1].path], gap_mm)
+            image: sitk.Image | sitk.ImageFileReader = load_slices([slices[0].path], gap_mm)
         else:
-            image = open_file(path)
-            check_geometry(image)
+            image = reader = open_file(path)
+            check_geometry(reader)
     except Rejected as reason:
         raise _unreadable(path, reason) from reason
     _check_axes(path, image)
@@ -168,7 +168,7 @@ def _check_channel(path: Path, channel: int | None, count: int) -> int:
     return channel
 
 
-def _check_axes(path: Path, image: sitk.Image) -> None:
+def _check_axes(path: Path, image: sitk.Image | sitk.ImageFileReader) -> None:
     """Raise TrainError unless an image has three axes, or channels as a fourth."""
     if image.GetDimension() not in (3, 4):
         raise TrainError(f"{path}: must have three axes, has {image.GetDimension()}")
