@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
@@ -93,7 +94,7 @@ def read_spacing(path: Path) -> tuple[float, float, float]:
     try:
         if path.is_dir():
             slices, gap_mm = find_slices(path)
-            image: sitk.Image | sitk.ImageFileReader = load_slices([slices[0].path], gap_mm)
+            image: Any = load_slices([slices[0].path], gap_mm)
         else:
             image = reader = open_file(path)
             check_geometry(reader)
@@ -168,7 +169,7 @@ def _check_channel(path: Path, channel: int | None, count: int) -> int:
     return channel
 
 
-def _check_axes(path: Path, image: sitk.Image | sitk.ImageFileReader) -> None:
+def _check_axes(path: Path, image: Any) -> None:
     """Raise TrainError unless an image has three axes, or channels as a fourth."""
     if image.GetDimension() not in (3, 4):
         raise TrainError(f"{path}: must have three axes, has {image.GetDimension()}")
