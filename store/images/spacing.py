@@ -73,13 +73,13 @@ def _in_nifti(header: bytes) -> list[float]:
 
 def _in_meta_image(text: str) -> list[float]:
     header = text.partition("ElementDataFile")[0]
-    fields = dict(re.findall(r"^\s*(\w+)\s*[=:]\s*(.*?)\s*$", header, re.MULTILINE))
+    fields = dict(re.findall(r"^[ \t]*(\w+)[ \t]*[=:](.*)$", header, re.MULTILINE))
     return _numbers(fields.get("ElementSpacing") or fields.get("ElementSize") or "")
 
 
 def _in_nrrd(text: str) -> list[float]:
     header = re.split(r"\r?\n\r?\n", text, maxsplit=1)[0]
-    pairs = re.findall(r"^([\w ]+):\s*(.*?)\s*$", header, re.MULTILINE)
+    pairs = re.findall(r"^([\w ]+):(.*)$", header, re.MULTILINE)
     fields = {name.lower(): value for name, value in pairs}
     vectors = re.findall(r"\((.*?)\)", fields.get("space directions", ""))
     if vectors:  # "none" for an axis of values; of `spacings`, NaN

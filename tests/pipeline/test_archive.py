@@ -747,7 +747,8 @@ def test_a_nifti_that_states_no_possible_spacing_is_rejected(
     ("name", "written", "line"),
     [
         ("scan.mha", b"ElementSpacing = 20 20 5", b"ElementSize = 20 20 5"),
-        ("scan.mha", b"ElementSpacing = 20 20 5", b"ElementSpacing: 20  20  5 "),
+        ("scan.mha", b"ElementSpacing = 20 20 5", b"ElementSpacing: 20  20  5 \r"),
+        ("scan.mha", b"ElementSpacing = 20 20 5", b"Comment =\nElementSpacing = 20 20 5"),
         ("scan.nrrd", b"space directions: (20,0,0) (0,20,0) (0,0,5)", b"Spacings: 20 20 5"),
     ],
 )
