@@ -12,7 +12,9 @@ import errno
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -106,7 +108,8 @@ class MainGroup(Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         _open_closed_streams()
-        return super().main(*args, **kwargs)
+        with _ended_like_ctrl_c():
+            return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may not be UTF-8
@@ -127,6 +130,20 @@ class MainGroup(Group):
                 raise  # a bug keeps its traceback
             wrong = isinstance(error, ConfigError)
             raise (_WrongSetting if wrong else click.ClickException)(text) from error
+
+
+@contextlib.contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM, which batch systems send when the time is over, does what Ctrl-C does."""
+    before = signal.getsignal(signal.SIGTERM)
+    watched = before is signal.SIG_DFL and threading.current_thread() is threading.main_thread()
+    if watched:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if watched:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _open_closed_streams() -> None:

@@ -59,8 +59,9 @@ def test_a_job_killed_in_every_stage_makes_the_same_bytes_in_the_end(
     assert_same_bytes(store, prepared)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_job_says_in_one_line_how_to_resume(
-    phantoms: Path, config_file: Path, tmp_path: Path
+    phantoms: Path, config_file: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     store = tmp_path / "interrupted.store"
     command = ["prepare", phantoms, store, "--config", config_file, "--workers", 2]
@@ -70,13 +71,16 @@ def test_an_interrupted_job_says_in_one_line_how_to_resume(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # Ctrl-C reaches the whole group: workers and all
+        start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
     ) as job:
         while not has_survey(store):
             assert job.poll() is None
             time.sleep(0.002)
-        os.killpg(job.pid, signal.SIGINT)
+        if number == signal.SIGINT:  # the terminal sends it to the whole group: workers and all
+            os.killpg(job.pid, number)
+        else:
+            job.send_signal(number)
         _, errors = job.communicate()
     assert job.returncode == 1
     assert "Traceback" not in errors
