@@ -21,10 +21,19 @@ from store.images.spacing import check_spacing, check_stated_spacing
 
 _TOLERANCE = 0.1
 """Maximum deviation of a slice from an even grid, as a share of the slice spacing."""
+_READERS = {
+    ".nii": "NiftiImageIO",
+    ".gz": "NiftiImageIO",
+    ".mha": "MetaImageIO",
+    ".mhd": "MetaImageIO",
+    ".nrrd": "NrrdImageIO",
+    ".nhdr": "NrrdImageIO",
+}
+"""SimpleITK's part for each suffix; left to itself, it does not know .MHA."""
 
 
 def open_file(path: Path) -> sitk.ImageFileReader:
-    """A reader that has read the header of a NIfTI, MetaImage or NRRD file. Raises Rejected.
+    """A reader that has read the header of a file. Raises Rejected.
 
     Its geometry holds only where `check_geometry` agrees.
     """
@@ -34,6 +43,7 @@ def open_file(path: Path) -> sitk.ImageFileReader:
             raise Rejected("Git LFS pointer", "the file's content was not fetched")
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
+    reader.SetImageIO(_READERS.get(path.suffix.lower(), ""))
     with quiet_itk(), _explained():
         reader.ReadImageInformation()
     return reader
@@ -41,7 +51,8 @@ def open_file(path: Path) -> sitk.ImageFileReader:
 
 def check_geometry(reader: sitk.ImageFileReader) -> None:
     """Raise Rejected where the spacing of an opened file is not stated, or impossible."""
-    check_stated_spacing(Path(reader.GetFileName()), reader.GetDimension())
+    path, num_axes = Path(reader.GetFileName()), reader.GetDimension()
+    check_stated_spacing(path, reader.GetImageIO(), num_axes)
     check_spacing(reader.GetSpacing()[:3])
 
 

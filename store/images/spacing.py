@@ -13,7 +13,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from store.images import UNREADABLE, Rejected
 
@@ -32,14 +32,23 @@ def check_spacing(spacing_mm: Sequence[float]) -> None:
         raise Rejected("impossible spacing", f"{words} mm; {low} to {high} mm is possible")
 
 
-def check_stated_spacing(path: Path, num_axes: int) -> None:
+def check_stated_spacing(path: Path, image_io: str, num_axes: int) -> None:
     """Raise Rejected where a NIfTI, MetaImage or NRRD header states no possible spacing.
 
+    image_io
+        SimpleITK's name of the format; other formats are not checked.
     num_axes
         Number of axes of the image, of which the first three are checked.
     """
     num_axes = min(num_axes, 3)
-    stated = _find_stated(path)[:num_axes]
+    find = _FORMATS.get(image_io)
+    if find is None:
+        return
+    try:
+        with path.open("rb") as file:
+            stated = find(file)[:num_axes]
+    except (EOFError, OSError, zlib.error, struct.error) as error:
+        raise Rejected(UNREADABLE, "its header is cut off or broken") from error
     if len(stated) < num_axes:
         raise Rejected("no pixel spacing", f"the header states it for {len(stated)} axes")
     if not all(0 < s < math.inf for s in stated):
@@ -47,22 +56,11 @@ def check_stated_spacing(path: Path, num_axes: int) -> None:
         raise Rejected("impossible spacing", f"{words} in the header")
 
 
-def _find_stated(path: Path) -> list[float]:
-    """The spacing of each axis in the header, x first; fewer than axes where it is missing."""
-    with path.open("rb") as file:
-        begin = file.read(_TEXT_BYTES)
-    if begin.startswith(b"NRRD"):
-        return _in_nrrd(begin.decode("latin-1"))
-    if path.suffix.lower() in (".mha", ".mhd"):
-        return _in_meta_image(begin.decode("latin-1"))
-    with gzip.open(path) if begin.startswith(b"\x1f\x8b") else path.open("rb") as file:
-        try:
-            return _in_nifti(file.read(max(_NIFTI)))
-        except (EOFError, OSError, zlib.error, struct.error) as error:
-            raise Rejected(UNREADABLE, "its header is cut off or broken") from error
-
-
-def _in_nifti(header: bytes) -> list[float]:
+def _in_nifti(file: BinaryIO) -> list[float]:
+    packed = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    with gzip.open(file) if packed else file as content:
+        header = content.read(max(_NIFTI))
     for order in "<>":
         (length,) = struct.unpack_from(f"{order}i", header)
         if length in _NIFTI:
@@ -71,20 +69,24 @@ def _in_nifti(header: bytes) -> list[float]:
     raise Rejected(UNREADABLE, "no NIfTI header")
 
 
-def _in_meta_image(text: str) -> list[float]:
-    header = text.partition("ElementDataFile")[0]
+def _in_meta_image(file: BinaryIO) -> list[float]:
+    header = _read_text(file).partition("ElementDataFile")[0]
     fields = dict(re.findall(r"^[ \t]*(\w+)[ \t]*[=:](.*)$", header, re.MULTILINE))
     return _numbers(fields.get("ElementSpacing") or fields.get("ElementSize") or "")
 
 
-def _in_nrrd(text: str) -> list[float]:
-    header = re.split(r"\r?\n\r?\n", text, maxsplit=1)[0]
+def _in_nrrd(file: BinaryIO) -> list[float]:
+    header = re.split(r"\r?\n\r?\n", _read_text(file), maxsplit=1)[0]
     pairs = re.findall(r"^([\w ]+):(.*)$", header, re.MULTILINE)
     fields = {name.lower(): value for name, value in pairs}
     vectors = re.findall(r"\((.*?)\)", fields.get("space directions", ""))
     if vectors:  # "none" for an axis of values; of `spacings`, NaN
         return [math.hypot(*_numbers(vector)) for vector in vectors]
     return [s for s in _numbers(fields.get("spacings", "")) if not math.isnan(s)]
+
+
+def _read_text(file: BinaryIO) -> str:
+    return file.read(_TEXT_BYTES).decode("latin-1")
 
 
 def _numbers(text: str) -> list[float]:
@@ -96,3 +98,11 @@ def _numbers(text: str) -> list[float]:
         except ValueError:
             numbers.append(math.nan)
     return numbers if text.strip() else []
+
+
+_FORMATS: Final = {
+    "NiftiImageIO": _in_nifti,
+    "MetaImageIO": _in_meta_image,
+    "NrrdImageIO": _in_nrrd,
+}
+"""What finds the spacing of each axis in a header, x first; fewer than axes where it is missing."""

@@ -38,7 +38,7 @@ def draw_file(rng: np.random.Generator) -> tuple[bytes, str]:
     size = rng.integers(2, 8, 3).tolist()
     offset = int(rng.choice([352, 368, 1024]))
     values = rng.normal(0, 500, size[::-1]).clip(0 if DTYPES[code][0] == "u" else -100, 100)
-    spacing = rng.uniform(0.3, 5, 3).round(2) * rng.choice([1, 1, 1, -1], 3)
+    spacing = rng.uniform(0.3, 5, 3).round(2) * np.where(rng.random(3) < 0.05, -1, 1)
     spacing *= rng.choice([1, 1, 1, 1, 1, 0], 3) if rng.random() < 0.1 else 1
     header = bytearray(offset)
     dims = [3 + int(rng.random() < 0.1), *size, 1, 1, 1, 1]

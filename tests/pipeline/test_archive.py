@@ -777,6 +777,15 @@ def assert_without_spacing(folder: Path) -> None:
         assert rejected.value.reason in ("impossible spacing", "no pixel spacing", "unreadable")
 
 
+@pytest.mark.parametrize("name", ["SCAN.MHA", "Scan.Nrrd", "SCAN.NII", "plain.nii.gz"])
+def test_suffixes_may_be_in_capitals_and_files_not_packed(tmp_path: Path, name: str) -> None:
+    plain = tmp_path / name.lower().removesuffix(".gz")
+    write_image(voxels(), plain)
+    plain.rename(tmp_path / name)
+    (found,) = find(tmp_path)
+    np.testing.assert_array_equal(read_volume(found, CONFIG).hu, voxels())
+
+
 @pytest.mark.parametrize("scaled", [False, True])
 def test_a_nifti_of_8_bits_is_not_in_hu(tmp_path: Path, scaled: bool) -> None:
     values = (voxels().clip(-1000, 1000) // 8 + 127).astype(np.uint8)
