@@ -91,7 +91,7 @@ class Slice:
 def looks_like_dicom(path: str) -> bool:
     """Whether a file is DICOM by its name or first bytes; OSError when it cannot be read.
 
-    Old files have no preamble: they begin with an element of group 2 or 8, in either byte order.
+    Old files have no preamble: they begin with an element of group 2 or 8.
     """
     if path.lower().endswith(DICOM_SUFFIXES):
         return True
@@ -99,10 +99,10 @@ def looks_like_dicom(path: str) -> bool:
         begin = file.read(132)
     if begin[128:] == b"DICM":
         return True
-    kind, length = begin[4:6], begin[4:8]  # explicit and implicit kind of values
-    return (begin[:2] in (b"\2\0", b"\0\2", b"\x08\0", b"\0\x08")) and (
-        (kind.isalpha() and kind.isupper()) or 0 < int.from_bytes(length, "little") < _LONG_VALUE
-    )
+    group, kind, length = begin[:2], begin[4:6], int.from_bytes(begin[4:8], "little")
+    if kind.isalpha() and kind.isupper():
+        return group in (b"\2\0", b"\x08\0", b"\0\x08")
+    return group == b"\x08\0" and 0 < length < _LONG_VALUE  # the kind is not written
 
 
 def read_header(path: str) -> Slice:
