@@ -21,6 +21,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from store import CorruptStore, PatchStore, StoreError, read_annotation
 from store.decisions import list_excluded_members, parse_member
 from store.format import SPLITS, format_rows
+from store.reader import Split
 from store.settings import differences, require
 from trainer.config import CacheMode, Normalise
 from trainer.data.buffers import Buffers
@@ -193,34 +194,17 @@ class PatchDataset(IterableDataset[Batch]):
         self._device = torch.device(device)
         self._buffers = Buffers(threads + 3)  # being read, waiting, and with the caller
         self._statistics_hu = read_statistics(store) if normalise == "zscore" else None
-        if excluded_classes is None:
-            excluded_classes = read_annotation(store.location).excluded
-        for name, chosen, what, count in (
-            ("classes", classes, "store has classes", store.num_classes),
-            ("excluded_classes", excluded_classes, "store has classes", store.num_classes),
-            ("scales", scales, "store has scales", store.num_scales),
-            ("rows", rows, "split has rows", len(self._split)),
-        ):
-            if chosen is not None:
-                _check_numbers(name, chosen, what, count)
-        selected = select_rows(
-            self._split.label,
-            self._split.scale,
-            scales=scales,
+        selected = _choose_rows(
+            store,
+            self._split,
             classes=classes,
-            excluded=excluded_classes,
+            scales=scales,
+            rows=rows,
+            excluded_classes=excluded_classes,
+            excluded_members=excluded_members,
+            fraction=fraction,
+            seed=seed,
         )
-        if excluded_members is None:
-            excluded_members = list_excluded_members(store)
-        selected = leave_out_members(
-            selected, self._split.label, self._split.scan, _find_members(store, excluded_members)
-        )
-        if rows is not None:
-            selected = selected[np.isin(selected, np.asarray(rows))]
-        if fraction < 1:
-            patients = store.scans.patient[self._split.scan]
-            drawn = draw_patients(patients, fraction, seed)
-            selected = selected[np.isin(patients[selected], drawn)]
         self._ranks = ranks
         self._plan = EpochPlan(
             rows=thin(selected, None if max_batches is None else max_batches * batch_size),
@@ -395,6 +379,50 @@ class PatchDataset(IterableDataset[Batch]):
             statistics = torch.from_numpy(self._statistics_hu[self._split.scan[rows]]).float()
             zscores = ZScores.of_scans(upload(statistics, device), self.window_hu)
         return Batch(epoch, index, rows, labels, crops, self.window_hu, zscores)
+
+
+def _choose_rows(
+    store: PatchStore,
+    split: Split,
+    *,
+    classes: Collection[int] | None,
+    scales: Collection[int] | None,
+    rows: Collection[int] | NDArray[np.integer[Any]] | None,
+    excluded_classes: Collection[int] | None,
+    excluded_members: Collection[str] | None,
+    fraction: float,
+    seed: int,
+) -> NDArray[np.intp]:
+    """The rows of a split that these arguments of `PatchDataset` leave, in store order."""
+    if excluded_classes is None:
+        excluded_classes = read_annotation(store.location).excluded
+    for name, chosen, what, count in (
+        ("classes", classes, "store has classes", store.num_classes),
+        ("excluded_classes", excluded_classes, "store has classes", store.num_classes),
+        ("scales", scales, "store has scales", store.num_scales),
+        ("rows", rows, "split has rows", len(split)),
+    ):
+        if chosen is not None:
+            _check_numbers(name, chosen, what, count)
+    selected = select_rows(
+        split.label,
+        split.scale,
+        scales=scales,
+        classes=classes,
+        excluded=excluded_classes,
+    )
+    if excluded_members is None:
+        excluded_members = list_excluded_members(store)
+    selected = leave_out_members(
+        selected, split.label, split.scan, _find_members(store, excluded_members)
+    )
+    if rows is not None:
+        selected = selected[np.isin(selected, np.asarray(rows))]
+    if fraction < 1:
+        patients = store.scans.patient[split.scan]
+        drawn = draw_patients(patients, fraction, seed)
+        selected = selected[np.isin(patients[selected], drawn)]
+    return selected
 
 
 def _check_numbers(
