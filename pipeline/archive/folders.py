@@ -104,18 +104,21 @@ def _walk(
         except OSError as error:
             yield path, (), Rejected("folder not readable", error.strerror or type(error).__name__)
             continue
+        target = os.path.realpath(path) if below_link else path
         folders, files, links = [], [], []
         for entry in entries:
-            if entry.path in given:
-                continue  # found on its own
+            is_link = entry.is_symlink()
+            own_path = os.path.join(target, entry.name)
+            if own_path in given or (below_link and not is_link and own_path in known):
+                continue  # found without this link, or on its own
             if not _is_folder(entry):
                 files.append(entry.name)
-            elif entry.is_symlink():
+            elif is_link:
                 if _is_new_target(entry.path, known):
                     folders.append((entry.path, True))
                 else:
                     links.append(entry.path)
-            elif not (below_link and os.path.realpath(entry.path) in known):
+            else:
                 folders.append((entry.path, below_link))
         yield path, tuple(files), None
         for link in links:

@@ -30,7 +30,14 @@ from pipeline.archive.series import (
 )
 from pipeline.config import PrepareConfig
 from store.images import HEADER_SUFFIXES, VOLUME_SUFFIXES, Rejected
-from store.images.slices import DICOM_SUFFIXES, Slice, looks_like_dicom, order_slices, read_header
+from store.images.slices import (
+    DICOM_SUFFIXES,
+    Slice,
+    is_rescaled_alike,
+    looks_like_dicom,
+    order_slices,
+    read_header,
+)
 
 _COMPRESSED: Final = (".gz", ".bz2", ".xz", ".zst", ".z", ".lzma", ".lz4")
 _PACKED: Final = (".zip", ".7z", ".rar", ".tar", ".tgz", ".tbz2", ".txz")
@@ -200,4 +207,6 @@ def _check_slices(slices: list[Slice], config: PrepareConfig) -> tuple[list[int]
         raise Rejected("too few slices", f"size {size}")
     if math.prod(size) > config.max_voxels:
         raise Rejected("too large", f"size {size}")
+    if not is_rescaled_alike(slices):
+        raise Rejected("mixed rescaling", "the slices differ in slope, or some have none")
     return order_slices(slices, config.spacing_tolerance)

@@ -17,7 +17,7 @@ from pipeline.config import PrepareConfig
 from store.images import Rejected
 from store.images.nifti import read_plain_nifti
 from store.images.orientation import direction_of, find_turn
-from store.images.read import check_geometry, load_file, load_slices, open_file
+from store.images.read import check_geometry, is_nifti, load_file, load_slices, open_file
 from store.images.slices import read_header
 from store.scans import AIR_HU, PADDING_HU, scan_id
 
@@ -159,7 +159,7 @@ def _check_hu(hu: NDArray[np.int16]) -> None:
 def _read_file(series: Series, config: PrepareConfig) -> _Image:
     reader, size = _open_file(series, config)
     geometry = (size, reader.GetSpacing()[:3], direction_of(reader))
-    if reader.HasMetaDataKey("vox_offset"):  # NIfTI
+    if is_nifti(reader):
         values = read_plain_nifti(Path(series.files[0]), size)
         if values is not None:
             return _Image([values], *geometry, own=values if values.dtype == np.int16 else None)
@@ -173,8 +173,10 @@ def _open_file(
     reader = open_file(Path(series.files[0]))
     size_xyz = _check_header(reader.GetSize(), reader.GetNumberOfComponents(), config)
     check_geometry(reader)
-    is_nifti = reader.HasMetaDataKey("bitpix")  # where scaled values have more bits than stored
-    if reader.GetPixelID() in _8_BIT or (is_nifti and int(reader.GetMetaData("bitpix")) <= 8):
+    is_8_bit = reader.GetPixelID() in _8_BIT
+    if is_nifti(reader):  # where scaled values have more bits than stored ones
+        is_8_bit = int(reader.GetMetaData("bitpix")) <= 8
+    if is_8_bit:
         raise Rejected("not in HU", "8-bit values")
     return reader, size_xyz
 
@@ -222,5 +224,5 @@ def _check_oblique(direction: NDArray[np.float64], config: PrepareConfig) -> Non
     """Reject an image with too large an angle between an axis and the nearest patient axis."""
     cosines = np.abs(direction).max(axis=0)
     angle = float(np.degrees(np.arccos(np.clip(cosines, -1, 1))).max())
-    if angle > config.max_oblique_deg:
+    if not angle <= config.max_oblique_deg:  # also where not a number
         raise Rejected("oblique", f"axes {angle:.0f} degrees from the patient's axes")

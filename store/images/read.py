@@ -49,6 +49,11 @@ def open_file(path: Path) -> sitk.ImageFileReader:
     return reader
 
 
+def is_nifti(reader: sitk.ImageFileReader) -> bool:
+    """Whether an opened file is NIfTI; other formats may have copied its fields."""
+    return bool(reader.GetImageIO() == "NiftiImageIO")
+
+
 def check_geometry(reader: sitk.ImageFileReader) -> None:
     """Raise Rejected where the spacing of an opened file is not stated, or impossible."""
     path, num_axes = Path(reader.GetFileName()), reader.GetDimension()
@@ -57,27 +62,33 @@ def check_geometry(reader: sitk.ImageFileReader) -> None:
 
 
 def load_file(reader: sitk.ImageFileReader) -> sitk.Image:
-    """The image of a file that `open_file` opened, whatever its number of axes; or Rejected."""
-    check_geometry(reader)
-    if reader.HasMetaDataKey("vox_offset"):  # NIfTI
+    """The image of an opened file, whatever its number of axes; or Rejected."""
+    if is_nifti(reader):
         bits = math.prod([int(reader.GetMetaData("bitpix")), *reader.GetSize()])
         offset = int(float(reader.GetMetaData("vox_offset")))
         _check_length(Path(reader.GetFileName()), offset + bits // 8)
     with quiet_itk(), _explained():
         image: sitk.Image = reader.Execute()
-    if reader.HasMetaDataKey("scl_slope") and float(reader.GetMetaData("scl_slope")) == 0:
-        intercept = float(reader.GetMetaData("scl_inter"))  # NIfTI: it does not count then
-        image = image - intercept if intercept else image
+        if is_nifti(reader) and float(reader.GetMetaData("scl_slope")) == 0:
+            intercept = float(reader.GetMetaData("scl_inter"))  # it does not count then
+            image = image - intercept if intercept else image
     return image
 
 
-def load_slices(files: Sequence[str], gap_mm: float) -> sitk.Image:
-    """The image of a DICOM series' files, in the order that `order_slices` found."""
+def load_slices(
+    files: Sequence[str], gap_mm: float, pixel_type: int = sitk.sitkUnknown
+) -> sitk.Image:
+    """The image of a DICOM series' files, in the order that `order_slices` found.
+
+    pixel_type
+        Type of the voxels, where the first slice's would not hold the values of others.
+    """
     for file in files:
         _check_name(file)
     reader = sitk.ImageSeriesReader()
     reader.SetImageIO("GDCMImageIO")  # it reads files without preamble, but only when told to
     reader.SetFileNames(files)
+    reader.SetOutputPixelType(pixel_type)
     with quiet_itk(), _explained():
         image: sitk.Image = reader.Execute()
     x, y, _ = image.GetSpacing()

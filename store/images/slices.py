@@ -102,7 +102,8 @@ def looks_like_dicom(path: str) -> bool:
     group, kind, length = begin[:2], begin[4:6], int.from_bytes(begin[4:8], "little")
     if kind.isalpha() and kind.isupper():
         return group in (b"\2\0", b"\x08\0", b"\0\x08")
-    return group == b"\x08\0" and 0 < length < _LONG_VALUE  # the kind is not written
+    next_group = begin[8 + length : 10 + length]  # the kind is not written
+    return group == b"\x08\0" and (0 < length < _LONG_VALUE or next_group == group)
 
 
 def read_header(path: str) -> Slice:
@@ -166,6 +167,11 @@ def _count_missing(file: BinaryIO, header: Any) -> int:
     return max(0, wanted - int(min(length, there)))
 
 
+def is_rescaled_alike(slices: Sequence[Slice]) -> bool:
+    """Whether all slices have the same RescaleSlope, and an intercept; or all have none."""
+    return len({(len(one.rescale), one.rescale[:1]) for one in slices}) == 1
+
+
 def order_slices(slices: Sequence[Slice], tolerance: float) -> tuple[list[int], float]:
     """Order a series' slices along their normal, and check that they make one even grid.
 
@@ -190,9 +196,6 @@ def order_slices(slices: Sequence[Slice], tolerance: float) -> tuple[list[int], 
     if np.abs(axes - axes[0]).max() > _ORIENTATION_TOLERANCE:
         raise Rejected("mixed orientations")
     _check_pixels([one.pixel_mm for one in slices])
-    slopes = {(len(one.rescale), one.rescale[:1]) for one in slices}
-    if len(slopes) > 1:
-        raise Rejected("mixed rescaling", "the slices differ in slope, or some have none")
     order, gap_mm = check_positions(position, axes[0], tolerance)
     check_spacing((gap_mm, *slices[0].pixel_mm))
     short = [one.missing_bytes for one in slices if one.missing_bytes]

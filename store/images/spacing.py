@@ -79,7 +79,8 @@ def _in_nrrd(file: BinaryIO) -> list[float]:
     header = re.split(r"\r?\n\r?\n", _read_text(file), maxsplit=1)[0]
     pairs = re.findall(r"^([\w ]+):(.*)$", header, re.MULTILINE)
     fields = {name.lower(): value for name, value in pairs}
-    vectors = re.findall(r"\((.*?)\)", fields.get("space directions", ""))
+    directions = fields.get("space directions") or fields.get("spacedirections", "")
+    vectors = re.findall(r"\((.*?)\)", directions)
     if vectors:  # "none" for an axis of values; of `spacings`, NaN
         return [math.hypot(*_numbers(vector)) for vector in vectors]
     return [s for s in _numbers(fields.get("spacings", "")) if not math.isnan(s)]

@@ -191,6 +191,18 @@ def test_a_dicom_folder_is_read_as_prepare_reads_it(dicom: Path) -> None:
     assert compute_scan_id(image) == f"{volume.scan_id():016x}"
 
 
+def test_slices_of_several_slopes_are_read_exactly(dicom: Path) -> None:
+    """As in PET; the first slice alone would make all whole numbers."""
+    expected = []
+    for number, file in enumerate(sorted(dicom.iterdir(), key=lambda f: dcmread(f).InstanceNumber)):
+        data = dcmread(file)
+        data.RescaleSlope, data.RescaleIntercept = 1 + number / 8, 0
+        data.save_as(file)
+        expected.append(data.pixel_array * (1 + number / 8))
+    found = sitk.GetArrayFromImage(read_image(dicom))
+    assert sorted(found.sum((1, 2))) == pytest.approx(sorted(np.sum(expected, (1, 2))), rel=1e-6)
+
+
 def test_a_folder_with_missing_slices_is_refused(dicom: Path) -> None:
     for file in sorted(dicom.iterdir(), key=lambda f: dcmread(f).InstanceNumber)[20:28]:
         file.unlink()

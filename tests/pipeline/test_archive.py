@@ -215,14 +215,17 @@ def test_a_packed_archive_is_reported(tmp_path: Path, name: str) -> None:
     assert reasons(tmp_path) == ["packed archive"]
 
 
+@pytest.mark.parametrize("first_is_empty", [True, False])
 @pytest.mark.parametrize("with_meta_information", [True, False])
 @pytest.mark.parametrize("implicit", [True, False])
 def test_dicom_files_without_preamble_and_suffix_are_read(
-    series: Path, template: Path, with_meta_information: bool, implicit: bool
+    series: Path, template: Path, with_meta_information: bool, implicit: bool, first_is_empty: bool
 ) -> None:
     """As old scanners wrote them."""
     for number, file in enumerate(sorted(series.iterdir())):
         data = pydicom.dcmread(file)
+        if first_is_empty:
+            data.SpecificCharacterSet = None
         if implicit:
             data.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
         data.save_as(file, implicit_vr=implicit, little_endian=True)
@@ -266,6 +269,14 @@ def test_a_folder_that_is_given_twice_is_found_once(series: Path, tmp_path: Path
     write_image(voxels(4), tmp_path / "scan.nii")
     for archive in ((tmp_path, series), (series, tmp_path), (tmp_path / "scan.nii", tmp_path)):
         assert reasons(*archive) == [None, None]
+
+
+def test_a_file_that_is_given_and_also_behind_a_link_is_found_once(tmp_path: Path) -> None:
+    for name in ("archive", "elsewhere"):
+        (tmp_path / name).mkdir()
+    write_image(voxels(4), tmp_path / "elsewhere" / "scan.nii")
+    (tmp_path / "archive" / "link").symlink_to(tmp_path / "elsewhere")
+    assert reasons(tmp_path / "archive", tmp_path / "elsewhere" / "scan.nii") == [None]
 
 
 def test_a_link_to_a_folder_above_a_followed_one_finds_only_the_rest(
@@ -750,6 +761,11 @@ def test_a_nifti_that_states_no_possible_spacing_is_rejected(
         ("scan.mha", b"ElementSpacing = 20 20 5", b"ElementSpacing: 20  20  5 \r"),
         ("scan.mha", b"ElementSpacing = 20 20 5", b"Comment =\nElementSpacing = 20 20 5"),
         ("scan.nrrd", b"space directions: (20,0,0) (0,20,0) (0,0,5)", b"Spacings: 20 20 5"),
+        (
+            "scan.nrrd",
+            b"space directions: (20,0,0) (0,20,0) (0,0,5)",
+            b"spacedirections: (20,0,0) (0,20,0) (0,0,5)",
+        ),
     ],
 )
 def test_other_spellings_of_a_spacing_are_read(
@@ -795,6 +811,35 @@ def test_a_nifti_of_8_bits_is_not_in_hu(tmp_path: Path, scaled: bool) -> None:
         struct.pack_into("<2f", content, 112, 8, -1016)
         (tmp_path / "scan.nii").write_bytes(content)
     assert reasons(tmp_path) == ["not in HU"]
+
+
+@pytest.mark.parametrize("name", ["scan.mha", "scan.mhd", "scan.nrrd", "scan.nhdr"])
+@pytest.mark.parametrize("slope", [0, 8])
+def test_files_that_were_converted_from_nifti_are_not_taken_for_it(
+    tmp_path: Path, name: str, slope: float
+) -> None:
+    """SimpleITK copies the fields of a NIfTI header into what it writes."""
+    values = (voxels().clip(-1000, 1000) // 8 + 127).astype(np.uint8) if slope else voxels()
+    write_image(values, tmp_path / "scan.nii")
+    content = bytearray((tmp_path / "scan.nii").read_bytes())
+    struct.pack_into("<2f", content, 112, slope, -1016)
+    (tmp_path / "scan.nii").write_bytes(content)
+    image = SimpleITK.ReadImage(str(tmp_path / "scan.nii"))
+    (tmp_path / "converted").mkdir()
+    SimpleITK.WriteImage(image, str(tmp_path / "converted" / name), useCompression=True)
+    (found,) = find(tmp_path / "converted")
+    expected = np.rint(SimpleITK.GetArrayFromImage(image)).clip(-32768)
+    hu = read_volume(found, CONFIG).hu
+    np.testing.assert_array_equal(hu[expected > -2000], expected[expected > -2000])
+
+
+def test_a_direction_that_is_no_number_is_rejected(tmp_path: Path) -> None:
+    write_image(voxels(), tmp_path / "scan.nii")
+    content = bytearray((tmp_path / "scan.nii").read_bytes())
+    struct.pack_into("<2h", content, 252, 0, 1)
+    struct.pack_into("<12f", content, 280, *[np.nan] * 12)
+    (tmp_path / "scan.nii").write_bytes(content)
+    assert reasons(tmp_path)[0] in ("oblique", "unreadable")
 
 
 def test_the_intercept_of_a_nifti_without_a_slope_does_not_count(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from store.settings import build, check_types, read_toml
 from trainer.comparison.results import Key
-from trainer.errors import TrainError
+from trainer.errors import SettingError, TrainError
 from trainer.finetuning.config import FinetuneConfig
 from trainer.finetuning.loading import fit_task, load_task
 from trainer.finetuning.task import Task
@@ -35,9 +35,9 @@ class PlannedTask:
     first of the two."""
 
     def __post_init__(self) -> None:
-        check_types(self, error=TrainError)
+        check_types(self, error=SettingError)
         if not self.path:
-            raise TrainError("needs a path: give the folder or CSV manifest of the task")
+            raise SettingError("needs a path: give the folder or CSV manifest of the task")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +51,7 @@ class PlannedStart:
     Result I)."""
 
     def __post_init__(self) -> None:
-        check_types(self, error=TrainError)
+        check_types(self, error=SettingError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,24 +72,24 @@ class PlanFile:
     """By name, a table of `PlannedStart` and settings for this starting point."""
 
     def __post_init__(self) -> None:
-        check_types(self, error=TrainError)
+        check_types(self, error=SettingError)
         shares = self.label_fractions
         if self.trials < 1:
-            raise TrainError(f"trials must be >= 1, got {self.trials}")
+            raise SettingError(f"trials must be >= 1, got {self.trials}")
         if not shares or not all(0 < share <= 1 for share in shares):
-            raise TrainError(f"label_fractions must be in (0, 1], got {list(shares)}")
+            raise SettingError(f"label_fractions must be in (0, 1], got {list(shares)}")
         if len({_share_folder(share) for share in shares}) < len(shares):
-            raise TrainError(f"label_fractions must differ, got {list(shares)}")
+            raise SettingError(f"label_fractions must differ, got {list(shares)}")
         for kind, tables in (("tasks", self.tasks), ("starts", self.starts)):
             if not tables:
-                raise TrainError(f"has no {kind}; add at least one table [{kind}.NAME]")
+                raise SettingError(f"has no {kind}; add at least one table [{kind}.NAME]")
             for name, table in tables.items():
                 if not isinstance(table, dict):
-                    raise TrainError(
+                    raise SettingError(
                         f"{kind}.{name} must be a table [{kind}.{name}], got {table!r}"
                     )
                 if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-                    raise TrainError(
+                    raise SettingError(
                         f"{name!r} must be a plain name, because a folder gets this name; use"
                         " letters, digits, - and _"
                     )
@@ -147,9 +147,9 @@ def read_plan(file: Path) -> Plan:
 
     Raises TrainError saying what is wrong, and where in the file.
     """
-    content = read_toml(file, error=TrainError)
+    content = read_toml(file, error=SettingError)
     with _prefix_errors(str(file)):
-        return _make_plan(build(PlanFile, content, error=TrainError), file.parent)
+        return _make_plan(build(PlanFile, content, error=SettingError), file.parent)
 
 
 def list_trials(plan: Plan) -> list[Trial]:
@@ -230,13 +230,13 @@ def _prefix_errors(where: str) -> Iterator[None]:
     try:
         yield
     except TrainError as error:
-        raise TrainError(f"{where}: {error}") from error
+        raise type(error)(f"{where}: {error}") from error
 
 
 def _split_table(kind: type[T], table: dict[str, Any]) -> tuple[T, dict[str, Any]]:
     """The fields of `kind` in a table, and the rest: settings of `FinetuneConfig`."""
     own = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    part = build(kind, {k: v for k, v in table.items() if k in own}, error=TrainError)
+    part = build(kind, {k: v for k, v in table.items() if k in own}, error=SettingError)
     return part, {k: v for k, v in table.items() if k not in own}
 
 
@@ -245,7 +245,7 @@ def _choose_metric(metric: str | None, task: Task) -> str:
     allowed = _METRICS[task.segments]
     if metric is not None and metric not in allowed:
         kind = "segmentation" if task.segments else "classification"
-        raise TrainError(f"{kind}: metric must be one of {', '.join(allowed)}, got {metric!r}")
+        raise SettingError(f"{kind}: metric must be one of {', '.join(allowed)}, got {metric!r}")
     return metric or allowed[0]
 
 
@@ -262,8 +262,8 @@ def _find_weights(init: str, folder: Path) -> str:
 def _make_config(settings: dict[str, Any], init: str) -> FinetuneConfig:
     for name, why in (("init", "it belongs in [starts.NAME]"), ("fold", "every fold is run")):
         if name in settings:
-            raise TrainError(f"{name} cannot be set here: {why}")
-    return build(FinetuneConfig, {**settings, "init": init}, error=TrainError)
+            raise SettingError(f"{name} cannot be set here: {why}")
+    return build(FinetuneConfig, {**settings, "init": init}, error=SettingError)
 
 
 def _check_testable(task: Task, config: FinetuneConfig, metric: str | None) -> None:

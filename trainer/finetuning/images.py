@@ -12,6 +12,7 @@ import SimpleITK as sitk  # noqa: N813
 from store.images import HEADER_SUFFIXES, VOLUME_SUFFIXES, Rejected, write
 from store.images.orientation import direction_of, find_turn
 from store.images.read import check_geometry, find_slices, load_file, load_slices, open_file
+from store.images.slices import is_rescaled_alike
 from store.scans import AIR_HU, PADDING_HU, scan_id, scan_name
 from trainer.errors import TrainError
 
@@ -47,9 +48,12 @@ def read_image(path: Path, channel: int | None = None) -> sitk.Image:
     try:
         if path.is_dir():
             slices, gap_mm = find_slices(path)
-            image = load_slices([one.path for one in slices], gap_mm)
+            pixel_type = sitk.sitkUnknown if is_rescaled_alike(slices) else sitk.sitkFloat32
+            image = load_slices([one.path for one in slices], gap_mm, pixel_type)
         else:
-            image = load_file(open_file(path))
+            reader = open_file(path)
+            check_geometry(reader)
+            image = load_file(reader)
     except Rejected as reason:
         raise _unreadable(path, reason) from reason
     if image.GetDimension() == 4:

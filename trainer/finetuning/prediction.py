@@ -17,7 +17,7 @@ from store.csvfile import write_csv_file
 from store.progress import SILENT, Progress
 from trainer.checkpoint import BEST, load_checkpoint
 from trainer.device import autocast, pick_device, set_precision
-from trainer.errors import TrainError
+from trainer.errors import SettingError, TrainError
 from trainer.finetuning.grid import Grid
 from trainer.finetuning.images import check_output, find_stem, write_image
 from trainer.finetuning.inference import classify, segment
@@ -76,7 +76,7 @@ def predict(
     tuned, weights = _open_run(Path(run))
     overlap = tuned.overlap if overlap is None else overlap
     if not 0 <= overlap < 1:
-        raise TrainError(f"overlap must be in [0, 1), got {overlap}")
+        raise SettingError(f"overlap must be in [0, 1), got {overlap}")
     cases = _list_cases(tuned, source, tuned.channel if channel is None else channel)
     plan = _plan_masks if tuned.segments else _plan_table
     targets = plan(cases, source, out)
