@@ -731,7 +731,6 @@ def test_a_meta_image_that_states_no_possible_spacing_is_rejected(
         b"space directions: none (0,20,0) (0,0,5)",
         b"spacings: -20 20 5",
         b"spacings: nan 20 5",
-        b"spacings: 20 20",
     ],
 )
 def test_an_nrrd_that_states_no_possible_spacing_is_rejected(tmp_path: Path, line: bytes) -> None:
@@ -790,7 +789,7 @@ def assert_without_spacing(folder: Path) -> None:
     for read in (read_volume, read_geometry):
         with pytest.raises(Rejected) as rejected:
             read(found, CONFIG)
-        assert rejected.value.reason in ("impossible spacing", "no pixel spacing", "unreadable")
+        assert rejected.value.reason in ("impossible spacing", "no pixel spacing")
 
 
 @pytest.mark.parametrize("name", ["SCAN.MHA", "Scan.Nrrd", "SCAN.NII", "plain.nii.gz"])
@@ -839,7 +838,7 @@ def test_a_direction_that_is_no_number_is_rejected(tmp_path: Path) -> None:
     struct.pack_into("<2h", content, 252, 0, 1)
     struct.pack_into("<12f", content, 280, *[np.nan] * 12)
     (tmp_path / "scan.nii").write_bytes(content)
-    assert reasons(tmp_path)[0] in ("oblique", "unreadable")
+    assert reasons(tmp_path) == ["oblique"]
 
 
 def test_the_intercept_of_a_nifti_without_a_slope_does_not_count(tmp_path: Path) -> None:
