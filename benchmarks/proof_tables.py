@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -106,9 +106,10 @@ def write_results(lines: Sequence[Line], out: Path) -> str:
     lines = sorted(lines, key=_order)
     with replace_file(out / RESULTS) as partial:
         partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    blocks = []
+    blocks, panels = [], {}
     for task in dict.fromkeys(line["task"] for line in lines):
         own = [line for line in lines if line["task"] == task]
+        panels[_NAMES[task]] = planned_gains(own)
         blocks += [f"### {_NAMES[task]}\n", _scores_table(own), _planned_table(own)]
         if len({line["labels"] for line in own}) > 1:
             blocks.append(_by_labels_table(own))
@@ -118,7 +119,7 @@ def write_results(lines: Sequence[Line], out: Path) -> str:
     with replace_file(out / "tables.md") as partial:
         partial.write_text(text)
     if lines:
-        _draw(lines, out / "figure.png")
+        draw_gains(panels, out / "figure.png")
     return text
 
 
@@ -262,34 +263,34 @@ def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 # Figure
 
 
-def _draw(lines: Sequence[Line], file: Path) -> None:
-    """The planned gains with their 95 % intervals, a panel for each task."""
+def draw_gains(panels: Mapping[str, Sequence[tuple[Gain, float]]], file: Path) -> None:
+    """Draw gains with their 95 % intervals to a PNG, a panel for each title."""
     import matplotlib as mpl  # noqa: PLC0415 (takes seconds)
 
     mpl.use("Agg", force=False)
     from matplotlib import pyplot  # noqa: PLC0415
 
-    tasks = list(dict.fromkeys(line["task"] for line in lines))
-    figure, panels = pyplot.subplots(
-        1, len(tasks), figsize=(1.5 + 3.8 * len(tasks), 3.4), dpi=120, squeeze=False, sharey=True
+    rows = max(len(gains) for gains in panels.values())
+    size = 1.5 + 3.2 * len(panels), 1.3 + 0.25 * rows  # inches
+    figure, all_axes = pyplot.subplots(
+        1, len(panels), figsize=size, dpi=120, squeeze=False, sharex=True, sharey=True
     )
-    for task, axes in zip(tasks, panels[0], strict=True):
-        gains = [
-            gain for gain, _ in planned_gains([line for line in lines if line["task"] == task])
-        ]
+    for (title, gains), axes in zip(panels.items(), all_axes[0], strict=True):
         means, low, high = (
-            100 * np.array([getattr(gain, name) for gain in gains])
+            100 * np.array([getattr(gain, name) for gain, _ in gains])
             for name in ("mean", "low", "high")
         )
-        names = [f"{gain.other} over {gain.one}" for gain in gains]
+        names = [f"{gain.other} over {gain.one}" for gain, _ in gains]
         axes.errorbar(
             means, names, xerr=(means - low, high - means), fmt="o", markersize=4, capsize=3,
             linewidth=1.4, color="C0",
         )  # fmt: skip
         axes.axvline(0, color="0.5", linewidth=1)
-        axes.set_xlabel(f"gain, {_NAMES[task]}, in points")
+        axes.set_title(title, fontsize="medium")
+        axes.set_xlabel("gain in points")
+        axes.margins(y=0.1)
         axes.grid(axis="x", alpha=0.3)
-    panels[0][0].invert_yaxis()
+    all_axes[0][0].invert_yaxis()
     figure.tight_layout()
     with replace_file(file) as partial:
         figure.savefig(partial, metadata={"Software": None})

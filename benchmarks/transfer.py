@@ -4,6 +4,7 @@
         [--steps 100] [--trials 10] [--seeds 5] [--devices cpu,cpu] [--nets genesis resenc-s]
         [--pretexts restoration classification joint mae mae-joint] [--tasks sarcoma-ct]
         [--known FILE.jsonl]
+    python -m benchmarks.transfer --work DIR --known FILE.jsonl --table    # without training
 
 Prepares a store from CT/archive, CT/archive-2mm and CT/small, which have no patient of the tasks;
 pretrains each net with restoration, with self-classification, and with both; and compares them with
@@ -13,8 +14,9 @@ patient, and AdrenalMNIST3D at 28^3 (resized to 32^3) and at 64^3 with its offic
 Each start is pretrained with --seeds seeds, and each pretraining serves trials / seeds trials; the
 number of a trial is the seed of its fine-tuning. DIR/SEED has the runs, and a plan for each task,
 TASK.toml, which `semgen compare` reads, too. DIR/results has the results of all trials, TASK.jsonl,
-with the tables of `compare` and the comparisons that `benchmarks.proof` plans. Run again to resume.
-A seed and task whose trials are all in --known, results of earlier campaigns, are not run again.
+and for each task the tables of `compare` and gains.md, the comparisons that `benchmarks.proof`
+plans, which figure.png shows. Run again to resume. A seed and task whose trials are all in --known,
+results of earlier campaigns, are not run again.
 """
 
 from __future__ import annotations
@@ -32,7 +34,14 @@ import numpy as np
 import torch
 from click.testing import CliRunner
 
-from benchmarks.proof_tables import GAIN_HEADER, gain_cells, markdown_table, planned_gains
+from benchmarks.proof_tables import (
+    GAIN_HEADER,
+    Line,
+    draw_gains,
+    gain_cells,
+    markdown_table,
+    planned_gains,
+)
 from cli import main as semgen
 from store.atomic import replace_file
 from trainer import TrainConfig, pretrain
@@ -92,6 +101,12 @@ shape = [32, 32, 32]
 shape = [64, 64, 64]
 """,
 }
+TITLES = {
+    "adrenal-28": "adrenals, AUC",
+    "adrenal-64": "adrenals at 64^3, AUC",
+    "sarcoma-ct": "sarcomas in CT, Dice",
+    "sarcoma-mr": "sarcomas in MR, Dice",
+}
 FRACTIONS = {"adrenal-28": [0.1, 0.25, 1.0], "adrenal-64": [0.1, 0.25, 1.0]}
 """Shares of the training patients, where not all."""
 ADRENALS = {"adrenal-28": "adrenalmnist3d.npz", "adrenal-64": "adrenalmnist3d_64.npz"}
@@ -115,22 +130,26 @@ def write_sarcomas(ct: Path, kind: str, file: Path) -> None:
             writer.writerow([image, mask, image.name[:7]])
 
 
-def tabulate_gains(results: Sequence[dict[str, Any]], net: str, per_seed: int) -> str:
+def average_folds(results: Sequence[dict[str, Any]], net: str) -> list[Line]:
+    """The mean score of each trial of a task and net: start, labels (share), trial, score."""
+    scores: dict[tuple[str, float, int], list[float]] = defaultdict(list)
+    for found in results:
+        if found["start"].startswith(f"{net}-") and found["score"] is not None:
+            start = found["start"].removeprefix(f"{net}-")
+            scores[start, found["label_fraction"], found["trial"]].append(found["score"])
+    return [
+        {"start": start, "labels": share, "trial": trial, "score": float(np.mean(values))}
+        for (start, share, trial), values in scores.items()
+    ]
+
+
+def tabulate_gains(lines: Sequence[Line], per_seed: int) -> str:
     """The planned comparisons of a task, trial by trial, for each share of labels and their mean.
 
     Trials of one pretraining are not independent, so the last rows compare one value of each
     pretraining: the mean of its `per_seed` trials. Holm's correction is for the comparisons with
     the same words in the first column.
     """
-    scores: dict[tuple[str, float, int], list[float]] = defaultdict(list)  # of the folds
-    for found in results:
-        if found["start"].startswith(f"{net}-") and found["score"] is not None:
-            start = found["start"].removeprefix(f"{net}-")
-            scores[start, found["label_fraction"], found["trial"]].append(found["score"])
-    lines = [
-        {"start": start, "labels": share, "trial": trial, "score": float(np.mean(values))}
-        for (start, share, trial), values in scores.items()
-    ]
     means: dict[tuple[str, float, int], list[float]] = defaultdict(list)  # of the trials
     for line in lines:
         means[line["start"], line["labels"], line["trial"] // per_seed].append(line["score"])
@@ -230,14 +249,29 @@ class Results:
         out = self.folder / task
         out.mkdir(exist_ok=True)
         tables, _ = write_tables(found, out)
-        gains = "\n".join(tabulate_gains(found, net, self.per_seed) for net in nets)
+        gains = "\n".join(tabulate_gains(average_folds(found, net), self.per_seed) for net in nets)
         (out / "gains.md").write_text(gains)
         return f"{tables.read_text()}\n{gains}"
+
+    def draw(self, net: str) -> None:
+        """Draw the planned gains of each task: their mean, and those with the least labels."""
+        panels = {}
+        for task, title in TITLES.items():
+            lines = average_folds(self.read(task), net)
+            shares = sorted({line["labels"] for line in lines})
+            if shares[1:]:
+                panels[f"{title}, {100 * shares[0]:.0f} % of labels"] = planned_gains(
+                    lines, shares[0]
+                )
+            if gains := planned_gains(lines):
+                panels[title] = gains
+        if panels:
+            draw_gains(panels, self.folder / "figure.png")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ct", type=Path, required=True)
+    parser.add_argument("--ct", type=Path, help="needed without --table")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--pretrain-epochs", type=int, default=16)
@@ -245,6 +279,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--known", type=Path)
+    parser.add_argument("--table", action="store_true")
     parser.add_argument("--devices", default="auto")
     parser.add_argument("--nets", nargs="+", choices=KINDS, default=["genesis"])
     parser.add_argument("--pretexts", nargs="*", choices=list(PRETEXTS), default=list(PRETEXTS)[:3])
@@ -252,10 +287,25 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.trials % arguments.seeds:
         parser.error("--trials must be a multiple of --seeds")
-    work: Path = arguments.work
-    work.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
+    if not (arguments.ct or arguments.table):
+        parser.error("--ct or --table is needed")
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    per_seed = arguments.trials // arguments.seeds
+    results = Results(arguments.work / "results", arguments.known, per_seed)
+    if not arguments.table:
+        began = time.perf_counter()
+        run_all(results, arguments)
+        where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+        print(f"width {arguments.width}, {where}, {(time.perf_counter() - began) / 60:.0f} min")
+    for task in arguments.tasks:
+        if results.read(task):
+            print(results.tabulate(task, arguments.nets))
+    results.draw(arguments.nets[0])
 
+
+def run_all(results: Results, arguments: argparse.Namespace) -> None:
+    """Prepare the store and the tasks; run the trials that are not done yet."""
+    work: Path = arguments.work
     store, settings = work / "archive.store", work / "archive.toml"
     settings.write_text(STORE.format(window=WINDOW_HU))
     archives = [arguments.ct / name for name in ARCHIVES]
@@ -265,10 +315,8 @@ def main() -> None:
     for task, source in ADRENALS.items():
         if task in arguments.tasks and not (work / task / MANIFEST).exists():
             convert("medmnist", arguments.ct / "downstream" / source, work / task)
-    trials = arguments.trials // arguments.seeds
-    results = Results(work / "results", arguments.known, trials)
     for seed in range(arguments.seeds):
-        numbers = range(seed * trials, (seed + 1) * trials)
+        numbers = range(seed * results.per_seed, (seed + 1) * results.per_seed)
         tasks = [task for task in arguments.tasks if not results.has(task, numbers)]
         starts = pretrain_starts(store, work / str(seed), seed, arguments) if tasks else {}
         for task in tasks:
@@ -277,9 +325,7 @@ def main() -> None:
             out = file.with_suffix("")
             run_semgen("compare", file, out, "--devices", arguments.devices)
             results.add(task, numbers, read_results(out))
-            print(results.tabulate(task, arguments.nets), flush=True)
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    print(f"width {arguments.width}, {where}, {(time.perf_counter() - began) / 60:.0f} min")
+            print(f"seed {seed}, {task}: done", flush=True)
 
 
 if __name__ == "__main__":

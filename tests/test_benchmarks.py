@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
+from PIL import Image
 from scipy import stats
 
 from benchmarks.probe import class_task, draw_crops, find_seen, probe, scan_tasks
@@ -164,9 +165,9 @@ def test_trials_of_several_pretrainings_are_gathered_and_earlier_ones_count(
     def make(trial: int, start: str, fold: int) -> dict[str, object]:
         score = 0.5 + 0.1 * (start == "genesis-joint") + 0.01 * (trial % 2) * fold
         return {
-            "task": "t", "start": start, "label_fraction": 1.0, "trial": trial, "fold": fold,
-            "order": 0, "adds_to": None, "metric": "dice", "score": score, "failed": None,
-            "leaked": [], "curve": [[1, 0.5]], "num_test": 6,
+            "task": "sarcoma-ct", "start": start, "label_fraction": 1.0, "trial": trial,
+            "fold": fold, "order": 0, "adds_to": None, "metric": "dice", "score": score,
+            "failed": None, "leaked": [], "curve": [[1, 0.5]], "num_test": 6,
         }  # fmt: skip
 
     both = [
@@ -178,14 +179,21 @@ def test_trials_of_several_pretrainings_are_gathered_and_earlier_ones_count(
     known = tmp_path / "known.jsonl"
     known.write_text("".join(json.dumps(line) + "\n" for line in both))
     results = Results(tmp_path / "results", known, 2)
-    assert (results.has("t", range(2)), results.has("t", range(2, 4))) == (True, False)
-    results.add("t", range(2, 4), both)
+    assert (results.has("sarcoma-ct", range(2)), results.has("sarcoma-ct", range(2, 4))) == (
+        True,
+        False,
+    )
+    results.add("sarcoma-ct", range(2, 4), both)
     again = Results(tmp_path / "results", known, 2)
-    assert again.has("t", range(4))
-    assert len(again.read("t")) == 16
-    gains = again.tabulate("t", ["genesis"])
-    assert "| 100% | scratch | joint | 4 | +10.0 |" in gains
-    assert "| mean, pretrainings | scratch | joint | 2 | +10.0 |" in gains
+    assert again.has("sarcoma-ct", range(4))
+    assert len(again.read("sarcoma-ct")) == 16
+    arguments = ("--work", str(tmp_path), "--known", str(known), "--table")
+    done = run_module("benchmarks.transfer", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "| 100% | scratch | joint | 4 | +10.0 |" in done.stdout
+    assert "| mean, pretrainings | scratch | joint | 2 | +10.0 |" in done.stdout
+    with Image.open(tmp_path / "results" / "figure.png") as figure:
+        assert figure.width > figure.height > 100
 
 
 def test_the_probe_finds_a_class_in_features_and_nothing_for_shuffled_labels(
