@@ -1,6 +1,6 @@
 """Which changed copies of a scan are found as near-duplicates, and how similar other scans are.
 
-    python benchmarks/near_duplicates.py archive-2mm sts
+    python -m benchmarks.near_duplicates archive-2mm sts
 
 Copies are made of the first scans of the first folder. They are searched for among all scans of all
 folders and some phantoms, one kind and seed of copies at a time. "Second acquisition": the scan is

@@ -1,7 +1,7 @@
 """How well several embeddings place scans of similar anatomy beside each other.
 
-    python benchmarks/neighbours.py regions STORE PATTERN=REGION ... [--seeds 10]
-    python benchmarks/neighbours.py phantoms STORE PHANTOM_ARCHIVE [--seeds 10]
+    python -m benchmarks.neighbours regions STORE PATTERN=REGION ... [--seeds 10]
+    python -m benchmarks.neighbours phantoms STORE PHANTOM_ARCHIVE [--seeds 10]
 
 `regions`: for how many scans is the nearest other scan of the same body region, and the share of
 triples (scan, same region, other region) in the right order. File names are looked up in the

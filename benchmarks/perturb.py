@@ -1,6 +1,6 @@
 """Cubes per second and core of each perturbation and of the mix.
 
-Run `python benchmarks/perturb.py`, on a GPU with `--device cuda`.
+Run `python -m benchmarks.perturb`, on a GPU with `--device cuda`.
 """
 
 from __future__ import annotations

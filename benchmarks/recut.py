@@ -1,6 +1,6 @@
 """Cut random rows of a store again, slowly and independently, and compare.
 
-    python benchmarks/recut.py STORE [ROWS]
+    python -m benchmarks.recut STORE [ROWS]
 
 Knows docs/store-format.md, plain zarr, and the private catalogue for which file a scan came from;
 imports nothing of semgen. Scans are oriented with SimpleITK, crops interpolated with
