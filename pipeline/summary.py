@@ -87,7 +87,7 @@ class Summary:
             if not self.archive_checked:
                 lines[0] += (
                     " Whether it was made from this archive cannot be checked: its private"
-                    " catalogue is missing, unreadable, or of an older version."
+                    " catalogue is missing or unreadable."
                 )
         return "\n".join(lines)
 

@@ -45,9 +45,6 @@ HEADINGS: Final = LOOP_HEADINGS | {
 MOST_WIDTH: Final = 256
 _FLOAT32: Final = 1e38
 """About the largest number of the nets' type."""
-_UNRECORDED: Final = {"net": "genesis", "normalise": "window", "excluded_members": []}
-"""Values of settings in runs that are older than the setting, where they differ from the
-default."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -260,8 +257,8 @@ def find_differences(
 ) -> list[str]:
     """Settings that do not allow resuming, as "name: saved -> wanted"; those in `free` may differ.
 
-    A setting that the saved run did not know yet had its default, or what `_UNRECORDED` says.
+    A setting that the saved run does not know has its default.
     """
     fixed = {name: value for name, value in to_json(wanted).items() if name not in free}
-    before = to_json(type(wanted)()) | _UNRECORDED | saved
+    before = to_json(type(wanted)()) | saved
     return differences(fixed, {name: before[name] for name in fixed})

@@ -88,7 +88,7 @@ def read_sample(file: Path) -> tuple[list[str], int, Image.Image]:
     with Image.open(file) as picture:
         picture.load()
         captions = json.loads(picture.info[_COLUMNS])
-        rows = int(picture.info.get(_ROWS, _CROPS))  # earlier versions recorded none
+        rows = int(picture.info[_ROWS])
     return captions, rows, picture
 
 

@@ -143,11 +143,11 @@ def resolve_selection(
     """The config with excluded classes and members: the checkpoint's, else the annotation's."""
     classes, members = config.excluded_classes, config.excluded_members
     if classes is None and saved:
-        classes = saved["config"].get("excluded_classes")
+        classes = saved["config"]["excluded_classes"]
     if classes is None:
         classes = read_annotation(store.location).excluded
     if members is None and saved:
-        members = saved["config"].get("excluded_members", ())  # earlier versions excluded none
+        members = saved["config"]["excluded_members"]
     if members is None:
         members = list_excluded_members(store)
     return dataclasses.replace(

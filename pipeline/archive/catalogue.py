@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline.archive.lookup import DATABASE, SETTINGS, SURVEY, open_read_only
 from pipeline.archive.rows import (
+    PLAIN_COLUMNS,
     digest_settings,
     first_file,
     pack_files,
@@ -102,25 +103,12 @@ class Catalogue:
         self.db = sqlite3.connect(folder / DATABASE)
         try:
             self.db.executescript(_SCHEMA)
-            self._add_columns()
         except sqlite3.Error as error:
             self.close()
             raise StoreError(
                 f"{folder}: {error}; free disk space or check write permission"
             ) from error
         self._committed = time.monotonic()
-
-    def _add_columns(self) -> None:
-        """Add the columns that the catalogue of an earlier version lacks."""
-        columns = {row[1] for row in self.db.execute("PRAGMA table_info(series)")}
-        if "statistics_hu" not in columns:
-            self.db.execute("ALTER TABLE series ADD COLUMN statistics_hu TEXT")
-
-    def forget_incomplete(self) -> None:
-        """Make series pending again that an earlier version surveyed, without statistics."""
-        self.db.execute(
-            "UPDATE series SET scan_id = NULL WHERE reason IS NULL AND statistics_hu IS NULL"
-        )
 
     def forget_unreadable(self) -> None:
         """Delete series that could not be read: they are listed again, and may be readable now."""
@@ -161,26 +149,12 @@ class Catalogue:
 
     def add(self, series: Iterable[Series], *, again: bool = False) -> None:
         """Insert series; a known one is kept as it is, or replaced where `again` is true."""
+        columns = ("files", "num_files", *PLAIN_COLUMNS)
         self.db.executemany(
-            f"INSERT OR {'REPLACE' if again else 'IGNORE'} INTO series (key, kind, files,"
-            " num_files, patient, study, uid, axial, slice_gap_mm, split, stamp, reason, detail)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT OR {'REPLACE' if again else 'IGNORE'} INTO series ({', '.join(columns)})"
+            f" VALUES ({', '.join('?' * len(columns))})",
             (
-                (
-                    s.key,
-                    s.kind,
-                    pack_files(s.files),
-                    len(s.files),
-                    s.patient,
-                    s.study,
-                    s.uid,
-                    s.axial,
-                    s.slice_gap_mm,
-                    s.split,
-                    s.stamp,
-                    s.reason,
-                    s.detail,
-                )
+                (pack_files(s.files), len(s.files), *(getattr(s, name) for name in PLAIN_COLUMNS))
                 for s in series
             ),
         )

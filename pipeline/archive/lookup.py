@@ -96,7 +96,7 @@ def read_inputs(store: Path) -> dict[str, str]:
 def read_archive(store: Path) -> list[Path]:
     """Folders and files that the store was prepared from, in the order of the first command.
 
-    Empty where an older version did not record them. StoreError without the private catalogue.
+    StoreError without the private catalogue.
     """
     with open_read_only(store) as db:
         return select_archive(db)

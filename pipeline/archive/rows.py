@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pipeline.archive.series import JOINED, Series
+
+PLAIN_COLUMNS: Final = tuple(f.name for f in dataclasses.fields(Series) if f.name != "files")
+"""Columns of the table `series` that hold fields of a `Series` as they are."""
 
 
 def select_series(db: sqlite3.Connection, column: str, value: str | int) -> Series:
     """The one series with this value in a column."""
-    row = db.execute(
-        "SELECT key, kind, files, patient, study, uid, axial, slice_gap_mm, split, stamp, reason,"
-        f" detail FROM series WHERE {column} = ?",
-        (value,),
+    files, axial, *row = db.execute(
+        f"SELECT files, axial, {', '.join(PLAIN_COLUMNS)} FROM series WHERE {column} = ?", (value,)
     ).fetchone()
-    key, kind, files, patient, study, uid, axial, gap_mm, split, stamp, reason, detail = row
-    return Series(
-        key=key,
-        kind=kind,
-        files=tuple(unpack_files(files)),
-        patient=patient,
-        study=study,
-        uid=uid,
-        axial=bool(axial),
-        slice_gap_mm=gap_mm,
-        split=split,
-        stamp=stamp,
-        reason=reason,
-        detail=detail,
-    )
+    known = dict(zip(PLAIN_COLUMNS, row, strict=True)) | {"axial": bool(axial)}
+    return Series(files=tuple(unpack_files(files)), **known)
 
 
 def select_rejections(db: sqlite3.Connection) -> list[tuple[str, str, str]]:
@@ -46,9 +35,7 @@ def select_rejections(db: sqlite3.Connection) -> list[tuple[str, str, str]]:
 
 
 def select_archive(db: sqlite3.Connection) -> list[Path]:
-    """Folders and files of the archive; empty where an older version did not record them."""
-    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'archive'").fetchone():
-        return []
+    """Folders and files of the archive."""
     rows = db.execute("SELECT path FROM archive ORDER BY number").fetchall()
     return [Path(os.fsdecode(bytes.fromhex(path))) for (path,) in rows]
 

@@ -77,7 +77,6 @@ def survey_archive(
         return int(writer.stages["survey"]["accepted"])
     catalogue.forget_unreadable()
     _list_series(client, archive, catalogue, config, manifest, progress)
-    catalogue.forget_incomplete()
     while True:
         if extend is not None:
             _reuse_survey(extend, catalogue, progress)

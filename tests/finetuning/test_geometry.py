@@ -388,13 +388,6 @@ def test_z_scores_are_those_of_the_image_before_resampling(intensity: str) -> No
     np.testing.assert_allclose(seen, (smooth - known.mean()) / known.std(), atol=5e-3)
 
 
-def test_a_grid_of_an_older_checkpoint_is_read() -> None:
-    """The first versions saved only whether images are CT."""
-    old = {"spacing_mm": None, "shape": [8, 8, 8], "window_hu": [-150, 250]}
-    assert [Grid.from_dict({**old, "is_ct": is_ct}).intensity for is_ct in (True, False)] == [
-        "ct", "per-image"]  # fmt: skip
-
-
 def test_the_scan_id_is_the_one_that_prepare_gives(ct: Path) -> None:
     """Test cases that the weights were pretrained on are found by it."""
     files = sorted((ct / "archive-2mm").glob("*.nii.gz"))[:3]

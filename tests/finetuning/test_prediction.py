@@ -340,24 +340,6 @@ def test_the_overlap_is_that_of_the_runs_test_unless_given(
     assert calls == [(0.5, False), (0.25, True), (0.75, True)]
 
 
-def test_a_run_of_an_older_version_can_predict(
-    segmenter: Path, images: Path, tmp_path: Path
-) -> None:
-    """Its checkpoint has neither `places` nor `channel`, and `is_ct` instead of `intensity`."""
-    saved = torch.load(segmenter / "best.pt", weights_only=True)
-    for name in ("places", "channel"):
-        del saved["task"][name]
-    del saved["config"]["channel"]
-    saved["task"]["grid"]["is_ct"] = saved["task"]["grid"].pop("intensity") == "ct"
-    (tmp_path / "old").mkdir()
-    torch.save(saved, tmp_path / "old" / "best.pt")
-    masks = [
-        predict(run, images / "a.nii.gz", tmp_path / f"{run.name}.nii.gz")[0].read_bytes()
-        for run in (segmenter, tmp_path / "old")
-    ]
-    assert masks[0] == masks[1]
-
-
 # Channels
 
 

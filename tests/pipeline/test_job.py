@@ -195,19 +195,6 @@ def test_a_complete_store_without_its_catalogue_is_complete_but_its_archive_unkn
     assert not catalogue_folder(moved).exists()
 
 
-def test_a_catalogue_of_an_older_version_knows_the_files_but_not_the_archive(
-    complete: Path, phantoms: Path, config_file: Path
-) -> None:
-    database = sqlite3.connect(catalogue_folder(complete) / "catalogue.sqlite")
-    with contextlib.closing(database), database:
-        database.execute("DROP TABLE archive")
-        database.execute("DELETE FROM input WHERE name = 'settings'")
-    assert len(read_sources(complete)) == len(PatchStore(complete).scans.id)
-    done = run("prepare", phantoms, complete, "--config", config_file)
-    assert done.exit_code == 0
-    assert "Whether it was made from this archive cannot be checked" in done.stdout
-
-
 @pytest.fixture
 def strange(prepared: Path, phantoms: Path, tmp_path: Path) -> Path:
     """The catalogue of a store of fewer scans under the same settings."""

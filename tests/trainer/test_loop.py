@@ -267,19 +267,6 @@ class TestSelection:
         saved = torch.load(tmp_path / "run/last.pt", weights_only=True)["config"]
         assert saved["excluded_members"] == ["1=0000000000000001", "1=0000000000000003"]
 
-    def test_a_run_of_an_earlier_version_resumes_with_all_members(
-        self, store: Path, tmp_path: Path
-    ) -> None:
-        mine = shutil.copytree(store, tmp_path / "mine.store")
-        pretrain(mine, tmp_path / "run", tiny(steps=1, warmup_epochs=0))
-        saved = torch.load(tmp_path / "run/last.pt", weights_only=True)
-        del saved["config"]["excluded_members"]
-        torch.save(saved, tmp_path / "run/last.pt")
-        annotate(mine, {1: {"excluded_members": [1]}})
-        events: list[Event] = []
-        pretrain(mine, tmp_path / "run", tiny(steps=2, warmup_epochs=0), on_event=events.append)
-        assert of_kind(events, Started)[0].num_train == len(PatchStore(mine).train)
-
     def test_a_fraction_is_of_patients_and_a_subset_of_a_larger_one(
         self, store: Path, tmp_path: Path
     ) -> None:

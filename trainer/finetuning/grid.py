@@ -53,12 +53,10 @@ class Grid:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Grid:
-        """The grid of a checkpoint; the first versions saved `is_ct` instead of `intensity`."""
+        """The grid of a checkpoint, which has lists for tuples."""
         known: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()
         }
-        if "is_ct" in known:
-            known["intensity"] = "ct" if known.pop("is_ct") else "per-image"
         return cls(**known)
 
     def read(self, path: Path, channel: int | None = None) -> sitk.Image:

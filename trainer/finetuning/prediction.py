@@ -150,8 +150,8 @@ def _open_run(path: Path) -> tuple[_TunedRun, dict[str, torch.Tensor]]:
         classes=tuple(task["classes"]),
         segments=task["segments"],
         grid=Grid.from_dict(task["grid"]),
-        has_centres=task.get("places", False),  # older versions do not say
-        channel=task.get("channel"),
+        has_centres=task["places"],
+        channel=task["channel"],
         overlap=config["overlap"],
         precision=config["precision"],
     )
