@@ -20,6 +20,7 @@ from tests.support.finetuning import CONFIG, draw_case, make_task, read_rows, wr
 from tests.support.progress import CountedProgress
 from trainer import TrainError
 from trainer.finetuning import finetune, predict
+from trainer.finetuning.inference import Predictor
 
 BRIEF = replace(CONFIG, width=2, steps=2)
 
@@ -323,11 +324,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, bool]]:
     """Overlap, and whether bf16 is on, of each image that is segmented."""
     calls = []
 
-    def segment(*args: Any, overlap: float, autocast: torch.autocast, **_: Any) -> sitk.Image:
-        calls.append((overlap, bool(autocast._enabled)))
-        return sitk.Image(args[1].GetSize(), sitk.sitkUInt8)
+    def segment(self: Predictor, image: sitk.Image) -> sitk.Image:
+        calls.append((self.overlap, bool(self.autocast._enabled)))
+        return sitk.Image(image.GetSize(), sitk.sitkUInt8)
 
-    monkeypatch.setitem(predict.__globals__, "segment", segment)
+    monkeypatch.setattr(Predictor, "segment", segment)
     return calls
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from trainer.device import autocast, set_precision
-from trainer.finetuning.inference import slide_window
+from trainer.finetuning.grid import Grid
+from trainer.finetuning.inference import Predictor
 
 
 def test_windows_are_weighted_where_the_net_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,7 +24,9 @@ def test_windows_are_weighted_where_the_net_is(monkeypatch: pytest.MonkeyPatch) 
     gpu = torch.device("cuda")
     image = np.zeros((20, 20, 20), np.float16)
     off = autocast("fp32", torch.device("cpu"))
-    slide_window(nn.Identity(), image, (16, 16, 16), overlap=0.5, device=gpu, autocast=off)
+    grid = Grid(spacing_mm=None, shape=(16, 16, 16), intensity="ct", window_hu=(-150, 250))
+    net = nn.Identity()
+    Predictor(net=net, grid=grid, overlap=0.5, device=gpu, autocast=off).slide_window(image)
     assert (found["sw_device"], found["device"]) == (gpu, "cpu")
 
 

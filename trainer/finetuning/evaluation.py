@@ -10,17 +10,14 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
-import torch
-from torch import nn
 
 from store.atomic import replace_file
 from store.csvfile import write_csv_file
 from store.progress import SILENT, Progress
 from trainer.finetuning import scores
 from trainer.finetuning.cases import Prepared
-from trainer.finetuning.grid import Grid
 from trainer.finetuning.images import read_mask, write_image
-from trainer.finetuning.inference import classify, segment
+from trainer.finetuning.inference import Predictor
 from trainer.finetuning.pictures import Tile, draw_tile, join_tiles
 from trainer.finetuning.task import Task
 
@@ -29,15 +26,10 @@ _MAX_TILES = 8
 
 
 def score_cases(
-    net: nn.Module,
+    predictor: Predictor,
     cases: Sequence[Prepared],
     task: Task,
-    grid: Grid,
     run: Path,
-    *,
-    overlap: float,
-    device: torch.device,
-    autocast: torch.autocast,
     progress: Progress = SILENT,
 ) -> dict[str, float]:
     """Mean scores over the cases: dice and iou, or auc and accuracy; NaN without cases.
@@ -55,8 +47,8 @@ def score_cases(
             case = prepared.case
             if task.segments:
                 assert case.mask is not None
-                image = grid.read(case.image, case.channel)
-                mask = segment(net, image, grid, overlap=overlap, device=device, autocast=autocast)
+                image = predictor.grid.read(case.image, case.channel)
+                mask = predictor.segment(image)
                 write_image(mask, run / MASKS / f"{case.name}.nii.gz")
                 truth = read_mask(case.mask, image, task.num_labels)
                 row = _score_mask(mask, truth, task)
@@ -66,10 +58,9 @@ def score_cases(
                     caption = f"{case.name}: Dice {row['dice']:.2f}"
                     if task.ignored is not None:
                         truth = sitk.Mask(truth, sitk.NotEqual(truth, task.ignored))
-                    tiles.append(draw_tile(caption, image, truth, mask, grid))
+                    tiles.append(draw_tile(caption, image, truth, mask, predictor.grid))
             else:
-                images = torch.from_numpy(np.array(prepared.image))[None, None]
-                probability = classify(net, images, device=device, autocast=autocast)[0]
+                probability = predictor.classify(prepared.image)
                 probabilities[number] = probability
                 header, cells = ["label", *task.classes], [case.label, *probability.tolist()]
             rows.append([case.name, *cells])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,40 +29,57 @@ def to_probability(logits: Tensor) -> Tensor:
     return torch.cat((1 - positive, positive), dim=1)
 
 
-@torch.no_grad()
-def slide_window(
-    net: nn.Module,
-    values: NDArray[np.float16],
-    shape: Sequence[int],
-    *,
-    overlap: float,
-    device: torch.device,
-    autocast: torch.autocast,
-) -> NDArray[np.float32]:
-    """(classes, Z, Y, X) probabilities of an image of any size, (Z, Y, X).
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predictor:
+    """A fine-tuned net on a device, and how it sees images."""
 
-    The net sees overlapping windows of `shape`. Where they overlap, probabilities are averaged with
-    Gaussian weights: the middle of a window counts more than its edge.
-    """
-    from monai.inferers.utils import sliding_window_inference  # seconds to import
+    net: nn.Module
+    grid: Grid
+    overlap: float
+    """Of sliding windows, as a share of a window."""
+    device: torch.device
+    autocast: torch.autocast
 
-    def predict(windows: Tensor) -> Tensor:
-        with autocast:
-            return to_probability(net(windows))
+    def segment(self, image: sitk.Image) -> sitk.Image:
+        """The predicted mask of an image, on the image's own grid."""
+        on_grid = self.grid.resample(image)
+        return to_mask(self.slide_window(self.grid.to_input(on_grid, image)), on_grid, image)
 
-    image = torch.from_numpy(np.asarray(values, np.float32))[None, None]
-    found: Any = sliding_window_inference(
-        image,
-        tuple(shape),
-        _WINDOWS_AT_ONCE,
-        predict,
-        overlap=overlap,
-        mode="gaussian",
-        sw_device=device,
-        device="cpu",
-    )
-    probability: NDArray[np.float32] = found[0].numpy()
-    return probability
+    @torch.no_grad()
+    def classify(self, values: NDArray[np.float16]) -> NDArray[np.float32]:
+        """(classes,) probabilities of one input of the net, (Z, Y, X)."""
+        batch = torch.from_numpy(np.array(values))[None, None]
+        with self.autocast:
+            logits = self.net(upload(batch, self.device).float())
+        probability: NDArray[np.float32] = to_probability(logits)[0].cpu().numpy()
+        return probability
+
+    @torch.no_grad()
+    def slide_window(self, values: NDArray[np.float16]) -> NDArray[np.float32]:
+        """(classes, Z, Y, X) probabilities of an image of any size, (Z, Y, X).
+
+        The net sees overlapping windows. Where they overlap, probabilities are averaged with
+        Gaussian weights: the middle of a window counts more than its edge.
+        """
+        from monai.inferers.utils import sliding_window_inference  # seconds to import
+
+        def predict(windows: Tensor) -> Tensor:
+            with self.autocast:
+                return to_probability(self.net(windows))
+
+        image = torch.from_numpy(np.asarray(values, np.float32))[None, None]
+        found: Any = sliding_window_inference(
+            image,
+            self.grid.shape,
+            _WINDOWS_AT_ONCE,
+            predict,
+            overlap=self.overlap,
+            mode="gaussian",
+            sw_device=self.device,
+            device="cpu",
+        )
+        probability: NDArray[np.float32] = found[0].numpy()
+        return probability
 
 
 def to_mask(probability: NDArray[np.float32], grid: sitk.Image, image: sitk.Image) -> sitk.Image:
@@ -81,36 +98,3 @@ def to_mask(probability: NDArray[np.float32], grid: sitk.Image, image: sitk.Imag
     mask = sitk.Cast(mask, sitk.sitkUInt8)
     mask.CopyInformation(image)
     return mask
-
-
-def segment(
-    net: nn.Module,
-    image: sitk.Image,
-    grid: Grid,
-    *,
-    overlap: float,
-    device: torch.device,
-    autocast: torch.autocast,
-) -> sitk.Image:
-    """The predicted mask of an image, on the image's own grid."""
-    on_grid = grid.resample(image)
-    probability = slide_window(
-        net,
-        grid.to_input(on_grid, image),
-        grid.shape,
-        overlap=overlap,
-        device=device,
-        autocast=autocast,
-    )
-    return to_mask(probability, on_grid, image)
-
-
-@torch.no_grad()
-def classify(
-    net: nn.Module, images: Tensor, *, device: torch.device, autocast: torch.autocast
-) -> NDArray[np.float32]:
-    """(n, classes) probabilities of (n, 1, Z, Y, X) images."""
-    with autocast:
-        logits = net(upload(images, device).float())
-    probability: NDArray[np.float32] = to_probability(logits).cpu().numpy()
-    return probability

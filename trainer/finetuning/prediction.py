@@ -10,7 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import SimpleITK as sitk  # noqa: N813
 import torch
 
 from store.csvfile import write_csv_file
@@ -20,7 +19,7 @@ from trainer.device import autocast, pick_device, set_precision
 from trainer.errors import SettingError, TrainError
 from trainer.finetuning.grid import Grid
 from trainer.finetuning.images import check_output, find_stem, write_image
-from trainer.finetuning.inference import classify, segment
+from trainer.finetuning.inference import Predictor
 from trainer.finetuning.manifest import read_centres
 from trainer.finetuning.starts import rebuild
 from trainer.finetuning.task import Case, count_outputs
@@ -80,59 +79,33 @@ def predict(
     cases = _list_cases(tuned, source, tuned.channel if channel is None else channel)
     plan = _plan_masks if tuned.segments else _plan_table
     targets = plan(cases, source, out)
-    predictor = _Predictor(tuned, weights, pick_device(device, Ranks()), overlap)
+    set_precision(tuned.precision)
+    on = pick_device(device, Ranks())
+    outputs = count_outputs(tuned.classes)
+    net = rebuild(tuned.kind, weights, outputs=outputs, segments=tuned.segments)
+    predictor = Predictor(
+        net=net.to(on),
+        grid=tuned.grid,
+        overlap=overlap,
+        device=on,
+        autocast=autocast(tuned.precision, on),
+    )
+    read = lru_cache(maxsize=1)(tuned.grid.read)  # an image may have several crops
     with progress.stage("predict", len(cases), "cases") as advance:
         if tuned.segments:
             for case, target in zip(cases, targets, strict=True):
-                write_image(predictor.segment(case), target)
+                write_image(predictor.segment(read(case.image, case.channel)), target)
                 advance(1)
         else:
             rows = []
             for case in cases:
-                rows.append([*_first_cells(case), *predictor.classify(case)])
+                image = read(case.image, case.channel)
+                seen = tuned.grid.to_input(tuned.grid.resample_case(case, image), image)
+                rows.append([*_first_cells(case), *predictor.classify(seen).tolist()])
                 advance(1)
             first = ["name", "image", "x_mm", "y_mm", "z_mm"] if tuned.has_centres else ["image"]
             write_csv_file(out, [*first, *tuned.classes], rows)
     return targets
-
-
-class _Predictor:
-    """The net of a run on a device, and how it reads images."""
-
-    def __init__(
-        self,
-        tuned: _TunedRun,
-        weights: dict[str, torch.Tensor],
-        device: torch.device,
-        overlap: float,
-    ) -> None:
-        set_precision(tuned.precision)
-        self.grid, self.device, self.overlap = tuned.grid, device, overlap
-        self.net = rebuild(
-            tuned.kind, weights, outputs=count_outputs(tuned.classes), segments=tuned.segments
-        ).to(device)
-        self.autocast = autocast(tuned.precision, device)
-        self._read = lru_cache(maxsize=1)(self.grid.read)  # an image may have several crops
-
-    def segment(self, case: Case) -> sitk.Image:
-        """The mask of a case, on the grid of its image."""
-        return segment(
-            self.net,
-            self._read(case.image, case.channel),
-            self.grid,
-            overlap=self.overlap,
-            device=self.device,
-            autocast=self.autocast,
-        )
-
-    def classify(self, case: Case) -> list[float]:
-        """The probability of each class."""
-        image = self._read(case.image, case.channel)
-        on_grid = self.grid.resample_case(case, image)
-        values = torch.from_numpy(self.grid.to_input(on_grid, image))[None, None]
-        found = classify(self.net, values, device=self.device, autocast=self.autocast)[0]
-        probabilities: list[float] = found.tolist()
-        return probabilities
 
 
 def _open_run(path: Path) -> tuple[_TunedRun, dict[str, torch.Tensor]]:

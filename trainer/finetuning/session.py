@@ -21,6 +21,7 @@ from trainer.finetuning.config import FinetuneConfig
 from trainer.finetuning.evaluation import read_scores, score_cases, write_result
 from trainer.finetuning.finetuner import Finetuner
 from trainer.finetuning.grid import Grid, choose_grid
+from trainer.finetuning.inference import Predictor
 from trainer.finetuning.loading import fit_task, load_task
 from trainer.finetuning.patches import Examples
 from trainer.finetuning.starts import Start, make_start
@@ -211,17 +212,14 @@ def _test(
     finetuner.net.load_state_dict(load_checkpoint(run / BEST)["model"])
     finetuner.net.eval()
     cases = finetuner.cases["test"]
-    scores = score_cases(
-        finetuner.net,
-        cases,
-        task,
-        grid,
-        run,
+    predictor = Predictor(
+        net=finetuner.net,
+        grid=grid,
         overlap=config.overlap,
         device=finetuner.device,
         autocast=finetuner.autocast(),
-        progress=progress,
     )
+    scores = score_cases(predictor, cases, task, run, progress)
     write_result(
         run,
         {
