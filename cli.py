@@ -52,11 +52,14 @@ _DEMO_TRAINING = TrainConfig(width=4, batch_size=12, epochs=16, warmup_epochs=6,
 # What commands share ----------------------------------------------------------------------------
 
 
-def _echo_next(result: object, *commands: Sequence[str | Path]) -> None:
-    """Print what was done and, unless the command is to be quiet, the commands to type next.
+def _echo(result: object, *commands: Sequence[str | Path], as_json: bool = False) -> None:
+    """Print what was done: as JSON, or with the commands to type next unless it is to be quiet.
 
     Words that are paths are typed so that the shell and the command take them as paths.
     """
+    if as_json:
+        _echo_json(result)
+        return
     if is_quiet():
         commands = ()
     head, lines = "Next:", [str(result)]
@@ -234,7 +237,7 @@ def phantom(directory: Path, masks: bool, **options: Any) -> None:
     made = f"{options['patients']} patients in {directory}"
     if masks:
         made += f", their organ masks in {masks_folder(directory)}"
-    _echo_next(made, ["semgen", "prepare", directory, "STORE"])
+    _echo(made, ["semgen", "prepare", directory, "STORE"])
 
 
 def _read_prepare_config(file: Path | None, options: dict[str, Any]) -> PrepareConfig:
@@ -301,24 +304,19 @@ def prepare(
         from pipeline.preview import preview
 
         found = preview(archive, store, config, **job, progress=Terminal())
-        if as_json:
-            _echo_json(found)
-        else:
-            click.echo(found)
+        _echo(found, as_json=as_json)
         return
     from pipeline import prepare
 
     summary = prepare(archive, store, config, **job, progress=Terminal())
-    if as_json:
-        _echo_json(summary)
-    else:
-        size = suggest_batch_size(config.shape)
-        batch = ["--batch-size", str(size)] if size < TrainConfig().batch_size else []
-        _echo_next(
-            summary,
-            ["semgen", "report", store, "classes.html"],
-            ["semgen", "pretrain", store, "RUN", *batch],
-        )
+    size = suggest_batch_size(config.shape)
+    batch = ["--batch-size", str(size)] if size < TrainConfig().batch_size else []
+    _echo(
+        summary,
+        ["semgen", "report", store, "classes.html"],
+        ["semgen", "pretrain", store, "RUN", *batch],
+        as_json=as_json,
+    )
 
 
 @main.command()
@@ -586,10 +584,7 @@ def export_class(
     done = export_class(
         store, label, out, members=members, all_scales=all_scales, progress=Terminal()
     )
-    if as_json:
-        _echo_json(done)
-    else:
-        click.echo(str(done))
+    _echo(done, as_json=as_json)
 
 
 @main.command()
@@ -641,10 +636,12 @@ def push(store: Path, url: str, as_json: bool) -> None:
     from store.push import push
 
     done = push(store, url, progress=Terminal())
-    if as_json:
-        _echo_json(done)
-    else:
-        _echo_next(done, ["semgen", "verify", done.url], ["semgen", "pretrain", done.url, "RUN"])
+    _echo(
+        done,
+        ["semgen", "verify", done.url],
+        ["semgen", "pretrain", done.url, "RUN"],
+        as_json=as_json,
+    )
 
 
 @main.command()
@@ -709,14 +706,12 @@ def pretrain(store: str | Path, run: Path, config: TrainConfig, as_json: bool) -
     summary = pretrain(store, run, config, on_event=show_events("pretrain", quiet=is_quiet()))
     if os.environ.get("RANK", "0") != "0":  # of several processes, the first one prints
         return
-    if as_json:
-        _echo_json(summary)
-    else:
-        _echo_next(
-            summary,
-            ["semgen", "export", run, "weights.safetensors"],
-            ["tensorboard", "--logdir", run / "tensorboard"],
-        )
+    _echo(
+        summary,
+        ["semgen", "export", run, "weights.safetensors"],
+        ["tensorboard", "--logdir", run / "tensorboard"],
+        as_json=as_json,
+    )
 
 
 @main.command()
@@ -808,12 +803,9 @@ def finetune(task: Path, run: Path, config: FinetuneConfig, as_json: bool, **opt
 
     on_event = show_events("finetune", quiet=is_quiet())
     summary = finetune(task, run, config, **options, on_event=on_event, progress=Terminal())
-    if as_json:
-        _echo_json(summary)
-        return
     source = "CENTRES.csv" if summary.places else "IMAGE"
     out = "OUT.nii.gz" if summary.segments else "OUT.csv"
-    _echo_next(summary, ["semgen", "predict", run, source, out])
+    _echo(summary, ["semgen", "predict", run, source, out], as_json=as_json)
 
 
 @main.command()
@@ -876,7 +868,7 @@ def task(kind: str, source: Path, out: Path, negatives: int) -> None:
     from trainer.finetuning.datasets import convert
 
     manifest = convert(kind, source, out, negatives=negatives, progress=Terminal())
-    _echo_next(manifest, ["semgen", "finetune", manifest, "RUN"])
+    _echo(manifest, ["semgen", "finetune", manifest, "RUN"])
 
 
 @main.command()

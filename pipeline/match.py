@@ -110,15 +110,13 @@ class Match:
     inside: bool
     """Whether the place is inside the other scan along z."""
 
-    def problem(
-        self, *, min_score: float = MIN_SCORE, max_cycle_mm: float = MAX_CYCLE_MM
-    ) -> str | None:
+    def problem(self) -> str | None:
         """Why the place cannot be trusted; None where it can."""
         if not self.inside:
             return "outside the scan"
-        if self.score < min_score:
+        if self.score < MIN_SCORE:
             return "weak match"
-        return "did not lead back" if self.cycle_mm > max_cycle_mm else None
+        return "did not lead back" if self.cycle_mm > MAX_CYCLE_MM else None
 
 
 def describe_scan(

@@ -188,7 +188,8 @@ def similarity(first: Volume, second: Volume, flips: Flips) -> float:
     for _ in range(_REFINEMENTS):
         shift_mm = shift_mm + _remaining_shift(*_shared_part(first, second, shift_mm))
     here, there = _shared_part(first, second, shift_mm)
-    return round(_correlation(here, there), 3)
+    scale = np.sqrt((here * here).sum() * (there * there).sum() + 1)
+    return round(float((here * there).sum() / scale), 3)
 
 
 def _align(first: Volume, second: Volume) -> tuple[float, NDArray[np.float64]]:
@@ -259,7 +260,3 @@ def _remaining_shift(here: Floats, there: Floats) -> NDArray[np.float64]:
     slopes = gain * np.stack([slope.ravel() for slope in np.gradient(there)])
     steps = np.linalg.lstsq(slopes @ slopes.T, slopes @ (here - gain * there).ravel(), rcond=None)
     return np.asarray(-np.clip(steps[0], -2, 2) * _STEP_MM, np.float64)
-
-
-def _correlation(here: Floats, there: Floats) -> float:
-    return float((here * there).sum() / np.sqrt((here * here).sum() * (there * there).sum() + 1))

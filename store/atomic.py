@@ -59,7 +59,8 @@ def fill_folder(folder: Path, *, last: str) -> Iterator[Path]:
     if folder.exists() and not folder.is_dir():
         raise SemgenError(f"{folder}: is a file; give another name for the folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with _only_one(folder):
+    busy = SemgenError(f"{folder}: another process is writing here; wait for it")
+    with locked(folder, busy=busy):
         if set(folder.iterdir()) - {partial}:
             raise SemgenError(f"{folder}: exists and is not an empty folder; give another one")
         shutil.rmtree(partial, ignore_errors=True)
@@ -73,14 +74,20 @@ def fill_folder(folder: Path, *, last: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Lock a folder; SemgenError where another process has it locked."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def locked(path: Path, *, busy: SemgenError | None = None) -> Iterator[None]:
+    """Lock a folder, or a file that is created where it is missing.
+
+    busy
+        Raised where another process has it locked. None: wait for that process.
+    """
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+    descriptor = os.open(path, flags, 0o666)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
         except BlockingIOError:
-            raise SemgenError(f"{folder}: another process is writing here; wait for it") from None
+            assert busy is not None
+            raise busy from None
         yield
     finally:
         os.close(descriptor)

@@ -6,12 +6,9 @@ content, so the fingerprint does not change.
 
 from __future__ import annotations
 
-import fcntl
 import math
-import os
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 import zarr
 
+from store.atomic import locked
 from store.errors import is_url
 from store.format import StoreError
 from store.group import open_group, read_attribute, read_errors
@@ -117,11 +115,11 @@ def annotate(
             f"{store}: classes cannot be annotated through a URL; annotate the original store, then"
             " run the same `semgen push` again"
         )
-    with _locked(Path(store)):
-        if read_attribute(open_group(Path(store)))["state"] != "complete":
-            raise StoreError(
-                f"{store}: still building; run the same `semgen prepare` to finish it first"
-            )
+    if read_attribute(open_group(Path(store)))["state"] != "complete":
+        raise StoreError(
+            f"{store}: still building; run the same `semgen prepare` to finish it first"
+        )
+    with locked(Path(store)):  # one writer at a time
         group: Any = _classes(Path(store), mode="r+")
         num_classes = group["reference"].shape[0]
         notes = dict(read_annotation(store).notes)
@@ -265,14 +263,3 @@ def _classes(store: Where, mode: str = "r") -> zarr.Group:
         group = opened["classes"]
     assert isinstance(group, zarr.Group)
     return group
-
-
-@contextmanager
-def _locked(store: Path) -> Iterator[None]:
-    """Lock the annotation: one writer at a time."""
-    folder = os.open(store, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)

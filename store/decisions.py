@@ -156,20 +156,16 @@ def import_decisions(store: PatchStore, file: Path) -> int:
     Everything is checked before anything is written. Classes that the file does not name, and
     fields that it does not have, stay as they are.
     """
-    text = decode_decisions(file.read_bytes(), where=str(file))
-    return apply_decisions(store, read_decisions(store, text, where=str(file)))
+    return apply_decisions(store, file.read_bytes(), where=str(file))
 
 
-def decode_decisions(content: bytes, *, where: str) -> str:
-    """The text of a file of decisions; StoreError if it is not UTF-8."""
+def apply_decisions(store: PatchStore, content: bytes, *, where: str) -> int:
+    """Like `import_decisions`, with the content of a file; `where` names it in messages."""
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise StoreError(f"{where}: is not UTF-8 text; save it as CSV UTF-8 or JSON") from error
-
-
-def apply_decisions(store: PatchStore, changes: Mapping[int, Mapping[str, Any]]) -> int:
-    """Write what `read_decisions` found; returns the number of classes that changed."""
+    changes = read_decisions(store, text, where=where)
     if changes:
         annotate(str(store.location), changes)
     return len(changes)

@@ -43,17 +43,17 @@ class CorruptStore(StoreError):
     Attributes: `split` ("train" or "validation") and `rows`, the broken rows in order.
     """
 
-    def __init__(self, split: str, rows: list[int], reason: str) -> None:
+    def __init__(self, split: str, rows: list[int]) -> None:
         super().__init__(
-            f"{split} rows {format_rows(rows)}: {reason}; run `semgen verify` for a full list;"
-            " restore the files from a backup, or delete the store and prepare it again"
+            f"{split} rows {format_rows(rows)}: checksum failed or data missing; run `semgen"
+            " verify` for a full list; restore the files from a backup, or delete the store and"
+            " prepare it again"
         )
         self.split = split
         self.rows = rows
-        self.reason = reason
 
-    def __reduce__(self) -> tuple[type[CorruptStore], tuple[str, list[int], str]]:
-        return CorruptStore, (self.split, self.rows, self.reason)
+    def __reduce__(self) -> tuple[type[CorruptStore], tuple[str, list[int]]]:
+        return CorruptStore, (self.split, self.rows)
 
 
 COMPRESSION: Final[dict[str, Any]] = {"cname": "lz4", "clevel": 9}

@@ -18,7 +18,7 @@ import math
 import sys
 import tomllib
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Real
@@ -83,6 +83,13 @@ def require(
     """Raise `error` that says what a setting must be, unless it holds."""
     if not holds:
         raise error(f"{name} must be {rule}, got {value!r}")
+
+
+def require_choice(
+    name: str, value: str, allowed: Sequence[str], *, error: type[SemgenError] = ConfigError
+) -> None:
+    """Raise `error` unless an argument has one of the allowed values."""
+    require(value in allowed, name, f"one of {', '.join(allowed)}", value, error=error)
 
 
 def build(

@@ -9,9 +9,10 @@ from typing import Any
 from safetensors.torch import save
 
 from store.atomic import replace_file
+from store.settings import require_choice
 from trainer.checkpoint import BEST, LAST, in_warmup, load_best, write_torch
 from trainer.config import Part
-from trainer.errors import TrainError
+from trainer.errors import SettingError, TrainError
 from trainer.folder import CONFIG
 from trainer.nets.registry import PARTS, find_kind
 from trainer.nnunet.write import CONFIGURATION, write_nnssl, write_nnunet
@@ -19,7 +20,6 @@ from trainer.weights import (
     GENESIS_AXES,
     METADATA_KEY,
     Weights,
-    check_choice,
     parse_checkpoint,
     reverse_axes,
 )
@@ -65,7 +65,7 @@ def export_weights(
     because the run is in its warm-up, and for plans that do not fit, naming what differs.
     """
     run, file = Path(run), Path(file)
-    check_choice("part", part, PARTS)
+    require_choice("part", part, PARTS, error=SettingError)
     best, content = load_best(run)
     chosen = _choose_format(file, format)
     _check_options(
@@ -145,7 +145,7 @@ def _choose_format(file: Path, wanted: str | None) -> str:
                 f" {', '.join(_SUFFIXES)}, or give --format"
             )
         return by_suffix
-    check_choice("format", wanted, FORMATS)
+    require_choice("format", wanted, FORMATS, error=SettingError)
     if wanted == "nnssl":
         return wanted  # a folder
     if by_suffix and (by_suffix == "safetensors") != (wanted == "safetensors"):

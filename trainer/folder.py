@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from store.atomic import replace_file
+from store.atomic import locked, replace_file
 from store.errors import is_utf8
 from store.settings import to_json
 from trainer.config import LoopConfig
@@ -79,11 +78,6 @@ def write_config(run: Path, config: LoopConfig, **facts: Any) -> None:
 @contextmanager
 def hold(lock: Path, run: Path) -> Iterator[None]:
     """Hold a lock file; raises BusyError that names `run` when another process holds it."""
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BusyError(
-                f"{run}: another process is training here; wait for it or give another RUN"
-            ) from error
+    busy = BusyError(f"{run}: another process is training here; wait for it or give another RUN")
+    with locked(lock, busy=busy):
         yield

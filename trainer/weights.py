@@ -18,9 +18,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from store.settings import require_choice
 from trainer.checkpoint import in_warmup, load_best
 from trainer.config import NetName, Part
-from trainer.errors import TrainError
+from trainer.errors import SettingError, TrainError
 from trainer.nets.pretraining import PretrainingNet
 from trainer.nets.registry import (
     FIRST_OF_GENESIS,
@@ -193,7 +194,7 @@ def load_weights(
         Raise TrainError that lists every missing key, unexpected key and wrong shape, before
         anything is changed; otherwise load what fits and return the report.
     """
-    check_choice("part", part, PARTS)
+    require_choice("part", part, PARTS, error=SettingError)
     return copy_weights(net, read_weights(file, part=part), file, part=part, strict=strict)
 
 
@@ -380,9 +381,3 @@ def _from_safetensors(file: Path) -> Weights:
     except (SafetensorError, json.JSONDecodeError) as error:
         raise TrainError(f"{file}: broken safetensors file ({error}); export it again") from error
     return _with_axes(file, tensors, metadata)
-
-
-def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raise TrainError unless an argument has one of the allowed values."""
-    if value not in allowed:
-        raise TrainError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")

@@ -23,13 +23,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 
 from store.classes import AnnotationChanged, annotate, read_annotation
-from store.decisions import (
-    apply_decisions,
-    decisions_csv,
-    decisions_json,
-    decode_decisions,
-    read_decisions,
-)
+from store.decisions import Changes, apply_decisions, decisions_csv, decisions_json
 from store.format import SPLITS, StoreError
 from store.group import open_group, read_attribute
 from store.quality import Quality
@@ -246,15 +240,7 @@ class _Decisions(_Saving):
         if self.request.headers.get("Content-Type") != "application/octet-stream":
             raise HTTPError(415)  # a form of another site cannot send this
         body = self.request.body
-
-        def apply() -> None:
-            text = decode_decisions(body, where="the file")
-            apply_decisions(self.app.store, read_decisions(self.app.store, text, where="the file"))
-
-        await self.save(apply)
-
-
-Changes = dict[int, dict[str, Any]]
+        await self.save(lambda: apply_decisions(self.app.store, body, where="the file"))
 
 
 def _read_request(body: bytes) -> tuple[Changes, Changes] | None:

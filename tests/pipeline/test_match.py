@@ -121,7 +121,6 @@ def test_a_weak_match_is_not_searched_back() -> None:
     here, there = describe(volume), describe(scan(1, "chest")[1])
     match = match_place(inside(phantom, 1)[0], here, there, min_score=1.1)
     assert match is not None
-    assert match.problem(min_score=1.1) == "weak match"
     assert np.isinf(match.cycle_mm)
 
 

@@ -22,7 +22,7 @@ from store import CorruptStore, PatchStore, StoreError, read_annotation
 from store.decisions import list_excluded_members, parse_member
 from store.format import SPLITS, format_rows
 from store.reader import Split
-from store.settings import differences, require
+from store.settings import differences, require, require_choice
 from trainer.config import CacheMode, Normalise
 from trainer.data.buffers import Buffers
 from trainer.data.cache import CropCache, make_cache
@@ -163,25 +163,18 @@ class PatchDataset(IterableDataset[Batch]):
         Raises StoreError when the store cannot be read; TrainError for a wrong setting.
         """
         super().__init__()
+        for name, choice, allowed in (
+            ("split", split, SPLITS),
+            ("cache", cache, get_args(CacheMode)),
+            ("normalise", normalise, get_args(Normalise)),
+        ):
+            require_choice(name, choice, allowed, error=SettingError)
         for name, value, holds, rule in (
-            ("split", split, split in SPLITS, f"one of {', '.join(SPLITS)}"),
             ("batch_size", batch_size, batch_size >= 1, ">= 1"),
             ("fraction", fraction, 0 < fraction <= 1, "in (0, 1]"),
             ("seed", seed, seed >= 0, ">= 0"),
             ("threads", threads, threads >= 1, ">= 1"),
-            (
-                "cache",
-                cache,
-                cache in get_args(CacheMode),
-                f"one of {', '.join(get_args(CacheMode))}",
-            ),
             ("max_batches", max_batches, max_batches is None or max_batches >= 1, ">= 1"),
-            (
-                "normalise",
-                normalise,
-                normalise in get_args(Normalise),
-                f"one of {', '.join(get_args(Normalise))}",
-            ),
         ):
             require(holds, name, rule, value, error=SettingError)
         store = store if isinstance(store, PatchStore) else PatchStore(store)
@@ -358,7 +351,7 @@ class PatchDataset(IterableDataset[Batch]):
         corrupt = self._split.patch.read_into(rows, crops[:, 0].numpy())
         if corrupt:
             if not self._skip_corrupt:
-                raise CorruptStore(self._split.name, corrupt, "checksum failed or data missing")
+                raise CorruptStore(self._split.name, corrupt)
             self.skipped.update(corrupt)
             readable = ~np.isin(rows, corrupt)
             rows, crops = rows[readable], crops[torch.from_numpy(readable)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import itertools
 import json
@@ -19,6 +18,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
+from store.atomic import locked
 from store.progress import SILENT, Progress
 from trainer.finetuning.grid import Grid
 from trainer.finetuning.images import compute_scan_id, list_files, read_mask
@@ -93,10 +93,9 @@ def prepare_cases(
     prepared: list[Prepared] = []
     with (
         progress.stage("cases", len(task.cases), "cases") as advance,
-        (grid_folder / ".lock").open("w") as lock,
+        locked(grid_folder / ".lock"),
         ThreadPoolExecutor(threads) as pool,  # threads suffice: SimpleITK releases Python's lock
     ):
-        fcntl.flock(lock, fcntl.LOCK_EX)
         for done in pool.map(prepare, groups):
             prepared += done
             advance(len(done))

@@ -7,6 +7,7 @@ encoder also under `decoder.encoder`. These further names are called aliases her
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,10 +67,7 @@ class Architecture:
     def factor(self) -> Size:
         """How much smaller the deepest stage is, along each axis; strides must be known."""
         assert self.strides is not None
-        total = [1] * len(self.strides[0])
-        for stride in self.strides:
-            total = [a * b for a, b in zip(total, stride, strict=True)]
-        return tuple(total)
+        return tuple(math.prod(along) for along in zip(*self.strides, strict=True))
 
     def describe(self) -> dict[str, Any]:
         """`arch_kwargs` of nnU-Net's plans, of JSON values."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ def _describe_task(task: str, rows: list[Row], results: list[dict[str, Any]]) ->
                 "name": row.start,
                 "scores": row.scores,
                 "mean": row.mean,
-                "std": _finite(row.std),
+                "std": row.std,
                 "best": row.is_best,
                 "equivalent": row.is_equivalent,
                 "leaked": row.leaked,
@@ -68,17 +67,13 @@ def _describe_task(task: str, rows: list[Row], results: list[dict[str, Any]]) ->
     }  # fmt: skip
 
 
-def _describe_gap(gap: Difference | None) -> dict[str, float | None] | None:
+def _describe_gap(gap: Difference | None) -> dict[str, float] | None:
     """The starting point minus the best one, with its 95 % interval."""
     if gap is None:
         return None
     return {
         "mean": -gap.mean,
-        "low": _finite(-gap.high),
-        "high": _finite(-gap.low),
-        "p": _finite(gap.p_student),
+        "low": -gap.high,
+        "high": -gap.low,
+        "p": gap.p_student,
     }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -37,7 +37,7 @@ def describe_test(run: Path, *, names: bool = False) -> dict[str, Any] | None:
                 "name": row[0] if names else f"Case {number}",
                 "label": int(row[1]) if classifies else None,
                 "leaked": row[0] in leaked,
-                "values": [_number(cell) for cell in row[first:]],
+                "values": [round(float(cell or "nan"), 4) for cell in row[first:]],
             }
             for number, row in enumerate(rows, 1)
         ],
@@ -53,9 +53,3 @@ def read_pictures(run: Path, num_cases: int) -> list[Image.Image]:
         return []
     with Image.open(run / PICTURE) as picture:
         return split_tiles(picture, num_cases)
-
-
-def _number(text: str) -> float | None:
-    """A score, None for NaN."""
-    value = float(text) if text else float("nan")
-    return round(value, 4) if value == value else None  # noqa: PLR0124 - NaN is not itself
