@@ -65,7 +65,7 @@ _SETTINGS: Final = {
 """Of clusters that are started here."""
 
 
-def check_place(
+def resolve_workers(
     *,
     workers: int | None,
     scheduler: str | None,

@@ -25,7 +25,7 @@ from distributed.comm.core import CommClosedError
 from pipeline.archive.catalogue import Catalogue
 from pipeline.archive.lookup import catalogue_folder
 from pipeline.batch import ClusterConfig
-from pipeline.cluster import check_place, connect
+from pipeline.cluster import connect, resolve_workers
 from pipeline.config import PrepareConfig
 from pipeline.errors import PrepareError
 from pipeline.isolation import ProcessEnded
@@ -119,7 +119,7 @@ def prepare(
             with contextlib.closing(Catalogue(catalogue_folder(job.path))) as catalogue:
                 catalogue.move_archive(job.archive)
         return summarise(job.name, {}, already_complete=True, archive_checked=job.archive_checked)
-    scheduler, jobs = check_place(
+    scheduler, jobs = resolve_workers(
         workers=workers, scheduler=scheduler, scheduler_file=scheduler_file, cluster=cluster
     )
     created = [folder for folder in (job.path, *job.path.parents) if not folder.exists()]

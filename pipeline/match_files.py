@@ -146,9 +146,8 @@ def describe_volume(volume: Volume) -> Features:
     box = frame_box(volume, "body")
     with one_blas_thread():
         thumbnail = make_thumbnail(volume, box, THUMBNAIL_SHAPE, config)
-    low, high = config.window_hu
     return describe_scan(
-        thumbnail, box_mm=box, edges_mm=volume.edges_mm, window_hu=(float(low), float(high))
+        thumbnail, box_mm=box, edges_mm=volume.edges_mm, window_hu=config.window_hu
     )
 
 

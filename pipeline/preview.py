@@ -14,7 +14,7 @@ from distributed import Client
 from pipeline.archive.catalogue import Catalogue, ListedSeries
 from pipeline.archive.manifest import Manifest
 from pipeline.batch import ClusterConfig
-from pipeline.cluster import check_place, connect
+from pipeline.cluster import connect, resolve_workers
 from pipeline.config import PrepareConfig
 from pipeline.estimate import Estimate, estimate
 from pipeline.isolation import ProcessEnded
@@ -78,7 +78,7 @@ def preview(
     listed = job.manifest
     if manifest and not listed:  # of a store that is complete
         listed = Manifest(Path(manifest), job.archive)
-    scheduler, jobs = check_place(
+    scheduler, jobs = resolve_workers(
         workers=workers, scheduler=scheduler, scheduler_file=scheduler_file, cluster=cluster
     )
     with connect(workers, scheduler, progress) as client, _scratch() as catalogue:

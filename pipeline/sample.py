@@ -128,12 +128,11 @@ def _time_matches(
     """Seconds for matching a place in the scan itself, which takes as long as in another."""
     if config.place == "frame" or not places:
         return 0.0
-    low, high = config.window_hu
     features = describe_scan(
         scan.thumbnail(0),
         box_mm=scan.frame_mm[0],
         edges_mm=volume.edges_mm,
-        window_hu=(float(low), float(high)),
+        window_hu=config.window_hu,
     )
     places = places[:_SAMPLED_MATCHES]
     began = time.perf_counter()

@@ -181,10 +181,10 @@ def read_decisions(store: PatchStore, text: str, *, where: str = "decisions") ->
     than in this store.
     """
     annotation, changes, seen = read_annotation(store.location), Changes(), set()
-    for place, line in _read_json(text, where) if _is_json(text) else _read_csv(text, where):
-        label, wanted = _check_line(store, line, place)
+    for entry, line in _read_json(text, where) if _is_json(text) else _read_csv(text, where):
+        label, wanted = _check_line(store, line, entry)
         if label in seen:
-            raise StoreError(f"{place}: class {label} was already named above; keep one of them")
+            raise StoreError(f"{entry}: class {label} was already named above; keep one of them")
         seen.add(label)
         present = asdict(annotation[label])
         change = {name: value for name, value in wanted.items() if present[name] != value}
@@ -198,7 +198,7 @@ def _is_json(text: str) -> bool:
 
 
 def _read_json(text: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Entries with their place in the text."""
+    """Objects, with the name of each entry for messages."""
     try:
         content = json.loads(text.lstrip("\ufeff"))
     except (ValueError, RecursionError) as error:
@@ -210,67 +210,67 @@ def _read_json(text: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _read_csv(text: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Lines as objects, with their place in the text; also with semicolons, as Excel writes."""
+    """Lines as objects, with names for messages; also with semicolons, as Excel writes."""
     head = text.lstrip("\ufeff").partition("\n")[0]
     delimiter = ";" if ";" in head and "," not in head else ","
     reader = csv.DictReader(io.StringIO(text.lstrip("\ufeff"), newline=""), delimiter=delimiter)
     try:
         for line in reader:
-            place = f"{where}, line {reader.line_num}"
+            entry = f"{where}, line {reader.line_num}"
             if None in line or None in line.values():
-                raise StoreError(f"{place}: has more or fewer cells than the first line")
+                raise StoreError(f"{entry}: has more or fewer cells than the first line")
             if any(line.values()):
-                yield place, {name: _read_cell(name, line[name], place) for name in line}
+                yield entry, {name: _read_cell(name, line[name], entry) for name in line}
     except csv.Error as error:
         raise StoreError(f"{where}: is broken CSV ({error}); export it again") from error
 
 
-def _read_cell(name: str, cell: str, place: str) -> Any:
+def _read_cell(name: str, cell: str, entry: str) -> Any:
     """The value of a cell, as JSON would have it."""
     text = release_text(cell).replace("\r\n", "\n")
     if name in _LISTS:
         return [part.strip() for part in text.split(",") if part.strip()]
     if name in _FLAGS:
         if text.strip().lower() not in _TRUE + _FALSE:
-            raise StoreError(f"{place}: {name} must be true or false, got {text!r}")
+            raise StoreError(f"{entry}: {name} must be true or false, got {text!r}")
         return text.strip().lower() in _TRUE
     if name == "class":
         return int(text) if text.strip().isdecimal() else text
     return text
 
 
-def _check_line(store: PatchStore, line: dict[str, Any], place: str) -> tuple[int, dict[str, Any]]:
+def _check_line(store: PatchStore, line: dict[str, Any], entry: str) -> tuple[int, dict[str, Any]]:
     """Class and fields of one line, with rows for scan ids and tuples for lists."""
     unknown = [str(name) for name in line if name not in _COLUMNS]
     missing = [name for name in ("class", "reference") if name not in line]
     if unknown or missing:
         problem = f"unknown column {unknown[0]}" if unknown else f"column {missing[0]} is missing"
-        raise StoreError(f"{place}: {problem}; columns are {', '.join(_COLUMNS)}")
+        raise StoreError(f"{entry}: {problem}; columns are {', '.join(_COLUMNS)}")
     label, reference = line["class"], line["reference"]
-    check_class(label, store.num_classes, where=f"{place}: {store.location}")
+    check_class(label, store.num_classes, where=f"{entry}: {store.location}")
     if reference != _reference(store, label):
         raise StoreError(
-            f"{place}: class {label} has reference {reference}, but {_reference(store, label)} in"
+            f"{entry}: class {label} has reference {reference}, but {_reference(store, label)} in"
             f" {store.location}: decisions of another store. Import them there"
         )
     fields = {name: line[name] for name in line if name not in ("class", "reference")}
     scans = fields.pop("excluded_members", [])
-    check_types(fields, where=place)
+    check_types(fields, where=entry)
     if not isinstance(scans, list) or not all(isinstance(scan, str) for scan in scans):
-        raise StoreError(f"{place}: excluded_members must be a list of texts, got {scans!r}")
+        raise StoreError(f"{entry}: excluded_members must be a list of texts, got {scans!r}")
     if "tags" in fields:
         fields["tags"] = tuple(sorted(set(fields["tags"])))
     if "excluded_members" in line:
-        fields["excluded_members"] = _find_members(store, label, scans, place)
+        fields["excluded_members"] = _find_members(store, label, scans, entry)
     if fields.get("excluded") and fields.get("kept"):
-        raise StoreError(f"{place}: class {label} is either kept or excluded; choose one")
+        raise StoreError(f"{entry}: class {label} is either kept or excluded; choose one")
     return label, fields
 
 
 def _find_members(
-    store: PatchStore, label: int, scans: Iterable[str], place: str
+    store: PatchStore, label: int, scans: Iterable[str], entry: str
 ) -> tuple[int, ...]:
     try:
         return tuple(sorted({find_member(store, label, scan) for scan in scans}))
     except StoreError as error:
-        raise StoreError(f"{place}: {error}") from error
+        raise StoreError(f"{entry}: {error}") from error

@@ -270,9 +270,9 @@ def _overlap(store: PatchStore) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
             high = low + size
             common = np.minimum(high[:, None], high) - np.maximum(low[:, None], low)
             share = common.clip(0).prod(-1) / size.prod(-1)[:, None]
-            place = np.ix_(split.label[rows], split.label[rows])
-            shared[place] += share
-            together[place] += 1
+            cells = np.ix_(split.label[rows], split.label[rows])
+            shared[cells] += share
+            together[cells] += 1
     mean = np.divide(shared, together, out=np.zeros_like(shared), where=together > 0)
     np.fill_diagonal(mean, -1)
     most = mean.max(1, initial=0.0)

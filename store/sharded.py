@@ -100,16 +100,16 @@ class ShardedReader:
         order = np.argsort(wanted, kind="stable").tolist()  # a shard is opened once
         shards, numbers = (part.tolist() for part in np.divmod(wanted, self.grid.rows_per_shard))
         groups = [
-            (shard, list(places)) for shard, places in itertools.groupby(order, shards.__getitem__)
+            (shard, list(slots)) for shard, slots in itertools.groupby(order, shards.__getitem__)
         ]
         fetched = self._chunks.fetch(
-            [(shard, [numbers[place] for place in places]) for shard, places in groups]
+            [(shard, [numbers[slot] for slot in slots]) for shard, slots in groups]
         )
         return [
-            int(wanted[place])
-            for (_, places), chunks in zip(groups, fetched, strict=True)
-            for place, chunk in zip(places, chunks, strict=True)
-            if not decode_chunk(chunk, out[place])
+            int(wanted[slot])
+            for (_, slots), chunks in zip(groups, fetched, strict=True)
+            for slot, chunk in zip(slots, chunks, strict=True)
+            if not decode_chunk(chunk, out[slot])
         ]
 
     def digest(self, shard: int) -> str | None:

@@ -64,7 +64,7 @@ def draw_arms(
     limbs: list[Segment] = []
     bones: list[Segment] = []
     for side, name in ((-1, "right_humeral_head"), (1, "left_humeral_head")):
-        joint, *skin = _place(
+        joint, *skin = _to_scan(
             body,
             LANDMARKS[name],
             *((z, TRUNK.middle.at(z), side * TRUNK.width.at(z)) for z, _, _ in LOWERED),
@@ -95,7 +95,7 @@ def draw_arms(
     return Arms(pose=pose, limbs=tuple(limbs), bones=tuple(bones))
 
 
-def _place(body: Deformation, *points: Point) -> list[Point]:
+def _to_scan(body: Deformation, *points: Point) -> list[Point]:
     """Scan positions of atlas positions."""
     return list(zip(*(a.tolist() for a in body.from_atlas(*np.array(points).T)), strict=True))
 

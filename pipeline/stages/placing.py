@@ -158,13 +158,12 @@ class Placing:
     def source(self, row: int) -> Source:
         """A scan as the workers get it."""
         spacing_mm, size = self.scans.spacing_mm[row], self.scans.size[row]
-        low, high = self.config.window_hu
         return Source(
             store=str(self.store),
             row=row,
             box_mm=_as_box(*self.scans.frame_mm[row]),
             edges_mm=_as_box(-0.5 * spacing_mm, (size - 0.5) * spacing_mm),
-            window_hu=(float(low), float(high)),
+            window_hu=self.config.window_hu,
         )
 
 

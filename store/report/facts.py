@@ -97,7 +97,7 @@ def _describe_limits(store: PatchStore) -> dict[str, float]:
 
 def _describe_scans(store: PatchStore) -> list[Facts]:
     scans = store.scans
-    place = _project(scans.embedding)
+    at = _project(scans.embedding)
     return [
         {
             "id": scan_name(scans.id[row]),
@@ -106,7 +106,7 @@ def _describe_scans(store: PatchStore) -> list[Facts]:
             "spacing": scans.spacing_mm[row].round(3).tolist(),
             "size": scans.size[row].tolist(),
             "frame": scans.frame_mm[row].round(1).ravel().tolist(),
-            "at": place[row].round(4).tolist(),
+            "at": at[row].round(4).tolist(),
             "region": _estimate_region(store, row),
         }
         for row in range(len(scans.id))

@@ -62,8 +62,8 @@ def encode_tiles(tiles: Sequence[Grey], columns: int) -> bytes:
     sheet = np.zeros((rows * height, columns * width), np.uint8)
     for number, tile in enumerate(tiles):
         row, column = divmod(number, columns)
-        place = np.s_[row * height : (row + 1) * height, column * width : (column + 1) * width]
-        sheet[place] = tile
+        area = np.s_[row * height : (row + 1) * height, column * width : (column + 1) * width]
+        sheet[area] = tile
     content = io.BytesIO()
     Image.fromarray(sheet).convert("RGB").save(content, "WEBP", quality=_QUALITY, method=4)
     return content.getvalue()

@@ -36,5 +36,5 @@ def nonlinear_intensity(crops: Tensor, draws: Draws) -> Tensor:
     num = len(crops)
     curves = upload(draw_curves(draws), crops.device)  # (n, steps)
     start = torch.arange(num, device=crops.device)[:, None] * _CURVE_STEPS + 0.5
-    place = torch.add(start, crops.reshape(num, -1).double(), alpha=_CURVE_STEPS - 1)
-    return curves.take(place.long()).reshape(crops.shape)
+    index = torch.add(start, crops.reshape(num, -1).double(), alpha=_CURVE_STEPS - 1)
+    return curves.take(index.long()).reshape(crops.shape)

@@ -28,12 +28,12 @@ def swap_patches(crops: Tensor, draws: Draws, *, num_swaps: int = NUM_SWAPS) -> 
     first = apart.any(-1).int().argmax(-1)  # (n, swaps): the first of the tries that is disjoint
     corners = corners.take_along_dim(first[:, :, None, None, None], 2)[:, :, 0]  # (n, swaps, 2, 3)
 
-    place = torch.cartesian_prod(*(torch.arange(int(length)) for length in high))  # (voxels, 3)
+    offset = torch.cartesian_prod(*(torch.arange(int(length)) for length in high))  # (voxels, 3)
     start = flatten_index(corners.reshape(-1, 3), shape).reshape(*corners.shape[:3], 1)
-    place, start, side = (upload(part, crops.device) for part in (place, start, side))
-    inside = (place < side[:, :, None]).all(-1)  # (n, swaps, voxels)
+    offset, start, side = (upload(part, crops.device) for part in (offset, start, side))
+    inside = (offset < side[:, :, None]).all(-1)  # (n, swaps, voxels)
     volume = crops[0].numel()  # of the index: an extra voxel
-    index = (start + flatten_index(place, shape)).masked_fill(~inside[:, :, None], volume)
+    index = (start + flatten_index(offset, shape)).masked_fill(~inside[:, :, None], volume)
     swapped = F.pad(crops.reshape(len(crops), -1), (0, 1))  # (n, voxels + 1)
     for first_patch, second_patch in index.permute(1, 2, 0, 3):
         patch = swapped.gather(1, first_patch)
