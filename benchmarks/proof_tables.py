@@ -16,7 +16,7 @@ from scipy import stats
 
 from store.atomic import replace_file
 from trainer.comparison.results import RESULTS, read_results
-from trainer.comparison.statistics import ALPHA, correct, difference, mean_and_std
+from trainer.comparison.statistics import ALPHA, correct, difference, mean_and_sample_std
 
 TASKS: Final = ("organs", "disease")
 STARTS: Final = (
@@ -198,7 +198,7 @@ def _scores_table(lines: Sequence[Line]) -> str:
     for start in _starts(lines):
         cells = []
         for labels in (*numbers, None):
-            mean, std = mean_and_std(list(scores_by_trial(lines, start, labels).values()))
+            mean, std = mean_and_sample_std(list(scores_by_trial(lines, start, labels).values()))
             spread = "" if math.isnan(std) else f" ± {100 * std:.1f}"
             cells.append("" if math.isnan(mean) else f"{100 * mean:.1f}{spread}")
         trials = f"{len(scores_by_trial(lines, start, None))}"

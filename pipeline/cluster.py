@@ -277,7 +277,7 @@ def _watched(client: Client, progress: Progress, hint: str, jobs: Jobs | None) -
 def _watch(
     client: Client, progress: Progress, hint: str, jobs: Jobs | None, ended: threading.Event
 ) -> None:
-    joined = said = False
+    joined = warned = False
     known: set[str] = set()
     num_lost = 0
     due = time.monotonic() + _PATIENCE_SECONDS
@@ -297,13 +297,13 @@ def _watch(
         except OSError:  # the scheduler is lost, which every task shows
             return
         if num_workers or not num_waiting:
-            if said and num_workers:
+            if warned and num_workers:
                 show_note(progress, f"workers joined: {num_workers}")
-            joined, said, due = joined or num_workers > 0, False, now + _PATIENCE_SECONDS
+            joined, warned, due = joined or num_workers > 0, False, now + _PATIENCE_SECONDS
         elif now >= due:
             state = "all were lost" if joined else "none has joined yet"
             show_note(progress, f"waiting for workers: {state}; {hint}{problem}")
-            said, due = True, now + _REPEAT_SECONDS
+            warned, due = True, now + _REPEAT_SECONDS
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ _GREY: Final = (0, 0.12, 0.3, 0.42, 0.5, 0.66, 0.8, 0.9, 1.05, 1.1)
 _SLICE_MM, _CELLS, _SLICE_STD = 6.0, (16, 20), 0.02
 _SIGMA_MM, _STD = 24.0, 0.03
 _AIR_MARGIN_MM = 10.0
-"""Beyond the frame box is air where the box ends at least so far inside the scan."""
+"""Where the frame box ends at least this far inside the scan, what is beyond it is air."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ _CUT = {14: (1,), 13: (1, 2), 12: (2,)}
 _CANDIDATES, _MIN_LIKENESS = 6, 0.9
 """Candidates of each scan, and the least correlation of their descriptions with its own."""
 _EXHAUSTIVE = 80_000
-"""Up to so many scans, each is compared with all: as fast as an inverted file index."""
+"""Maximum number of scans of which each is compared with all: as fast as an inverted file index."""
 _SCANS_PER_LIST, _PROBED = 1000, 8
 """Of an inverted file index: scans in a list, about, and lists that are searched."""
 _BLOCK = 4096

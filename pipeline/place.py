@@ -153,7 +153,7 @@ def count_too_small(store: PatchStore, config: PrepareConfig) -> int:
 
 
 class TakenPlaces:
-    """Where the classes found so far lie in each scan."""
+    """Where the classes that were already found lie in each scan."""
 
     def __init__(self, geometry: Geometry) -> None:
         self.geometry = geometry

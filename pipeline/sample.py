@@ -1,4 +1,4 @@
-"""Read a few scans of an archive as a job would, to see what they take; nothing is written.
+"""Read a few scans of an archive as a job would, for their time and bytes; nothing is written.
 
 The workers that would run the job do it, so that the speed of disks and processors is measured.
 """

@@ -180,7 +180,7 @@ class ObjectChunks:
             adding.add_done_callback(lambda _: _downloads.release())
 
     def _whole(self, shard: int) -> bytes | None:
-        """A shard; None if it is damaged, or cannot be read: who wants its rows is told."""
+        """A shard; None if it is damaged or cannot be read, which the reader of its rows raises."""
         try:
             content = self._remote.read(self._key(shard))
         except (FileNotFoundError, Unreachable):

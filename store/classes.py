@@ -126,7 +126,7 @@ def annotate(
         for label in {*changes, *(was or ())}:
             check_class(label, num_classes, where=store)
         for label, believed in (was or {}).items():
-            check_types(believed, where=f"{store}: class {label}")
+            check_note(believed, where=f"{store}: class {label}")
             _refuse_changed(store, label, notes.get(label, ClassNote()), believed)
         for label, change in changes.items():
             checked = _check_change(store, label, change)
@@ -144,7 +144,7 @@ def check_class(label: Any, num_classes: int, *, where: object) -> None:
         raise StoreError(f"{where}: no class {label}; classes are 0 to {num_classes - 1}")
 
 
-def check_types(change: Mapping[str, Any], *, where: object) -> None:
+def check_note(change: Mapping[str, Any], *, where: object) -> None:
     """StoreError, which begins with `where`, for an unknown field or a value of another type."""
     for name, value in change.items():
         if name not in _TYPES:
@@ -178,7 +178,7 @@ def _refuse_changed(
 
 def _check_change(store: str | Path, label: int, change: Mapping[str, Any]) -> dict[str, Any]:
     """The fields to change; StoreError if a value is not allowed."""
-    check_types(change, where=f"{store}: class {label}")
+    check_note(change, where=f"{store}: class {label}")
     checked = {name: _in_order(name, value) for name, value in change.items()}
     for name, value in checked.items():
         for text in value if name == "tags" else [value]:

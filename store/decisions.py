@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from store.atomic import replace_file
-from store.classes import ClassNote, annotate, check_class, check_types, read_annotation
+from store.classes import ClassNote, annotate, check_class, check_note, read_annotation
 from store.csvfile import hold_text, release_text, write_csv
 from store.format import StoreError
 from store.reader import PatchStore
@@ -255,7 +255,7 @@ def _check_line(store: PatchStore, line: dict[str, Any], entry: str) -> tuple[in
         )
     fields = {name: line[name] for name in line if name not in ("class", "reference")}
     scans = fields.pop("excluded_members", [])
-    check_types(fields, where=entry)
+    check_note(fields, where=entry)
     if not isinstance(scans, list) or not all(isinstance(scan, str) for scan in scans):
         raise StoreError(f"{entry}: excluded_members must be a list of texts, got {scans!r}")
     if "tags" in fields:

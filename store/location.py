@@ -29,7 +29,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _OPENING_S, _READING_S = 20.0, 180.0
-"""How long requests are repeated: a wrong address is told soon, a lost network is waited for."""
+"""Seconds that requests are repeated: few on opening, so that a wrong address fails soon; many on
+reading, so that a lost network can return."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ class Remote:
 
 Location: TypeAlias = Folder | Remote
 Where: TypeAlias = str | Path | Folder | Remote
-"""How functions are told which store: a path, a URL, or its location."""
+"""How callers name a store: a path, a URL, or its location."""
 
 
 def locate(where: Where) -> Location:

@@ -106,7 +106,7 @@ class Pace:
         return f"{self.done} {unit}{new} ({format_duration(now - self.began)})"
 
 
-class Schedule:
+class LineSchedule:
     """When a line is due: the first one soon, later ones ever more seldom."""
 
     def __init__(self, first_seconds: float = _FIRST_SECONDS) -> None:
@@ -134,7 +134,7 @@ class Terminal:
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None, unit: str, *, done: int = 0) -> Iterator[Advance]:
         """Show one stage. What an earlier run did does not count for the rate."""
-        pace, schedule = Pace(total, done, time.perf_counter()), Schedule()
+        pace, schedule = Pace(total, done, time.perf_counter()), LineSchedule()
         self._tally, ended = "", False
         has_bar = not self.quiet and can_draw(sys.stderr)
 

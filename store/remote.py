@@ -162,8 +162,8 @@ def _answer(error: Exception) -> str:
         re.search(r"status code: (\d{3})", str(error)),
         re.search(r"<Code>(\w+)</Code>", str(error)),
     )
-    said = [match[1] for match in found if match]
-    return f" ({', '.join(said)})" if said else ""
+    parts = [match[1] for match in found if match]
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _needs_profile() -> bool:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from store.progress import Schedule, format_duration
+from store.progress import LineSchedule, format_duration
 from trainer.events import Event, Noticed, Started, Stepped, Validated, format_metrics
 
 _log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ def show_events(command: str, *, quiet: bool = False) -> Callable[[Event], None]
     quiet
         Log only.
     """
-    began, schedule = time.perf_counter(), Schedule(first_seconds=0.0)
+    began, schedule = time.perf_counter(), LineSchedule(first_seconds=0.0)
 
     def on_event(event: Event) -> None:
         text = format_event(event)

@@ -138,7 +138,7 @@ def pretrain(
 
 
 def _describe_batch(config: TrainConfig, shape: tuple[int, ...], fitting: int) -> str:
-    """What to do about a batch of so many large crops."""
+    """What to do about a batch that is too large."""
     times = config.batch_size / config.accumulate / fitting
     return (
         f"batches of {config.batch_size} crops of {' x '.join(map(str, shape))} voxels need about"

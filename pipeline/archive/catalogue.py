@@ -248,7 +248,7 @@ class Catalogue:
         return (select_series(self.db, "key", key) for (key,) in keys)
 
     def usable(self, limit: int) -> Iterator[Series]:
-        """Up to so many series that have no reason against them; by key, so in random order."""
+        """At most `limit` series that have no reason against them; by key, so in random order."""
         keys = self.db.execute(
             "SELECT key FROM series WHERE reason IS NULL ORDER BY key LIMIT ?", (limit,)
         ).fetchall()

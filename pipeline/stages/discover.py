@@ -54,7 +54,7 @@ _FIRST_WAVE, _WAVE = 4, 16
 """Scans that are tried for one class at first, and at least later. The first ones show most of the
 overlap with other classes; where none of them is a member, the coordinate is given up."""
 _FAILURES = 50
-"""With matching, at least so many drafts in a row must fail before discovery ends."""
+"""With matching, minimum number of drafts in a row that must fail before discovery ends."""
 
 Find = Callable[[Sequence[Draft], Sequence[NDArray[np.intp]]], list[Found]]
 """Match each draft in scans: rows (n,) for each -> places, scores and cycles."""

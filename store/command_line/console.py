@@ -270,18 +270,18 @@ class _StandardError(logging.Handler):
 class _LogFile(logging.FileHandler):
     """Says once when the file cannot be written, as on a full disk; the command goes on."""
 
-    told = False
+    reported = False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)
-        elif not self.told:
-            self.told = True
+        elif not self.reported:
+            self.reported = True
             print(f"{self.baseFilename}: {error.strerror}; lines are missing", file=sys.stderr)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # told above
+        with contextlib.suppress(OSError):  # reported above
             super().close()
 
 

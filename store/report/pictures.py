@@ -26,7 +26,7 @@ def to_grey(hu: NDArray[np.floating | np.integer]) -> Grey:
 
 
 def slices(crop: NDArray[np.floating | np.integer], counts: Mapping[str, int]) -> list[Grey]:
-    """Slices of a crop of HU, evenly spaced, so many of each plane (axial, coronal, sagittal).
+    """Slices of a crop of HU, evenly spaced: `counts` of each plane (axial, coronal, sagittal).
 
     Axial slices run from feet to head, coronal ones from front to back, sagittal ones from right to
     left. Radiological convention: the patient's left is on the right, the front is up, or left in

@@ -18,7 +18,7 @@ MAPPED_SCANS: Final = 1000
 """How many scans have a picture."""
 SCAN_COLUMNS: Final = 16
 _SLICES: Final = ((16, 8, 8), (9, 5, 5), (5, 3, 3))
-"""Axial, coronal and sagittal slices of a member in a file: the most that the file has room for."""
+"""Axial, coronal and sagittal slices of a member in a file: the maximum of one file."""
 _TILES: Final = 44_000
 """Tiles of members in a file: they take about 15 MB."""
 _FEWEST: Final = 20
@@ -150,6 +150,6 @@ def _step(length: int) -> int:
 
 
 def _reduce(volumes: Grey) -> Grey:
-    """(n, Z, Y, X): every so many voxels along each axis."""
+    """(n, Z, Y, X): voxels at equal distances along each axis."""
     z, y, x = (_step(length) for length in volumes.shape[1:])
     return np.ascontiguousarray(volumes[:, z // 2 :: z, y // 2 :: y, x // 2 :: x])

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from store import progress
-from store.progress import Pace, Schedule, Terminal, format_rate
+from store.progress import LineSchedule, Pace, Terminal, format_rate
 
 
 class Stream(io.StringIO):
@@ -95,7 +95,7 @@ def test_a_rate_has_a_unit_in_which_it_is_at_least_one(rate: float, text: str) -
 
 
 def test_the_first_line_comes_soon_and_later_ones_ever_more_seldom() -> None:
-    schedule = Schedule()
+    schedule = LineSchedule()
     day = [second for second in range(24 * 3600) if schedule.is_due(float(second))]
     assert day[:3] == [2, 12, 22]
     gaps = [after - before for before, after in itertools.pairwise(day)]

@@ -28,7 +28,7 @@ from trainer.finetuning.starts import make_start
 from trainer.nets.registry import build_backbone
 from trainer.nets.resenc import add_aliases
 from trainer.nnunet.architecture import find_architecture
-from trainer.nnunet.plans import find_differences, read_plans
+from trainer.nnunet.plans import compare_with_plans, read_plans
 from trainer.nnunet.read import Origin, parse_origins
 
 CITATIONS = [
@@ -185,10 +185,10 @@ def test_a_plain_unet_and_several_channels_are_refused(run: Path, tmp_path: Path
     settings["normalization_schemes"] *= 2
     plans = read_plans(write_json(tmp_path / "two.json", content), "3d_fullres")
     ours = find_architecture(read_weights(run).tensors)
-    assert find_differences(plans, ours) == ["input channels: 1 in the weights, 2 in the plans"]
+    assert compare_with_plans(plans, ours) == ["input channels: 1 in the weights, 2 in the plans"]
     settings["architecture"]["network_class_name"] = "some.where.PlainConvUNet"
     plans = read_plans(write_json(tmp_path / "plain.json", content), "3d_fullres")
-    assert "PlainConvUNet in the plans" in find_differences(plans, ours)[0]
+    assert "PlainConvUNet in the plans" in compare_with_plans(plans, ours)[0]
     with pytest.raises(TrainError, match="not 3-D"):
         read_plans(plans.file, "2d")
     with pytest.raises(TrainError, match="no configuration '3d_lowres'"):
@@ -206,7 +206,7 @@ def test_plans_are_adapted_in_a_copy(run: Path, tmp_path: Path) -> None:
     assert chosen["patch_size"] == [24, 48, 40], "multiples of 8"
     assert chosen["data_identifier"] == "nnUNetPlans_3d_fullres", "preprocessed data are shared"
     ours = find_architecture(read_weights(run).tensors)
-    assert find_differences(read_plans(tmp_path / "SemgenPlans.json", "3d_fullres"), ours) == []
+    assert compare_with_plans(read_plans(tmp_path / "SemgenPlans.json", "3d_fullres"), ours) == []
     (tmp_path / "SemgenPlans.json").write_text("{}")
     with pytest.raises(TrainError, match="exists with other content"):
         export_weights(run, tmp_path / "w.pth", format="nnunet", plans=plans, adapt="SemgenPlans")

@@ -54,12 +54,12 @@ class Row:
     @property
     def mean(self) -> float:
         """Mean over trials; NaN without any."""
-        return mean_and_std(self.scores)[0]
+        return mean_and_sample_std(self.scores)[0]
 
     @property
     def std(self) -> float:
         """Sample standard deviation over trials; NaN for fewer than two."""
-        return mean_and_std(self.scores)[1]
+        return mean_and_sample_std(self.scores)[1]
 
     @property
     def is_equivalent(self) -> bool:
@@ -82,7 +82,7 @@ class Pair:
     """With classification minus without."""
 
 
-def mean_and_std(scores: Sequence[float]) -> tuple[float, float]:
+def mean_and_sample_std(scores: Sequence[float]) -> tuple[float, float]:
     """Mean, NaN without scores; sample standard deviation, NaN for fewer than two."""
     mean = float(np.mean(scores)) if scores else math.nan
     return mean, float(np.std(scores, ddof=1)) if len(scores) > 1 else math.nan

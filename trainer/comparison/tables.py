@@ -16,7 +16,7 @@ from trainer.comparison.statistics import (
     Difference,
     Pair,
     Row,
-    mean_and_std,
+    mean_and_sample_std,
     most_labels,
     pair_up,
     summarise,
@@ -214,7 +214,7 @@ def _scores(scores: Sequence[float], failed: int = 0) -> str:
     failures = f"{failed} failed" if failed else ""
     if not scores:
         return failures
-    mean, std = mean_and_std(scores)
+    mean, std = mean_and_sample_std(scores)
     spread = "" if math.isnan(std) else f" ± {_percent(std)}"
     trials = ", ".join(filter(None, (str(len(scores)), failures)))
     return f"{_percent(mean)}{spread} ({trials})"

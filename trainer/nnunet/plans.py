@@ -56,7 +56,7 @@ def read_plans(file: str | Path, configuration: str) -> Plans:
     return Plans(file, content, configuration, _resolve(file, configurations, configuration))
 
 
-def find_differences(plans: Plans, ours: Architecture) -> list[str]:
+def compare_with_plans(plans: Plans, ours: Architecture) -> list[str]:
     """What keeps our weights from loading into the net of plans; empty if they fit."""
     architecture = plans.settings.get("architecture")
     if not isinstance(architecture, dict):
@@ -78,7 +78,7 @@ def find_differences(plans: Plans, ours: Architecture) -> list[str]:
 
 def check_fit(plans: Plans, ours: Architecture) -> None:
     """Raise TrainError that names all differences, unless our weights fit the plans."""
-    found = find_differences(plans, ours)
+    found = compare_with_plans(plans, ours)
     if found:
         raise TrainError(
             f"{plans.file}: the weights do not fit configuration {plans.configuration}"

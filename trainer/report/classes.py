@@ -132,7 +132,7 @@ def nearest_votes(
 
 
 def spread(labels: NDArray[np.integer[Any]], most: int) -> NDArray[np.intp]:
-    """At most so many positions, in order, of all classes about equally, always the same."""
+    """At most `most` positions, in order, of all classes about equally, always the same."""
     drawn = np.random.default_rng(0).permutation(len(labels))
     rank = np.empty(len(labels), np.int64)  # of a position among those of its class
     for label in np.unique(labels):

@@ -1,4 +1,4 @@
-"""What a comparison tells: its tables, and the numbers behind its figures."""
+"""Collect a comparison for its page: its tables, and the numbers behind its figures."""
 
 from __future__ import annotations
 

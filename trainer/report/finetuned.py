@@ -1,4 +1,4 @@
-"""What fine-tuning's test tells: scores of each class and case, and pictures of masks."""
+"""Collect a fine-tuning's test for its page: scores of classes and cases, pictures of masks."""
 
 from __future__ import annotations
 

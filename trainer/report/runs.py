@@ -1,4 +1,4 @@
-"""What a run's folder tells: settings, curves, restored crops over time, speed. No store needed."""
+"""Collect a run for its page: settings, curves, restored crops, speed. No store is needed."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def _gather_curves(lines: list[dict[str, Any]]) -> dict[str, dict[str, list[list
 
 
 def _shorten(points: list[list[float]]) -> list[list[float]]:
-    """At most so many points: means of neighbours, at the step of the last of them."""
+    """At most `_MOST_POINTS` points: means of neighbours, at the step of the last of them."""
     values = np.asarray(points, np.float64)
     parts = np.array_split(values, min(len(values), _MOST_POINTS))
     return [[int(part[-1, 0]), float(f"{part[:, 1].mean():.5g}")] for part in parts]
