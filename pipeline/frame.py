@@ -27,7 +27,7 @@ def frame_box(volume: Volume, frame: Frame) -> NDArray[np.float64]:
     if frame != "body":
         return box
     coarse = volume.thin(_GRID_MM)
-    mask = _body_mask(coarse)
+    mask = _trunk_mask(coarse)
     if not mask.any():
         return box
     for axis in (1, 2):
@@ -38,7 +38,11 @@ def frame_box(volume: Volume, frame: Frame) -> NDArray[np.float64]:
 def _edges_mm(
     volume: Volume, coarse: Volume, mask: NDArray[np.bool_], axis: int
 ) -> tuple[float, float]:
-    """Start and end of the body along an axis: on the coarse grid, then to the voxel."""
+    """Start and end of the body along an axis, in mm: on the coarse grid, then to the voxel.
+
+    mask
+        (Z, Y, X) of `coarse`.
+    """
     steps = [round(c / s) for c, s in zip(coarse.spacing_mm, volume.spacing_mm, strict=True)]
     step, steps[axis] = steps[axis], 1
     fine = np.moveaxis(volume.hu[tuple(slice(None, None, s) for s in steps)], axis, 0)
@@ -57,9 +61,13 @@ def _reach(beyond: NDArray[np.int16], columns: NDArray[np.bool_], step: int, lea
     """Number of voxels by which the body extends past its outermost coarse row.
 
     beyond
-        The rows from there outwards, up to the next coarse row.
+        (rows, n, m) HU of the rows from there outwards, up to the next coarse row.
     columns
-        The body in its outermost coarse row.
+        (n, m) of the body in its outermost coarse row.
+    step
+        Rows of a coarse row.
+    least
+        Voxels of the body that a row needs.
     """
     solid = np.logical_and.accumulate(beyond[:, columns] > _BODY_HU, axis=0)
     if len(solid) == step:  # what reaches the next coarse row was removed by the opening
@@ -67,8 +75,8 @@ def _reach(beyond: NDArray[np.int16], columns: NDArray[np.bool_], step: int, lea
     return int(np.count_nonzero(solid.sum(axis=1) > least))
 
 
-def _body_mask(coarse: Volume) -> NDArray[np.bool_]:
-    """Mask of the body."""
+def _trunk_mask(coarse: Volume) -> NDArray[np.bool_]:
+    """Mask (Z, Y, X) of the body without the table."""
     # An opening per slice, wider than a table top is thick, cuts the table off.
     radius = max(1, round(_OPENING_MM / (0.5 * (coarse.spacing_mm[1] + coarse.spacing_mm[2]))))
     opened = ndimage.binary_opening(fill_holes(coarse.hu > _BODY_HU), structure=_disc(radius)[None])

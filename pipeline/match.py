@@ -230,7 +230,7 @@ def _find_slices(z_mm: float, here: Features, there: Features) -> list[float]:
 
 
 def _interpolate(rows: NDArray[np.float16], share: Point) -> Floats:
-    """Rows at shares of their common length, linear between."""
+    """`rows` (n, cells) at `share` (m,) of their number, 0 to 1, linear between: (m, cells)."""
     index = np.clip(share * len(rows) - 0.5, 0, len(rows) - 1)
     first = np.minimum(index.astype(int), len(rows) - 2)
     rest = (index - first).astype(np.float32)[:, None]

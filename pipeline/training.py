@@ -204,6 +204,7 @@ def _augment(image: Tensor, generator: torch.Generator) -> Tensor:
 def _evaluate(
     model: Autoencoder, load: Callable[[NDArray[Any]], Tensor], rows: NDArray[Any], batch: int
 ) -> float:
+    """Mean squared error over some rows of the thumbnails."""
     model.eval()
     total = 0.0
     for start in range(0, len(rows), batch):

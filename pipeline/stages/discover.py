@@ -224,6 +224,7 @@ class _Search:
         eligible: NDArray[np.bool_],
         places: Floats,
     ) -> PlannedMembers:
+        """The nearest scans of an index, `most` of those `eligible` (N,), at `places` (N, 3) mm."""
         scans, distance = index.nearest(draft.reference, most, eligible)
         unknown = np.full(len(scans), np.nan, np.float32)
         return PlannedMembers(

@@ -46,7 +46,7 @@ def cross_entropy(logits: Tensor, truth: Tensor, ignored: int | None = None) -> 
 
 
 def dice_loss(logits: Tensor, truth: Tensor, ignored: int | None = None) -> Tensor:
-    """One minus soft Dice."""
+    """One minus soft Dice, of (n, outputs, Z, Y, X) logits and (n, Z, Y, X) classes."""
     from monai.losses.dice import DiceLoss  # seconds to import
 
     outputs = logits.shape[1]

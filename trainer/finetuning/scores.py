@@ -21,6 +21,8 @@ def overlap_scores(
 
     NaN where a class is neither in the truth nor predicted.
 
+    prediction, truth
+        Class of each voxel, of the same shape.
     ignored
         Number of the voxels in the truth that do not count.
     """

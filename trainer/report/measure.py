@@ -221,6 +221,7 @@ def _open(
 def _encode(
     net: PretrainingNet, dataset: PatchDataset, mapped: NDArray[np.int64], advance: Advance
 ) -> _Part:
+    """Encode all crops of `dataset`; those of the rows `mapped` (n,) also for the map."""
     labels, predicted, rows, chosen, features, plain = [], [], [], [], [], []
     tiles: list[Grey] = []
     for batch in dataset.batches(0):
