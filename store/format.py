@@ -5,7 +5,7 @@ docs/store-format.md describes the same for other readers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -40,20 +40,24 @@ class Unreachable(StoreError):
 class CorruptStore(StoreError):
     """Stored crops fail their checksum or are missing.
 
-    Attributes: `split` ("train" or "validation") and `rows`, the broken rows in order.
+    Attributes: `split` ("train" or "validation") and `rows`, the broken rows in order. A worker of
+    PyTorch's DataLoader passes on the message alone, which names both.
     """
 
-    def __init__(self, split: str, rows: list[int]) -> None:
-        super().__init__(
+    def __init__(self, message: str, split: str = "", rows: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.split = split
+        self.rows = list(rows)
+
+    @classmethod
+    def of_rows(cls, split: str, rows: Sequence[int]) -> CorruptStore:
+        return cls(
             f"{split} rows {format_rows(rows)}: checksum failed or data missing; run `semgen"
             " verify` for a full list; restore the files from a backup, or delete the store and"
-            " prepare it again"
+            " prepare it again",
+            split,
+            rows,
         )
-        self.split = split
-        self.rows = rows
-
-    def __reduce__(self) -> tuple[type[CorruptStore], tuple[str, list[int]]]:
-        return CorruptStore, (self.split, self.rows)
 
 
 COMPRESSION: Final[dict[str, Any]] = {"cname": "lz4", "clevel": 9}
@@ -138,7 +142,7 @@ def survey_version(stages: Mapping[str, Any]) -> int:
     return int(stages.get("survey", {}).get("version", 1))
 
 
-def format_rows(rows: list[int], limit: int = 8) -> str:
+def format_rows(rows: Sequence[int], limit: int = 8) -> str:
     """Rows as text, consecutive rows as ranges: `3, 7-12, ... (40 in all)`.
 
     >>> format_rows([3, 7, 8, 9])

@@ -65,7 +65,7 @@ class ShardedReader:
         out = np.empty((len(wanted), *self.shape[1:]), self.dtype)
         bad = self._read_numbered(wanted, out)
         if bad:
-            raise CorruptStore(self.name.split("/")[0], bad)
+            raise CorruptStore.of_rows(self.name.split("/")[0], bad)
         return out
 
     def read_into(self, rows: Rows, out: NDArray[Any]) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from store import CorruptStore, PatchStore
 from tests.support.synthetic_store import make_store
@@ -53,6 +54,13 @@ def test_images_are_the_hu_window_mapped_to_zero_and_one(store: PatchStore) -> N
     [
         ({"split": "test"}, "split must be one of train, validation, got 'test'"),
         ({"batch_size": 0}, "batch_size must be >= 1"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number, got 2.5"),
+        ({"batch_size": True}, "batch_size must be a whole number, got True"),
+        ({"threads": "2"}, "threads must be a whole number, got '2'"),
+        ({"fraction": "x"}, "fraction must be in"),
+        ({"device": "abacus"}, "device must be one of PyTorch, got 'abacus'"),
+        ({"classes": []}, "classes must be None for all, or not empty"),
+        ({"scales": 0}, "scales must be a list or array of whole numbers, got 0"),
         ({"fraction": 3}, "fraction must be in"),
         ({"seed": -1}, "seed must be >= 0"),
         ({"threads": 0}, "threads must be >= 1"),
@@ -113,6 +121,16 @@ def test_corrupt_crops_are_skipped_and_counted_on_request(broken: PatchStore) ->
     rows = np.concatenate([batch.rows for batch in dataset.batches(0)])
     assert sorted(rows.tolist()) == [row for row in range(72) if row != 20]
     assert dataset.skipped == {20}
+
+
+def test_corrupt_crops_in_a_worker_are_counted_and_named(broken: PatchStore) -> None:
+    options: dict[str, Any] = {"batch_size": None, "num_workers": 2}
+    options["multiprocessing_context"] = "fork"
+    dataset = open_dataset(broken, skip_corrupt=True)
+    assert sum(len(batch) for batch in DataLoader(dataset, **options)) == 71
+    assert dataset.skipped == {20}
+    with pytest.raises(CorruptStore, match=r"train rows 20\b"):
+        list(DataLoader(open_dataset(broken), **options))
 
 
 def test_skipping_does_not_change_the_other_crops(broken: PatchStore, store: PatchStore) -> None:

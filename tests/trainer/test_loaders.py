@@ -58,6 +58,8 @@ def test_each_pass_is_the_next_epoch_of_the_plan(store: Path) -> None:
         assert rows_of(dataset) == planned(dataset, epoch)
     dataset.set_epoch(1)
     assert rows_of(dataset) == planned(dataset, 1)
+    with pytest.raises(TrainError, match="epoch must be a whole number >= 0, got -1"):
+        dataset.set_epoch(-1)
 
 
 def test_a_pass_that_was_left_early_is_followed_by_the_next_epoch(store: Path) -> None:
@@ -203,6 +205,22 @@ def test_a_loaded_state_resumes_at_the_next_batch(store: Path, num_read: int) ->
     while len(seen) < len(expected):
         seen += rows_of(resumed)
     assert seen == expected
+
+
+def test_a_state_after_a_whole_pass_is_followed_by_the_next_epoch(store: Path) -> None:
+    first, resumed = open_dataset(store), open_dataset(store)
+    list(first)
+    resumed.load_state_dict(first.state_dict())
+    assert rows_of(resumed) == planned(first, 1)
+
+
+def test_a_state_without_workers_is_refused_by_workers(store: Path) -> None:
+    first, resumed = open_dataset(store), open_dataset(store)
+    next(iter(first))
+    resumed.load_state_dict(first.state_dict())
+    loader = load(resumed, num_workers=2, multiprocessing_context="fork")
+    with pytest.raises(TrainError, match="is one of 0 DataLoader workers, not 2"):
+        list(loader)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -8,6 +8,7 @@ import math
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, get_args
 
@@ -93,7 +94,8 @@ class PatchDataset(IterableDataset[Batch]):
 
     With several processes (torch.distributed), each gets its part of every batch.
 
-    Attributes: `plan`, an EpochPlan; `skipped`, the corrupt rows left out so far.
+    Attributes: `plan`, an EpochPlan; `skipped`, the corrupt rows that were left out, also by
+    DataLoader workers.
 
     >>> for batch in PatchDataset("chest.store", batch_size=64):  # doctest: +SKIP
     ...     loss = step(batch.images(), batch.labels)
@@ -169,22 +171,28 @@ class PatchDataset(IterableDataset[Batch]):
             ("normalise", normalise, get_args(Normalise)),
         ):
             require_choice(name, choice, allowed, error=SettingError)
-        for name, value, holds, rule in (
-            ("batch_size", batch_size, batch_size >= 1, ">= 1"),
-            ("fraction", fraction, 0 < fraction <= 1, "in (0, 1]"),
-            ("seed", seed, seed >= 0, ">= 0"),
-            ("threads", threads, threads >= 1, ">= 1"),
-            ("max_batches", max_batches, max_batches is None or max_batches >= 1, ">= 1"),
+        for name, number, least in (
+            ("batch_size", batch_size, 1),
+            ("seed", seed, 0),
+            ("threads", threads, 1),
+            ("max_batches", 1 if max_batches is None else max_batches, 1),
         ):
-            require(holds, name, rule, value, error=SettingError)
+            require(_is_whole(number), name, "a whole number", number, error=SettingError)
+            require(number >= least, name, f">= {least}", number, error=SettingError)
+        holds = isinstance(fraction, Real) and 0 < fraction <= 1
+        require(holds, "fraction", "in (0, 1]", fraction, error=SettingError)
         store = store if isinstance(store, PatchStore) else PatchStore(store)
-        self.skipped: set[int] = set()
         self.window_hu = store.window_hu
         self._store, self._split = store, store.split(split)
         self._threads, self._skip_corrupt = threads, skip_corrupt
         self._cache_mode: CacheMode = cache
         self._cache: CropCache | None = None
-        self._device = torch.device(device)
+        try:
+            self._device = torch.device(device)
+        except RuntimeError as error:
+            raise SettingError(f"device must be one of PyTorch, got {device!r}") from error
+        # of each row, in memory that DataLoader workers share
+        self._skipped = torch.zeros(len(self._split), dtype=torch.bool).share_memory_()
         self._buffers = Buffers(threads + 3)  # being read, waiting, and with the caller
         self._statistics_hu = read_statistics(store) if normalise == "zscore" else None
         selected = _choose_rows(
@@ -207,7 +215,8 @@ class PatchDataset(IterableDataset[Batch]):
         )
         self._epochs = EpochCounter()
         self._position: tuple[int, int] | None = None  # epoch and batch to come; None before both
-        self._start: int | None = None  # the batch to resume at
+        self._start: int | None = None  # the batch to resume at, with as many workers as then
+        self._start_workers = 0
 
     @property
     def plan(self) -> EpochPlan:
@@ -218,6 +227,11 @@ class PatchDataset(IterableDataset[Batch]):
         if ranks is None:
             return self._plan
         return dataclasses.replace(self._plan, rank=ranks.rank, world_size=ranks.size)
+
+    @property
+    def skipped(self) -> set[int]:
+        """The corrupt rows that were left out."""
+        return set(self._skipped.nonzero().ravel().tolist())
 
     @property
     def num_classes(self) -> int:
@@ -234,12 +248,22 @@ class PatchDataset(IterableDataset[Batch]):
         ranks = Ranks(plan.rank, plan.world_size)
         return {**self.__dict__, "_cache": None, "_ranks": ranks}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._skipped.share_memory_()  # a copy outside a DataLoader has memory of its own
+
     # Epochs, for a loop that is written as `for batch in dataset`
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of the next epoch, or the rest of the one to resume."""
         worker = get_worker_info()
         number, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        if self._start is not None and self._start_workers != self._num_workers():
+            raise TrainError(
+                f"the state that was loaded is one of {self._start_workers} DataLoader workers, not"
+                f" {self._num_workers()}; with workers, load it into torchdata's"
+                " StatefulDataLoader"
+            )
         epoch = self._epochs.begin(worker.seed - worker.id if worker else 0)
         start, self._start = number if self._start is None else self._start, None
         self._position = epoch, start
@@ -249,9 +273,13 @@ class PatchDataset(IterableDataset[Batch]):
         for batch in self.batches(epoch, start, step):
             self._position = epoch, batch.index + step
             yield batch
+        if not self._num_workers():  # other workers may still be in this epoch
+            self._position = None
 
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the next one; without this, each pass over the dataset is the next epoch."""
+        holds = _is_whole(epoch) and epoch >= 0
+        require(holds, "epoch", "a whole number >= 0", epoch, error=SettingError)
         self._epochs.set(epoch)
         self._start = self._position = None
 
@@ -287,13 +315,13 @@ class PatchDataset(IterableDataset[Batch]):
                 " same store, settings and number of processes and workers"
             )
         self.set_epoch(state["epoch"])
-        self._start = state["batch"]
+        self._start, self._start_workers = state["batch"], self._num_workers()
         if self._start is not None:
             self._position = state["epoch"], self._start
 
     def _describe_order(self) -> dict[str, Any]:
         """All that the order of this process's batches depends on."""
-        plan, worker = self.plan, get_worker_info()
+        plan = self.plan
         return {
             "fingerprint": self._store.fingerprint,
             "split": self._split.name,
@@ -303,8 +331,14 @@ class PatchDataset(IterableDataset[Batch]):
             "seed": plan.seed,
             "shuffle": plan.shuffle,
             "processes": plan.world_size,
-            "workers": worker.num_workers if worker else 0,
+            "workers": self._num_workers(),
         }
+
+    @staticmethod
+    def _num_workers() -> int:
+        """Workers of the DataLoader whose worker this process is; 0 if it is none."""
+        worker = get_worker_info()
+        return worker.num_workers if worker else 0
 
     # Batches
 
@@ -351,8 +385,8 @@ class PatchDataset(IterableDataset[Batch]):
         corrupt = self._split.patch.read_into(rows, crops[:, 0].numpy())
         if corrupt:
             if not self._skip_corrupt:
-                raise CorruptStore(self._split.name, corrupt)
-            self.skipped.update(corrupt)
+                raise CorruptStore.of_rows(self._split.name, corrupt)
+            self._skipped[corrupt] = True
             readable = ~np.isin(rows, corrupt)
             rows, crops = rows[readable], crops[torch.from_numpy(readable)]
         return rows, crops
@@ -397,6 +431,9 @@ def _choose_rows(
     ):
         if chosen is not None:
             _check_numbers(name, chosen, what, count)
+    for name, chosen in (("classes", classes), ("scales", scales)):
+        empty = chosen is not None and not len(chosen)
+        require(not empty, name, "None for all, or not empty", chosen, error=SettingError)
     selected = select_rows(
         split.label,
         split.scale,
@@ -418,10 +455,16 @@ def _choose_rows(
     return selected
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _check_numbers(
     name: str, chosen: Collection[int] | NDArray[Any], what: str, count: int
 ) -> None:
     """Raise TrainError for a number that the store does not have."""
+    if not isinstance(chosen, Collection | np.ndarray):
+        raise TrainError(f"{name} must be a list or array of whole numbers, got {chosen!r}")
     numbers = np.asarray(list(chosen))
     if len(numbers) and numbers.dtype.kind not in "iu":
         raise TrainError(f"{name} must be whole numbers, got {numbers.dtype}")
