@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.torch import save
 
 from store.atomic import replace_file
+from store.errors import check_local
 from store.settings import require_choice
 from trainer.checkpoint import BEST, LAST, in_warmup, load_best, write_torch
 from trainer.config import Part
@@ -16,6 +17,7 @@ from trainer.errors import SettingError, TrainError
 from trainer.folder import CONFIG
 from trainer.nets.registry import PARTS, find_kind
 from trainer.nnunet.write import CONFIGURATION, write_nnssl, write_nnunet
+from trainer.record import METRICS
 from trainer.weights import (
     GENESIS_AXES,
     METADATA_KEY,
@@ -66,6 +68,7 @@ def export_weights(
     """
     run, file = Path(run), Path(file)
     require_choice("part", part, PARTS, error=SettingError)
+    _check_target(file)
     best, content = load_best(run)
     chosen = _choose_format(file, format)
     _check_options(
@@ -78,8 +81,6 @@ def export_weights(
         if "task" in content:
             raise TrainError(f"{run}: a fine-tuned run; format nnssl is for pretrained ones")
         part = "encoder" if in_warmup(content) else "backbone"
-    if file.name in (BEST, LAST) and (file.parent / CONFIG).exists():
-        raise TrainError(f"{file}: this is a checkpoint of a run; give another FILE")
     weights = parse_checkpoint(best, content, part)
     if chosen == "genesis":
         _check_genesis(best, weights, part)
@@ -111,6 +112,13 @@ def export_weights(
         metadata["axes"] = GENESIS_AXES
         write_torch(file, {"state_dict": reverse_axes(published), "metadata": metadata})
     return metadata
+
+
+def _check_target(file: Path) -> None:
+    """Raise an error for a URL and for a file of a run."""
+    check_local(file)
+    if file.name in (BEST, LAST, CONFIG, METRICS) and (file.parent / CONFIG).exists():
+        raise TrainError(f"{file}: this is a file of a run; give another FILE")
 
 
 def _check_genesis(best: Path, weights: Weights, part: Part) -> None:
@@ -148,6 +156,8 @@ def _choose_format(file: Path, wanted: str | None) -> str:
     require_choice("format", wanted, FORMATS, error=SettingError)
     if wanted == "nnssl":
         return wanted  # a folder
+    if file.is_dir():
+        raise TrainError(f"{file}: is a folder; give a FILE in it")
     if by_suffix and (by_suffix == "safetensors") != (wanted == "safetensors"):
         raise TrainError(f"{file}: the suffix contradicts format {wanted!r}; change one of the two")
     return wanted

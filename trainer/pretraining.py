@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from store import PatchStore
+from store.errors import check_local
 from trainer.checkpoint import LAST, RunState, load_checkpoint
 from trainer.config import TrainConfig, suggest_batch_size
 from trainer.data.dataset import Batch
@@ -72,6 +73,7 @@ def pretrain(
     checkpoint, on Ctrl-C or SIGTERM; StoreError when the store cannot be read; CorruptStore naming
     split and rows when crops are corrupt.
     """
+    check_local(run)
     store = store if isinstance(store, PatchStore) else PatchStore(store)
     run = Path(run)
     config = config or TrainConfig()

@@ -182,6 +182,11 @@ def resolve_own(
     config: TrainConfig, *, net: nn.Module | None, pretext: type[Pretext] | None
 ) -> TrainConfig:
     """The config with None for what is one's own; TrainError where there is no net."""
+    if pretext is not None and not isinstance(pretext, type):
+        raise TrainError(
+            f"pretext must be a subclass of Pretext, got {pretext!r}; name a task of semgen in"
+            " TrainConfig(pretext=...)"
+        )
     if net is None and config.net is None:
         raise TrainError("net is None: name a net, or pass one as pretrain(..., net=...)")
     return dataclasses.replace(

@@ -7,6 +7,7 @@ reversed to our z, y, x when they are read.
 from __future__ import annotations
 
 import json
+import logging
 import struct
 import warnings
 from collections.abc import Iterable
@@ -22,6 +23,7 @@ from store.settings import require_choice
 from trainer.checkpoint import in_warmup, load_best
 from trainer.config import NetName, Part
 from trainer.errors import SettingError, TrainError
+from trainer.nets.backbone import HEADS
 from trainer.nets.pretraining import PretrainingNet
 from trainer.nets.registry import (
     FIRST_OF_GENESIS,
@@ -38,6 +40,7 @@ from trainer.nets.resenc import ResEncEncoder
 from trainer.nets.unet import Encoder3D
 from trainer.nnunet import read as nnunet
 
+_log = logging.getLogger(__name__)
 OUR_AXES, GENESIS_AXES = "z,y,x", "x,y,z"
 METADATA_KEY = "semgen"
 Net = TypeVar("Net", bound=nn.Module)
@@ -64,6 +67,13 @@ class Weights:
         if own:
             return NetKeys(tuple(own["encoder_keys"]), tuple(own["decoder_keys"]))
         return keys_of(find_kind(self.tensors))
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """Prefixes of all keys that the net may have."""
+        if self.metadata.get("own_net") or not self.keys.encoder:
+            return ("",)
+        return (*self.keys.prefixes("backbone"), *HEADS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +221,15 @@ def copy_weights(
         )
     hint = '; use the same width, or load only part "unet", "backbone" or "encoder"'
     prefixes = weights.keys.prefixes(part)
-    return copy_tensors(net, weights.tensors, file, prefixes=prefixes, strict=strict, hint=hint)
+    return copy_tensors(
+        net,
+        weights.tensors,
+        file,
+        prefixes=prefixes,
+        known=weights.known,
+        strict=strict,
+        hint=hint,
+    )
 
 
 def copy_tensors(
@@ -220,11 +238,14 @@ def copy_tensors(
     file: str | Path,
     *,
     prefixes: tuple[str, ...] = ("",),
+    known: tuple[str, ...] = ("",),
     strict: bool = True,
     hint: str = "",
 ) -> KeyReport:
     """Copy tensors into a net, only those whose keys have one of the prefixes; see `load_weights`.
 
+    known
+        Prefixes of the keys that may be left out; all others are unexpected.
     file, hint
         For the message of an error: where the tensors come from, and how to fix it.
     """
@@ -238,7 +259,11 @@ def copy_tensors(
     report = KeyReport(
         loaded=fitting,
         missing=tuple(key for key in considered(ours) if key not in theirs),
-        unexpected=tuple(key for key in considered(theirs) if key not in ours),
+        unexpected=tuple(
+            key
+            for key in theirs
+            if key not in ours and (key.startswith(prefixes) or not key.startswith(known))
+        ),
         wrong_shape=tuple(
             f"{key} {tuple(theirs[key].shape)} for {tuple(ours[key].shape)}"
             for key in shared
@@ -310,6 +335,11 @@ def _from_nnunet(file: Path, content: dict[str, Any]) -> Weights:
     """Weights of a checkpoint of nnU-Net or nnssl, or of our exports for them."""
     tensors, earlier, origin = nnunet.parse_checkpoint(file, content)
     kind = find_kind(tensors)
+    used = keys_of(kind).prefixes("backbone")
+    extra = [key for key in tensors if not key.startswith(used)]
+    if extra:
+        _log.warning("%s: not used: %s", file, ", ".join(extra))
+        tensors = {key: tensor for key, tensor in tensors.items() if key.startswith(used)}
     metadata = {
         **earlier,
         "net": kind,
@@ -358,7 +388,7 @@ def describe_net(file: str | Path, weights: Weights) -> tuple[NetName, int]:
 
 def _set_eval_mode(net: Net, weights: Weights) -> Net:
     """Set eval mode; batch norm of official nets uses the statistics of each batch."""
-    if weights.metadata.get("axes") == GENESIS_AXES:
+    if "fingerprint" not in weights.metadata and weights.metadata["axes"] == GENESIS_AXES:
         for module in net.modules():
             if isinstance(module, nn.BatchNorm3d):
                 module.track_running_stats = False

@@ -337,6 +337,15 @@ def test_another_net_is_refused_naming_what_differs(tmp_path: Path) -> None:
         read_weights(tmp_path / "plain.pth")
 
 
+def test_tensors_of_other_parts_are_left_out_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tensors = build_backbone("resenc-s", 2).state_dict() | {"projector.weight": torch.zeros(2)}
+    torch.save({"network_weights": tensors}, tmp_path / "more.pth")
+    assert "projector.weight" not in read_weights(tmp_path / "more.pth").tensors
+    assert "more.pth: not used: projector.weight" in caplog.text
+
+
 def test_a_run_from_a_published_folder_tells_and_keeps_licence_and_papers(
     store: Path, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
+from store import SemgenError
 from tests.support.synthetic_store import make_store
 from trainer import (
     Event,
@@ -27,7 +28,7 @@ from trainer import (
     read_weights,
 )
 from trainer.nets.pretraining import PretrainingNet
-from trainer.nets.registry import build_net
+from trainer.nets.registry import PARTS, build_net
 
 
 @pytest.fixture(scope="module")
@@ -204,11 +205,21 @@ class TestFormatOfAnExport:
             export_weights(run, tmp_path / "out", format="onnx")
 
 
-def test_an_export_never_replaces_a_checkpoint_of_its_run(run: Path) -> None:
-    before = (run / "best.pt").read_bytes()
-    with pytest.raises(TrainError, match="a checkpoint of a run"):
-        export_weights(run, run / "best.pt")
-    assert (run / "best.pt").read_bytes() == before
+@pytest.mark.parametrize("name", ["best.pt", "config.json"])
+def test_an_export_never_replaces_a_file_of_its_run(run: Path, name: str) -> None:
+    before = (run / name).read_bytes()
+    with pytest.raises(TrainError, match="a file of a run"):
+        export_weights(run, run / name, format="torch")
+    assert (run / name).read_bytes() == before
+
+
+def test_an_export_is_a_file_here(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match="is a folder; give a FILE in it"):
+        export_weights(run, tmp_path, format="torch")
+    with pytest.raises(SemgenError, match="is a URL"):
+        export_weights(run, "http://server/weights.pt")
+    with pytest.raises(SemgenError, match="is a URL"):
+        pretrain(tmp_path, "http://server/run")
 
 
 @pytest.fixture(scope="module")
@@ -382,6 +393,16 @@ def test_models_genesis_weights_load_as_part_unet(tmp_path: Path, net: Pretraini
     assert load_unet(tmp_path / "Genesis_Chest_CT.pt").num_classes is None
 
 
+def test_a_tensor_of_no_part_is_refused_for_each_part(tmp_path: Path, net: PretrainingNet) -> None:
+    tensors = official(2, 3) | {"foo.bar": torch.zeros(3)}
+    torch.save({"state_dict": tensors}, tmp_path / "extra.pt")
+    for part in PARTS:
+        with pytest.raises(TrainError, match=r"unexpected: foo\.bar"):
+            load_weights(net, tmp_path / "extra.pt", part=part)
+    with pytest.raises(TrainError, match=r"unexpected: foo\.bar"):
+        load_encoder(tmp_path / "extra.pt")
+
+
 def test_the_axes_of_an_official_encoder_are_reversed(tmp_path: Path) -> None:
     torch.save({"state_dict": official(2, 3)}, tmp_path / "sg.pt")
     crops = torch.rand(2, 1, 8, 16, 24)
@@ -416,6 +437,7 @@ def test_a_genesis_export_loads_back_exactly(
     export_weights(run, tmp_path / "genesis.pt", format="genesis")
     load_weights(net, tmp_path / "genesis.pt")
     assert same(net, run)
+    assert same(load_unet(tmp_path / "genesis.pt"), run)  # with the statistics of the training
 
 
 @pytest.mark.parametrize("format", ["safetensors", "torch"])

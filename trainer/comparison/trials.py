@@ -25,14 +25,15 @@ from typing import Any
 import torch
 
 from store.atomic import replace_file
+from store.errors import check_local
 from store.interrupts import interrupts_delayed
 from store.progress import SILENT, Progress
-from store.settings import differences, to_json
+from store.settings import differences, require, to_json
 from trainer.checkpoint import BEST, LAST
 from trainer.comparison.plan import Plan, Trial, list_trials, read_plan
 from trainer.comparison.results import append_result, read_done, read_results
 from trainer.config import MACHINE_SETTINGS, find_differences
-from trainer.errors import Diverged, TrainError
+from trainer.errors import Diverged, SettingError, TrainError
 from trainer.finetuning.evaluation import MASKS, RESULT
 from trainer.finetuning.session import finetune
 from trainer.folder import BusyError, hold
@@ -68,6 +69,8 @@ def compare(
     Raises TrainError where the plan is wrong or `out` belongs to another one, and the errors of
     `finetune`.
     """
+    check_local(out)
+    require(bool(devices), "devices", "one or several", devices, error=SettingError)
     planned = read_plan(Path(plan))
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -113,7 +116,7 @@ def _run_all(
         except BrokenProcessPool as error:
             raise TrainError(
                 f"{out}: a process died, most likely because memory ran out; run again with fewer"
-                " --devices"
+                ' --devices. A script must call compare below `if __name__ == "__main__":`'
             ) from error
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from store.csvfile import write_csv_file
+from store.errors import check_local
 from store.progress import SILENT, Progress
 from trainer.checkpoint import BEST, load_checkpoint
 from trainer.device import autocast, pick_device, set_precision
@@ -71,6 +72,7 @@ def predict(
     Raises TrainError where the run is not a fine-tuned one, an image cannot be read, or an output
     would replace an input or be written twice.
     """
+    check_local(out)
     source, out = Path(source), Path(out)
     tuned, weights = _open_run(Path(run))
     overlap = tuned.overlap if overlap is None else overlap

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from store.errors import check_local
 from store.progress import SILENT, Progress
 from trainer.checkpoint import BEST, LAST, RunState, load_checkpoint, refuse_other_run
 from trainer.device import describe_machine, memory_explained, pick_device, resolve_precision
@@ -87,6 +88,7 @@ def finetune(
     Raises TrainError when the task, the weights or the run do not fit; Interrupted (a
     KeyboardInterrupt), after writing a checkpoint, on Ctrl-C or SIGTERM while training.
     """
+    check_local(run)
     run, config, on_event = Path(run), config or FinetuneConfig(), on_event or ignore
     folder = Path(cases_path or run / "cases")
     if any((folder / name).exists() for name in (CONFIG, "zarr.json")):

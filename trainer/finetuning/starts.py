@@ -90,7 +90,7 @@ def _start_unet(config: FinetuneConfig, *, outputs: int, segments: bool) -> Star
     wanted = weights.keys.encoder
     if wants_decoder and weights.keys.has_decoder(weights.tensors):
         wanted += weights.keys.decoder
-    copy_tensors(net.body, weights.tensors, config.init, prefixes=wanted)
+    copy_tensors(net.body, weights.tensors, config.init, prefixes=wanted, known=weights.known)
     scans, window = (weights.metadata.get(name) for name in ("scans", "window_hu"))
     low, high = window or PUBLISHED_WINDOW_HU
     normalise = weights.metadata.get("normalise") or "window"
