@@ -12,6 +12,7 @@ from pathlib import Path
 from pipeline.archive.folders import resolve_archive
 from pipeline.archive.lookup import (
     catalogue_folder,
+    check_catalogue_folder,
     has_catalogue,
     read_archive,
     read_inputs,
@@ -121,6 +122,8 @@ def check_job(
     listed = None if manifest is None else Path(manifest)
     inputs = digest_inputs(manifest=listed, autoencoder=weights)
     state, known = find_state(path), []
+    if state is None:
+        check_catalogue_folder(path)
     if state is None and archive_moved:
         raise StoreError(
             f"{path}: this store does not exist yet; prepare it without --archive-moved"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +50,15 @@ def shard_key(shard: int, num_axes: int) -> str:
     'c/12/0/0/0'
     """
     return f"c/{shard}" + "/0" * (num_axes - 1)
+
+
+def list_chunks(name: str, array: Any) -> list[str]:
+    """Keys of a table's chunks, which are cut along the first axis only.
+
+    array
+        The zarr array with this name.
+    """
+    if 0 in array.shape:
+        return []
+    num_chunks = ShardGrid(num_rows=array.shape[0], rows_per_shard=array.chunks[0]).num_shards
+    return [f"{name}/{shard_key(chunk, array.ndim)}" for chunk in range(num_chunks)]

@@ -15,16 +15,24 @@ from numpy.typing import NDArray
 
 from store.format import ROW_TABLES, SPLITS, STATISTICS, StoreError, tables_of
 from store.group import open_group, read_attribute, read_errors
+from store.layout import list_chunks
 from store.location import Location, Where, locate
 from store.sharded import Rows, ShardedReader
 
 _BATCH_BYTES = 2**26
 
 
-def _read_table(location: Location, group: Any, name: str) -> NDArray[Any]:
+def read_table(location: Location, group: Any, name: str) -> NDArray[Any]:
+    """A whole table; StoreError where it is damaged, or a chunk of it is missing."""
     text = f"{location}: table {name} is missing or broken; run `semgen verify`"
     with read_errors(location, text):
-        return np.asarray(group[name][...])
+        array = group[name]
+        values = np.asarray(array[...])
+        for number, key in enumerate(list_chunks(name, array)):
+            chunk = values[number * array.chunks[0] : (number + 1) * array.chunks[0]]
+            if (chunk == array.fill_value).all() and not location.exists(key):
+                raise FileNotFoundError(key)  # zarr reads it as its fill value
+        return values
 
 
 class Tables:
@@ -38,7 +46,7 @@ class Tables:
     def __getattr__(self, name: str) -> NDArray[Any]:
         if name.startswith("_") or name not in self._names:
             raise AttributeError(name)
-        values = _read_table(self._location, self._group, f"{self._prefix}/{name}")
+        values = read_table(self._location, self._group, f"{self._prefix}/{name}")
         values.setflags(write=False)
         setattr(self, name, values)
         return values
@@ -62,7 +70,7 @@ class Split:
         self._location, self._fingerprint = location, read_attribute(group)["fingerprint"]
         self.patch = ShardedReader(location, f"{name}/patch", fingerprint=self._fingerprint)
         tables = location.map(
-            lambda table: _read_table(location, group, f"{name}/{table}"), ROW_TABLES
+            lambda table: read_table(location, group, f"{name}/{table}"), ROW_TABLES
         )
         for table, values in zip(ROW_TABLES, tables, strict=True):
             setattr(self, table, values)

@@ -15,7 +15,7 @@ from store.classes import read_annotation
 from store.format import DIGESTS, SHARDED, SPLITS, StoreError, Unreachable, format_rows
 from store.group import compute_fingerprint, digest_values
 from store.inspect import describe_store
-from store.layout import ShardGrid, shard_key
+from store.layout import list_chunks
 from store.location import Location, Where
 from store.progress import SILENT, Advance, Progress
 from store.reader import PatchStore
@@ -97,18 +97,10 @@ def _check_table(store: PatchStore, name: str) -> Iterator[Problem]:
     table = store.tables[name]
     if array.dtype != table.dtype or array.ndim != len(table.dimensions):
         yield Problem(name, f"must be {table.dtype} with {len(table.dimensions)} axes")
-    elif not all(store.location.map(store.location.exists, _list_chunks(name, array))):
+    elif not all(store.location.map(store.location.exists, list_chunks(name, array))):
         yield Problem(name, "chunks are missing")
     else:
         np.asarray(array[...])
-
-
-def _list_chunks(name: str, array: Any) -> list[str]:
-    """Keys of a table's chunks, which are cut along the first axis only."""
-    if 0 in array.shape:
-        return []
-    num_chunks = ShardGrid(num_rows=array.shape[0], rows_per_shard=array.chunks[0]).num_shards
-    return [f"{name}/{shard_key(chunk, array.ndim)}" for chunk in range(num_chunks)]
 
 
 def _check_fingerprint(store: PatchStore) -> Iterator[Problem]:

@@ -69,8 +69,11 @@ class Recorder:
         number
             Of the validation; see `trainer.samples.add_sample`.
         columns
-            Crops (n, 1, Z, Y, X) in [0, 1] by caption.
+            Crops (n, 1, Z, Y, X) in [0, 1] by caption. None are left where all were corrupt; then
+            there is no picture.
         """
+        if not len(next(iter(columns.values()))):
+            return
         picture = draw_slices(columns)
         self._board.add_image(" | ".join(columns), np.asarray(picture), step, dataformats="HW")
         with replace_file(self._run / SAMPLES) as partial:

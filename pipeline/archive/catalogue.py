@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.archive.lookup import DATABASE, SETTINGS, SURVEY, open_read_only
+from pipeline.archive.lookup import DATABASE, LOCK, SETTINGS, SURVEY, open_read_only
 from pipeline.archive.rows import (
     PLAIN_COLUMNS,
     digest_settings,
@@ -92,7 +92,7 @@ class Catalogue:
         self.folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
-        self._lock = (folder / "lock").open("w")
+        self._lock = (folder / LOCK).open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

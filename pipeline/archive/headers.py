@@ -29,7 +29,7 @@ from pipeline.archive.series import (
     patient_key,
 )
 from pipeline.config import PrepareConfig
-from store.images import HEADER_SUFFIXES, VOLUME_SUFFIXES, Rejected
+from store.images import HEADER_SUFFIXES, VOLUME_SUFFIXES, Rejected, check_fetched
 from store.images.slices import (
     DICOM_SUFFIXES,
     Slice,
@@ -41,6 +41,7 @@ from store.images.slices import (
 
 _COMPRESSED: Final = (".gz", ".bz2", ".xz", ".zst", ".z", ".lzma", ".lz4")
 _PACKED: Final = (".zip", ".7z", ".rar", ".tar", ".tgz", ".tbz2", ".txz")
+_MAX_POINTER_BYTES: Final = 1024
 _DIRECTORY: Final = "DICOMDIR"
 """A DICOM file that lists others and contains no image."""
 _SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"  # and its kinds, by prefix
@@ -59,8 +60,11 @@ def read_folder(folder: Folder, config: PrepareConfig) -> list[Series]:
     for name in folder.files:
         path = os.path.join(folder.path, name)
         try:
-            if not stat.S_ISREG(os.stat(path).st_mode):
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
                 raise Rejected("file not readable", "a pipe or device")  # opening it may block
+            if status.st_size < _MAX_POINTER_BYTES:
+                check_fetched(path)
             if name.lower().endswith(VOLUME_SUFFIXES):
                 listed.append(_file_series(folder, name))
             elif _is_packed(name.lower()):

@@ -28,6 +28,7 @@ from store.scans import scan_name
 
 DATABASE: Final = "catalogue.sqlite"
 SURVEY: Final = "survey"
+LOCK: Final = "lock"
 """Folder of the catalogue with thumbnails, until the store is sealed."""
 SETTINGS: Final = "settings"
 """Name of the digest of the store's settings, among those of the inputs."""
@@ -42,6 +43,18 @@ def catalogue_folder(store: Path) -> Path:
 def has_catalogue(store: Path) -> bool:
     """Whether there is a catalogue beside the store that can be read."""
     return os.access(catalogue_folder(store) / DATABASE, os.R_OK)
+
+
+def check_catalogue_folder(store: Path) -> None:
+    """Raise StoreError where a new store's catalogue would replace something else."""
+    folder = catalogue_folder(store)
+    if not folder.exists() or (folder / DATABASE).exists():
+        return
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} - {LOCK}:
+        raise StoreError(
+            f"{folder}: is not of semgen, and the catalogue of {store} has this name; rename it, or"
+            " give another STORE"
+        )
 
 
 def read_rejections(store: Path) -> list[tuple[str, str, str]]:

@@ -4,6 +4,7 @@ Both must read a file alike and reject the same broken ones. The only part of `s
 pydicom and SimpleITK.
 """
 
+from pathlib import Path
 from typing import Final
 
 VOLUME_SUFFIXES: Final = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr")
@@ -29,3 +30,10 @@ class Rejected(Exception):
 
     def __str__(self) -> str:
         return f"{self.reason} ({self.detail})" if self.detail else self.reason
+
+
+def check_fetched(path: str | Path) -> None:
+    """Reject a file that Git LFS left in place of an image; OSError when it cannot be read."""
+    with open(path, "rb") as file:
+        if file.read(24).startswith(b"version https://git-lfs"):
+            raise Rejected("Git LFS pointer", "the file's content was not fetched")

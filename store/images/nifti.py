@@ -2,7 +2,7 @@
 
 SimpleITK decompresses gzip in small steps and copies what it has read; here a file is decompressed
 at once, and an uncompressed one is read straight into an array. SimpleITK reads the geometry, and
-all other files: other byte orders, scaled values, broken gzip.
+all other files: other byte orders, scaled values, gzip files of several members.
 """
 
 from __future__ import annotations

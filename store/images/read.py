@@ -14,7 +14,7 @@ from pathlib import Path
 import SimpleITK as sitk  # noqa: N813 (as its own documentation does)
 
 from store.errors import is_utf8
-from store.images import UNREADABLE, Rejected
+from store.images import UNREADABLE, Rejected, check_fetched
 from store.images.quiet_itk import quiet_itk
 from store.images.slices import Slice, looks_like_dicom, order_slices, read_header
 from store.images.spacing import check_spacing, check_stated_spacing
@@ -38,9 +38,7 @@ def open_file(path: Path) -> sitk.ImageFileReader:
     Its geometry holds only where `check_geometry` agrees.
     """
     _check_name(path)
-    with path.open("rb") as file:
-        if file.read(24).startswith(b"version https://git-lfs"):
-            raise Rejected("Git LFS pointer", "the file's content was not fetched")
+    check_fetched(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.SetImageIO(_READERS.get(path.suffix.lower(), ""))
@@ -131,16 +129,11 @@ def _last_line(error: RuntimeError) -> str:
 
 
 def _check_length(path: Path, num_bytes: int) -> None:
-    """Reject a NIfTI file that is too short: ITK would fill missing voxels with zeros."""
+    """Reject a NIfTI file that is too short or whose gzip checksums fail; ITK checks neither."""
     with path.open("rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
         length = file.seek(0, os.SEEK_END)
-        if compressed:
-            file.seek(-4, os.SEEK_END)
-            length = int.from_bytes(file.read(4), "little")
-    if compressed and length == num_bytes % 2**32:  # a gzip member ends with its length
-        return
-    if compressed:  # cut off, or of several members: only reading it shows which
+    if compressed:
         try:
             with gzip.open(path) as content:
                 length = sum(len(block) for block in iter(lambda: content.read(2**20), b""))

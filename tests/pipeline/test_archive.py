@@ -900,7 +900,7 @@ def test_a_header_with_more_voxels_than_the_limit_is_rejected_before_reading(
     assert reasons(tmp_path) == ["too large"]
 
 
-@pytest.mark.parametrize("name", ["scan.nii.gz", "scan.mhd", "scan.nrrd"])
+@pytest.mark.parametrize("name", ["scan.nii.gz", "scan.mhd", "scan.nrrd", "slice.dcm", "slice"])
 def test_a_git_lfs_pointer_is_rejected_as_such(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(
         f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n"
@@ -940,6 +940,25 @@ def test_a_gzip_file_with_a_flipped_bit_is_unreadable(tmp_path: Path) -> None:
     content = bytearray((tmp_path / "scan.nii.gz").read_bytes())
     content[len(content) // 2] ^= 16
     (tmp_path / "scan.nii.gz").write_bytes(content)
+    assert reasons(tmp_path) == ["unreadable"]
+
+
+@pytest.mark.parametrize("intercept", [0.0, 1.0])
+def test_a_gzip_file_whose_checksum_fails_is_unreadable(tmp_path: Path, intercept: float) -> None:
+    """The gzip level is 0, so only the voxels are wrong, and SimpleITK reads it without an error.
+
+    intercept
+        Where it is not 0, SimpleITK reads the voxels.
+    """
+    write_image(voxels(), tmp_path / "scan.nii")
+    content = bytearray((tmp_path / "scan.nii").read_bytes())
+    (tmp_path / "scan.nii").unlink()
+    content[112:120] = struct.pack("<2f", 1, intercept)
+    packed = bytearray(gzip.compress(bytes(content), compresslevel=0))
+    (tmp_path / "scan.nii.gz").write_bytes(packed)
+    assert reasons(tmp_path) == [None]
+    packed[len(packed) // 2] ^= 16
+    (tmp_path / "scan.nii.gz").write_bytes(packed)
     assert reasons(tmp_path) == ["unreadable"]
 
 

@@ -188,6 +188,15 @@ def test_an_archive_that_is_not_there_is_refused_and_nothing_made(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_with_the_name_of_the_catalogue_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "s.catalogue").mkdir()
+    (tmp_path / "s.catalogue" / "notes.txt").write_text("mine")
+    assert_refused(run("prepare", tmp_path / "archive", tmp_path / "s"), "is not of semgen")
+    names = {path.name for path in tmp_path.rglob("*")}
+    assert names == {"archive", "s.catalogue", "notes.txt"}
+
+
 def test_an_archive_without_a_usable_series_is_refused_and_nothing_made(
     semgen: Semgen, tmp_path: Path
 ) -> None:

@@ -91,6 +91,9 @@ def test_verify_finds_a_flipped_bit_in_any_table(copy: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["scans/id", "classes/neighbour", "validation/label"])
 def test_verify_finds_a_table_without_its_chunks(copy: Path, name: str) -> None:
     shutil.rmtree(copy / name / "c")
+    group, table = name.split("/")
+    with pytest.raises(StoreError, match=f"table {name} is missing or broken"):
+        getattr(getattr(PatchStore(copy), group), table)
     assert name in {problem.where for problem in problems_of(copy)}
 
 

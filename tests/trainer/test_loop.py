@@ -454,6 +454,14 @@ def test_corrupt_crops_are_skipped_and_counted_on_request(broken: Path, tmp_path
     assert summary.num_skipped == 16
 
 
+def test_there_is_no_picture_where_all_its_crops_are_corrupt(broken: Path, tmp_path: Path) -> None:
+    shutil.rmtree(broken / "validation/patch/c")
+    rows = len(PatchStore(broken).validation)
+    summary = pretrain(broken, tmp_path / "run", tiny(epochs=1, warmup_epochs=0, skip_corrupt=True))
+    assert summary.num_skipped == 16 + rows
+    assert not (tmp_path / "run" / "samples.png").exists()
+
+
 # Files of a run
 
 
