@@ -10,7 +10,7 @@ demo: .venv/done
 	$(BIN)/semgen demo semgen-demo
 
 test: .venv/done
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: .venv/done  ## lint, format, types
 	$(BIN)/ruff check .

@@ -50,7 +50,7 @@ def test_what_headers_reject_is_rejected_for_the_same_reason_when_it_is_read(ct:
                 with pytest.raises(Rejected) as by_voxels:
                     read_volume(series, CONFIG)
                 assert by_voxels.value.args == (by_header.reason, by_header.detail)
-    assert rejected >= {"4-D", "Git LFS pointer", "RGB or vector", "not in HU", "unreadable"}
+    assert rejected >= {"4-D", "RGB or vector", "not in HU", "unreadable"}
 
 
 def test_a_series_that_claims_too_many_voxels_is_listed_as_too_large(ct: Path) -> None:
