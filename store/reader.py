@@ -22,7 +22,7 @@ from store.sharded import Rows, ShardedReader
 _BATCH_BYTES = 2**26
 
 
-def read_table(location: Location, group: Any, name: str) -> NDArray[Any]:
+def _read_table(location: Location, group: Any, name: str) -> NDArray[Any]:
     """A whole table; StoreError where it is damaged, or a chunk of it is missing."""
     text = f"{location}: table {name} is missing or broken; run `semgen verify`"
     with read_errors(location, text):
@@ -46,7 +46,7 @@ class Tables:
     def __getattr__(self, name: str) -> NDArray[Any]:
         if name.startswith("_") or name not in self._names:
             raise AttributeError(name)
-        values = read_table(self._location, self._group, f"{self._prefix}/{name}")
+        values = _read_table(self._location, self._group, f"{self._prefix}/{name}")
         values.setflags(write=False)
         setattr(self, name, values)
         return values
@@ -70,7 +70,7 @@ class Split:
         self._location, self._fingerprint = location, read_attribute(group)["fingerprint"]
         self.patch = ShardedReader(location, f"{name}/patch", fingerprint=self._fingerprint)
         tables = location.map(
-            lambda table: read_table(location, group, f"{name}/{table}"), ROW_TABLES
+            lambda table: _read_table(location, group, f"{name}/{table}"), ROW_TABLES
         )
         for table, values in zip(ROW_TABLES, tables, strict=True):
             setattr(self, table, values)

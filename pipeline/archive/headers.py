@@ -42,6 +42,7 @@ from store.images.slices import (
 _COMPRESSED: Final = (".gz", ".bz2", ".xz", ".zst", ".z", ".lzma", ".lz4")
 _PACKED: Final = (".zip", ".7z", ".rar", ".tar", ".tgz", ".tbz2", ".txz")
 _MAX_POINTER_BYTES: Final = 1024
+"""Pointers of Git LFS have about 130 bytes; larger files than this are not checked."""
 _DIRECTORY: Final = "DICOMDIR"
 """A DICOM file that lists others and contains no image."""
 _SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"  # and its kinds, by prefix

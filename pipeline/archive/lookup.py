@@ -27,8 +27,8 @@ from store.reader import PatchStore
 from store.scans import scan_name
 
 DATABASE: Final = "catalogue.sqlite"
-SURVEY: Final = "survey"
 LOCK: Final = "lock"
+SURVEY: Final = "survey"
 """Folder of the catalogue with thumbnails, until the store is sealed."""
 SETTINGS: Final = "settings"
 """Name of the digest of the store's settings, among those of the inputs."""

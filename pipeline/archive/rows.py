@@ -19,10 +19,11 @@ PLAIN_COLUMNS: Final = tuple(f.name for f in dataclasses.fields(Series) if f.nam
 
 def select_series(db: sqlite3.Connection, column: str, value: str | int) -> Series:
     """The one series with this value in a column."""
-    files, axial, *row = db.execute(
-        f"SELECT files, axial, {', '.join(PLAIN_COLUMNS)} FROM series WHERE {column} = ?", (value,)
+    files, *row = db.execute(
+        f"SELECT files, {', '.join(PLAIN_COLUMNS)} FROM series WHERE {column} = ?", (value,)
     ).fetchone()
-    known = dict(zip(PLAIN_COLUMNS, row, strict=True)) | {"axial": bool(axial)}
+    known = dict(zip(PLAIN_COLUMNS, row, strict=True))
+    known["axial"] = bool(known["axial"])  # SQLite has no type for it
     return Series(files=tuple(unpack_files(files)), **known)
 
 
